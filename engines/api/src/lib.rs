@@ -1,0 +1,87 @@
+//! The engine contract, in three levels:
+//!
+//! 1. [`Engine::probe`]: can this engine run here, and what exactly would run;
+//! 2. [`Engine::prepare`]: load one graph and make it ready, or refuse it with a reason;
+//! 3. [`Session::run`]: named inputs in, outputs in graph order out.
+//!
+//! An engine sees a graph file and its [`GraphSpec`]; it never sees a checkpoint.
+
+mod error;
+mod tensor;
+mod validate;
+
+use camino::Utf8Path;
+use dpar_export_spec::GraphSpec;
+use serde::Serialize;
+
+pub use error::{EngineError, EngineErrorKind};
+pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};
+pub use validate::{bind_axes, check_inputs, check_outputs};
+
+/// What would run here: the proof that goes into reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EngineInfo {
+    /// Engine name as given to `--engine`.
+    pub engine: String,
+    /// Version of the library that runs the graph.
+    pub version: String,
+    /// Device, e.g. `cpu`.
+    pub device: String,
+    /// Execution provider or kernel set, e.g. `CPUExecutionProvider`.
+    pub provider: String,
+    /// Path of a library loaded at run time.
+    pub library: Option<String>,
+    /// Threads used for one run; `None` = the library's choice.
+    pub threads: Option<usize>,
+}
+
+/// A graph on disk together with its interface.
+#[derive(Debug, Clone, Copy)]
+pub struct GraphFile<'a> {
+    /// Ports and axis ranges.
+    pub spec: &'a GraphSpec,
+    /// The `.onnx` file; its external data lies beside it.
+    pub path: &'a Utf8Path,
+}
+
+/// An inference engine.
+pub trait Engine: Send + Sync {
+    /// Name as given to `--engine`.
+    fn name(&self) -> &'static str;
+
+    /// Level 1: whether the engine can run on this machine, and what would run.
+    ///
+    /// # Errors
+    /// [`EngineErrorKind::Unavailable`] with what is missing and how to get it.
+    fn probe(&self) -> Result<EngineInfo, EngineError>;
+
+    /// Level 2: loads a graph. One session serves every shape within the graph's axis ranges.
+    ///
+    /// # Errors
+    /// When the file cannot be read, the graph is refused, or its ports are not those of the spec.
+    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// A prepared graph.
+pub trait Session: Send {
+    /// The interface of the graph.
+    fn spec(&self) -> &GraphSpec;
+
+    /// Runs without checking the inputs. Call [`Session::run`].
+    ///
+    /// # Errors
+    /// When the engine fails.
+    fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError>;
+
+    /// Level 3: runs the graph; outputs come in the order of `spec().outputs`.
+    ///
+    /// # Errors
+    /// When an input is missing, unknown or given twice, has the wrong dtype or a shape that contradicts the
+    /// ports or the axis ranges; when the engine fails; when an output's shape is not the one the ports promise.
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let axes = check_inputs(self.spec(), inputs)?;
+        let outputs = self.run_unchecked(inputs)?;
+        check_outputs(self.spec(), &axes, &outputs)?;
+        Ok(outputs)
+    }
+}

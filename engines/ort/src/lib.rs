@@ -1,0 +1,1 @@
+//! ONNX Runtime behind the engine contract, loaded dynamically and checked before use.

@@ -1,0 +1,1 @@
+//! tract behind the engine contract: the embedded default engine.

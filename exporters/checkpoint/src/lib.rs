@@ -1,0 +1,1 @@
+//! Reads PyTorch and safetensors checkpoints as data and resolves them to component specs.

@@ -1,0 +1,1 @@
+//! Writes ONNX graphs from component specs and weights.

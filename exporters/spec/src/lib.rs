@@ -1,0 +1,16 @@
+//! Component, port and patch-rule types: what a checkpoint resolves to, what an ONNX graph offers, and what
+//! the decoding loop needs to know. This crate does no I/O.
+//!
+//! Notation used throughout the project: B batch, T tokens per image (`grid * grid`), W = `grid` = tokens per
+//! row, M patches, D model width, H heads, Dh = D / H, V codebook size.
+
+mod graph;
+mod patch;
+mod system;
+
+pub use graph::{AxisRange, DType, Dim, GraphSpec, Port};
+pub use patch::{PatchMode, PatchRule, PatchRuleError};
+pub use system::{
+    ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec, VqLevel,
+    VqSpec, VqStack,
+};

@@ -1,0 +1,212 @@
+//! The patch rule: which token opens a patch.
+
+use serde::{Deserialize, Serialize};
+
+/// How patch starts are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PatchMode {
+    /// Entropy above the threshold, and every row start.
+    EntropyRowBoundary,
+    /// Entropy above the threshold.
+    Entropy,
+    /// Fixed (possibly fractional) patch size.
+    Static,
+    /// Every token is its own patch; also how a LlamaGen baseline counts.
+    Token,
+}
+
+impl PatchMode {
+    /// Whether this mode reads entropies.
+    pub fn uses_entropy(self) -> bool {
+        matches!(self, Self::EntropyRowBoundary | Self::Entropy)
+    }
+}
+
+/// A patch rule that cannot be used.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PatchRuleError {
+    /// An entropy mode without a threshold (top-k allocation needs the whole image).
+    #[error("an entropy patching mode needs `patcher.threshold` (top-k allocation is not supported: it needs the whole image)")]
+    NoThreshold,
+    /// A threshold that is not a finite number.
+    #[error("`patcher.threshold` must be a finite number, not {0}")]
+    BadThreshold(f32),
+    /// `static` without a patch size, or one that is not at least 1.
+    #[error("static patching needs a `patcher.patch_size` of at least 1, not {0:?}")]
+    BadPatchSize(Option<f64>),
+    /// `max_patch_length` 0.
+    #[error("`patcher.max_patch_length` must be at least 1")]
+    BadMaxLength,
+    /// A grid of 0 tokens per row.
+    #[error("the token grid must be at least 1 wide")]
+    BadGrid,
+}
+
+/// Decides, token by token and from earlier tokens only, where a patch begins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PatchRule {
+    /// How starts are chosen.
+    pub mode: PatchMode,
+    /// Entropy threshold in nats, compared strictly (`e > threshold`) as float32.
+    pub threshold: Option<f32>,
+    /// Longest allowed patch in tokens; `None` = no limit.
+    pub max_patch_length: Option<usize>,
+    /// Tokens per row, W.
+    pub grid: usize,
+    /// Patch size of `static`, possibly fractional.
+    pub patch_size: Option<f64>,
+    /// Compare the rise `e_t - e_{t-1}` with the threshold instead of `e_t`.
+    #[serde(default)]
+    pub monotonicity: bool,
+}
+
+impl PatchRule {
+    /// The rule of a baseline without patches: every token is a patch.
+    pub fn per_token(grid: usize) -> Self {
+        Self {
+            mode: PatchMode::Token,
+            threshold: None,
+            max_patch_length: None,
+            grid,
+            patch_size: None,
+            monotonicity: false,
+        }
+    }
+
+    /// Checks that the rule can be evaluated.
+    ///
+    /// # Errors
+    /// When a number the mode needs is missing or out of range.
+    pub fn validate(&self) -> Result<(), PatchRuleError> {
+        if self.grid == 0 {
+            return Err(PatchRuleError::BadGrid);
+        }
+        if self.max_patch_length == Some(0) {
+            return Err(PatchRuleError::BadMaxLength);
+        }
+        match self.mode {
+            PatchMode::EntropyRowBoundary | PatchMode::Entropy => match self.threshold {
+                None => Err(PatchRuleError::NoThreshold),
+                Some(t) if !t.is_finite() => Err(PatchRuleError::BadThreshold(t)),
+                Some(_) => Ok(()),
+            },
+            PatchMode::Static => match self.patch_size {
+                Some(s) if s.is_finite() && s >= 1.0 => Ok(()),
+                other => Err(PatchRuleError::BadPatchSize(other)),
+            },
+            PatchMode::Token => Ok(()),
+        }
+    }
+
+    /// The longest patch this rule can make in an image of `tokens` tokens; every axis range follows from it.
+    pub fn longest_patch(&self, tokens: usize) -> usize {
+        let by_mode = match self.mode {
+            PatchMode::Token => 1,
+            PatchMode::Static => self.patch_size.unwrap_or(1.0).ceil() as usize,
+            PatchMode::EntropyRowBoundary => self.grid,
+            PatchMode::Entropy => tokens,
+        };
+        by_mode.min(self.max_patch_length.unwrap_or(usize::MAX)).clamp(1, tokens.max(1))
+    }
+
+    /// Whether token `t` opens a patch.
+    ///
+    /// `open` is the number of tokens the open patch already holds; `entropy` is e_t and `previous` e_{t-1}
+    /// (nats; ignored by modes that read no entropy). The decision never changes later.
+    pub fn opens(&self, t: usize, open: usize, entropy: f32, previous: f32) -> bool {
+        if t == 0 || self.max_patch_length.is_some_and(|m| open >= m) {
+            return true;
+        }
+        match self.mode {
+            PatchMode::Token => true,
+            PatchMode::Static => {
+                let size = self.patch_size.unwrap_or(1.0);
+                (t as f64 / size).floor() != ((t - 1) as f64 / size).floor()
+            }
+            PatchMode::EntropyRowBoundary if t.is_multiple_of(self.grid) => true,
+            PatchMode::EntropyRowBoundary | PatchMode::Entropy => {
+                t == 1 || (self.monotonicity && t == 2) || self.margin(t, entropy, previous) > 0.0
+            }
+        }
+    }
+
+    /// How far the entropy condition of token `t` is from flipping: e_t − threshold (or e_t − e_{t−1} −
+    /// threshold with `monotonicity`), in nats. Positive opens a patch. Infinite where no entropy is read.
+    pub fn margin(&self, t: usize, entropy: f32, previous: f32) -> f32 {
+        match self.threshold {
+            Some(threshold) if self.mode.uses_entropy() && t > 0 => {
+                let value = if self.monotonicity { entropy - previous } else { entropy };
+                // Compared, not subtracted, where it decides: a difference of float32 keeps the sign exactly
+                // (gradual underflow), so `> 0` here is the strict comparison of the rule.
+                value - threshold
+            }
+            _ => f32::INFINITY,
+        }
+    }
+
+    /// Patch lengths of one image of `tokens` tokens. `entropy[t]` is e_t (column 0 is not read).
+    pub fn lengths(&self, tokens: usize, entropy: &[f32]) -> Vec<usize> {
+        let at = |t: usize| entropy.get(t).copied().unwrap_or(f32::NAN);
+        let mut lengths: Vec<usize> = Vec::new();
+        for t in 0..tokens {
+            let open = lengths.last().copied().unwrap_or(0);
+            match lengths.last_mut() {
+                Some(last) if !self.opens(t, open, at(t), at(t.wrapping_sub(1))) => *last += 1,
+                _ => lengths.push(1),
+            }
+        }
+        lengths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(mode: PatchMode) -> PatchRule {
+        PatchRule { mode, threshold: Some(1.0), max_patch_length: Some(3), ..PatchRule::per_token(4) }
+    }
+
+    #[test]
+    fn row_starts_long_patches_and_high_entropy_open() {
+        let r = rule(PatchMode::EntropyRowBoundary);
+        let mut e = [0.0_f32; 12];
+        e[6] = 1.0; // equal to the threshold: not strictly above
+        e[10] = 1.000_001;
+        assert_eq!(r.lengths(12, &e), [1, 3, 3, 1, 2, 2]);
+    }
+
+    #[test]
+    fn entropy_mode_has_no_row_rule() {
+        let r = PatchRule { max_patch_length: None, ..rule(PatchMode::Entropy) };
+        assert_eq!(r.lengths(8, &[0.0; 8]), [1, 7]);
+    }
+
+    #[test]
+    fn monotonicity_opens_token_two_and_compares_rises() {
+        let r =
+            PatchRule { monotonicity: true, max_patch_length: None, ..rule(PatchMode::Entropy) };
+        let e = [f32::NAN, 9.0, 9.0, 9.5, 11.0, 11.5];
+        assert_eq!(r.lengths(6, &e), [1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn static_size_may_be_fractional_and_token_is_one_each() {
+        let r = PatchRule {
+            mode: PatchMode::Static,
+            patch_size: Some(2.5),
+            max_patch_length: None,
+            ..PatchRule::per_token(4)
+        };
+        assert_eq!(r.lengths(10, &[]), [3, 2, 3, 2]);
+        assert_eq!(PatchRule::per_token(4).lengths(3, &[]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn an_entropy_rule_without_a_threshold_is_refused() {
+        let r = PatchRule { threshold: None, ..rule(PatchMode::Entropy) };
+        assert_eq!(r.validate(), Err(PatchRuleError::NoThreshold));
+    }
+}

@@ -1,0 +1,256 @@
+//! Component specs: every size the exporter needs, as resolved from tensors and configuration.
+
+use serde::{Deserialize, Serialize};
+
+use crate::PatchRule;
+
+/// The two systems of the paper's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SystemKind {
+    /// Entropy model, patch encoder, global transformer, patch decoder.
+    Dpar,
+    /// The class-conditional LlamaGen baseline.
+    Llamagen,
+}
+
+/// Which component a weight set belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComponentKind {
+    /// The DPAR transformer (encoder, global, decoder).
+    Dpar,
+    /// The unconditional entropy model.
+    Entropy,
+    /// The LlamaGen baseline.
+    Llamagen,
+    /// The VQ tokenizer.
+    Vq,
+}
+
+impl ComponentKind {
+    /// Lower-case name, also the stem of the component's weight file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dpar => "dpar",
+            Self::Entropy => "entropy",
+            Self::Llamagen => "llamagen",
+            Self::Vq => "vq",
+        }
+    }
+}
+
+/// Rotary embedding of patches in the global transformer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PatchRope {
+    /// Row, first column, last column: angles `[r·ω, a·α, b·α, b·α, a·α]`.
+    #[serde(rename = "dynamic_4d")]
+    Dynamic4d,
+    /// Angles `[r·ω, a·β, b·β]`.
+    #[serde(rename = "dynamic_3d")]
+    Dynamic3d,
+    /// 1D over the patch index.
+    #[serde(rename = "index")]
+    Index,
+}
+
+/// What the decoder's cross-attention holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecoderCross {
+    /// `wo` and `cross_attn_norm_kv` only: adds wo·RMSNorm_kv(g).
+    OutputOnly,
+    /// `wq`, `wk`, `wv`, `cross_attn_norm_q` too; softmax over one key is 1, so it adds wo·wv·RMSNorm_kv(g).
+    Full,
+}
+
+/// The DPAR transformer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DparSpec {
+    /// Model width D.
+    pub width: usize,
+    /// Heads H; `width / heads` is the head width Dh.
+    pub heads: usize,
+    /// FFN width, from `w1`.
+    pub ffn: usize,
+    /// Patch encoder layers E.
+    pub encoder_layers: usize,
+    /// Global transformer layers G.
+    pub global_layers: usize,
+    /// Patch decoder layers.
+    pub decoder_layers: usize,
+    /// Codebook size V: logits have this many columns.
+    pub vocab: usize,
+    /// Rows of `tok_embeddings` and `output`: V, or V + 1 with an end-of-image token.
+    pub token_rows: usize,
+    /// Classes without the null class; the null class has this index.
+    pub num_classes: usize,
+    /// Tokens per row W.
+    pub grid: usize,
+    /// Rotary embedding of patches.
+    pub patch_rope: PatchRope,
+    /// Encoder self-attention limited to the token's own patch.
+    pub encoder_block_causal: bool,
+    /// Variant of the decoder's cross-attention.
+    pub decoder_cross: DecoderCross,
+    /// Longest patch the rule can make.
+    pub longest_patch: usize,
+}
+
+/// A LlamaGen-style transformer: the entropy model (no classes) or the baseline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GptSpec {
+    /// Model width D.
+    pub width: usize,
+    /// Heads H.
+    pub heads: usize,
+    /// FFN width, from `w1`.
+    pub ffn: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Codebook size V: logits have this many columns.
+    pub vocab: usize,
+    /// Rows of `tok_embeddings` and `output`.
+    pub token_rows: usize,
+    /// Classes without the null class; `None` for the unconditional entropy model.
+    pub num_classes: Option<usize>,
+    /// Tokens per row W.
+    pub grid: usize,
+}
+
+/// One resolution level of a VQ stack, in execution order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VqLevel {
+    /// Index in the checkpoint's `conv_blocks.{index}`.
+    pub index: usize,
+    /// Output channels.
+    pub channels: usize,
+    /// Residual blocks.
+    pub res_blocks: usize,
+    /// An attention block follows each residual block.
+    pub attention: bool,
+    /// A downsample (encoder) or upsample (decoder) ends the level.
+    pub resample: bool,
+}
+
+/// The encoder or the decoder of the tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VqStack {
+    /// Output channels of `conv_in`.
+    pub conv_in: usize,
+    /// Levels in execution order.
+    pub levels: Vec<VqLevel>,
+}
+
+/// The VQ tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VqSpec {
+    /// Codebook size V.
+    pub codebook: usize,
+    /// Width of a codebook row.
+    pub code_width: usize,
+    /// Latent channels z.
+    pub z_channels: usize,
+    /// Tokens per row W.
+    pub grid: usize,
+    /// Pixels per token and axis.
+    pub downsample: usize,
+    /// Encoder: image to latent.
+    pub encoder: VqStack,
+    /// Decoder: latent to image.
+    pub decoder: VqStack,
+}
+
+impl VqSpec {
+    /// Image height and width in pixels.
+    pub fn image_size(&self) -> usize {
+        self.grid * self.downsample
+    }
+}
+
+/// One component with all its sizes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ComponentSpec {
+    /// The DPAR transformer.
+    Dpar(DparSpec),
+    /// The entropy model.
+    Entropy(GptSpec),
+    /// The LlamaGen baseline.
+    Llamagen(GptSpec),
+    /// The VQ tokenizer.
+    Vq(VqSpec),
+}
+
+impl ComponentSpec {
+    /// Its kind.
+    pub fn kind(&self) -> ComponentKind {
+        match self {
+            Self::Dpar(_) => ComponentKind::Dpar,
+            Self::Entropy(_) => ComponentKind::Entropy,
+            Self::Llamagen(_) => ComponentKind::Llamagen,
+            Self::Vq(_) => ComponentKind::Vq,
+        }
+    }
+}
+
+/// A whole system: what `config.json` in a bundle holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SystemSpec {
+    /// DPAR or the baseline.
+    pub kind: SystemKind,
+    /// Name from the configuration (`exp_name`, else `model.gpt_model`), or the file stem.
+    pub name: String,
+    /// Tokens per row W.
+    pub grid: usize,
+    /// Codebook size V.
+    pub vocab: usize,
+    /// Classes without the null class.
+    pub num_classes: usize,
+    /// Image height and width in pixels.
+    pub image_size: usize,
+    /// Where patches begin.
+    pub patch_rule: PatchRule,
+    /// The components, at most one of each kind.
+    pub components: Vec<ComponentSpec>,
+}
+
+impl SystemSpec {
+    /// Tokens per image T = W².
+    pub fn tokens(&self) -> usize {
+        self.grid * self.grid
+    }
+
+    /// The DPAR transformer, if this is a DPAR system.
+    pub fn dpar(&self) -> Option<&DparSpec> {
+        self.components.iter().find_map(|c| match c {
+            ComponentSpec::Dpar(d) => Some(d),
+            _ => None,
+        })
+    }
+
+    /// The entropy model, if there is one.
+    pub fn entropy(&self) -> Option<&GptSpec> {
+        self.components.iter().find_map(|c| match c {
+            ComponentSpec::Entropy(g) => Some(g),
+            _ => None,
+        })
+    }
+
+    /// The baseline transformer, if this is a LlamaGen system.
+    pub fn llamagen(&self) -> Option<&GptSpec> {
+        self.components.iter().find_map(|c| match c {
+            ComponentSpec::Llamagen(g) => Some(g),
+            _ => None,
+        })
+    }
+
+    /// The tokenizer, if there is one.
+    pub fn vq(&self) -> Option<&VqSpec> {
+        self.components.iter().find_map(|c| match c {
+            ComponentSpec::Vq(v) => Some(v),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! dpar-export
