@@ -1,1 +1,127 @@
-//! Writes ONNX graphs from component specs and weights.
+//! Writes ONNX graphs from component specs and weights. Nothing is traced: every graph follows from the spec, every
+//! varying axis is named, and the same input gives the same bytes.
+//!
+//! Graphs use opset 17 and primitive operators only, which ONNX Runtime, tract, candle-onnx and TensorRT all
+//! load. Each component has one external-data file that its graphs share.
+//!
+//! Conventions of all graphs:
+//! * masks are additive float inputs: 0 where a slot may look, a large negative number (not −∞) where not;
+//! * KV caches are time-major, `[past, batch, heads, head_dim]`, one pair per layer (`past_key_0`,
+//!   `past_value_0`, …); only the new slots come back (`new_key_0` `[new, batch, heads, head_dim]`, …), so the
+//!   next past is a prefix of a buffer that the caller appends to;
+//! * `global_step` takes `rows`: the cache rows that its batch stands for, so that images with different patch
+//!   counts share one cache and one call.
+
+mod axes;
+mod blocks;
+mod builder;
+mod dpar;
+mod error;
+mod gpt;
+pub mod proto;
+mod rope;
+mod store;
+mod vq;
+
+use camino::Utf8Path;
+use dpar_export_spec::{ComponentSpec, GraphSpec};
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use builder::GraphBuilder;
+use store::WeightStore;
+
+pub use axes::MAX_BATCH;
+pub use builder::OPSET;
+pub use error::ExportError;
+pub use store::{Weights, WeightsError};
+
+/// Fills a graph builder.
+type Write<'a> = Box<dyn Fn(&mut GraphBuilder<'_, '_>) -> Result<(), ExportError> + 'a>;
+/// The graphs of a component: name and writer.
+type Parts<'a> = Vec<(&'static str, Write<'a>)>;
+
+/// A file that an export wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenFile {
+    /// File name inside the output folder.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// SHA-256, lower-case hex.
+    pub sha256: String,
+}
+
+/// One written graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenGraph {
+    /// Its interface.
+    pub spec: GraphSpec,
+    /// The `.onnx` file.
+    pub file: WrittenFile,
+}
+
+/// What an export of one component wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenComponent {
+    /// The graphs, in the order of the table of components.
+    pub graphs: Vec<WrittenGraph>,
+    /// The external data that they share.
+    pub data: WrittenFile,
+}
+
+/// The one table of components: which graphs each has.
+fn parts(spec: &ComponentSpec) -> Result<Parts<'_>, ExportError> {
+    match spec {
+        ComponentSpec::Dpar(s) => Ok(dpar::graphs(s)),
+        ComponentSpec::Entropy(s) => Ok(gpt::entropy_graphs(s)),
+        ComponentSpec::Llamagen(s) => Ok(gpt::llamagen_graphs(s)),
+        ComponentSpec::Vq(s) => Ok(vq::graphs(s)),
+        other => Err(ExportError::Spec {
+            component: other.kind().name().to_owned(),
+            message: "no ONNX graphs are known for this component".to_owned(),
+        }),
+    }
+}
+
+/// Names of the graphs that a component is exported to.
+///
+/// # Errors
+/// When the component has none.
+pub fn graph_names(spec: &ComponentSpec) -> Result<Vec<&'static str>, ExportError> {
+    Ok(parts(spec)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// Writes all graphs of one component into `folder`, with one external-data file `<component>.onnx_data`.
+///
+/// `progress` is called with each graph's name before it is written.
+///
+/// # Errors
+/// When a tensor is missing or does not fit the spec, and when writing fails. Files may be left half-written:
+/// write into a temporary folder.
+pub fn export_component(
+    spec: &ComponentSpec,
+    weights: &dyn Weights,
+    folder: &Utf8Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<WrittenComponent, ExportError> {
+    let parts = parts(spec)?;
+    let mut store = WeightStore::create(spec.kind().name(), weights, folder)?;
+    let mut graphs = Vec::with_capacity(parts.len());
+    for (name, write) in parts {
+        progress(name);
+        let mut builder = GraphBuilder::new(name, &mut store);
+        write(&mut builder)?;
+        let (model, spec) = builder.finish();
+        let bytes = model.encode_to_vec();
+        let file_name = format!("{name}.onnx");
+        let path = folder.join(&file_name);
+        fs_err::write(&path, &bytes).map_err(|source| ExportError::Write { path, source })?;
+        let sha256 = hex::encode(Sha256::digest(&bytes));
+        let file = WrittenFile { name: file_name, size: bytes.len() as u64, sha256 };
+        graphs.push(WrittenGraph { spec, file });
+    }
+    let data = store.finish()?;
+    let data = WrittenFile { name: data.file_name, size: data.size, sha256: data.sha256 };
+    Ok(WrittenComponent { graphs, data })
+}

@@ -1,0 +1,324 @@
+//! The transformer block and its parts, shared by every component.
+
+use std::borrow::Cow;
+
+use dpar_export_spec::{DType, Dim};
+
+use crate::ExportError;
+use crate::builder::{GraphBuilder, Value, text};
+use crate::rope::{Table, half_split};
+
+/// RMSNorm epsilon.
+const EPS: f32 = 1e-5;
+
+/// Sizes of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Block {
+    pub(crate) width: usize,
+    pub(crate) heads: usize,
+    pub(crate) ffn: usize,
+}
+
+impl Block {
+    pub(crate) fn head_dim(self) -> usize {
+        self.width / self.heads
+    }
+
+    fn head_shape(self) -> [i64; 2] {
+        [self.heads as i64, self.head_dim() as i64]
+    }
+}
+
+/// Cosine and sine of the slots of a call, `[batch, tokens, 1, Dh/2]`.
+pub(crate) struct Rotation {
+    cos: Value,
+    sin: Value,
+}
+
+/// Where past keys and values come from.
+pub(crate) enum Past<'a> {
+    /// The whole sequence is in the call.
+    None,
+    /// KV cache inputs with the time axis named `time`; new keys and values become outputs.
+    Cache {
+        /// Name of the past axis.
+        time: Dim,
+        /// Name of the new-slots axis.
+        new: Dim,
+        /// Batch axis of the cache.
+        rows: Dim,
+        /// Batch axis of the call.
+        batch: Dim,
+        /// Which rows of the cache the call's rows are; `None` = the same.
+        select: Option<&'a Value>,
+    },
+}
+
+/// What the self-attention of every layer in a stack shares.
+pub(crate) struct Causal<'a> {
+    pub(crate) block: Block,
+    pub(crate) rotation: Rotation,
+    pub(crate) mask: &'a Value,
+    pub(crate) past: Past<'a>,
+}
+
+impl GraphBuilder<'_, '_> {
+    /// x / Sqrt(mean(x²) + eps) · w over the last axis of a value of rank `rank`.
+    pub(crate) fn rms_norm(
+        &mut self,
+        x: &Value,
+        rank: i64,
+        weight: &str,
+        width: usize,
+    ) -> Result<Value, ExportError> {
+        let w = self.tensor(weight, &[width])?;
+        let square = self.mul(x, x);
+        let mean = self.reduce("ReduceMean", &square, rank - 1, true);
+        let eps = self.const_float(EPS);
+        let shifted = self.add(&mean, &eps);
+        let root = self.op("Sqrt", &[&shifted], vec![]);
+        let normal = self.op("Div", &[x, &root], vec![]);
+        Ok(self.mul(&normal, &w))
+    }
+
+    /// x · Wᵀ for a checkpoint weight `[rows, columns]`, of which the first `keep` rows are used; the weight is
+    /// stored transposed.
+    pub(crate) fn linear_rows(
+        &mut self,
+        x: &Value,
+        weight: &str,
+        rows: usize,
+        columns: usize,
+        keep: usize,
+    ) -> Result<Value, ExportError> {
+        let w = self.weight(&format!("{weight}.T"), &[columns, keep], |store| {
+            let data = store.read(weight, &[rows, columns])?;
+            Ok(Cow::Owned(transposed(&data, columns, 0..keep)))
+        })?;
+        Ok(self.matmul(x, &w))
+    }
+
+    /// x · Wᵀ for a checkpoint weight `[rows, columns]`.
+    pub(crate) fn linear(
+        &mut self,
+        x: &Value,
+        weight: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Value, ExportError> {
+        self.linear_rows(x, weight, rows, columns, rows)
+    }
+
+    /// Token embedding rows for `ids` of rank 2: `[batch, tokens, width]`.
+    pub(crate) fn embedding(
+        &mut self,
+        ids: &Value,
+        weight: &str,
+        rows: usize,
+        width: usize,
+    ) -> Result<Value, ExportError> {
+        let table = self.tensor(weight, &[rows, width])?;
+        Ok(self.gather(&table, ids, 0))
+    }
+
+    /// Rows of a rotary table for slot ids of rank 2: two values `[batch, tokens, columns]`.
+    pub(crate) fn rotary_rows(
+        &mut self,
+        name: &str,
+        table: &Table,
+        ids: &Value,
+    ) -> Result<(Value, Value), ExportError> {
+        let shape = [table.rows, table.columns];
+        let cos = self.weight(&format!("{name}.cos"), &shape, |_| Ok(Cow::Owned(table.cos.clone())))?;
+        let sin = self.weight(&format!("{name}.sin"), &shape, |_| Ok(Cow::Owned(table.sin.clone())))?;
+        Ok((self.gather(&cos, ids, 0), self.gather(&sin, ids, 0)))
+    }
+
+    /// Makes a [`Rotation`] of `[batch, tokens, Dh/2]` values.
+    pub(crate) fn rotation(&mut self, (cos, sin): (Value, Value)) -> Rotation {
+        Rotation { cos: self.unsqueeze(&cos, 2), sin: self.unsqueeze(&sin, 2) }
+    }
+
+    /// Turns `[batch, tokens, heads, Dh]` whose pairs are kept as halves.
+    fn rotate(&mut self, x: &Value, r: &Rotation) -> Value {
+        let halves = self.split(x, 2, 3);
+        let (a, b) = (&halves[0], &halves[1]);
+        let (ac, bs) = (self.mul(a, &r.cos), self.mul(b, &r.sin));
+        let (as_, bc) = (self.mul(a, &r.sin), self.mul(b, &r.cos));
+        let first = self.sub(&ac, &bs);
+        let second = self.add(&as_, &bc);
+        self.concat(&[&first, &second], 3)
+    }
+
+    /// softmax(q·k + mask)·v with q `[b, heads, t, Dh]` (already scaled), k `[b, heads, Dh, s]`, v
+    /// `[b, heads, s, Dh]`, mask broadcast to `[b, heads, t, s]`.
+    pub(crate) fn attend(&mut self, q: &Value, k: &Value, v: &Value, mask: &Value) -> Value {
+        let scores = self.matmul(q, k);
+        let masked = self.add(&scores, mask);
+        let weights = self.softmax(&masked);
+        self.matmul(&weights, v)
+    }
+
+    /// q · 1/√Dh.
+    pub(crate) fn scale_query(&mut self, q: &Value, head_dim: usize) -> Value {
+        let scale = self.const_float(1.0 / (head_dim as f32).sqrt());
+        self.mul(q, &scale)
+    }
+
+    /// Causal self-attention of layer `index` at `prefix`, without the residual.
+    fn self_attention(
+        &mut self,
+        x: &Value,
+        prefix: &str,
+        index: usize,
+        causal: &Causal<'_>,
+    ) -> Result<Value, ExportError> {
+        let block = causal.block;
+        let Block { width, heads, .. } = block;
+        let head_dim = block.head_dim();
+        let weight = format!("{prefix}.attention.wqkv.weight");
+        let w = self.weight(&format!("{weight}.T"), &[width, 3 * width], |store| {
+            let data = store.read(&weight, &[3 * width, width])?;
+            let turned = |base: usize| {
+                (0..heads).flat_map(move |h| half_split(head_dim).map(move |r| base + h * head_dim + r))
+            };
+            let rows = turned(0).chain(turned(width)).chain(2 * width..3 * width);
+            Ok(Cow::Owned(transposed(&data, width, rows)))
+        })?;
+        let qkv = self.matmul(x, &w);
+        let parts = self.split(&qkv, 3, 2);
+        let [h, d] = block.head_shape();
+        let q = self.reshape(&parts[0], &[0, 0, h, d]);
+        let k = self.reshape(&parts[1], &[0, 0, h, d]);
+        let v = self.reshape(&parts[2], &[0, 0, h, d]);
+        let q = self.rotate(&q, &causal.rotation);
+        let k = self.rotate(&k, &causal.rotation);
+        let q = self.scale_query(&q, head_dim);
+        let q = self.transpose(&q, &[0, 2, 1, 3]);
+        let (keys, values) = match &causal.past {
+            Past::None => (self.transpose(&k, &[0, 2, 3, 1]), self.transpose(&v, &[0, 2, 1, 3])),
+            Past::Cache { time, new, rows, batch, select } => {
+                let mut all = Vec::with_capacity(2);
+                for (kind, value) in [("key", k), ("value", v)] {
+                    let fixed = [Dim::Fixed(heads), Dim::Fixed(head_dim)];
+                    let dims = |time: &Dim, rows: &Dim| {
+                        [time, rows].into_iter().cloned().chain(fixed.clone()).collect::<Vec<_>>()
+                    };
+                    let name = format!("past_{kind}_{index}");
+                    let mut old = self.input(&name, DType::F32, dims(time, rows));
+                    if let Some(select) = select {
+                        old = self.gather(&old, select, 1);
+                    }
+                    let fresh = self.transpose(&value, &[1, 0, 2, 3]);
+                    all.push(self.concat(&[&old, &fresh], 0));
+                    let name = format!("new_{kind}_{index}");
+                    self.output(&name, DType::F32, dims(new, batch), &fresh);
+                }
+                (self.transpose(&all[0], &[1, 2, 3, 0]), self.transpose(&all[1], &[1, 2, 0, 3]))
+            }
+        };
+        let out = self.attend(&q, &keys, &values, causal.mask);
+        let out = self.transpose(&out, &[0, 2, 1, 3]);
+        let out = self.reshape(&out, &[0, 0, width as i64]);
+        self.linear(&out, &format!("{prefix}.attention.wo.weight"), width, width)
+    }
+
+    /// One block: h += wo·Attn(RMSNorm(h)); h += w2·(silu(w1·n) ⊙ w3·n). `prefix` is e.g. `layers.3`, `index`
+    /// numbers the layer's cache.
+    pub(crate) fn block(
+        &mut self,
+        x: &Value,
+        prefix: &str,
+        index: usize,
+        causal: &Causal<'_>,
+    ) -> Result<Value, ExportError> {
+        let Block { width, ffn, .. } = causal.block;
+        self.scoped(prefix, |g| {
+            let h = g.scoped("attention", |g| {
+                let n = g.rms_norm(x, 3, &format!("{prefix}.attention_norm.weight"), width)?;
+                let attention = g.self_attention(&n, prefix, index, causal)?;
+                Ok(g.add(x, &attention))
+            })?;
+            g.scoped("feed_forward", |g| {
+                let n = g.rms_norm(&h, 3, &format!("{prefix}.ffn_norm.weight"), width)?;
+                let gate = g.linear(&n, &format!("{prefix}.feed_forward.w1.weight"), ffn, width)?;
+                let up = g.linear(&n, &format!("{prefix}.feed_forward.w3.weight"), ffn, width)?;
+                let gate = g.silu(&gate);
+                let hidden = g.mul(&gate, &up);
+                let down = g.linear(&hidden, &format!("{prefix}.feed_forward.w2.weight"), width, ffn)?;
+                Ok(g.add(&h, &down))
+            })
+        })
+    }
+
+    /// x · sigmoid(x).
+    pub(crate) fn silu(&mut self, x: &Value) -> Value {
+        let s = self.op("Sigmoid", &[x], vec![]);
+        self.mul(x, &s)
+    }
+
+    /// `norm`, then the first `vocab` rows of `output`: logits `[batch, tokens, vocab]`.
+    pub(crate) fn head(
+        &mut self,
+        h: &Value,
+        width: usize,
+        token_rows: usize,
+        vocab: usize,
+    ) -> Result<Value, ExportError> {
+        self.scoped("head", |g| {
+            let n = g.rms_norm(h, 3, "norm.weight", width)?;
+            g.linear_rows(&n, "output.weight", token_rows, width, vocab)
+        })
+    }
+
+    /// Nearest-neighbour enlargement by 2 of `[batch, c, h, w]`.
+    pub(crate) fn upsample(&mut self, x: &Value) -> Value {
+        // The region of interest is an absent input: an empty name.
+        let scales = self.weight("const/scales", &[4], |_| Ok(Cow::Owned(vec![1.0, 1.0, 2.0, 2.0])));
+        let Ok(scales) = scales else { unreachable!("a four-element constant is inline") };
+        self.op(
+            "Resize",
+            &[x, &String::new(), &scales],
+            vec![
+                text("coordinate_transformation_mode", "asymmetric"),
+                text("mode", "nearest"),
+                text("nearest_mode", "floor"),
+            ],
+        )
+    }
+}
+
+/// The given rows of a row-major matrix with `columns` columns, as columns of the result.
+fn transposed(data: &[f32], columns: usize, rows: impl Iterator<Item = usize>) -> Vec<f32> {
+    let rows: Vec<usize> = rows.collect();
+    let n = rows.len();
+    let mut out = vec![0.0; n * columns];
+    // 32 × 32 tiles: reads and writes both stay within a few cache lines.
+    for (j0, tile) in rows.chunks(32).enumerate() {
+        for c0 in (0..columns).step_by(32) {
+            for (j, row) in tile.iter().enumerate() {
+                for c in c0..(c0 + 32).min(columns) {
+                    out[c * n + j0 * 32 + j] = data[row * columns + c];
+                }
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::transposed;
+
+    #[test]
+    fn rows_become_columns_in_the_given_order() {
+        let data: Vec<f32> = (0..70 * 40).map(|i| i as f32).collect();
+        let order: Vec<usize> = (0..70).rev().collect();
+        let out = transposed(&data, 40, order.iter().copied());
+        for (j, row) in order.iter().enumerate() {
+            for c in 0..40 {
+                assert_eq!(out[c * 70 + j], data[row * 40 + c]);
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Builds one ONNX graph: named nodes, deduplicated constants, ports with named axes.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use dpar_export_spec::{AxisRange, DType, Dim, GraphSpec, Port};
+
+use crate::ExportError;
+use crate::proto::{
+    AttributeProto, AttributeType, DimensionProto, DimensionValue, FLOAT, GraphProto, INT64, ModelProto,
+    NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+};
+use crate::store::WeightStore;
+
+/// The opset every engine loads correctly; from 18 on `ReduceMean` takes its axes as an input, which candle
+/// ignores without an error.
+pub const OPSET: i64 = 17;
+/// IR version that belongs to the opset.
+const IR_VERSION: i64 = 8;
+
+/// The name of a value in the graph.
+pub(crate) type Value = String;
+
+pub(crate) fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        i: Some(value),
+        r#type: Some(AttributeType::Int as i32),
+        ..AttributeProto::default()
+    }
+}
+
+pub(crate) fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        ints: values.to_vec(),
+        r#type: Some(AttributeType::Ints as i32),
+        ..AttributeProto::default()
+    }
+}
+
+pub(crate) fn text(name: &str, value: &str) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        s: Some(value.as_bytes().to_vec()),
+        r#type: Some(AttributeType::String as i32),
+        ..AttributeProto::default()
+    }
+}
+
+/// A graph under construction.
+pub(crate) struct GraphBuilder<'s, 'w> {
+    pub(crate) store: &'s mut WeightStore<'w>,
+    name: String,
+    scope: Vec<String>,
+    used: BTreeMap<String, usize>,
+    nodes: Vec<NodeProto>,
+    initializers: BTreeMap<String, TensorProto>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    axes: Vec<AxisRange>,
+}
+
+impl<'s, 'w> GraphBuilder<'s, 'w> {
+    pub(crate) fn new(name: &str, store: &'s mut WeightStore<'w>) -> Self {
+        Self {
+            store,
+            name: name.to_owned(),
+            scope: Vec::new(),
+            used: BTreeMap::new(),
+            nodes: Vec::new(),
+            initializers: BTreeMap::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            axes: Vec::new(),
+        }
+    }
+
+    /// Declares a dynamic axis; a name is declared once.
+    pub(crate) fn axis(&mut self, name: &str, min: usize, opt: usize, max: usize) -> Dim {
+        if self.axes.iter().all(|a| a.name != name) {
+            let opt = opt.clamp(min, max);
+            self.axes.push(AxisRange { name: name.to_owned(), min, opt, max });
+        }
+        Dim::axis(name)
+    }
+
+    pub(crate) fn input(&mut self, name: &str, dtype: DType, dims: Vec<Dim>) -> Value {
+        self.inputs.push(Port::new(name, dtype, dims));
+        name.to_owned()
+    }
+
+    /// Makes `value` a graph output called `name`.
+    pub(crate) fn output(&mut self, name: &str, dtype: DType, dims: Vec<Dim>, value: &Value) {
+        // Renaming the producer keeps the graph free of Identity nodes. A value has one producer, and no
+        // output is given twice.
+        for node in &mut self.nodes {
+            for v in node.output.iter_mut().chain(node.input.iter_mut()).filter(|v| *v == value) {
+                name.clone_into(v);
+            }
+        }
+        self.outputs.push(Port::new(name, dtype, dims));
+    }
+
+    /// Runs `f` with node names below `scope`.
+    pub(crate) fn scoped<T>(
+        &mut self,
+        scope: &str,
+        f: impl FnOnce(&mut Self) -> Result<T, ExportError>,
+    ) -> Result<T, ExportError> {
+        self.scope.push(scope.to_owned());
+        let result = f(self);
+        self.scope.pop();
+        result
+    }
+
+    fn unique(&mut self, op: &str) -> String {
+        let base = self.scope.iter().fold(String::new(), |path, s| path + "/" + s) + "/" + op;
+        let count = self.used.entry(base.clone()).or_insert(0);
+        *count += 1;
+        if *count == 1 { base } else { format!("{base}_{count}") }
+    }
+
+    fn node(
+        &mut self,
+        op: &str,
+        inputs: &[&Value],
+        outputs: usize,
+        attribute: Vec<AttributeProto>,
+    ) -> Vec<Value> {
+        let name = self.unique(op);
+        let output: Vec<Value> = (0..outputs).map(|i| format!("{name}:{i}")).collect();
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|v| (*v).clone()).collect(),
+            output: output.clone(),
+            name: Some(name),
+            op_type: Some(op.to_owned()),
+            attribute,
+        });
+        output
+    }
+
+    /// A node with one output.
+    pub(crate) fn op(&mut self, op: &str, inputs: &[&Value], attributes: Vec<AttributeProto>) -> Value {
+        self.node(op, inputs, 1, attributes).swap_remove(0)
+    }
+
+    /// Splits into `parts` equal parts along `axis`.
+    pub(crate) fn split(&mut self, x: &Value, parts: usize, axis: i64) -> Vec<Value> {
+        self.node("Split", &[x], parts, vec![int("axis", axis)])
+    }
+
+    fn constant(&mut self, name: String, tensor: impl FnOnce() -> TensorProto) -> Value {
+        self.initializers
+            .entry(name.clone())
+            .or_insert_with(|| TensorProto { name: Some(name.clone()), ..tensor() });
+        name
+    }
+
+    /// A constant int64 vector (shape `[n]`).
+    pub(crate) fn const_ints(&mut self, values: &[i64]) -> Value {
+        let text: Vec<String> = values.iter().map(ToString::to_string).collect();
+        self.constant(format!("const/i64[{}]", text.join(",")), || TensorProto {
+            dims: vec![values.len() as i64],
+            data_type: Some(INT64),
+            raw_data: Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            ..TensorProto::default()
+        })
+    }
+
+    /// A constant scalar (shape `[]`).
+    pub(crate) fn const_float(&mut self, value: f32) -> Value {
+        self.constant(format!("const/f32({value:?})"), || TensorProto {
+            data_type: Some(FLOAT),
+            raw_data: Some(value.to_le_bytes().to_vec()),
+            ..TensorProto::default()
+        })
+    }
+
+    /// A constant int64 scalar (shape `[]`).
+    pub(crate) fn const_int(&mut self, value: i64) -> Value {
+        self.constant(format!("const/i64({value})"), || TensorProto {
+            data_type: Some(INT64),
+            raw_data: Some(value.to_le_bytes().to_vec()),
+            ..TensorProto::default()
+        })
+    }
+
+    /// A float initializer, written once per component.
+    pub(crate) fn weight(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
+    ) -> Result<Value, ExportError> {
+        let proto = self.store.initializer(name, shape, make)?;
+        self.initializers.insert(name.to_owned(), proto);
+        Ok(name.to_owned())
+    }
+
+    /// A checkpoint tensor as it is.
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
+        self.weight(name, shape, |store| store.read(name, shape))
+    }
+
+    // Short forms of the operators in use.
+
+    pub(crate) fn add(&mut self, a: &Value, b: &Value) -> Value {
+        self.op("Add", &[a, b], vec![])
+    }
+
+    pub(crate) fn sub(&mut self, a: &Value, b: &Value) -> Value {
+        self.op("Sub", &[a, b], vec![])
+    }
+
+    pub(crate) fn mul(&mut self, a: &Value, b: &Value) -> Value {
+        self.op("Mul", &[a, b], vec![])
+    }
+
+    pub(crate) fn matmul(&mut self, a: &Value, b: &Value) -> Value {
+        self.op("MatMul", &[a, b], vec![])
+    }
+
+    /// Rows of `table` along `axis`; `indices` has rank 1 or 2 (candle knows no other).
+    pub(crate) fn gather(&mut self, table: &Value, indices: &Value, axis: i64) -> Value {
+        self.op("Gather", &[table, indices], vec![int("axis", axis)])
+    }
+
+    /// A 0 in `shape` copies the dimension.
+    pub(crate) fn reshape(&mut self, x: &Value, shape: &[i64]) -> Value {
+        let shape = self.const_ints(shape);
+        self.op("Reshape", &[x, &shape], vec![])
+    }
+
+    pub(crate) fn transpose(&mut self, x: &Value, perm: &[i64]) -> Value {
+        self.op("Transpose", &[x], vec![ints("perm", perm)])
+    }
+
+    pub(crate) fn unsqueeze(&mut self, x: &Value, axis: i64) -> Value {
+        let axis = self.const_ints(&[axis]);
+        self.op("Unsqueeze", &[x, &axis], vec![])
+    }
+
+    pub(crate) fn concat(&mut self, parts: &[&Value], axis: i64) -> Value {
+        self.op("Concat", parts, vec![int("axis", axis)])
+    }
+
+    pub(crate) fn softmax(&mut self, x: &Value) -> Value {
+        self.op("Softmax", &[x], vec![int("axis", -1)])
+    }
+
+    /// Mean or maximum over one axis (axes as an attribute, see [`OPSET`]).
+    pub(crate) fn reduce(&mut self, op: &str, x: &Value, axis: i64, keep: bool) -> Value {
+        self.op(op, &[x], vec![ints("axes", &[axis]), int("keepdims", i64::from(keep))])
+    }
+
+    /// Sum over one non-negative axis (an input since opset 13).
+    pub(crate) fn reduce_sum(&mut self, x: &Value, axis: i64, keep: bool) -> Value {
+        let axes = self.const_ints(&[axis]);
+        self.op("ReduceSum", &[x, &axes], vec![int("keepdims", i64::from(keep))])
+    }
+
+    /// The finished model and its interface.
+    pub(crate) fn finish(self) -> (ModelProto, GraphSpec) {
+        let info = |port: &Port| ValueInfoProto {
+            name: Some(port.name.clone()),
+            r#type: Some(TypeProto {
+                tensor_type: Some(TensorTypeProto {
+                    elem_type: Some(match port.dtype {
+                        DType::I64 => INT64,
+                        _ => FLOAT,
+                    }),
+                    shape: Some(TensorShapeProto {
+                        dim: port
+                            .dims
+                            .iter()
+                            .map(|d| DimensionProto {
+                                value: Some(match d {
+                                    Dim::Fixed(n) => DimensionValue::Value(*n as i64),
+                                    Dim::Named(n) => DimensionValue::Param(n.clone()),
+                                }),
+                            })
+                            .collect(),
+                    }),
+                }),
+            }),
+            doc_string: None,
+        };
+        let graph = GraphProto {
+            node: self.nodes,
+            name: Some(self.name.clone()),
+            initializer: self.initializers.into_values().collect(),
+            doc_string: None,
+            input: self.inputs.iter().map(info).collect(),
+            output: self.outputs.iter().map(info).collect(),
+        };
+        let model = ModelProto {
+            ir_version: Some(IR_VERSION),
+            producer_name: Some("dpar-export".to_owned()),
+            producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            doc_string: None,
+            graph: Some(graph),
+            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+        };
+        let spec = GraphSpec {
+            name: self.name,
+            component: self.store.component().to_owned(),
+            inputs: self.inputs,
+            outputs: self.outputs,
+            axes: self.axes,
+        };
+        (model, spec)
+    }
+}

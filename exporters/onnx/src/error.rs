@@ -1,0 +1,47 @@
+//! Export errors.
+
+use camino::Utf8PathBuf;
+
+/// Why an export failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// A tensor could not be read from the checkpoint.
+    #[error("{component}: tensor `{tensor}`: {source}")]
+    Weight {
+        /// Component name.
+        component: String,
+        /// Tensor name in the checkpoint.
+        tensor: String,
+        /// The reader's error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A tensor has another shape than the component spec says.
+    #[error("{component}: tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Component name.
+        component: String,
+        /// Tensor name in the checkpoint.
+        tensor: String,
+        /// Shape the graph needs.
+        expected: Vec<usize>,
+        /// Shape in the checkpoint.
+        found: Vec<usize>,
+    },
+    /// Sizes that cannot be exported (an odd head width, say).
+    #[error("{component}: {message}")]
+    Spec {
+        /// Component name.
+        component: String,
+        /// What does not fit.
+        message: String,
+    },
+    /// Writing failed.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
