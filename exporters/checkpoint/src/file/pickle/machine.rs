@@ -1,0 +1,545 @@
+//! The stack machine itself.
+
+use std::collections::HashMap;
+
+use super::globals::{Global, lookup};
+use super::{Heap, Id, MAX_RANK, MAX_VALUES, PickleError, Storage, TensorDesc, Value};
+
+/// Builds the values of a pickle. `bytes` may be longer than the program: reading stops at STOP.
+pub(crate) fn run(bytes: &[u8]) -> Result<Heap<'_>, PickleError> {
+    let mut m = Machine {
+        bytes,
+        at: 0,
+        op_at: 0,
+        values: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        copied: 0,
+    };
+    loop {
+        if let Some(root) = m.step()? {
+            return Ok(Heap { values: m.values, root });
+        }
+    }
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    op_at: usize,
+    values: Vec<Value<'a>>,
+    stack: Vec<Id>,
+    /// Stack heights at the open MARKs.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+    /// Items copied out of containers by calls; the memo could make one container be copied again and again.
+    copied: usize,
+}
+
+impl<'a> Machine<'a> {
+    /// Executes one opcode; the root when it was STOP.
+    fn step(&mut self) -> Result<Option<Id>, PickleError> {
+        self.op_at = self.at;
+        let op = self.array::<1>()?[0];
+        match op {
+            // PROTO, FRAME: the lengths are only announcements.
+            0x80 => {
+                let version = self.array::<1>()?[0];
+                if version > 5 {
+                    return self.fail(format!("pickle protocol {version} is unknown"));
+                }
+            }
+            0x95 => drop(self.array::<8>()?),
+            b'.' => return self.pop().map(Some),
+            b'(' => {
+                if self.marks.len() >= MAX_VALUES {
+                    return self.fail("too many marks");
+                }
+                self.marks.push(self.stack.len());
+            }
+            b'0' => self.discard()?,
+            b'1' => drop(self.pop_mark()?),
+            b'2' => {
+                let top = self.top()?;
+                self.push_id(top)?;
+            }
+            // None, True, False, and numbers.
+            b'N' => self.push(Value::Opaque)?,
+            0x88 => self.push(Value::Int(1))?,
+            0x89 => self.push(Value::Int(0))?,
+            b'J' => {
+                let v = i32::from_le_bytes(self.array()?);
+                self.push(Value::Int(v.into()))?;
+            }
+            b'K' => {
+                let v = self.array::<1>()?[0];
+                self.push(Value::Int(v.into()))?;
+            }
+            b'M' => {
+                let v = u16::from_le_bytes(self.array()?);
+                self.push(Value::Int(v.into()))?;
+            }
+            0x8a => {
+                let n = self.array::<1>()?[0];
+                self.long(n.into())?;
+            }
+            0x8b => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.long(n.into())?;
+            }
+            b'G' => {
+                self.array::<8>()?;
+                self.push(Value::Opaque)?;
+            }
+            // Strings and bytes.
+            b'X' => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.string(n.into())?;
+            }
+            0x8c => {
+                let n = self.array::<1>()?[0];
+                self.string(n.into())?;
+            }
+            0x8d => {
+                let n = u64::from_le_bytes(self.array()?);
+                self.string(n)?;
+            }
+            b'U' => {
+                let n = self.array::<1>()?[0];
+                self.old_string(n.into())?;
+            }
+            b'T' => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.old_string(n.into())?;
+            }
+            b'C' => {
+                let n = self.array::<1>()?[0];
+                self.opaque_bytes(n.into())?;
+            }
+            b'B' => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.opaque_bytes(n.into())?;
+            }
+            // BINBYTES8, BYTEARRAY8
+            0x8e | 0x96 => {
+                let n = u64::from_le_bytes(self.array()?);
+                self.opaque_bytes(n)?;
+            }
+            // Containers.
+            b'}' => self.push(Value::Dict(Vec::new()))?,
+            b']' => self.push(Value::List(Vec::new()))?,
+            b')' => self.push(Value::Tuple(Vec::new()))?,
+            b't' => {
+                let items = self.pop_mark()?;
+                self.push(Value::Tuple(items))?;
+            }
+            b'l' => {
+                let items = self.pop_mark()?;
+                self.push(Value::List(items))?;
+            }
+            b'd' => {
+                let items = self.pop_mark()?;
+                let pairs = self.pairs(&items)?;
+                self.push(Value::Dict(pairs))?;
+            }
+            0x85..=0x87 => {
+                let n = usize::from(op - 0x84);
+                let items = self.pop_n(n)?;
+                self.push(Value::Tuple(items))?;
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.extend(vec![item])?;
+            }
+            b'e' => {
+                let items = self.pop_mark()?;
+                self.extend(items)?;
+            }
+            b's' => {
+                let items = self.pop_n(2)?;
+                self.set_items(&items)?;
+            }
+            b'u' => {
+                let items = self.pop_mark()?;
+                self.set_items(&items)?;
+            }
+            // EMPTY_SET, ADDITEMS, FROZENSET
+            0x8f => self.push(Value::Opaque)?,
+            0x90 => {
+                self.pop_mark()?;
+                self.top()?;
+            }
+            0x91 => {
+                self.pop_mark()?;
+                self.push(Value::Opaque)?;
+            }
+            // The memo.
+            b'q' => {
+                let k = self.array::<1>()?[0];
+                self.remember(k.into())?;
+            }
+            b'r' => {
+                let k = u32::from_le_bytes(self.array()?);
+                self.remember(k)?;
+            }
+            0x94 => {
+                let k = u32::try_from(self.memo.len()).unwrap_or(u32::MAX);
+                self.remember(k)?;
+            }
+            b'h' => {
+                let k = self.array::<1>()?[0];
+                self.recall(k.into())?;
+            }
+            b'j' => {
+                let k = u32::from_le_bytes(self.array()?);
+                self.recall(k)?;
+            }
+            // Names and everything that would call them.
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push(Value::Global(lookup(module, name)))?;
+            }
+            0x93 => {
+                let [module, name] = self.strings()?;
+                self.push(Value::Global(lookup(module, name)))?;
+            }
+            b'R' | 0x81 => {
+                let (args, callable) = (self.pop()?, self.pop()?);
+                self.call(callable, args)?;
+            }
+            // NEWOBJ_EX
+            0x92 => {
+                let (_keywords, args, callable) = (self.pop()?, self.pop()?, self.pop()?);
+                self.call(callable, args)?;
+            }
+            // INST, OBJ: instance creation of old protocols; neither is written for tensors.
+            b'i' => {
+                let (module, name) = (self.line()?, self.line()?);
+                return Err(PickleError::Hostile(dotted(module, name)));
+            }
+            b'o' => {
+                let items = self.pop_mark()?;
+                if let Some(Value::Global(Global::Unknown { module, name })) =
+                    items.first().map(|i| &self.values[*i as usize])
+                {
+                    return Err(PickleError::Hostile(dotted(module, name)));
+                }
+                return self.fail("an OBJ opcode, which no checkpoint uses");
+            }
+            b'b' => {
+                self.pop()?;
+                let target = self.top()?;
+                // State of data is metadata (a state dict's `_metadata`, a parameter's attributes): dropped.
+                if let Value::Global(Global::Unknown { module, name }) = &self.values[target as usize] {
+                    return Err(PickleError::Hostile(dotted(module, name)));
+                }
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                let storage = self.storage(id)?;
+                self.push(Value::Storage(Box::new(storage)))?;
+            }
+            other => return self.fail(format!("opcode 0x{other:02x} is not one that PyTorch writes")),
+        }
+        Ok(None)
+    }
+
+    fn fail<T>(&self, why: impl Into<String>) -> Result<T, PickleError> {
+        Err(PickleError::Malformed(self.op_at, why.into()))
+    }
+
+    fn take(&mut self, n: u64) -> Result<&'a [u8], PickleError> {
+        let end =
+            usize::try_from(n).ok().and_then(|n| self.at.checked_add(n)).ok_or(PickleError::Truncated)?;
+        let part = self.bytes.get(self.at..end).ok_or(PickleError::Truncated)?;
+        self.at = end;
+        Ok(part)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
+        let part =
+            self.bytes.get(self.at..).and_then(|r| r.first_chunk::<N>()).ok_or(PickleError::Truncated)?;
+        self.at += N;
+        Ok(*part)
+    }
+
+    /// Text up to the next line feed, which is consumed.
+    fn line(&mut self) -> Result<&'a str, PickleError> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let n = rest.iter().position(|b| *b == b'\n').ok_or(PickleError::Truncated)?;
+        self.at += n + 1;
+        std::str::from_utf8(&rest[..n]).or_else(|_| self.fail("a name is not UTF-8"))
+    }
+
+    fn push(&mut self, value: Value<'a>) -> Result<(), PickleError> {
+        if self.values.len() >= MAX_VALUES {
+            return self.fail("more values than any checkpoint holds");
+        }
+        let id = self.values.len() as Id;
+        self.values.push(value);
+        self.push_id(id)
+    }
+
+    fn push_id(&mut self, id: Id) -> Result<(), PickleError> {
+        if self.stack.len() >= MAX_VALUES {
+            return self.fail("the stack is deeper than any checkpoint needs");
+        }
+        self.stack.push(id);
+        Ok(())
+    }
+
+    /// Lowest stack height that may be popped to: nothing below the last MARK.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Result<Id, PickleError> {
+        if self.stack.len() <= self.floor() {
+            return self.fail("the stack is empty");
+        }
+        self.stack.pop().ok_or(PickleError::Truncated)
+    }
+
+    fn top(&self) -> Result<Id, PickleError> {
+        match self.stack.last() {
+            Some(id) if self.stack.len() > self.floor() => Ok(*id),
+            _ => self.fail("the stack is empty"),
+        }
+    }
+
+    fn pop_n(&mut self, n: usize) -> Result<Vec<Id>, PickleError> {
+        match self.stack.len().checked_sub(n) {
+            Some(from) if from >= self.floor() => Ok(self.stack.split_off(from)),
+            _ => self.fail("the stack is empty"),
+        }
+    }
+
+    /// POP: the top value, or an open MARK when nothing lies on it.
+    fn discard(&mut self) -> Result<(), PickleError> {
+        if self.marks.last() == Some(&self.stack.len()) {
+            self.marks.pop();
+            return Ok(());
+        }
+        self.pop().map(drop)
+    }
+
+    fn pop_mark(&mut self) -> Result<Vec<Id>, PickleError> {
+        match self.marks.pop() {
+            Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
+            _ => self.fail("there is no mark"),
+        }
+    }
+
+    fn long(&mut self, n: u64) -> Result<(), PickleError> {
+        let raw = self.take(n)?;
+        let value = if raw.len() <= 8 {
+            let sign = if raw.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
+            let mut wide = [sign; 8];
+            wide[..raw.len()].copy_from_slice(raw);
+            Value::Int(i64::from_le_bytes(wide))
+        } else {
+            Value::Opaque
+        };
+        self.push(value)
+    }
+
+    fn string(&mut self, n: u64) -> Result<(), PickleError> {
+        let raw = self.take(n)?;
+        // `surrogatepass` strings are legal in Python and never tensor names.
+        self.push(std::str::from_utf8(raw).map_or(Value::Opaque, Value::Str))
+    }
+
+    /// Python 2 strings: names when they are ASCII.
+    fn old_string(&mut self, n: u64) -> Result<(), PickleError> {
+        let raw = self.take(n)?;
+        let text = std::str::from_utf8(raw).ok().filter(|s| s.is_ascii());
+        self.push(text.map_or(Value::Opaque, Value::Str))
+    }
+
+    fn opaque_bytes(&mut self, n: u64) -> Result<(), PickleError> {
+        self.take(n)?;
+        self.push(Value::Opaque)
+    }
+
+    fn strings(&mut self) -> Result<[&'a str; 2], PickleError> {
+        let name = self.pop()?;
+        let module = self.pop()?;
+        match (&self.values[module as usize], &self.values[name as usize]) {
+            (Value::Str(m), Value::Str(n)) => Ok([m, n]),
+            _ => self.fail("a name that is not a string"),
+        }
+    }
+
+    fn remember(&mut self, key: u32) -> Result<(), PickleError> {
+        let top = self.top()?;
+        if self.memo.len() >= MAX_VALUES {
+            return self.fail("the memo is larger than any checkpoint needs");
+        }
+        self.memo.insert(key, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, key: u32) -> Result<(), PickleError> {
+        match self.memo.get(&key) {
+            Some(&id) => self.push_id(id),
+            None => self.fail(format!("memo entry {key} is read before it is written")),
+        }
+    }
+
+    fn pairs(&self, items: &[Id]) -> Result<Vec<(Id, Id)>, PickleError> {
+        let (pairs, rest) = items.as_chunks::<2>();
+        if !rest.is_empty() {
+            return self.fail("a key without a value");
+        }
+        Ok(pairs.iter().map(|[k, v]| (*k, *v)).collect())
+    }
+
+    fn extend(&mut self, items: Vec<Id>) -> Result<(), PickleError> {
+        let target = self.top()?;
+        match &mut self.values[target as usize] {
+            Value::List(list) => list.extend(items),
+            Value::Opaque => {}
+            _ => return self.fail("items are appended to something that is not a list"),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: &[Id]) -> Result<(), PickleError> {
+        let pairs = self.pairs(items)?;
+        let target = self.top()?;
+        match &mut self.values[target as usize] {
+            Value::Dict(dict) => dict.extend(pairs),
+            Value::Opaque => {}
+            _ => return self.fail("keys are set on something that is not a dictionary"),
+        }
+        Ok(())
+    }
+
+    /// REDUCE and NEWOBJ: replaces a known callable and its arguments by the data they mean.
+    fn call(&mut self, callable: Id, args: Id) -> Result<(), PickleError> {
+        let Value::Global(global) = self.values[callable as usize] else {
+            return self.fail("a call of something that is not a name");
+        };
+        if let Global::Unknown { module, name } = global {
+            return Err(PickleError::Hostile(dotted(module, name)));
+        }
+        let args: [Option<Id>; 4] = match &self.values[args as usize] {
+            Value::Tuple(args) => std::array::from_fn(|i| args.get(i).copied()),
+            _ => return self.fail("a call without an argument tuple"),
+        };
+        match global {
+            Global::Unknown { module, name } => Err(PickleError::Hostile(dotted(module, name))),
+            Global::Inert => self.push(Value::Opaque),
+            Global::StorageType(_) => {
+                self.fail("a storage is created by a call instead of being referred to")
+            }
+            Global::RebuildParameter | Global::Size => match args[0] {
+                Some(inner) => self.push_id(inner),
+                None => self.fail("a wrapper without contents"),
+            },
+            Global::OrderedDict => {
+                let pairs = match args[0] {
+                    None => Vec::new(),
+                    Some(source) => self.items_of(source)?,
+                };
+                self.push(Value::Dict(pairs))
+            }
+            Global::RebuildTensor => {
+                let [Some(storage), Some(offset), Some(size), Some(stride)] = args else {
+                    return self.fail("a tensor with too few arguments");
+                };
+                if !matches!(self.values[storage as usize], Value::Storage(_)) {
+                    return self.fail("a tensor without a storage");
+                }
+                let Value::Int(offset) = self.values[offset as usize] else {
+                    return self.fail("a tensor's storage offset is not an integer");
+                };
+                let (size, stride) = (self.dimensions(size)?, self.dimensions(stride)?);
+                let desc = TensorDesc { storage, offset, size, stride };
+                self.push(Value::Tensor(Box::new(desc)))
+            }
+        }
+    }
+
+    /// The pairs of a list of two-element tuples or lists.
+    fn items_of(&mut self, source: Id) -> Result<Vec<(Id, Id)>, PickleError> {
+        let list = match &self.values[source as usize] {
+            Value::List(list) | Value::Tuple(list) => list,
+            _ => return self.fail("a dictionary made from something that is not a list"),
+        };
+        self.copied += list.len();
+        if self.copied > MAX_VALUES {
+            return self.fail("more copies of items than any checkpoint needs");
+        }
+        list.iter()
+            .map(|item| match &self.values[*item as usize] {
+                Value::List(kv) | Value::Tuple(kv) => match kv.as_slice() {
+                    &[k, v] => Ok((k, v)),
+                    _ => self.fail("a dictionary item that is not a pair"),
+                },
+                _ => self.fail("a dictionary item that is not a pair"),
+            })
+            .collect()
+    }
+
+    fn dimensions(&mut self, id: Id) -> Result<Vec<i64>, PickleError> {
+        let items = match &self.values[id as usize] {
+            Value::Tuple(items) | Value::List(items) => items,
+            _ => return self.fail("a tensor's sizes are not a tuple"),
+        };
+        if items.len() > MAX_RANK {
+            return self.fail(format!("a tensor with {} dimensions", items.len()));
+        }
+        self.copied += items.len();
+        if self.copied > MAX_VALUES {
+            return self.fail("more tensor sizes than any checkpoint holds");
+        }
+        items
+            .iter()
+            .map(|i| match self.values[*i as usize] {
+                Value::Int(v) => Ok(v),
+                _ => self.fail("a tensor's sizes are not integers"),
+            })
+            .collect()
+    }
+
+    /// BINPERSID: `('storage', class, key, location, elements)`.
+    fn storage(&self, id: Id) -> Result<Storage, PickleError> {
+        let Value::Tuple(items) = &self.values[id as usize] else {
+            return self.fail("a persistent reference that is not a tuple");
+        };
+        let &[kind, class, key, _location, elements] = items.as_slice() else {
+            return self.fail("a persistent reference that is not a storage");
+        };
+        if !matches!(self.values[kind as usize], Value::Str("storage")) {
+            return self.fail("a persistent reference that is not a storage");
+        }
+        let dtype = match self.values[class as usize] {
+            Value::Global(Global::StorageType(dtype)) => dtype,
+            Value::Global(Global::Unknown { module, name }) => {
+                return self.fail(format!("storage class `{}` is not supported", dotted(module, name)));
+            }
+            _ => return self.fail("a storage without a class"),
+        };
+        match (&self.values[key as usize], &self.values[elements as usize]) {
+            (Value::Str(key), Value::Int(n)) => {
+                if key.len() > 64 {
+                    return self.fail("a storage key longer than 64 bytes");
+                }
+                Ok(Storage { dtype, key: (*key).to_owned(), elements: *n })
+            }
+            _ => self.fail("a storage without a key or a size"),
+        }
+    }
+}
+
+/// `module.name`, cut to a readable length.
+fn dotted(module: &str, name: &str) -> String {
+    let full = format!(
+        "{}.{}",
+        module.chars().take(200).collect::<String>(),
+        name.chars().take(200).collect::<String>()
+    );
+    full.escape_debug().to_string()
+}

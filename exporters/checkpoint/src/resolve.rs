@@ -1,0 +1,468 @@
+//! `load`: from paths to components whose sizes, names, values and configurations agree.
+
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::{
+    ComponentKind, ComponentSpec, DparSpec, GptSpec, PatchRule, SystemKind, SystemSpec, VqSpec,
+};
+
+use crate::agree::{self, Sizes, Vocab};
+use crate::config::{Config, Grid};
+use crate::expect;
+use crate::known::Layers;
+use crate::locate::{Located, locate};
+use crate::rules::Rules;
+use crate::weights::{Named, WeightSet, renamed};
+use crate::{CheckpointError, ErrorKind, TensorFile};
+
+/// Where to find what the checkpoint itself does not say. All paths are used as given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// The entropy model: an experiment folder or a weight file. Without it the configuration's
+    /// `patcher.entropy_model_checkpoint` and `..._config` are used.
+    pub entropy: Option<Utf8PathBuf>,
+    /// The VQ tokenizer's weight file. Without it the configuration's `model.vq_ckpt` is used.
+    pub vq: Option<Utf8PathBuf>,
+    /// The epoch of the main checkpoint, instead of `final` or the newest.
+    pub epoch: Option<u64>,
+    /// Rename rules, see [`crate::load`].
+    pub map: Option<Utf8PathBuf>,
+    /// The main checkpoint's configuration, instead of `config.yaml` in its folder.
+    pub config: Option<Utf8PathBuf>,
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// What it is: a component (`dpar`, `entropy`, `llamagen`, `vq`), its configuration (`dpar-config`, …), or `map`.
+    pub role: String,
+    /// Where it is on this machine.
+    pub path: Utf8PathBuf,
+    /// Its name for a manifest: relative, `/`-separated, the same on every machine.
+    pub name: String,
+}
+
+/// One component: its sizes and its weights.
+#[derive(Debug, Clone)]
+pub struct LoadedComponent {
+    /// All sizes.
+    pub spec: ComponentSpec,
+    /// All tensors.
+    pub weights: WeightSet,
+}
+
+/// A whole system, checked.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What the exporter and the decoding loop need to know.
+    pub system: SystemSpec,
+    /// The components in the order dpar, entropy, llamagen, vq.
+    pub components: Vec<LoadedComponent>,
+    /// Every file that was read.
+    pub sources: Vec<SourceFile>,
+}
+
+/// Image size and downsampling of the published 256-pixel LlamaGen files, which come without a configuration.
+const PUBLISHED: (usize, Grid) = (16384, Grid { width: 16, image: 256, factor: 16 });
+
+/// Loads a checkpoint: an experiment folder, or a single LlamaGen weight file.
+///
+/// The kind is decided by the tensors: with `local_encoder.*` it is DPAR, else with a class table LlamaGen. All sizes
+/// come from tensors; a configuration that disagrees is an error. Every weight is scanned for NaN and infinities.
+///
+/// - **Experiment folder**: `config.yaml` and `checkpoints/final`, or the newest `checkpoints/epoch_%08d`, with
+///   `model.safetensors`, else `model.pt`.
+/// - **Single file**: its configuration is `options.config`, or that of the experiment folder it lies in
+///   (`X/config.yaml` for `X/checkpoints/Y/model.*`). A LlamaGen file needs none when its codebook has 16384 entries:
+///   then it is taken for a published 256-pixel file (downsampling 16). Any other one needs `options.config`, and so do
+///   the published 384-pixel files, whose tensors are the same (a name with `384` or `512` in it is therefore never taken
+///   for a 256-pixel file). Heads are those of the published model of that width
+///   and depth, else one per 64 of the width.
+/// - **Entropy model**: needed when the patching mode reads entropies. **VQ tokenizer**: left out when neither the
+///   options nor the configuration name one. Relative paths in a configuration start at the configuration's folder.
+/// - **Rename rules** (`options.map`): a YAML list; `{i}` is a number, `*` any text, the first rule that fits counts:
+///
+/// ```yaml
+/// - from: transformer.h.{i}.attn.qkv.weight
+///   to: layers.{i}.attention.wqkv.weight
+/// - {from: enc.*, to: local_encoder.*, component: dpar}
+/// - {from: ema.*, drop: true}
+/// ```
+///
+/// # Errors
+/// A [`CheckpointError`] that names the file, the tensor where one is to blame, and usually a next step.
+pub fn load(checkpoint: &Utf8Path, options: &LoadOptions) -> Result<Loaded, CheckpointError> {
+    let rules = options.map.as_deref().map(Rules::read).transpose()?;
+    let located = locate(checkpoint, options.epoch)?;
+    let config_path = options.config.clone().or_else(|| located.config.clone());
+    let config = config_path.as_deref().map(Config::read).transpose()?;
+    let file = Arc::new(TensorFile::open(&located.weights)?);
+    let kind = detect(&file, rules.as_ref(), config.as_ref())?;
+    let mut loader = Loader { options, rules: rules.as_ref(), sources: Vec::new() };
+    loader.add_source(kind, &located, config.as_ref());
+    let mut loaded = match kind {
+        ComponentKind::Dpar => loader.dpar(&file, &located, config)?,
+        ComponentKind::Llamagen => loader.llamagen(&file, &located, config)?,
+        ComponentKind::Entropy => {
+            let kind = ErrorKind::WrongComponent {
+                wanted: "a DPAR or LlamaGen model",
+                found: "an unconditional model (an entropy model)",
+            };
+            return Err(CheckpointError::in_file(kind, &located.weights)
+                .with_hint("give the DPAR checkpoint, and this one with `--entropy`"));
+        }
+        ComponentKind::Vq => {
+            let kind =
+                ErrorKind::WrongComponent { wanted: "a DPAR or LlamaGen model", found: "a VQ tokenizer" };
+            return Err(CheckpointError::in_file(kind, &located.weights)
+                .with_hint("give the DPAR or LlamaGen checkpoint, and this one with `--vq`"));
+        }
+    };
+    loaded.system.components = loaded.components.iter().map(|c| c.spec.clone()).collect();
+    if let Some(rules) = &rules {
+        let name = rules.path.file_name().unwrap_or("map").to_owned();
+        loaded.sources.push(SourceFile { role: "map".to_owned(), path: rules.path.clone(), name });
+    }
+    Ok(loaded)
+}
+
+/// What a file's tensors are, each kind under its own rename rules.
+fn kind_of(file: &TensorFile, rules: Option<&Rules>) -> Option<ComponentKind> {
+    let any = |kind, prefix: &str| renamed(file, kind, rules).any(|(name, _)| name.starts_with(prefix));
+    if any(ComponentKind::Dpar, "local_encoder.") {
+        Some(ComponentKind::Dpar)
+    } else if any(ComponentKind::Llamagen, "cls_embedding.") {
+        Some(ComponentKind::Llamagen)
+    } else if any(ComponentKind::Vq, "quantize.") {
+        Some(ComponentKind::Vq)
+    } else if any(ComponentKind::Entropy, "tok_embeddings.") && any(ComponentKind::Entropy, "layers.") {
+        Some(ComponentKind::Entropy)
+    } else {
+        None
+    }
+}
+
+/// The kind of the main checkpoint. Tensors decide; where none is recognised the configuration says what to compare with.
+fn detect(
+    file: &TensorFile,
+    rules: Option<&Rules>,
+    config: Option<&Config>,
+) -> Result<ComponentKind, CheckpointError> {
+    if let Some(kind) = kind_of(file, rules) {
+        return Ok(kind);
+    }
+    let model = config.map(|c| &c.model);
+    let word = model.and_then(|m| m.gpt_model.as_deref()).unwrap_or_default();
+    let kind = model.and_then(|m| m.gpt_type.as_deref()).unwrap_or_default();
+    if word.starts_with("DGPT") {
+        return Ok(ComponentKind::Dpar);
+    }
+    if word.starts_with("GPT") && kind != "ucond" {
+        return Ok(ComponentKind::Llamagen);
+    }
+    let names = file.names().take(5).map(|n| n.chars().take(100).collect()).collect();
+    Err(CheckpointError::in_file(ErrorKind::UnknownModel { names }, file.path()))
+}
+
+struct Loader<'o> {
+    options: &'o LoadOptions,
+    rules: Option<&'o Rules>,
+    sources: Vec<SourceFile>,
+}
+
+impl Loader<'_> {
+    fn add_source(&mut self, kind: ComponentKind, located: &Located, config: Option<&Config>) {
+        let mut add = |role: String, path: &Utf8Path| {
+            self.sources.push(SourceFile { role, path: path.to_owned(), name: located.portable(path) });
+        };
+        add(kind.name().to_owned(), &located.weights);
+        if let Some(config) = config {
+            add(format!("{}-config", kind.name()), &config.path);
+        }
+    }
+
+    fn dpar(
+        mut self,
+        file: &Arc<TensorFile>,
+        located: &Located,
+        config: Option<Config>,
+    ) -> Result<Loaded, CheckpointError> {
+        let Some(config) = config else {
+            return Err(no_config(located));
+        };
+        config.check_type("c2i", 1)?;
+        config.check_training()?;
+        let named = Named::new(file, ComponentKind::Dpar, self.rules)?;
+        let label = named.label().to_owned();
+        let (dims, weights) = expect::dpar::resolve(named)?;
+        let layers = Layers::Dpar(dims.encoder_layers, dims.global_layers, dims.decoder_layers);
+        let sizes =
+            Sizes { config: Some(&config), label: &label, file: &located.weights, width: dims.width, layers };
+        let patch_rope = config.patch_rope()?;
+        let heads = sizes.heads(Some(patch_rope))?;
+        let vocab = sizes.vocab(dims.token_rows)?;
+        let num_classes = sizes.classes(dims.class_rows)?;
+        let Some(grid) = config.grid()? else {
+            return Err(config.error("dataset.image_size", "is needed for the token grid"));
+        };
+        let rule = config.patch_rule(grid.width)?;
+        let spec = DparSpec {
+            width: dims.width,
+            heads,
+            ffn: dims.ffn,
+            encoder_layers: dims.encoder_layers,
+            global_layers: dims.global_layers,
+            decoder_layers: dims.decoder_layers,
+            vocab: vocab.size,
+            token_rows: dims.token_rows,
+            num_classes,
+            grid: grid.width,
+            patch_rope,
+            encoder_block_causal: config.model.encoder_block_causal.unwrap_or(false),
+            decoder_cross: dims.decoder_cross,
+            longest_patch: rule.longest_patch(grid.width * grid.width),
+        };
+        let mut components = vec![LoadedComponent { spec: ComponentSpec::Dpar(spec), weights }];
+        if rule.mode.uses_entropy() {
+            components.push(self.entropy(&config, &vocab, grid)?);
+        } else {
+            self.refuse_entropy("this patching mode reads no entropies", located)?;
+        }
+        components.extend(self.vq(Some(&config), &vocab, grid)?);
+        let system =
+            self.system(SystemKind::Dpar, located, Some(&config), vocab.size, num_classes, grid, rule);
+        Ok(Loaded { system, components, sources: self.sources })
+    }
+
+    fn llamagen(
+        mut self,
+        file: &Arc<TensorFile>,
+        located: &Located,
+        config: Option<Config>,
+    ) -> Result<Loaded, CheckpointError> {
+        if let Some(config) = &config {
+            config.check_type("c2i", 1)?;
+            config.check_training()?;
+        }
+        self.refuse_entropy("a LlamaGen baseline has no patches", located)?;
+        let named = Named::new(file, ComponentKind::Llamagen, self.rules)?;
+        let label = named.label().to_owned();
+        let (dims, weights) = expect::gpt::resolve(named, true)?;
+        let layers = Layers::Gpt(dims.layers);
+        let sizes = Sizes {
+            config: config.as_ref(),
+            label: &label,
+            file: &located.weights,
+            width: dims.width,
+            layers,
+        };
+        let heads = sizes.heads(None)?;
+        let vocab = sizes.vocab(dims.token_rows)?;
+        let num_classes = sizes.classes(dims.class_rows.unwrap_or(0))?;
+        let grid = match &config {
+            Some(config) => config
+                .grid()?
+                .ok_or_else(|| config.error("dataset.image_size", "is needed for the token grid"))?,
+            None if vocab.size == PUBLISHED.0 && !names_another_size(&located.weights) => PUBLISHED.1,
+            None => return Err(no_config(located)),
+        };
+        let spec = GptSpec {
+            width: dims.width,
+            heads,
+            ffn: dims.ffn,
+            layers: dims.layers,
+            vocab: vocab.size,
+            token_rows: dims.token_rows,
+            num_classes: Some(num_classes),
+            grid: grid.width,
+        };
+        let mut components = vec![LoadedComponent { spec: ComponentSpec::Llamagen(spec), weights }];
+        components.extend(self.vq(config.as_ref(), &vocab, grid)?);
+        let rule = PatchRule::per_token(grid.width);
+        let system =
+            self.system(SystemKind::Llamagen, located, config.as_ref(), vocab.size, num_classes, grid, rule);
+        Ok(Loaded { system, components, sources: self.sources })
+    }
+
+    fn refuse_entropy(&self, why: &str, located: &Located) -> Result<(), CheckpointError> {
+        if self.options.entropy.is_none() {
+            return Ok(());
+        }
+        let kind = ErrorKind::Option { option: "--entropy", problem: why.to_owned() };
+        Err(CheckpointError::in_file(kind, &located.weights).with_hint("leave `--entropy` out"))
+    }
+
+    /// Finds, reads and checks the entropy model.
+    fn entropy(
+        &mut self,
+        main: &Config,
+        vocab: &Vocab,
+        grid: Grid,
+    ) -> Result<LoadedComponent, CheckpointError> {
+        const HINT: &str = "give it with `--entropy DIR` (its experiment folder or weight file)";
+        let named_config = main.resolve(main.patcher.entropy_model_checkpoint_config.as_deref());
+        let existing_config = named_config.clone().filter(|p| p.is_file());
+        let located = if let Some(path) = &self.options.entropy {
+            locate(path, None).map_err(|e| if e.hint().is_none() { e.with_hint(HINT) } else { e })?
+        } else {
+            let weights = main.resolve(main.patcher.entropy_model_checkpoint.as_deref());
+            let folder = existing_config.as_deref().and_then(Utf8Path::parent).map(Utf8Path::to_owned);
+            match (weights, folder) {
+                (Some(path), _) if path.exists() => locate(&path, None)?,
+                (None, Some(folder)) => locate(&folder, None).map_err(|e| e.with_hint(HINT))?,
+                (wanted, _) => {
+                    let kind = ErrorKind::MissingComponent {
+                        component: "entropy model",
+                        wanted: wanted.or(named_config).map(|w| format!("`{w}` does not exist")),
+                    };
+                    return Err(CheckpointError::in_file(kind, &main.path).with_hint(HINT));
+                }
+            }
+        };
+        // The configuration that lies with a file that was given on the command line describes it best.
+        let config_path = if self.options.entropy.is_some() {
+            located.config.clone().or(existing_config)
+        } else {
+            existing_config.or_else(|| located.config.clone())
+        };
+        if let (None, Some(named)) = (&config_path, &named_config) {
+            let wanted = Some(format!("`{named}` does not exist"));
+            let kind = ErrorKind::MissingComponent { component: "entropy model's configuration", wanted };
+            return Err(CheckpointError::in_file(kind, &main.path).with_hint(HINT));
+        }
+        let config = config_path.as_deref().map(Config::read).transpose()?;
+        let file = Arc::new(TensorFile::open(&located.weights)?);
+        let found = match kind_of(&file, self.rules) {
+            Some(ComponentKind::Dpar) => Some("a DPAR model"),
+            Some(ComponentKind::Llamagen) => Some("a class-conditional model"),
+            Some(ComponentKind::Vq) => Some("a VQ tokenizer"),
+            Some(ComponentKind::Entropy) | None => None,
+        };
+        if let Some(found) = found {
+            let kind = ErrorKind::WrongComponent { wanted: "an unconditional entropy model", found };
+            return Err(CheckpointError::in_file(kind, &located.weights).with_hint(HINT));
+        }
+        self.add_source(ComponentKind::Entropy, &located, config.as_ref());
+        if let Some(config) = &config {
+            config.check_type("ucond", 0)?;
+            config.check_training()?;
+        }
+        let named = Named::new(&file, ComponentKind::Entropy, self.rules)?;
+        let label = named.label().to_owned();
+        let (dims, weights) = expect::gpt::resolve(named, false)?;
+        let layers = Layers::Gpt(dims.layers);
+        let sizes = Sizes {
+            config: config.as_ref(),
+            label: &label,
+            file: &located.weights,
+            width: dims.width,
+            layers,
+        };
+        let heads = sizes.heads(None)?;
+        let own = sizes.vocab_like(dims.token_rows, vocab)?;
+        if let Some(config) = &config
+            && let Some(own_grid) = config.grid()?
+            && own_grid.width != grid.width
+        {
+            return Err(config.disagreement(
+                format!("of the entropy model gives {} tokens per row", own_grid.width),
+                format!("{} of the main model gives {}", main.label(), grid.width),
+            ));
+        }
+        let spec = GptSpec {
+            width: dims.width,
+            heads,
+            ffn: dims.ffn,
+            layers: dims.layers,
+            vocab: own.size,
+            token_rows: dims.token_rows,
+            num_classes: None,
+            grid: grid.width,
+        };
+        Ok(LoadedComponent { spec: ComponentSpec::Entropy(spec), weights })
+    }
+
+    /// Finds, reads and checks the tokenizer, if anything names one.
+    fn vq(
+        &mut self,
+        main: Option<&Config>,
+        vocab: &Vocab,
+        grid: Grid,
+    ) -> Result<Option<LoadedComponent>, CheckpointError> {
+        const HINT: &str = "give it with `--vq FILE`";
+        let configured = main.and_then(|c| Some((c, c.resolve(c.model.vq_ckpt.as_deref())?)));
+        let path = match (&self.options.vq, configured) {
+            (Some(path), _) if path.is_file() => path.clone(),
+            (Some(path), _) => {
+                let kind = ErrorKind::NotFound { what: "the VQ tokenizer's file".to_owned() };
+                return Err(CheckpointError::in_file(kind, path).with_hint(HINT));
+            }
+            (None, Some((_, path))) if path.is_file() => path,
+            (None, Some((config, path))) => {
+                let wanted = Some(format!("`{path}` does not exist"));
+                let kind = ErrorKind::MissingComponent { component: "VQ tokenizer", wanted };
+                return Err(CheckpointError::in_file(kind, &config.path).with_hint(HINT));
+            }
+            (None, None) => return Ok(None),
+        };
+        let located = Located { weights: path.clone(), config: None, root: None };
+        let file = Arc::new(TensorFile::open(&path)?);
+        self.add_source(ComponentKind::Vq, &located, None);
+        let named = Named::new(&file, ComponentKind::Vq, self.rules)?;
+        let label = named.label().to_owned();
+        let (dims, weights) = expect::vq::resolve(named)?;
+        agree::check_vq(main, &dims, &label, &path, vocab, grid)?;
+        let spec = VqSpec {
+            codebook: dims.codebook,
+            code_width: dims.code_width,
+            z_channels: dims.z_channels,
+            grid: grid.width,
+            downsample: grid.factor,
+            encoder: dims.encoder,
+            decoder: dims.decoder,
+        };
+        Ok(Some(LoadedComponent { spec: ComponentSpec::Vq(spec), weights }))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn system(
+        &self,
+        kind: SystemKind,
+        located: &Located,
+        config: Option<&Config>,
+        vocab: usize,
+        num_classes: usize,
+        grid: Grid,
+        patch_rule: PatchRule,
+    ) -> SystemSpec {
+        let name = config
+            .and_then(|c| c.exp_name.as_deref().or(c.model.gpt_model.as_deref()))
+            .or(located.weights.file_stem())
+            .unwrap_or("model")
+            .to_owned();
+        SystemSpec {
+            kind,
+            name,
+            grid: grid.width,
+            vocab,
+            num_classes,
+            image_size: grid.image,
+            patch_rule,
+            components: Vec::new(),
+        }
+    }
+}
+
+/// The published 384-pixel files (`c2i_L_384.pt`) have the same tensors as the 256-pixel ones: only their names differ.
+fn names_another_size(weights: &Utf8Path) -> bool {
+    weights.file_stem().is_some_and(|s| s.contains("384") || s.contains("512"))
+}
+
+fn no_config(located: &Located) -> CheckpointError {
+    let kind = ErrorKind::MissingComponent {
+        component: "configuration",
+        wanted: Some("image size and downsampling cannot be read from tensors".to_owned()),
+    };
+    CheckpointError::in_file(kind, &located.weights).with_hint("give it with `--config FILE`")
+}

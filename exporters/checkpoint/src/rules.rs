@@ -1,0 +1,308 @@
+//! Rename rules: how a release with other tensor names is mapped to the names this project knows.
+//!
+//! The file is YAML (so JSON works too): a list of rules, tried in order; the first that fits a tensor renames it, and
+//! a tensor is renamed at most once. Names that no rule fits stay as they are.
+//!
+//! ```yaml
+//! # `{i}` stands for a number, `*` for any text; both are carried over.
+//! - from: transformer.h.{i}.attn.qkv.weight
+//!   to: layers.{i}.attention.wqkv.weight
+//! # Only for one component: dpar, entropy, llamagen or vq.
+//! - from: enc.*
+//!   to: local_encoder.*
+//!   component: dpar
+//! # Left out on purpose.
+//! - from: ema.*
+//!   drop: true
+//! ```
+//!
+//! Rules see a file's names after a prefix that all of them share (`module.`, `_orig_mod.`) was taken off. Two
+//! tensors that would get one name are an error.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::ComponentKind;
+use serde::Deserialize;
+
+use crate::config::read_text;
+use crate::{CheckpointError, ErrorKind};
+
+/// Names longer than this are never matched; keeps the search linear in practice.
+const MAX_NAME: usize = 1024;
+
+/// All rules of one file.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) path: Utf8PathBuf,
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    component: Option<ComponentKind>,
+    from: Vec<Piece>,
+    /// `None` leaves the tensor out.
+    to: Option<Vec<Piece>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    /// `{name}`: one or more decimal digits.
+    Number(String),
+    /// `*`
+    Any,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRule {
+    from: String,
+    to: Option<String>,
+    #[serde(default)]
+    drop: bool,
+    component: Option<ComponentKind>,
+}
+
+/// What the rules make of one name.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Renamed {
+    Same,
+    To(String),
+    Dropped,
+}
+
+impl Rules {
+    /// Reads a rules file.
+    pub(crate) fn read(path: &Utf8Path) -> Result<Self, CheckpointError> {
+        Self::parse(&read_text(path, "the rename rules file")?, path)
+    }
+
+    /// Parses rules.
+    pub(crate) fn parse(text: &str, path: &Utf8Path) -> Result<Self, CheckpointError> {
+        let fail = |rule, problem: String| {
+            CheckpointError::in_file(ErrorKind::Rule { rule, problem }, path)
+                .with_hint("rules look like `- {from: \"enc.{i}.*\", to: \"local_encoder.layers.{i}.*\"}`")
+        };
+        let raw: Vec<RawRule> = serde_saphyr::from_str(text).map_err(|e| fail(None, e.to_string()))?;
+        let rules = raw
+            .into_iter()
+            .enumerate()
+            .map(|(i, r)| Rule::new(r).map_err(|problem| fail(Some(i + 1), problem)))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { path: path.to_owned(), rules })
+    }
+
+    /// The new name of a tensor in a file of that component.
+    pub(crate) fn rename(&self, component: ComponentKind, name: &str) -> Renamed {
+        if name.len() > MAX_NAME {
+            return Renamed::Same;
+        }
+        for rule in self.rules.iter().filter(|r| r.component.is_none_or(|c| c == component)) {
+            if let Some(captured) = fit(&rule.from, name) {
+                return match &rule.to {
+                    None => Renamed::Dropped,
+                    Some(to) => Renamed::To(captured.fill(to)),
+                };
+            }
+        }
+        Renamed::Same
+    }
+}
+
+impl Rule {
+    fn new(raw: RawRule) -> Result<Self, String> {
+        let from = pieces(&raw.from)?;
+        if from.is_empty() {
+            return Err("`from` is empty".to_owned());
+        }
+        if from.iter().filter(|p| **p == Piece::Any).count() > 1 {
+            return Err("`from` may hold one `*` only".to_owned());
+        }
+        for pair in from.windows(2) {
+            let ambiguous = match pair {
+                [Piece::Number(_), Piece::Text(t)] => t.starts_with(|c: char| c.is_ascii_digit()),
+                [Piece::Text(_), _] | [_, Piece::Text(_)] => false,
+                _ => true,
+            };
+            if ambiguous {
+                return Err(
+                    "`from` is ambiguous: put text that is not a digit between `{…}` and what follows"
+                        .to_owned(),
+                );
+            }
+        }
+        let to = match (raw.to, raw.drop) {
+            (Some(to), false) => Some(pieces(&to)?),
+            (None, true) => None,
+            (Some(_), true) => return Err("has both `to` and `drop`".to_owned()),
+            (None, false) => return Err("needs `to: NAME` or `drop: true`".to_owned()),
+        };
+        for piece in to.iter().flatten() {
+            match piece {
+                Piece::Any | Piece::Number(_) if !from.contains(piece) => {
+                    return Err("`to` uses a `{…}` or `*` that `from` does not have".to_owned());
+                }
+                _ => {}
+            }
+        }
+        if to.as_ref().is_some_and(|t| t.is_empty()) {
+            return Err("`to` is empty".to_owned());
+        }
+        Ok(Self { component: raw.component, from, to })
+    }
+}
+
+fn pieces(pattern: &str) -> Result<Vec<Piece>, String> {
+    if pattern.len() > MAX_NAME {
+        return Err(format!("a pattern has more than {MAX_NAME} bytes"));
+    }
+    let mut out = Vec::new();
+    let mut rest = pattern;
+    while let Some(at) = rest.find(['{', '*', '}']) {
+        let (text, tail) = rest.split_at(at);
+        if !text.is_empty() {
+            out.push(Piece::Text(text.to_owned()));
+        }
+        rest = if let Some(after) = tail.strip_prefix('*') {
+            out.push(Piece::Any);
+            after
+        } else {
+            let inner = tail.strip_prefix('{').and_then(|t| t.split_once('}'));
+            let named = inner
+                .filter(|(n, _)| !n.is_empty() && n.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+            let Some((name, after)) = named else {
+                return Err(format!(
+                    "`{pattern}`: a number is written `{{i}}`, with a name of letters and digits"
+                ));
+            };
+            out.push(Piece::Number(name.to_owned()));
+            after
+        };
+    }
+    if !rest.is_empty() {
+        out.push(Piece::Text(rest.to_owned()));
+    }
+    Ok(out)
+}
+
+#[derive(Debug, Default, Clone)]
+struct Captured<'n> {
+    numbers: BTreeMap<String, &'n str>,
+    any: &'n str,
+}
+
+impl Captured<'_> {
+    fn fill(&self, to: &[Piece]) -> String {
+        to.iter()
+            .map(|p| match p {
+                Piece::Text(t) => t.as_str(),
+                Piece::Number(n) => self.numbers.get(n).copied().unwrap_or_default(),
+                Piece::Any => self.any,
+            })
+            .collect()
+    }
+}
+
+/// Matches a whole name.
+fn fit<'n>(from: &[Piece], name: &'n str) -> Option<Captured<'n>> {
+    let mut captured = Captured::default();
+    let Some(star) = from.iter().position(|p| *p == Piece::Any) else {
+        return (eat(from, name, &mut captured)?.is_empty()).then_some(captured);
+    };
+    let rest = eat(&from[..star], name, &mut captured)?;
+    let tail = &from[star + 1..];
+    rest.char_indices().map(|(i, _)| i).chain([rest.len()]).find_map(|i| {
+        let mut attempt = captured.clone();
+        attempt.any = &rest[..i];
+        (eat(tail, &rest[i..], &mut attempt)?.is_empty()).then_some(attempt)
+    })
+}
+
+/// Consumes text and numbers from the left; what is left of the name.
+fn eat<'n>(pieces: &[Piece], mut name: &'n str, captured: &mut Captured<'n>) -> Option<&'n str> {
+    for piece in pieces {
+        match piece {
+            Piece::Text(t) => name = name.strip_prefix(t.as_str())?,
+            Piece::Number(n) => {
+                let len = name.bytes().take_while(u8::is_ascii_digit).count();
+                let (digits, rest) = name.split_at(len);
+                if digits.is_empty()
+                    || captured.numbers.insert(n.clone(), digits).is_some_and(|old| old != digits)
+                {
+                    return None;
+                }
+                name = rest;
+            }
+            Piece::Any => return None,
+        }
+    }
+    Some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> Result<Rules, CheckpointError> {
+        Rules::parse(text, Utf8Path::new("names.yaml"))
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_renames() {
+        let r = rules(
+            "- {from: 'h.{i}.attn.{j}.w', to: 'layers.{i}.x.{j}.weight'}\n\
+             - {from: 'enc.*', to: 'local_encoder.*', component: dpar}\n\
+             - {from: '*.gamma', to: '*.weight'}\n\
+             - {from: 'ema.*', drop: true}\n\
+             - {from: 'a.{i}.*.b.{i}', to: 'c.{i}.*'}\n\
+             - {from: head, to: output.weight}\n",
+        )
+        .unwrap();
+        let to = |s: &str| Renamed::To(s.to_owned());
+        let dpar = |n| r.rename(ComponentKind::Dpar, n);
+        assert_eq!(dpar("h.12.attn.3.w"), to("layers.12.x.3.weight"));
+        assert_eq!(dpar("h.x.attn.3.w"), Renamed::Same);
+        assert_eq!(dpar("enc.norm.gamma"), to("local_encoder.norm.gamma"));
+        assert_eq!(r.rename(ComponentKind::Vq, "enc.norm.gamma"), to("enc.norm.weight"));
+        assert_eq!(dpar("ema.step"), Renamed::Dropped);
+        assert_eq!(dpar("a.4.é.b.4"), to("c.4.é"));
+        assert_eq!(dpar("a.4.z.b.5"), Renamed::Same);
+        assert_eq!(dpar("head"), to("output.weight"));
+        assert_eq!(dpar("head2"), Renamed::Same);
+    }
+
+    #[test]
+    fn json_is_accepted() {
+        let r = rules(r#"[{"from": "a", "to": "b"}]"#).unwrap();
+        assert_eq!(r.rename(ComponentKind::Vq, "a"), Renamed::To("b".to_owned()));
+    }
+
+    #[test]
+    fn unusable_rules_are_errors_that_name_the_rule() {
+        for bad in [
+            "- {from: 'a*b*', to: 'c'}",
+            "- {from: '{i}{j}', to: 'c'}",
+            "- {from: '{i}7', to: 'c'}",
+            "- {from: '*{i}', to: 'c'}",
+            "- {from: 'a{', to: 'c'}",
+            "- {from: 'a{}', to: 'c'}",
+            "- {from: 'a}', to: 'c'}",
+            "- {from: '', to: 'c'}",
+            "- {from: 'a', to: ''}",
+            "- {from: 'a', to: 'b{i}'}",
+            "- {from: 'a', to: 'b*'}",
+            "- {from: 'a'}",
+            "- {from: 'a', to: 'b', drop: true}",
+        ] {
+            let e = rules(bad).unwrap_err();
+            assert!(matches!(e.kind(), ErrorKind::Rule { rule: Some(1), .. }), "{bad}: {e}");
+            assert!(e.hint().is_some());
+        }
+        for bad in ["a: b", "- {from: a, to: b, typo: c}", "- {from: a, to: b, component: gpt}", "[", "7"] {
+            let e = rules(bad).unwrap_err();
+            assert!(matches!(e.kind(), ErrorKind::Rule { rule: None, .. }), "{bad}: {e}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! From a file's names to a component's: prefix, rename rules, comparison with the expected table, checked tensors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use camino::Utf8Path;
+use dpar_export_spec::ComponentKind;
+
+use crate::error::{NameMismatch, Unmatched};
+use crate::expect::Expected;
+use crate::rules::{Renamed, Rules};
+use crate::{CheckpointError, ErrorKind, TensorFile, TensorRef};
+
+/// Prefixes that training wrappers put before every name.
+const WRAPPER_PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
+/// Pairs of names that are compared at most when looking for the nearest ones.
+const MAX_COMPARISONS: usize = 1 << 18;
+/// Names longer than this get no nearest name.
+const MAX_COMPARED_NAME: usize = 100;
+
+/// The tensors of one component by their canonical names, checked against the expected table: nothing is missing,
+/// nothing is left over, every shape fits, every element is a finite float.
+#[derive(Debug, Clone)]
+pub struct WeightSet {
+    file: Arc<TensorFile>,
+    /// Canonical name → name in the file.
+    tensors: BTreeMap<String, String>,
+    parameters: u64,
+}
+
+impl WeightSet {
+    /// Canonical names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor by its canonical name; `None` when the component has none of that name.
+    ///
+    /// Everything was checked on loading, so the inner result is an error only if the file's table has changed.
+    pub fn get(&self, name: &str) -> Option<Result<TensorRef<'_>, CheckpointError>> {
+        let source = self.tensors.get(name)?;
+        Some(self.file.get(source).ok_or_else(|| self.no_such(name)))
+    }
+
+    /// A tensor that must be there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSuchTensor`] when the component has none of that name.
+    pub fn require(&self, name: &str) -> Result<TensorRef<'_>, CheckpointError> {
+        self.get(name).unwrap_or_else(|| Err(self.no_such(name)))
+    }
+
+    /// Number of elements of all tensors together.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// The weight file.
+    pub fn file(&self) -> &Utf8Path {
+        self.file.path()
+    }
+
+    fn no_such(&self, name: &str) -> CheckpointError {
+        CheckpointError::in_file(ErrorKind::NoSuchTensor, self.file()).tensor_named(name)
+    }
+}
+
+/// A file's tensors under canonical names, not yet compared with what a component expects.
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub(crate) kind: ComponentKind,
+    file: Arc<TensorFile>,
+    tensors: BTreeMap<String, String>,
+}
+
+impl Named {
+    /// The file's tensors as a component of that kind would name them.
+    pub(crate) fn new(
+        file: &Arc<TensorFile>,
+        kind: ComponentKind,
+        rules: Option<&Rules>,
+    ) -> Result<Self, CheckpointError> {
+        let mut tensors: BTreeMap<String, String> = BTreeMap::new();
+        for (name, source) in renamed(file, kind, rules) {
+            if let Some(first) = tensors.insert(name.clone(), source.to_owned()) {
+                let kind = ErrorKind::RuleCollision { target: name, sources: [first, source.to_owned()] };
+                return Err(CheckpointError::in_file(kind, file.path()).tensor_named(source));
+            }
+        }
+        Ok(Self { kind, file: Arc::clone(file), tensors })
+    }
+
+    /// Canonical names, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub(crate) fn has_prefix(&self, prefix: &str) -> bool {
+        self.tensors.range(prefix.to_owned()..).next().is_some_and(|(n, _)| n.starts_with(prefix))
+    }
+
+    /// Name of the weight file, for messages that name two places.
+    pub(crate) fn label(&self) -> &str {
+        self.path().file_name().unwrap_or("the weight file")
+    }
+
+    pub(crate) fn path(&self) -> &Utf8Path {
+        self.file.path()
+    }
+
+    /// One dimension of a tensor; 0 when there is no such tensor or dimension.
+    pub(crate) fn dim(&self, name: &str, axis: usize) -> usize {
+        self.shape(name).and_then(|s| s.get(axis)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.file.shape(self.tensors.get(name)?)
+    }
+
+    /// Number of consecutive parts `{prefix}{0..n}.`, as the highest index says: a gap counts, so that it is
+    /// reported as missing. Indexes of `limit` and more are not parts.
+    pub(crate) fn parts(&self, prefix: &str, limit: usize) -> usize {
+        self.tensors
+            .range(prefix.to_owned()..)
+            .map_while(|(n, _)| n.strip_prefix(prefix))
+            .filter_map(|rest| rest.split_once('.')?.0.parse::<usize>().ok())
+            .filter(|i| *i < limit)
+            .max()
+            .map_or(0, |i| i + 1)
+    }
+
+    /// An error about sizes, at one tensor.
+    pub(crate) fn sizes(&self, tensor: &str, problem: String) -> CheckpointError {
+        CheckpointError::in_file(ErrorKind::Sizes(problem), self.path()).tensor_named(tensor)
+    }
+
+    /// Compares the names with the table.
+    pub(crate) fn check_names(&self, table: &[Expected]) -> Result<(), CheckpointError> {
+        let wanted: BTreeSet<&str> = table.iter().map(|e| e.name.as_str()).collect();
+        let missing: Vec<&str> = wanted.iter().filter(|n| !self.has(n)).copied().collect();
+        let unused: Vec<&str> = self.names().filter(|n| !wanted.contains(n)).collect();
+        if missing.is_empty() && unused.is_empty() {
+            return Ok(());
+        }
+        let mismatch = NameMismatch {
+            component: self.kind,
+            missing: unmatched(&missing, &unused),
+            unused: unmatched(&unused, &missing),
+        };
+        Err(CheckpointError::in_file(ErrorKind::Names(mismatch), self.path()))
+    }
+
+    /// Checks that a tensor that sizes are read from has that many dimensions, none of them 0.
+    pub(crate) fn check_rank(&self, name: &str, rank: usize) -> Result<(), CheckpointError> {
+        let found = self.shape(name).unwrap_or_default();
+        if found.len() == rank && !found.contains(&0) {
+            return Ok(());
+        }
+        let kind = ErrorKind::Rank { rank, found: found.to_vec() };
+        Err(CheckpointError::in_file(kind, self.path()).tensor_named(self.source(name)))
+    }
+
+    fn source<'n>(&'n self, name: &'n str) -> &'n str {
+        self.tensors.get(name).map_or(name, String::as_str)
+    }
+
+    /// Checks types, shapes and every element: one pass over the file.
+    pub(crate) fn bind(self, table: &[Expected]) -> Result<WeightSet, CheckpointError> {
+        let mut parameters = 0_u64;
+        for Expected { name, shape } in table {
+            let source = self.source(name);
+            let fail = |kind| Err(CheckpointError::in_file(kind, self.path()).tensor_named(source));
+            let Some(found) = self.file.shape(source) else {
+                return fail(ErrorKind::NoSuchTensor);
+            };
+            if found != shape.as_slice() {
+                return fail(ErrorKind::Shape { expected: shape.clone(), found: found.to_vec() });
+            }
+            let Some(tensor) = self.file.get(source) else {
+                return fail(ErrorKind::NoSuchTensor);
+            };
+            if !tensor.dtype.is_float() {
+                return fail(ErrorKind::NotFloat(tensor.dtype));
+            }
+            if let Some((index, value)) = tensor.first_non_finite() {
+                return fail(ErrorKind::NonFinite { index, value });
+            }
+            parameters += tensor.elements() as u64;
+        }
+        tracing::debug!(component = self.kind.name(), file = %self.path(), parameters, "weights checked");
+        Ok(WeightSet { file: self.file, tensors: self.tensors, parameters })
+    }
+}
+
+/// New and old name of every tensor: the common prefix taken off, the rules applied, training buffers left out.
+pub(crate) fn renamed<'f>(
+    file: &'f TensorFile,
+    kind: ComponentKind,
+    rules: Option<&'f Rules>,
+) -> impl Iterator<Item = (String, &'f str)> {
+    let prefix = common_prefix(file);
+    file.names().filter_map(move |source| {
+        let bare = source.get(prefix..).unwrap_or(source);
+        let name = match rules.map_or(Renamed::Same, |r| r.rename(kind, bare)) {
+            Renamed::Same => bare.to_owned(),
+            Renamed::To(name) => name,
+            Renamed::Dropped => return None,
+        };
+        (!is_buffer(&name)).then_some((name, source))
+    })
+}
+
+/// Bytes of the wrapper prefixes that every name of the file starts with.
+fn common_prefix(file: &TensorFile) -> usize {
+    let mut at = 0;
+    loop {
+        let next = WRAPPER_PREFIXES.iter().find(|p| {
+            file.names().next().is_some()
+                && file.names().all(|n| n.get(at..).is_some_and(|r| r.len() > p.len() && r.starts_with(*p)))
+        });
+        match next {
+            Some(p) => at += p.len(),
+            None => return at,
+        }
+    }
+}
+
+/// Buffers that hold no weights: rotary tables and the tokenizer's usage counter.
+fn is_buffer(name: &str) -> bool {
+    name == "quantize.codebook_used"
+        || name.split('.').any(|part| part == "freqs_cis" || part.starts_with("rotary"))
+}
+
+fn unmatched(names: &[&str], others: &[&str]) -> Vec<Unmatched> {
+    let compare = names.len().saturating_mul(others.len()) <= MAX_COMPARISONS;
+    names
+        .iter()
+        .map(|name| {
+            let nearest = (compare && name.len() <= MAX_COMPARED_NAME)
+                .then(|| nearest(name, others))
+                .flatten()
+                .map(str::to_owned);
+            Unmatched { name: (*name).to_owned(), nearest }
+        })
+        .collect()
+}
+
+fn nearest<'o>(name: &str, others: &[&'o str]) -> Option<&'o str> {
+    others
+        .iter()
+        .filter(|o| o.len() <= MAX_COMPARED_NAME)
+        .map(|o| (strsim::normalized_levenshtein(name, o), *o))
+        .filter(|(similarity, _)| *similarity >= 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
+        .map(|(_, o)| o)
+}

@@ -1,0 +1,12 @@
+//! Checkpoints as users have them, and as nobody should: one integration binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod config;
+mod fixtures;
+mod layout;
+mod names;
+mod props;
+mod pt;
+mod safe;
+mod support;
+mod vq;
