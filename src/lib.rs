@@ -1,1 +1,16 @@
-//! dpar-export
+//! dpar-export turns trained DPAR and LlamaGen checkpoints into ONNX bundles, runs them with exact cached decoding
+//! of dynamic patches, and verifies them against reference outputs.
+//!
+//! Data flows one way: checkpoint → component spec → ONNX graphs and manifest ([`bundle`]) → engine
+//! ([`runtime`]) → decoding loop ([`generate`]) → comparison ([`verify`]). Only [`commands`] prints or exits.
+
+pub mod arrays;
+pub mod bundle;
+pub mod commands;
+pub mod engines;
+pub mod generate;
+pub mod patches;
+pub mod picture;
+pub mod runtime;
+pub mod staging;
+pub mod verify;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `dpar-export` binary.
+
+fn main() -> std::process::ExitCode {
+    dpar_export::commands::main()
+}

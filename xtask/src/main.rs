@@ -1,1 +1,115 @@
-fn main() {}
+//! Development tasks: `cargo xtask setup`, `demo`, `check`, `streams`, `tidy` and `onnx-check`.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod check;
+mod demo;
+mod fetch;
+mod onnx;
+mod parity;
+mod setup;
+mod tidy;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of dpar-export")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Fetch the pinned third-party libraries and tools that the tests and checks need
+    Setup,
+    /// Export the trained DPAR, generate a labelled sample grid with the embedded engine, verify it
+    Demo,
+    /// Compare every reference stream (1,024 images of both systems) with what the engines decode
+    Streams {
+        /// Engines
+        #[arg(long = "engine", default_values = ["tract", "ort"])]
+        engines: Vec<String>,
+        /// Only the first N images
+        #[arg(long)]
+        limit: Option<usize>,
+    },
+    /// Measure the README's parity table: every golden case on every engine
+    Parity {
+        /// Engines
+        #[arg(long = "engine", default_values = ["tract", "ort"])]
+        engines: Vec<String>,
+    },
+    /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check
+    Check,
+    /// Check the invariants in ARCHITECTURE.md that a machine can check
+    Tidy,
+    /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
+    OnnxCheck {
+        /// Bundle folders
+        bundles: Vec<Utf8PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let task = Args::parse().task;
+    let root = root()?;
+    match task {
+        Task::Setup => setup::run(&root),
+        Task::Demo => demo::run(&root),
+        Task::Parity { engines } => parity::run(&root, &engines),
+        Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
+        Task::Check => check::run(&root),
+        Task::Tidy => step("tidy", || tidy::run(&root)),
+        Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles)),
+    }
+}
+
+/// The workspace's folder. Cargo sets the variable when it runs this program.
+fn root() -> Result<Utf8PathBuf> {
+    let manifest = std::env::var("CARGO_MANIFEST_DIR").context("run this as `cargo xtask`")?;
+    let parent = Utf8Path::new(&manifest).parent().map(Utf8Path::to_owned);
+    match parent.filter(|p| p.join("Cargo.toml").is_file()) {
+        Some(root) => Ok(root),
+        None => bail!("no workspace above {manifest}"),
+    }
+}
+
+/// Runs one step and says how it ended and how long it took.
+fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("== {name}");
+    let start = Instant::now();
+    let result = body();
+    let end = if result.is_ok() { "ok" } else { "FAILED" };
+    println!("== {name}: {end} in {:.1} s", start.elapsed().as_secs_f64());
+    result.with_context(|| format!("step `{name}`"))
+}
+
+/// Runs a program to its end in the workspace's folder.
+fn command(root: &Utf8Path, program: &str, args: &[&str]) -> Result<()> {
+    let status = std::process::Command::new(program).args(args).current_dir(root).status();
+    let status = status.with_context(|| format!("`{program}` cannot be started"))?;
+    if !status.success() {
+        bail!("`{program} {}` failed: {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+/// The cargo that runs this program.
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}

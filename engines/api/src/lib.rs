@@ -7,6 +7,7 @@
 //! An engine sees a graph file and its [`GraphSpec`]; it never sees a checkpoint.
 
 mod error;
+mod ports;
 mod tensor;
 mod validate;
 
@@ -15,6 +16,7 @@ use dpar_export_spec::GraphSpec;
 use serde::Serialize;
 
 pub use error::{EngineError, EngineErrorKind};
+pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};
 pub use validate::{bind_axes, check_inputs, check_outputs};
 

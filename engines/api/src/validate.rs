@@ -35,9 +35,7 @@ pub fn bind_axes<'a>(
         for (i, (dim, &size)) in port.dims.iter().zip(shape).enumerate() {
             let expected = match dim {
                 Dim::Fixed(n) => *n,
-                Dim::Named(name) if dim.axes().len() == 1 => {
-                    *axes.entry(name.clone()).or_insert(size)
-                }
+                Dim::Named(name) if dim.axes().len() == 1 => *axes.entry(name.clone()).or_insert(size),
                 Dim::Named(_) => continue,
             };
             if expected != size {

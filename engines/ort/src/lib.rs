@@ -1,1 +1,82 @@
-//! ONNX Runtime behind the engine contract, loaded dynamically and checked before use.
+//! ONNX Runtime behind the engine contract. The library is loaded at run time and checked before the bindings
+//! touch it: with a missing or an old one they hang or abort, here it is an error that says how to get one.
+//!
+//! Where the library is looked for, in this order; the first place that names one is final, so a library that
+//! was asked for and does not fit is an error and never a silent fallback:
+//!
+//! 1. [`OrtOptions::library`];
+//! 2. the environment variable `ORT_DYLIB_PATH`, unless it is empty;
+//! 3. beside the executable;
+//! 4. `third_party/onnxruntime/` (filled by `cargo xtask setup`) in a folder above the executable, then in one
+//!    above `CARGO_MANIFEST_DIR`, which cargo sets for what it runs;
+//! 5. the system loader, by its usual name.
+//!
+//! The current directory and its parents are not searched: running this tool on somebody's files must not run
+//! code that lies beside them.
+
+mod library;
+mod runtime;
+mod session;
+
+use camino::Utf8PathBuf;
+use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+
+/// Name as given to `--engine`.
+const NAME: &str = "ort";
+
+/// The next step where no usable library is found.
+const INSTALL_HINT: &str = "run `cargo xtask setup` in a checkout, or `pip install onnxruntime==1.31.1` and set \
+    ORT_DYLIB_PATH to its onnxruntime/capi/libonnxruntime.so.1.31.1";
+
+/// What may be chosen about the engine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OrtOptions {
+    /// The shared library to load; `None` = search, as the crate documentation says.
+    pub library: Option<Utf8PathBuf>,
+    /// Threads used for one run; `None` = ONNX Runtime's choice, one per physical core.
+    pub threads: Option<usize>,
+}
+
+/// ONNX Runtime with its CPU execution provider and no other.
+#[derive(Debug, Clone)]
+pub struct OrtEngine {
+    options: OrtOptions,
+}
+
+impl OrtEngine {
+    /// An engine; nothing is loaded until it is probed or a graph is prepared.
+    ///
+    /// A process can hold one ONNX Runtime: once an engine has loaded a library, one that names another is
+    /// unavailable.
+    pub fn new(options: OrtOptions) -> Self {
+        Self { options }
+    }
+}
+
+impl Engine for OrtEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn probe(&self) -> Result<EngineInfo, EngineError> {
+        let runtime = runtime::start(self.options.library.as_deref())?;
+        Ok(EngineInfo {
+            engine: NAME.to_owned(),
+            version: runtime.version.clone(),
+            device: "cpu".to_owned(),
+            provider: "CPUExecutionProvider".to_owned(),
+            library: Some(runtime.path.to_string()),
+            threads: self.options.threads.map(|n| n.max(1)),
+        })
+    }
+
+    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        let runtime = runtime::start(self.options.library.as_deref())?;
+        Ok(Box::new(session::OrtSession::load(&runtime.environment, graph, self.options.threads)?))
+    }
+}
+
+/// An error that names no graph.
+fn unavailable(message: impl Into<String>) -> EngineError {
+    EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(INSTALL_HINT)
+}

@@ -1,1 +1,148 @@
-//! tract behind the engine contract: the embedded default engine.
+//! tract behind the engine contract: the embedded default engine, nothing to install.
+//!
+//! One optimised plan with symbolic axes serves every shape. External data is mapped and each tensor's bytes are
+//! copied once out of the map, so loading a graph costs what its own weights weigh, however large the data file
+//! it shares with other graphs is.
+
+mod file;
+mod session;
+
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+use tract_linalg::isa;
+use tract_linalg::multithread::Executor;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::plan::SimpleState;
+use tract_onnx::tract_core::runtime::RunOptions;
+
+use session::TractSession;
+
+/// Name as given to `--engine`.
+const NAME: &str = "tract";
+/// The exact version in the workspace's `Cargo.toml`; a test compares them.
+const VERSION: &str = "0.23.9";
+
+/// The tract engine.
+#[derive(Debug)]
+pub struct TractEngine {
+    threads: usize,
+    /// Started by the first graph that is prepared; the sessions of this engine share it.
+    executor: OnceLock<Result<Executor, EngineError>>,
+}
+
+impl TractEngine {
+    /// An engine whose runs use `threads` threads, or one per available core.
+    ///
+    /// tract divides matrix products, convolutions and row-wise operators between threads, each output element
+    /// staying with one thread: the number of threads does not change a single bit of the result.
+    pub fn new(threads: Option<usize>) -> Self {
+        let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self { threads: threads.unwrap_or_else(available).max(1), executor: OnceLock::new() }
+    }
+
+    fn executor(&self) -> Result<Executor, EngineError> {
+        let start = || {
+            if self.threads == 1 {
+                return Ok(Executor::SingleThread);
+            }
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(self.threads)
+                .thread_name(|i| format!("tract-{i}"))
+                .build()
+                .map(|pool| Executor::MultiThread(Arc::new(pool)))
+                .map_err(|e| {
+                    let message = format!("{} threads could not be started: {e}", self.threads);
+                    EngineError::new(EngineErrorKind::Unavailable, NAME, message)
+                        .hint("ask for fewer threads")
+                })
+        };
+        self.executor.get_or_init(start).clone()
+    }
+
+    fn load(&self, graph: GraphFile<'_>) -> Result<TractSession, EngineError> {
+        let refuse = |what: &str, e: &TractError| refusal(graph, format!("{what}: {e:#}"));
+        let executor = self.executor()?;
+        let proto = file::read(graph)?;
+        let folder = graph.path.parent().map_or("", |p| p.as_str());
+        let parsed = tract_onnx::onnx()
+            .parse(&proto, Some(folder))
+            .map_err(|e| refuse("the graph could not be loaded", &e).hint(file::HINT))?;
+        if let [first, ..] = parsed.unresolved_inputs.as_slice() {
+            return Err(refusal(graph, format!("no node, input or initializer makes `{first}`")));
+        }
+        let inputs = file::input_order(graph, &parsed.model)?;
+        let outputs = file::output_order(graph, &proto)?;
+        drop(proto);
+        let model = parsed.model.into_optimized().map_err(|e| refuse("tract refuses the graph", &e))?;
+        let options = RunOptions { executor: Some(executor), ..RunOptions::default() };
+        let plan = TypedSimplePlan::new_with_options(model, &options)
+            .map_err(|e| refuse("tract made no plan", &e))?;
+        let state = SimpleState::new(&plan).map_err(|e| refuse("the plan cannot be run", &e))?;
+        Ok(TractSession::new(graph.spec.clone(), state, inputs, outputs))
+    }
+}
+
+impl Engine for TractEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn probe(&self) -> Result<EngineInfo, EngineError> {
+        self.executor()?;
+        let kernels: Vec<&str> = isa::native().iter().map(|i| i.name()).collect();
+        Ok(EngineInfo {
+            engine: NAME.to_owned(),
+            version: VERSION.to_owned(),
+            device: "cpu".to_owned(),
+            provider: if kernels.is_empty() {
+                "tract-linalg generic".to_owned()
+            } else {
+                format!("tract-linalg {}", kernels.join("+"))
+            },
+            library: None,
+            threads: Some(self.threads),
+        })
+    }
+
+    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        // tract's readers and rewrites assert in places: a graph it cannot take is refused, not a crash.
+        match catch_unwind(AssertUnwindSafe(|| self.load(graph))) {
+            Ok(session) => Ok(Box::new(session?)),
+            Err(panic) => Err(refusal(graph, format!("tract gave up on the graph: {}", panic_text(&*panic)))),
+        }
+    }
+}
+
+/// A refused graph.
+fn refusal(graph: GraphFile<'_>, message: String) -> EngineError {
+    EngineError::new(EngineErrorKind::Graph, NAME, format!("{}: {message}", graph.path))
+        .in_graph(&graph.spec.name)
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reported_version_is_the_pinned_one() {
+        let manifest = include_str!("../../../Cargo.toml");
+        assert!(manifest.contains(&format!("tract-onnx = {{ version = \"={VERSION}\"")), "update VERSION");
+    }
+
+    #[test]
+    fn the_probe_reports_threads_and_kernels() {
+        let info = TractEngine::new(Some(2)).probe().unwrap();
+        assert_eq!((info.engine.as_str(), info.device.as_str(), info.threads), ("tract", "cpu", Some(2)));
+        assert!(info.provider.starts_with("tract-linalg "), "{}", info.provider);
+        assert_eq!(TractEngine::new(Some(0)).probe().unwrap().threads, Some(1));
+    }
+}

@@ -74,10 +74,9 @@ const PUBLISHED: (usize, Grid) = (16384, Grid { width: 16, image: 256, factor: 1
 /// - **Experiment folder**: `config.yaml` and `checkpoints/final`, or the newest `checkpoints/epoch_%08d`, with
 ///   `model.safetensors`, else `model.pt`.
 /// - **Single file**: its configuration is `options.config`, or that of the experiment folder it lies in
-///   (`X/config.yaml` for `X/checkpoints/Y/model.*`). A LlamaGen file needs none when its codebook has 16384 entries:
-///   then it is taken for a published 256-pixel file (downsampling 16). Any other one needs `options.config`, and so do
-///   the published 384-pixel files, whose tensors are the same (a name with `384` or `512` in it is therefore never taken
-///   for a 256-pixel file). Heads are those of the published model of that width
+///   (`X/config.yaml` for `X/checkpoints/Y/model.*`). A LlamaGen file needs none when its codebook has 16384 entries
+///   and its name has `256` in it: then it is a published 256-pixel file (downsampling 16). Any other one needs
+///   `options.config`: the files of 384 pixels have the same tensors. Heads are those of the published model of that width
 ///   and depth, else one per 64 of the width.
 /// - **Entropy model**: needed when the patching mode reads entropies. **VQ tokenizer**: left out when neither the
 ///   options nor the configuration name one. Relative paths in a configuration start at the configuration's folder.
@@ -264,7 +263,7 @@ impl Loader<'_> {
             Some(config) => config
                 .grid()?
                 .ok_or_else(|| config.error("dataset.image_size", "is needed for the token grid"))?,
-            None if vocab.size == PUBLISHED.0 && !names_another_size(&located.weights) => PUBLISHED.1,
+            None if vocab.size == PUBLISHED.0 && has_published_name(&located.weights) => PUBLISHED.1,
             None => return Err(no_config(located)),
         };
         let spec = GptSpec {
@@ -454,9 +453,10 @@ impl Loader<'_> {
     }
 }
 
-/// The published 384-pixel files (`c2i_L_384.pt`) have the same tensors as the 256-pixel ones: only their names differ.
-fn names_another_size(weights: &Utf8Path) -> bool {
-    weights.file_stem().is_some_and(|s| s.contains("384") || s.contains("512"))
+/// The published files of 256 and 384 pixels (`c2i_L_256.pt`, `c2i_L_384.pt`) have the same tensors: only their names
+/// tell them apart, and a training checkpoint (`0300000.pt`) says nothing.
+fn has_published_name(weights: &Utf8Path) -> bool {
+    weights.file_stem().is_some_and(|s| s.contains("256"))
 }
 
 fn no_config(located: &Located) -> CheckpointError {

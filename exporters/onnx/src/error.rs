@@ -36,6 +36,9 @@ pub enum ExportError {
         /// What does not fit.
         message: String,
     },
+    /// The caller stopped the export.
+    #[error("interrupted")]
+    Interrupted,
     /// Writing failed.
     #[error("cannot write {path}: {source}")]
     Write {

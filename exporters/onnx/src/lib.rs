@@ -94,7 +94,7 @@ pub fn graph_names(spec: &ComponentSpec) -> Result<Vec<&'static str>, ExportErro
 
 /// Writes all graphs of one component into `folder`, with one external-data file `<component>.onnx_data`.
 ///
-/// `progress` is called with each graph's name before it is written.
+/// `progress` is called with each graph's name before it is written, and returns false to stop.
 ///
 /// # Errors
 /// When a tensor is missing or does not fit the spec, and when writing fails. Files may be left half-written:
@@ -103,13 +103,15 @@ pub fn export_component(
     spec: &ComponentSpec,
     weights: &dyn Weights,
     folder: &Utf8Path,
-    progress: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<WrittenComponent, ExportError> {
     let parts = parts(spec)?;
     let mut store = WeightStore::create(spec.kind().name(), weights, folder)?;
     let mut graphs = Vec::with_capacity(parts.len());
     for (name, write) in parts {
-        progress(name);
+        if !progress(name) {
+            return Err(ExportError::Interrupted);
+        }
         let mut builder = GraphBuilder::new(name, &mut store);
         write(&mut builder)?;
         let (model, spec) = builder.finish();

@@ -11,6 +11,6 @@ mod system;
 pub use graph::{AxisRange, DType, Dim, GraphSpec, Port};
 pub use patch::{PatchMode, PatchRule, PatchRuleError};
 pub use system::{
-    ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec, VqLevel,
-    VqSpec, VqStack,
+    ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec,
+    VqLevel, VqSpec, VqStack,
 };

@@ -28,7 +28,9 @@ impl PatchMode {
 #[non_exhaustive]
 pub enum PatchRuleError {
     /// An entropy mode without a threshold (top-k allocation needs the whole image).
-    #[error("an entropy patching mode needs `patcher.threshold` (top-k allocation is not supported: it needs the whole image)")]
+    #[error(
+        "an entropy patching mode needs `patcher.threshold` (top-k allocation is not supported: it needs the whole image)"
+    )]
     NoThreshold,
     /// A threshold that is not a finite number.
     #[error("`patcher.threshold` must be a finite number, not {0}")]
@@ -186,8 +188,7 @@ mod tests {
 
     #[test]
     fn monotonicity_opens_token_two_and_compares_rises() {
-        let r =
-            PatchRule { monotonicity: true, max_patch_length: None, ..rule(PatchMode::Entropy) };
+        let r = PatchRule { monotonicity: true, max_patch_length: None, ..rule(PatchMode::Entropy) };
         let e = [f32::NAN, 9.0, 9.0, 9.5, 11.0, 11.5];
         assert_eq!(r.lengths(6, &e), [1, 1, 2, 2]);
     }

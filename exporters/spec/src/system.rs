@@ -4,6 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::PatchRule;
 
+/// Largest token grid, image side, table and stack that a configuration may claim; far above any model, low enough that
+/// no product of sizes overflows.
+const MAX_GRID: usize = 1 << 10;
+const MAX_SIDE: usize = 1 << 15;
+const MAX_ROWS: usize = 1 << 24;
+const MAX_LAYERS: usize = 1 << 10;
+
 /// The two systems of the paper's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -217,6 +224,58 @@ pub struct SystemSpec {
 }
 
 impl SystemSpec {
+    /// Checks that the parts fit each other, as they do in every system that was resolved from a checkpoint.
+    ///
+    /// # Errors
+    /// What does not fit, in words.
+    pub fn validate(&self) -> Result<(), String> {
+        let fit = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
+        fit((1..=MAX_GRID).contains(&self.grid), "`grid` is out of range")?;
+        fit((1..=MAX_SIDE).contains(&self.image_size), "`image_size` is out of range")?;
+        fit(self.image_size.is_multiple_of(self.grid), "`image_size` is no multiple of `grid`")?;
+        fit((1..=MAX_ROWS).contains(&self.vocab), "`vocab` is out of range")?;
+        fit(self.num_classes <= MAX_ROWS, "`num_classes` is out of range")?;
+        fit(self.patch_rule.grid == self.grid, "`patch_rule.grid` is not `grid`")?;
+        self.patch_rule.validate().map_err(|e| e.to_string())?;
+        let wanted = match self.kind {
+            SystemKind::Dpar => self.dpar().is_some() && self.llamagen().is_none(),
+            SystemKind::Llamagen => self.llamagen().is_some() && self.dpar().is_none(),
+        };
+        fit(wanted, "the transformer of this kind of system is missing, or another is there")?;
+        let reads_entropy = self.kind == SystemKind::Dpar && self.patch_rule.mode.uses_entropy();
+        fit(
+            !reads_entropy || self.entropy().is_some(),
+            "the patch rule reads entropies, but there is no entropy model",
+        )?;
+        self.components.iter().try_for_each(|component| {
+            let name = component.kind().name();
+            let (grid, vocab, classes, width, heads) = match component {
+                ComponentSpec::Dpar(d) => (d.grid, d.vocab, Some(d.num_classes), d.width, d.heads),
+                ComponentSpec::Entropy(g) => (g.grid, g.vocab, None, g.width, g.heads),
+                ComponentSpec::Llamagen(g) => (g.grid, g.vocab, g.num_classes, g.width, g.heads),
+                ComponentSpec::Vq(v) => {
+                    let ok = v.codebook == self.vocab
+                        && v.grid == self.grid
+                        && v.downsample.checked_mul(v.grid) == Some(self.image_size);
+                    return fit(ok, &format!("`{name}` has other sizes than the system"));
+                }
+            };
+            let classes = classes.is_none_or(|c| c == self.num_classes);
+            let ok = grid == self.grid && vocab == self.vocab && classes;
+            fit(ok, &format!("`{name}` has other sizes than the system"))?;
+            fit(
+                heads > 0 && width > 0 && width.is_multiple_of(heads),
+                &format!("the heads of `{name}` do not divide its width"),
+            )
+        })?;
+        if let Some(d) = self.dpar() {
+            let longest = self.patch_rule.longest_patch(self.tokens());
+            fit(d.longest_patch == longest, "`longest_patch` is not that of the patch rule")?;
+            fit(d.encoder_layers > 0 && d.encoder_layers <= MAX_LAYERS, "`encoder_layers` is out of range")?;
+        }
+        Ok(())
+    }
+
     /// Tokens per image T = W².
     pub fn tokens(&self) -> usize {
         self.grid * self.grid

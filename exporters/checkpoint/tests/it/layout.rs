@@ -162,7 +162,9 @@ fn a_llamagen_file_needs_a_configuration_unless_it_is_a_published_one() {
     );
     assert!(e.hint().unwrap().contains("--config"));
     let published = Model::gpt(64, 16384, 3).safetensors();
-    for (name, ok) in [("c2i_L_256.safetensors", true), ("c2i_L_384.safetensors", false)] {
+    for (name, ok) in
+        [("c2i_L_256.safetensors", true), ("c2i_L_384.safetensors", false), ("0300000.safetensors", false)]
+    {
         s.write(name, &published);
         match load(&s.path(name), &options()) {
             Ok(l) => {

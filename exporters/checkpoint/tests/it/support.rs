@@ -89,7 +89,11 @@ pub(crate) fn f32s(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
 pub(crate) fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     for (name, bytes) in records {
-        zip.start_file(*name, SimpleFileOptions::default()).unwrap();
+        zip.start_file(
+            *name,
+            SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored),
+        )
+        .unwrap();
         zip.write_all(bytes).unwrap();
     }
     zip.finish().unwrap().into_inner()

@@ -1,0 +1,172 @@
+//! tract and ONNX Runtime under the suite, on the graphs in `fixtures/`.
+
+#![allow(clippy::unwrap_used)]
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::{Engine, EngineErrorKind, GraphFile, Tensor};
+use dpar_engine_conformance::{
+    Case, Check, Exception, Inputs, Outcome, Reference, Verdict, agree, assert_passed, run, run_with,
+};
+use dpar_engine_ort::{OrtEngine, OrtOptions};
+use dpar_engine_tract::TractEngine;
+use dpar_export_spec::{DType, Port};
+use serde_json::Value;
+
+fn fixtures() -> Utf8PathBuf {
+    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+fn tensor(port: &Port, value: &Value) -> Tensor {
+    let shape: Vec<usize> = serde_json::from_value(value["shape"].clone()).unwrap();
+    match port.dtype {
+        DType::I64 => Tensor::i64(shape, serde_json::from_value::<Vec<i64>>(value["data"].clone()).unwrap()),
+        _ => Tensor::f32(shape, serde_json::from_value::<Vec<f32>>(value["data"].clone()).unwrap()),
+    }
+}
+
+fn case(name: &str) -> Case {
+    let text = std::fs::read_to_string(fixtures().join(format!("{name}.json"))).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let spec: dpar_export_spec::GraphSpec = serde_json::from_value(document["spec"].clone()).unwrap();
+    let reference = &document["reference"];
+    let inputs = spec.inputs.iter().map(|p| (p.name.clone(), tensor(p, &reference["inputs"][&p.name])));
+    let outputs = spec.outputs.iter().map(|p| tensor(p, &reference["outputs"][&p.name]));
+    let known = Reference { inputs: Inputs(inputs.collect()), outputs: outputs.collect() };
+    let mut case = Case::new(spec, fixtures().join(format!("{name}.onnx")));
+    case.bounds = serde_json::from_value(document["bounds"].clone()).unwrap();
+    case.references.push(known);
+    case
+}
+
+fn cases() -> Vec<Case> {
+    ["attention_step", "head", "conv_decode"].map(case).into()
+}
+
+/// Never skipped: without the library this fails and says how to get it.
+fn ort(threads: usize) -> OrtEngine {
+    let engine = OrtEngine::new(OrtOptions { library: None, threads: Some(threads) });
+    if let Err(e) = engine.probe() {
+        panic!("{e}\n  next step: {}", e.hint.as_deref().unwrap_or_default());
+    }
+    engine
+}
+
+/// The suite itself must not shrink: these checks apply to these graphs.
+fn applied(outcomes: &[Outcome]) {
+    let passed = |graph: &str, check| {
+        outcomes.iter().any(|o| o.graph == graph && o.check == check && o.verdict == Verdict::Pass)
+    };
+    for check in [
+        Check::Prepare,
+        Check::Shapes,
+        Check::Repeat,
+        Check::EquivalentRows,
+        Check::BatchOne,
+        Check::Reference,
+        Check::BadInputs,
+        Check::OtherSpec,
+        Check::TruncatedGraph,
+        Check::Garbage,
+        Check::MissingData,
+        Check::TruncatedData,
+    ] {
+        for graph in ["attention_step", "head", "conv_decode"] {
+            assert!(passed(graph, check), "{check:?} did not pass on {graph}");
+        }
+    }
+    assert!(passed("", Check::Probe) && passed("attention_step", Check::MaskedPast));
+    assert!(passed("conv_decode", Check::IdenticalRows));
+}
+
+#[test]
+fn tract_conforms_with_one_thread() {
+    let outcomes = run(&TractEngine::new(Some(1)), &cases());
+    assert_passed(&outcomes);
+    applied(&outcomes);
+}
+
+#[test]
+fn tract_conforms_with_many_threads() {
+    assert_passed(&run(&TractEngine::new(Some(3)), &cases()));
+}
+
+#[test]
+fn ort_conforms_with_one_thread() {
+    let outcomes = run(&ort(1), &cases());
+    assert_passed(&outcomes);
+    applied(&outcomes);
+}
+
+#[test]
+fn ort_conforms_with_many_threads() {
+    assert_passed(&run(&ort(3), &cases()));
+}
+
+#[test]
+fn tract_and_ort_agree() {
+    assert_passed(&agree(&TractEngine::new(None), &ort(1), &cases()));
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit_in_tract() {
+    let inputs = |case: &Case| case.references[0].inputs.clone();
+    let outputs = |threads, case: &Case| {
+        let file = GraphFile { spec: &case.spec, path: &case.path };
+        let mut session = TractEngine::new(Some(threads)).prepare(file).unwrap();
+        session.run(&inputs(case).views()).unwrap()
+    };
+    for case in cases() {
+        assert_eq!(outputs(1, &case), outputs(4, &case), "{}", case.spec.name);
+    }
+}
+
+#[test]
+fn ort_reports_the_library_it_runs() {
+    let info = ort(2).probe().unwrap();
+    assert!(info.version.starts_with("1."), "{}", info.version);
+    assert_eq!((info.provider.as_str(), info.threads), ("CPUExecutionProvider", Some(2)));
+    assert!(info.library.is_some());
+}
+
+#[test]
+fn a_second_library_in_one_process_is_refused() {
+    let first = ort(1).probe().unwrap().library.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let copy = Utf8Path::from_path(dir.path()).unwrap().join("libonnxruntime.so");
+    std::fs::copy(&first, &copy).unwrap();
+    let second = OrtEngine::new(OrtOptions { library: Some(copy.clone()), threads: None });
+    let e = second.probe().unwrap_err();
+    assert_eq!(e.kind, EngineErrorKind::Unavailable);
+    assert!(e.message.contains(&first) && e.message.contains(copy.as_str()), "{e}");
+    // The same library under its own name is the one that runs.
+    OrtEngine::new(OrtOptions { library: Some(first.into()), threads: None }).probe().unwrap();
+}
+
+#[test]
+fn a_library_that_does_not_exist_is_unavailable_with_the_next_step() {
+    let library = Some(Utf8PathBuf::from("no/such/libonnxruntime.so"));
+    let e = OrtEngine::new(OrtOptions { library, threads: None }).probe().unwrap_err();
+    assert_eq!(e.kind, EngineErrorKind::Unavailable);
+    assert!(e.hint.unwrap().contains("cargo xtask setup"));
+}
+
+#[test]
+fn an_exception_is_reported_and_a_stale_one_fails() {
+    let exception = |check| Exception { engine: "tract", graph: None, check, always: true, reason: "known" };
+    let mut wrong = case("head");
+    wrong.references[0].outputs[0] = Tensor::f32([2, 2, 32], vec![9.0; 128]);
+    let engine = TractEngine::new(Some(1));
+    let verdict = |check| {
+        let outcomes = run_with(&engine, std::slice::from_ref(&wrong), &[exception(check)]);
+        outcomes.into_iter().find(|o| o.check == check).unwrap().verdict
+    };
+    assert_eq!(verdict(Check::Reference), Verdict::Excepted("known"));
+    assert!(matches!(verdict(Check::Repeat), Verdict::Fail(why) if why.contains("listed as an exception")));
+    let failed = run(&engine, &[wrong]);
+    let caught = std::panic::catch_unwind(|| assert_passed(&failed)).unwrap_err();
+    let text = caught.downcast_ref::<String>().unwrap();
+    assert!(
+        text.contains("tract head Reference: FAIL: `logits`[") && text.contains("expected 9.0"),
+        "{text}"
+    );
+}

@@ -1,0 +1,120 @@
+//! A prepared graph.
+
+use dpar_engine_api::{
+    EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorSlice, TensorView, check_ports,
+};
+use dpar_export_spec::{DType, GraphSpec};
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{Session as RawSession, SessionInputValue};
+use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
+
+use crate::NAME;
+
+/// A loaded graph with its options.
+pub(crate) struct OrtSession {
+    spec: GraphSpec,
+    session: RawSession,
+}
+
+impl OrtSession {
+    pub(crate) fn load(
+        environment: &Environment,
+        graph: GraphFile<'_>,
+        threads: Option<usize>,
+    ) -> Result<Self, EngineError> {
+        let refuse = |e: ort::Error| {
+            let message = format!("{}: {}", graph.path, e.message());
+            EngineError::new(EngineErrorKind::Graph, NAME, message).in_graph(&graph.spec.name).hint(
+                "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again",
+            )
+        };
+        let session = build(environment, graph, threads).map_err(refuse)?;
+        let ports = |outlets: &[Outlet]| -> Vec<FilePort> { outlets.iter().map(file_port).collect() };
+        check_ports(NAME, graph.spec, &ports(session.inputs()), &ports(session.outputs()))?;
+        Ok(Self { spec: graph.spec.clone(), session })
+    }
+}
+
+fn build(environment: &Environment, graph: GraphFile<'_>, threads: Option<usize>) -> ort::Result<RawSession> {
+    let mut builder = RawSession::builder(environment)?
+        .with_no_environment_execution_providers()?
+        // No arena and no memory pattern: a pattern is kept for every shape ever seen, and decoding makes a new
+        // shape at each step; an arena keeps the peak of each of the half dozen sessions of a bundle.
+        .with_execution_providers([ort::ep::CPU::default()
+            .with_arena_allocator(false)
+            .build()
+            .error_on_failure()])?
+        .with_memory_pattern(false)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_parallel_execution(false)?
+        .with_inter_threads(1)?
+        .with_deterministic_compute(true)?
+        // The sessions of a bundle take turns: the threads of the one that is done must not spin on.
+        .with_config_entry("session.force_spinning_stop", "1")?
+        .with_log_id(&graph.spec.name)?
+        .with_log_level(LogLevel::Warning)?;
+    if let Some(threads) = threads {
+        builder = builder.with_intra_threads(threads.max(1))?;
+    }
+    builder.commit_from_file(graph.path)
+}
+
+fn file_port(outlet: &Outlet) -> FilePort {
+    let dtype = match outlet.dtype().tensor_type() {
+        Some(TensorElementType::Float32) => Some(DType::F32),
+        Some(TensorElementType::Int64) => Some(DType::I64),
+        _ => None,
+    };
+    let dims = outlet.dtype().tensor_shape().map(|s| s.iter().map(|&n| usize::try_from(n).ok()).collect());
+    FilePort { name: outlet.name().to_owned(), dtype, dims }
+}
+
+impl Session for OrtSession {
+    fn spec(&self) -> &GraphSpec {
+        &self.spec
+    }
+
+    fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let spec = &self.spec;
+        let fail = |kind, message: String| EngineError::new(kind, NAME, message).in_graph(&spec.name);
+        let borrowed = inputs
+            .iter()
+            .map(|(name, view)| Ok((*name, borrow(view)?)))
+            .collect::<ort::Result<Vec<(&str, SessionInputValue<'_>)>>>()
+            .map_err(|e| fail(EngineErrorKind::Input, e.message().to_owned()))?;
+        let values =
+            self.session.run(borrowed).map_err(|e| fail(EngineErrorKind::Run, e.message().to_owned()))?;
+        let take = |port: &dpar_export_spec::Port| {
+            let value = values.get(&port.name).ok_or_else(|| "it did not come back".to_owned());
+            value
+                .and_then(|v| host_tensor(v).map_err(|e| e.message().to_owned()))
+                .map_err(|e| fail(EngineErrorKind::Output, format!("output `{}`: {e}", port.name)))
+        };
+        spec.outputs.iter().map(take).collect()
+    }
+}
+
+/// The caller's memory as an input: no copy, also where an axis is 0.
+fn borrow<'v>(view: &TensorView<'v>) -> ort::Result<SessionInputValue<'v>> {
+    let shape = view.shape();
+    match view.data() {
+        TensorSlice::F32(data) => TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into),
+        TensorSlice::I64(data) => TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into),
+        _ => Err(ort::Error::new("a dtype this engine does not know")),
+    }
+}
+
+/// The one copy that an output costs.
+fn host_tensor(value: &DynValue) -> ort::Result<Tensor> {
+    let sizes = |shape: &ort::value::Shape| -> Vec<usize> {
+        shape.iter().map(|&n| usize::try_from(n).unwrap_or_default()).collect()
+    };
+    if value.dtype().tensor_type() == Some(TensorElementType::Int64) {
+        let (shape, data) = value.try_extract_tensor::<i64>()?;
+        return Ok(Tensor::i64(sizes(shape), data.to_vec()));
+    }
+    let (shape, data) = value.try_extract_tensor::<f32>()?;
+    Ok(Tensor::f32(sizes(shape), data.to_vec()))
+}

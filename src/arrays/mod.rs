@@ -1,0 +1,392 @@
+//! Named arrays in files: `.npz`, `.npy` and `.safetensors`, read and written.
+//!
+//! Five element types: float32, float64, int64, int32 and uint8, little-endian. Files are untrusted: what a
+//! header promises is compared with what the file holds before memory is taken, and every refusal names the file
+//! and the array. Writers write beside the destination and rename, and the same arrays give the same bytes.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use ndarray::ArrayD;
+
+mod atomic;
+mod error;
+mod npy;
+mod npz;
+mod tensors;
+#[cfg(test)]
+mod tests;
+
+pub use atomic::{AtomicFile, write_atomic};
+pub use error::{ArrayError, ArrayErrorKind};
+pub use npz::{ImageNpzWriter, write_npy, write_npz};
+pub use tensors::write_safetensors;
+
+use npy::Kind;
+
+/// An array, row-major and contiguous.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Array {
+    /// 32-bit floats.
+    F32(ArrayD<f32>),
+    /// 64-bit floats.
+    F64(ArrayD<f64>),
+    /// 64-bit integers.
+    I64(ArrayD<i64>),
+    /// 32-bit integers.
+    I32(ArrayD<i32>),
+    /// Bytes.
+    U8(ArrayD<u8>),
+}
+
+impl Array {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::F32(_) => Kind::F32,
+            Self::F64(_) => Kind::F64,
+            Self::I64(_) => Kind::I64,
+            Self::I32(_) => Kind::I32,
+            Self::U8(_) => Kind::U8,
+        }
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::F32(a) => a.shape(),
+            Self::F64(a) => a.shape(),
+            Self::I64(a) => a.shape(),
+            Self::I32(a) => a.shape(),
+            Self::U8(a) => a.shape(),
+        }
+    }
+
+    /// Element type, in numpy's word.
+    pub fn dtype(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    /// The elements as int64, from int64, int32 or uint8; `name` is for the error.
+    ///
+    /// # Errors
+    /// When the elements are floats: they do not fit without loss.
+    pub fn to_i64(&self, name: &str) -> Result<ArrayD<i64>, ArrayError> {
+        match self {
+            Self::I64(a) => Ok(a.clone()),
+            Self::I32(a) => Ok(a.mapv(i64::from)),
+            Self::U8(a) => Ok(a.mapv(i64::from)),
+            Self::F32(_) | Self::F64(_) => Err(self.no_fit("int64", name)),
+        }
+    }
+
+    /// The elements as float32, from float32 or uint8; `name` is for the error.
+    ///
+    /// # Errors
+    /// When the elements are wider: they do not fit without loss.
+    pub fn to_f32(&self, name: &str) -> Result<ArrayD<f32>, ArrayError> {
+        match self {
+            Self::F32(a) => Ok(a.clone()),
+            Self::U8(a) => Ok(a.mapv(f32::from)),
+            Self::F64(_) | Self::I64(_) | Self::I32(_) => Err(self.no_fit("float32", name)),
+        }
+    }
+
+    /// The elements as float64, from float64, float32, int32 or uint8; `name` is for the error.
+    ///
+    /// # Errors
+    /// When the elements are int64: they do not fit without loss.
+    pub fn to_f64(&self, name: &str) -> Result<ArrayD<f64>, ArrayError> {
+        match self {
+            Self::F64(a) => Ok(a.clone()),
+            Self::F32(a) => Ok(a.mapv(f64::from)),
+            Self::I32(a) => Ok(a.mapv(f64::from)),
+            Self::U8(a) => Ok(a.mapv(f64::from)),
+            Self::I64(_) => Err(self.no_fit("float64", name)),
+        }
+    }
+
+    fn no_fit(&self, wanted: &'static str, name: &str) -> ArrayError {
+        ArrayErrorKind::Dtype { found: self.dtype(), wanted, shape: self.shape().to_vec() }.of(name)
+    }
+}
+
+/// Borrowed elements of an array to be written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Elements<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// 64-bit floats.
+    F64(&'a [f64]),
+    /// 64-bit integers.
+    I64(&'a [i64]),
+    /// 32-bit integers.
+    I32(&'a [i32]),
+    /// Bytes.
+    U8(&'a [u8]),
+}
+
+/// An array to be written: row-major elements with a shape. The writers check that they fit together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ArrayRef<'a> {
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// Elements, row-major.
+    pub elements: Elements<'a>,
+}
+
+impl<'a> ArrayRef<'a> {
+    /// float32 elements.
+    pub fn f32(shape: &'a [usize], elements: &'a [f32]) -> Self {
+        Self { shape, elements: Elements::F32(elements) }
+    }
+
+    /// float64 elements.
+    pub fn f64(shape: &'a [usize], elements: &'a [f64]) -> Self {
+        Self { shape, elements: Elements::F64(elements) }
+    }
+
+    /// int64 elements.
+    pub fn i64(shape: &'a [usize], elements: &'a [i64]) -> Self {
+        Self { shape, elements: Elements::I64(elements) }
+    }
+
+    /// int32 elements.
+    pub fn i32(shape: &'a [usize], elements: &'a [i32]) -> Self {
+        Self { shape, elements: Elements::I32(elements) }
+    }
+
+    /// uint8 elements.
+    pub fn u8(shape: &'a [usize], elements: &'a [u8]) -> Self {
+        Self { shape, elements: Elements::U8(elements) }
+    }
+
+    fn kind(&self) -> Kind {
+        match self.elements {
+            Elements::F32(_) => Kind::F32,
+            Elements::F64(_) => Kind::F64,
+            Elements::I64(_) => Kind::I64,
+            Elements::I32(_) => Kind::I32,
+            Elements::U8(_) => Kind::U8,
+        }
+    }
+
+    fn check(&self) -> Result<(), ArrayErrorKind> {
+        let found = match self.elements {
+            Elements::F32(v) => v.len(),
+            Elements::F64(v) => v.len(),
+            Elements::I64(v) => v.len(),
+            Elements::I32(v) => v.len(),
+            Elements::U8(v) => v.len(),
+        };
+        if npy::bytes_of(self.shape, self.kind())? == found * self.kind().size() {
+            return Ok(());
+        }
+        Err(ArrayErrorKind::Write(format!("{found} elements in the shape {:?}", self.shape)))
+    }
+}
+
+impl<'a> From<&'a Array> for ArrayRef<'a> {
+    /// An array built by hand in another layout gives no elements, which the writers refuse; arrays that were
+    /// read or made with [`ArrayD::from_shape_vec`] are row-major.
+    fn from(array: &'a Array) -> Self {
+        let shape = array.shape();
+        let elements = match array {
+            Array::F32(a) => Elements::F32(a.as_slice().unwrap_or_default()),
+            Array::F64(a) => Elements::F64(a.as_slice().unwrap_or_default()),
+            Array::I64(a) => Elements::I64(a.as_slice().unwrap_or_default()),
+            Array::I32(a) => Elements::I32(a.as_slice().unwrap_or_default()),
+            Array::U8(a) => Elements::U8(a.as_slice().unwrap_or_default()),
+        };
+        Self { shape, elements }
+    }
+}
+
+/// An array as a file lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArrayInfo {
+    /// Name; in an `.npy` file, which has none, the file's stem.
+    pub name: String,
+    /// Element type in numpy's word, or as the file writes it where this tool does not read it.
+    pub dtype: String,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Where it is: an index or offset, by format.
+    place: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Npz,
+    Npy,
+    Safetensors,
+}
+
+/// A file of named arrays. Opening reads the headers only; an array is read when it is asked for.
+#[derive(Debug, Clone)]
+pub struct ArrayFile {
+    path: Utf8PathBuf,
+    format: Format,
+    arrays: Vec<ArrayInfo>,
+}
+
+impl ArrayFile {
+    /// Opens a file; its ending says the format.
+    ///
+    /// # Errors
+    /// When it cannot be read, its ending is none of the three, or a header is malformed. An array with an
+    /// element type that is not read is listed, and refused only when asked for.
+    pub fn open(path: impl AsRef<Utf8Path>) -> Result<Self, ArrayError> {
+        let path = path.as_ref();
+        let (format, arrays) = match path.extension().map(str::to_ascii_lowercase).as_deref() {
+            Some("npz") => (Format::Npz, npz::list(path)?),
+            Some("npy") => (Format::Npy, vec![npy_info(path).map_err(|e| e.in_file(path))?]),
+            Some("safetensors") => (Format::Safetensors, tensors::list(path)?),
+            _ => return Err(ArrayErrorKind::UnknownFormat.in_file(path)),
+        };
+        Ok(Self { path: path.to_owned(), format, arrays })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// What the file holds, in its order.
+    pub fn arrays(&self) -> &[ArrayInfo] {
+        &self.arrays
+    }
+
+    /// One entry of the list.
+    ///
+    /// # Errors
+    /// When there is no such array; the error lists those there are.
+    pub fn info(&self, name: &str) -> Result<&ArrayInfo, ArrayError> {
+        self.arrays.iter().find(|a| a.name == name).ok_or_else(|| {
+            let available = self.arrays.iter().map(|a| a.name.clone()).collect();
+            ArrayErrorKind::Missing { available }.of(name).in_file(&self.path)
+        })
+    }
+
+    /// Whether there is an array of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.arrays.iter().any(|a| a.name == name)
+    }
+
+    /// Reads an array.
+    ///
+    /// # Errors
+    /// When it is not there, has an element type that is not read, or the file is truncated or malformed.
+    pub fn get(&self, name: &str) -> Result<Array, ArrayError> {
+        let info = self.info(name)?;
+        let array = match self.format {
+            Format::Npz => npz::get(&self.path, info),
+            Format::Npy => npy_get(&self.path),
+            Format::Safetensors => tensors::get(&self.path, info),
+        };
+        array.map_err(|e| e.of(name).in_file(&self.path))
+    }
+
+    /// Reads an array of the wanted rank and sizes; `None` = any size. The shape is checked before the elements
+    /// are read.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and when the shape is another.
+    pub fn require(&self, name: &str, wanted: &[Option<usize>]) -> Result<Array, ArrayError> {
+        let info = self.info(name)?;
+        let fits = info.shape.len() == wanted.len()
+            && info.shape.iter().zip(wanted).all(|(&found, &wanted)| wanted.is_none_or(|w| w == found));
+        if !fits {
+            let (dtype, found) = (info.dtype.clone(), info.shape.clone());
+            let kind = ArrayErrorKind::Shape { dtype, found, wanted: wanted.to_vec() };
+            return Err(kind.of(name).in_file(&self.path));
+        }
+        self.get(name)
+    }
+
+    /// [`require`](Self::require), then [`Array::to_i64`].
+    ///
+    /// # Errors
+    /// As both.
+    pub fn i64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<i64>, ArrayError> {
+        self.require(name, wanted)?.to_i64(name).map_err(|e| e.in_file(&self.path))
+    }
+
+    /// [`require`](Self::require), then [`Array::to_f32`].
+    ///
+    /// # Errors
+    /// As both.
+    pub fn f32(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f32>, ArrayError> {
+        match self.require(name, wanted)? {
+            Array::F32(a) => Ok(a),
+            other => other.to_f32(name).map_err(|e| e.in_file(&self.path)),
+        }
+    }
+
+    /// [`require`](Self::require), then [`Array::to_f64`].
+    ///
+    /// # Errors
+    /// As both.
+    pub fn f64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f64>, ArrayError> {
+        match self.require(name, wanted)? {
+            Array::F64(a) => Ok(a),
+            other => other.to_f64(name).map_err(|e| e.in_file(&self.path)),
+        }
+    }
+
+    /// [`require`](Self::require) for uint8, such as images `[N, H, W, 3]`.
+    ///
+    /// # Errors
+    /// As [`require`](Self::require), and when the elements are of another type.
+    pub fn u8(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<u8>, ArrayError> {
+        match self.require(name, wanted)? {
+            Array::U8(a) => Ok(a),
+            other => Err(other.no_fit("uint8", name).in_file(&self.path)),
+        }
+    }
+}
+
+fn npy_open(path: &Utf8Path) -> Result<(npy::Header, u64, impl std::io::Read), ArrayErrorKind> {
+    let file = fs_err::File::open(path.as_std_path())?;
+    let size = file.metadata()?.len();
+    let mut reader = std::io::BufReader::new(file);
+    let header = npy::Header::read(&mut reader)?;
+    let held = size.saturating_sub(header.bytes as u64);
+    Ok((header, held, reader))
+}
+
+fn npy_info(path: &Utf8Path) -> Result<ArrayInfo, ArrayErrorKind> {
+    let (header, _, _) = npy_open(path)?;
+    let name = path.file_stem().unwrap_or_default().to_owned();
+    Ok(ArrayInfo { name, dtype: header.dtype(), shape: header.shape, place: 0 })
+}
+
+fn npy_get(path: &Utf8Path) -> Result<Array, ArrayErrorKind> {
+    let (header, held, mut reader) = npy_open(path)?;
+    header.array(&mut reader, held)
+}
+
+fn check_names(arrays: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
+    for (i, (name, _)) in arrays.iter().enumerate() {
+        if name.is_empty() {
+            return Err(ArrayErrorKind::Write("an array without a name".to_owned()).of(*name));
+        }
+        if arrays[..i].iter().any(|(other, _)| other == name) {
+            return Err(ArrayErrorKind::Write("the name is given twice".to_owned()).of(*name));
+        }
+    }
+    Ok(())
+}
+
+/// A wanted shape in words: `[1024, any]`.
+fn dims_text(dims: &[Option<usize>]) -> String {
+    let sizes: Vec<String> = dims.iter().map(|d| d.map_or("any".to_owned(), |n| n.to_string())).collect();
+    format!("[{}]", sizes.join(", "))
+}
+
+/// A temporary folder and its path.
+#[cfg(test)]
+pub(crate) fn test_folder() -> (tempfile::TempDir, Utf8PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+    (dir, path)
+}

@@ -1,0 +1,220 @@
+//! `.npz`: a zip archive of `.npy` files. Read stored or deflated, written stored.
+
+use std::io::{BufReader, Read, Write};
+
+use camino::Utf8Path;
+use fs_err::File;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
+
+use super::atomic::AtomicFile;
+use super::npy::{self, Header, Kind};
+use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef};
+
+/// Deflate cannot make more than 1,032 bytes of one: a member that promises more is a lie.
+const MOST_INFLATION: u64 = 1032;
+
+type Archive = ZipArchive<BufReader<File>>;
+
+fn open(path: &Utf8Path) -> Result<Archive, ArrayErrorKind> {
+    Ok(ZipArchive::new(BufReader::new(File::open(path.as_std_path())?))?)
+}
+
+/// Lists the arrays in the order of the archive; members that are not `.npy` files are not arrays.
+pub(super) fn list(path: &Utf8Path) -> Result<Vec<ArrayInfo>, ArrayError> {
+    let mut archive = open(path).map_err(|e| e.in_file(path))?;
+    let mut arrays: Vec<ArrayInfo> = Vec::new();
+    for index in 0..archive.len() {
+        let Some(name) = member_name(&mut archive, index).map_err(|e| e.in_file(path))? else { continue };
+        if arrays.iter().any(|a| a.name == name) {
+            return Err(ArrayErrorKind::Malformed("two arrays of this name".to_owned())
+                .of(name)
+                .in_file(path));
+        }
+        let header = member(&mut archive, index, |mut file| Header::read(&mut file))
+            .map_err(|e| e.of(&name).in_file(path))?;
+        arrays.push(ArrayInfo { name, dtype: header.dtype(), shape: header.shape, place: index as u64 });
+    }
+    Ok(arrays)
+}
+
+/// Reads one array that [`list`] found.
+pub(super) fn get(path: &Utf8Path, info: &ArrayInfo) -> Result<Array, ArrayErrorKind> {
+    let mut archive = open(path)?;
+    let index = info.place as usize;
+    if member_name(&mut archive, index)?.as_deref() != Some(&info.name) {
+        return Err(ArrayErrorKind::Malformed("the file changed while it was read".to_owned()));
+    }
+    let file_size = fs_err::metadata(path.as_std_path())?.len();
+    member(&mut archive, index, |mut file| {
+        let header = Header::read(&mut file)?;
+        let most = match file.compression() {
+            CompressionMethod::Stored => file_size,
+            _ => file_size.saturating_mul(MOST_INFLATION),
+        };
+        let held = file.size().min(most).saturating_sub(header.bytes as u64);
+        let array = header.array(&mut file, held)?;
+        // Reading to the end is what compares the checksum.
+        if file.read(&mut [0])? > 0 {
+            return Err(ArrayErrorKind::Malformed("bytes behind the last element".to_owned()));
+        }
+        Ok(array)
+    })
+}
+
+fn member_name(archive: &mut Archive, index: usize) -> Result<Option<String>, ArrayErrorKind> {
+    // Raw: names can be read also where the member cannot.
+    let file = archive.by_index_raw(index)?;
+    let name = file.name()?;
+    Ok(name.strip_suffix(".npy").map(str::to_owned))
+}
+
+fn member<T>(
+    archive: &mut Archive,
+    index: usize,
+    read: impl FnOnce(zip::read::ZipFile<'_, BufReader<File>>) -> Result<T, ArrayErrorKind>,
+) -> Result<T, ArrayErrorKind> {
+    read(archive.by_index(index)?).map_err(|e| match e {
+        // A checksum that does not match and a broken deflate stream come as plain I/O errors.
+        ArrayErrorKind::Io(e) if is_data_error(&e) => ArrayErrorKind::Malformed(e.to_string()),
+        other => other,
+    })
+}
+
+fn is_data_error(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof | Other)
+}
+
+/// Writes arrays as an `.npz` that numpy reads: stored, in the given order, without time stamps, whole or not
+/// at all. The same arrays give the same bytes.
+///
+/// # Errors
+/// When a name is empty or given twice, a shape does not fit its elements, or the disk refuses.
+pub fn write_npz(path: &Utf8Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
+    super::check_names(arrays).map_err(|e| e.in_file(path))?;
+    let mut zip = ZipWriter::new(AtomicFile::create(path).map_err(|e| ArrayErrorKind::Io(e).in_file(path))?);
+    for (name, array) in arrays {
+        add(&mut zip, name, array).map_err(|e| e.of(*name).in_file(path))?;
+    }
+    finish(zip).map_err(|e| e.in_file(path))
+}
+
+/// Writes one array as an `.npy` that numpy reads, whole or not at all.
+///
+/// # Errors
+/// When the shape does not fit the elements, or the disk refuses.
+pub fn write_npy(path: &Utf8Path, array: &ArrayRef<'_>) -> Result<(), ArrayError> {
+    let write = || {
+        let mut file = AtomicFile::create(path)?;
+        npy::write(&mut file, array)?;
+        Ok(file.commit()?)
+    };
+    write().map_err(|e: ArrayErrorKind| e.in_file(path))
+}
+
+fn start(zip: &mut ZipWriter<AtomicFile>, name: &str, bytes: u64) -> Result<(), ArrayErrorKind> {
+    // ZIP64 where the sizes need it; the margin is the .npy header.
+    let large = bytes >= u64::from(u32::MAX) - (1 << 17);
+    let options = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .last_modified_time(zip::DateTime::default())
+        .system(zip::System::Unix)
+        .unix_permissions(0o644)
+        .large_file(large);
+    Ok(zip.start_file(format!("{name}.npy"), options)?)
+}
+
+fn add(zip: &mut ZipWriter<AtomicFile>, name: &str, array: &ArrayRef<'_>) -> Result<(), ArrayErrorKind> {
+    start(zip, name, npy::bytes_of(array.shape, array.kind())? as u64)?;
+    npy::write(zip, array)
+}
+
+fn finish(zip: ZipWriter<AtomicFile>) -> Result<(), ArrayErrorKind> {
+    Ok(zip.finish()?.commit()?)
+}
+
+/// Writes images into an `.npz` one by one, as ADM's evaluator reads them: `arr_0`, u8 `[count, height, width, 3]`.
+/// Holds no more than the image at hand; dropped before [`finish`](Self::finish), it leaves nothing behind.
+#[derive(Debug)]
+pub struct ImageNpzWriter {
+    zip: ZipWriter<AtomicFile>,
+    path: camino::Utf8PathBuf,
+    image_bytes: usize,
+    count: u64,
+    pushed: u64,
+}
+
+impl ImageNpzWriter {
+    /// Starts the file `path` for exactly `count` RGB images of `height` × `width` pixels.
+    ///
+    /// # Errors
+    /// When the folder refuses, or the sizes overflow.
+    pub fn create(path: &Utf8Path, height: usize, width: usize, count: u64) -> Result<Self, ArrayError> {
+        let write = || {
+            let n =
+                usize::try_from(count).map_err(|_| ArrayErrorKind::TooLarge(format!("{count} images")))?;
+            let shape = [n, height, width, 3];
+            let bytes = npy::bytes_of(&shape, Kind::U8)?;
+            let mut zip = ZipWriter::new(AtomicFile::create(path)?);
+            start(&mut zip, "arr_0", bytes as u64)?;
+            zip.write_all(&npy::header_bytes(Kind::U8, &shape)?)?;
+            Ok(Self { zip, path: path.to_owned(), image_bytes: height * width * 3, count, pushed: 0 })
+        };
+        write().map_err(|e: ArrayErrorKind| e.in_file(path))
+    }
+
+    /// Appends one image, u8 `[height, width, 3]`.
+    ///
+    /// # Errors
+    /// When it has another size, all images are written already, or the disk refuses.
+    pub fn push(&mut self, image: &[u8]) -> Result<(), ArrayError> {
+        let result = if image.len() != self.image_bytes {
+            let (found, wanted) = (image.len(), self.image_bytes);
+            Err(ArrayErrorKind::Write(format!("image {} has {found} bytes, not {wanted}", self.pushed)))
+        } else if self.pushed == self.count {
+            Err(ArrayErrorKind::Write(format!("more than the announced {} images", self.count)))
+        } else {
+            self.zip.write_all(image).map_err(ArrayErrorKind::Io)
+        };
+        result.map_err(|e| e.of("arr_0").in_file(&self.path))?;
+        self.pushed += 1;
+        Ok(())
+    }
+
+    /// Images written so far.
+    pub fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Completes the file.
+    ///
+    /// # Errors
+    /// When images are missing or the disk refuses; no file appears then.
+    pub fn finish(self) -> Result<(), ArrayError> {
+        self.finish_with(&[])
+    }
+
+    /// Completes the file with more arrays behind the images, such as the class labels (`arr_1`).
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish), and when a name is empty, given twice or `arr_0`.
+    pub fn finish_with(mut self, more: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
+        let path = self.path;
+        if self.pushed != self.count {
+            let (there, all) = (self.pushed, self.count);
+            return Err(ArrayErrorKind::Write(format!("{there} of the announced {all} images"))
+                .of("arr_0")
+                .in_file(&path));
+        }
+        super::check_names(more).map_err(|e| e.in_file(&path))?;
+        for (name, array) in more {
+            if *name == "arr_0" {
+                let twice = ArrayErrorKind::Write("the name is taken by the images".to_owned());
+                return Err(twice.of(*name).in_file(&path));
+            }
+            add(&mut self.zip, name, array).map_err(|e| e.of(*name).in_file(&path))?;
+        }
+        finish(self.zip).map_err(|e| e.in_file(&path))
+    }
+}

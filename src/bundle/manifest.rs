@@ -1,0 +1,268 @@
+//! `manifest.json`: what is in a bundle, where it came from, and how to call it.
+
+use camino::Utf8Path;
+use dpar_export_spec::{ComponentKind, GraphSpec, PatchRule, SystemKind};
+use serde::{Deserialize, Serialize};
+
+/// The manifest layout this version writes and reads.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// A file with its size and digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Path inside the bundle, `/`-separated.
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// SHA-256, lower-case hex.
+    pub sha256: String,
+}
+
+/// A file the bundle was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceEntry {
+    /// What it was: `dpar`, `dpar-config`, `entropy`, `vq`, …
+    pub role: String,
+    /// Portable name: relative to the checkpoint, never absolute.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// SHA-256, lower-case hex.
+    pub sha256: String,
+}
+
+/// The tool that wrote the bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolEntry {
+    /// `dpar-export`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// One exported component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComponentEntry {
+    /// Which component.
+    pub kind: ComponentKind,
+    /// Number of parameters in the checkpoint.
+    pub parameters: u64,
+    /// External-data file that its graphs share.
+    pub weights: String,
+    /// Names of its graphs.
+    pub graphs: Vec<String>,
+}
+
+/// One graph: its file and its interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphEntry {
+    /// The `.onnx` file.
+    pub file: String,
+    /// Ports and axis ranges.
+    #[serde(flatten)]
+    pub spec: GraphSpec,
+}
+
+/// The manifest of a bundle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Layout version.
+    pub schema_version: u32,
+    /// What wrote it.
+    pub tool: ToolEntry,
+    /// DPAR or LlamaGen.
+    pub system: SystemKind,
+    /// Name of the model.
+    pub name: String,
+    /// Arithmetic of the graphs: `fp32`.
+    pub precision: String,
+    /// ONNX opset of the graphs.
+    pub opset: i64,
+    /// Where patches begin.
+    pub patch_rule: PatchRule,
+    /// Files the bundle was made from.
+    pub sources: Vec<SourceEntry>,
+    /// Components.
+    pub components: Vec<ComponentEntry>,
+    /// Graphs.
+    pub graphs: Vec<GraphEntry>,
+    /// Every file of the bundle except the manifest.
+    pub files: Vec<FileEntry>,
+}
+
+/// What is wrong with a manifest, apart from hashes.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// Not JSON of the expected layout.
+    #[error("not a manifest: {0}")]
+    Syntax(String),
+    /// Written by a newer (or unknown) version.
+    #[error("schema version {0} is not supported (this version reads {SCHEMA_VERSION})")]
+    SchemaVersion(u64),
+    /// A path that leaves the bundle or is not portable.
+    #[error("`{0}` is not a path inside the bundle")]
+    Path(String),
+    /// A graph or component refers to a file that is not listed.
+    #[error("`{what}` refers to `{path}`, which is not in `files`")]
+    Unlisted {
+        /// The referring entry.
+        what: String,
+        /// The path.
+        path: String,
+    },
+    /// A name or path occurs twice.
+    #[error("`{0}` is listed twice")]
+    Duplicate(String),
+    /// The patch rule cannot be evaluated.
+    #[error("patch rule: {0}")]
+    PatchRule(#[from] dpar_export_spec::PatchRuleError),
+}
+
+impl Manifest {
+    /// Parses and checks a manifest: layout, version, paths, references.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema_version: u64,
+        }
+        let syntax = |e: serde_json::Error| ManifestError::Syntax(e.to_string());
+        let version: Version = serde_json::from_slice(bytes).map_err(syntax)?;
+        if version.schema_version != u64::from(SCHEMA_VERSION) {
+            return Err(ManifestError::SchemaVersion(version.schema_version));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(syntax)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        self.patch_rule.validate()?;
+        for (i, file) in self.files.iter().enumerate() {
+            if !is_inside(&file.path) || file.path == super::MANIFEST {
+                return Err(ManifestError::Path(file.path.clone()));
+            }
+            if self.files[..i].iter().any(|f| f.path == file.path) {
+                return Err(ManifestError::Duplicate(file.path.clone()));
+            }
+        }
+        let listed = |what: &str, path: &str| {
+            if self.files.iter().any(|f| f.path == path) {
+                Ok(())
+            } else {
+                Err(ManifestError::Unlisted { what: what.to_owned(), path: path.to_owned() })
+            }
+        };
+        listed("config", super::CONFIG)?;
+        for (i, graph) in self.graphs.iter().enumerate() {
+            if self.graphs[..i].iter().any(|g| g.spec.name == graph.spec.name) {
+                return Err(ManifestError::Duplicate(graph.spec.name.clone()));
+            }
+            listed(&graph.spec.name, &graph.file)?;
+        }
+        self.components.iter().try_for_each(|c| listed(c.kind.name(), &c.weights))
+    }
+
+    /// The bytes of `manifest.json`.
+    ///
+    /// # Errors
+    /// When the manifest cannot be serialised.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let mut bytes = serde_json::to_vec_pretty(self)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+}
+
+/// Whether a path is relative, portable and stays inside the folder it starts in.
+fn is_inside(path: &str) -> bool {
+    let plain =
+        |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', ':', '\0']);
+    !path.starts_with('/') && path.split('/').all(plain) && !Utf8Path::new(path).is_absolute()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_relative_paths_are_inside() {
+        for good in ["config.json", "onnx/a.onnx", "onnx/b..c.onnx_data"] {
+            assert!(is_inside(good), "{good}");
+        }
+        for bad in ["", "/etc/passwd", "../x", "onnx/../../x", "./x", "a//b", "c:\\x", "a\\..\\b", "a\0b"] {
+            assert!(!is_inside(bad), "{bad:?}");
+        }
+    }
+
+    /// A manifest as the exporter writes it, small.
+    fn sample() -> Vec<u8> {
+        let file = |path: &str| FileEntry { path: path.to_owned(), size: 1, sha256: "0".repeat(64) };
+        let manifest = Manifest {
+            schema_version: SCHEMA_VERSION,
+            tool: ToolEntry { name: "t".into(), version: "1".into() },
+            system: SystemKind::Dpar,
+            name: "n".into(),
+            precision: "fp32".into(),
+            opset: 17,
+            patch_rule: PatchRule::per_token(4),
+            sources: vec![],
+            components: vec![ComponentEntry {
+                kind: ComponentKind::Dpar,
+                parameters: 1,
+                weights: "onnx/dpar.onnx_data".into(),
+                graphs: vec!["score".into()],
+            }],
+            graphs: vec![],
+            files: vec![file("config.json"), file("onnx/dpar.onnx_data")],
+        };
+        manifest.to_bytes().unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = sample();
+        assert_eq!(Manifest::parse(&bytes).unwrap().to_bytes().unwrap(), bytes);
+    }
+
+    #[test]
+    fn unlisted_and_repeated_entries_are_refused() {
+        let change = |from: &str, to: &str| {
+            let text = String::from_utf8(sample()).unwrap();
+            Manifest::parse(text.replacen(from, to, 1).as_bytes())
+        };
+        let e = change("onnx/dpar.onnx_data", "onnx/other").unwrap_err();
+        assert!(matches!(e, ManifestError::Unlisted { .. }), "{e}");
+        let text = String::from_utf8(sample()).unwrap();
+        let twice = text.replace("\"onnx/dpar.onnx_data\"", "\"config.json\"");
+        let e = Manifest::parse(twice.as_bytes()).unwrap_err();
+        assert!(matches!(e, ManifestError::Duplicate(_)), "{e}");
+        let e = change("\"grid\": 4", "\"grid\": 0").unwrap_err();
+        assert!(matches!(e, ManifestError::PatchRule(_)), "{e}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            let _ = Manifest::parse(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_manifest_never_panics_and_never_leads_outside(at in 0_usize..2000, byte in proptest::num::u8::ANY) {
+            let mut bytes = sample();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            if let Ok(manifest) = Manifest::parse(&bytes) {
+                proptest::prop_assert!(manifest.files.iter().all(|f| is_inside(&f.path)));
+            }
+        }
+    }
+}

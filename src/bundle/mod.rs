@@ -1,0 +1,274 @@
+//! A bundle: the output folder with `manifest.json`, `config.json` and `onnx/`.
+//!
+//! Writing goes to a temporary folder beside the output, which is renamed when it is complete. Opening checks
+//! size and SHA-256 of every file that the manifest lists.
+
+mod manifest;
+mod write;
+
+use std::io::Read;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::GraphFile;
+use dpar_export_spec::{PatchRule, SystemSpec};
+use sha2::{Digest, Sha256};
+
+pub use manifest::{
+    ComponentEntry, FileEntry, GraphEntry, Manifest, ManifestError, SCHEMA_VERSION, SourceEntry, ToolEntry,
+};
+pub use write::write;
+
+/// File name of the manifest.
+pub const MANIFEST: &str = "manifest.json";
+/// File name of the resolved configuration.
+pub const CONFIG: &str = "config.json";
+/// Folder of the graphs and their weights.
+pub const ONNX: &str = "onnx";
+/// A larger manifest or configuration is refused unread.
+const MAX_JSON: u64 = 64 << 20;
+
+/// Why a bundle could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// Reading or writing failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: Utf8PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Not a bundle.
+    #[error("{0} is not a bundle: it has no {MANIFEST}")]
+    NotABundle(Utf8PathBuf),
+    /// The manifest is unusable.
+    #[error("{path}: {source}")]
+    Manifest {
+        /// The manifest.
+        path: Utf8PathBuf,
+        /// What is wrong.
+        source: ManifestError,
+    },
+    /// `config.json` is unusable.
+    #[error("{path}: {message}")]
+    Config {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A listed file is missing, or has another size or digest.
+    #[error("{path} does not match the manifest: {message}")]
+    Integrity {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What differs.
+        message: String,
+    },
+    /// The bundle has no such graph.
+    #[error("{folder} has no graph `{graph}` (it has {known})")]
+    NoGraph {
+        /// The bundle.
+        folder: Utf8PathBuf,
+        /// The graph asked for.
+        graph: String,
+        /// The graphs it has.
+        known: String,
+    },
+    /// The output folder could not be prepared.
+    #[error(transparent)]
+    Staging(#[from] crate::staging::StagingError),
+    /// Exporting a component failed, or was interrupted; nothing is left behind.
+    #[error(transparent)]
+    Export(#[from] dpar_export_onnx::ExportError),
+    /// Reading a checkpoint failed.
+    #[error(transparent)]
+    Checkpoint(#[from] dpar_export_checkpoint::CheckpointError),
+}
+
+impl BundleError {
+    fn io(path: &Utf8Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+}
+
+/// An opened bundle whose files match its manifest.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    folder: Utf8PathBuf,
+    manifest: Manifest,
+    system: SystemSpec,
+    manifest_sha256: String,
+}
+
+impl Bundle {
+    /// Opens a bundle and checks size and SHA-256 of every listed file.
+    ///
+    /// # Errors
+    /// [`BundleError::Integrity`] names the file that does not match; other errors say what is not a bundle.
+    pub fn open(folder: &Utf8Path) -> Result<Self, BundleError> {
+        let path = folder.join(MANIFEST);
+        if !path.is_file() {
+            return Err(BundleError::NotABundle(folder.to_owned()));
+        }
+        let bytes = read_small(&path)?;
+        let manifest_error = |source| BundleError::Manifest { path: path.clone(), source };
+        let manifest = Manifest::parse(&bytes).map_err(manifest_error)?;
+        for file in &manifest.files {
+            check_file(folder, file)?;
+        }
+        let config = folder.join(CONFIG);
+        let system: SystemSpec = serde_json::from_slice(&read_small(&config)?)
+            .map_err(|e| BundleError::Config { path: config.clone(), message: e.to_string() })?;
+        if system.patch_rule != manifest.patch_rule || system.kind != manifest.system {
+            let message = format!("its system or patch rule is not the one in {MANIFEST}");
+            return Err(BundleError::Config { path: config, message });
+        }
+        let unfit = |message| BundleError::Config { path: config.clone(), message };
+        system.validate().map_err(unfit)?;
+        check_graphs(&manifest, &system).map_err(unfit)?;
+        let manifest_sha256 = hex::encode(Sha256::digest(&bytes));
+        Ok(Self { folder: folder.to_owned(), manifest, system, manifest_sha256 })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Utf8Path {
+        &self.folder
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// SHA-256 of `manifest.json`: identifies the bundle.
+    pub fn manifest_sha256(&self) -> &str {
+        &self.manifest_sha256
+    }
+
+    /// The resolved configuration.
+    pub fn system(&self) -> &SystemSpec {
+        &self.system
+    }
+
+    /// The patch rule.
+    pub fn patch_rule(&self) -> &PatchRule {
+        &self.system.patch_rule
+    }
+
+    /// Whether the bundle has a graph of that name.
+    pub fn has_graph(&self, name: &str) -> bool {
+        self.manifest.graphs.iter().any(|g| g.spec.name == name)
+    }
+
+    /// Calls `f` with the graph of that name.
+    ///
+    /// # Errors
+    /// When there is none; what `f` returns.
+    pub fn with_graph<T, E: From<BundleError>>(
+        &self,
+        name: &str,
+        f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let Some(entry) = self.manifest.graphs.iter().find(|g| g.spec.name == name) else {
+            let known: Vec<&str> = self.manifest.graphs.iter().map(|g| g.spec.name.as_str()).collect();
+            return Err(E::from(BundleError::NoGraph {
+                folder: self.folder.clone(),
+                graph: name.to_owned(),
+                known: known.join(", "),
+            }));
+        };
+        f(GraphFile { spec: &entry.spec, path: &self.folder.join(&entry.file) })
+    }
+}
+
+/// Every component of the configuration has its graphs in the manifest, with the sizes of the configuration.
+fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> {
+    for component in &system.components {
+        let known = dpar_export_onnx::graph_names(component).map_err(|e| e.to_string())?;
+        for name in known {
+            if !manifest.graphs.iter().any(|g| g.spec.name == name) {
+                return Err(format!(
+                    "the manifest has no graph `{name}` for component `{}`",
+                    component.kind().name()
+                ));
+            }
+        }
+    }
+    let width = system.dpar().map(|d| d.width);
+    let sizes = [
+        ("logits", Some(system.vocab)),
+        ("hidden", width),
+        ("embeddings", width),
+        ("image", Some(system.image_size)),
+    ];
+    for graph in &manifest.graphs {
+        for port in graph.spec.inputs.iter().chain(&graph.spec.outputs) {
+            let wanted = sizes.iter().find(|(name, _)| *name == port.name).and_then(|(_, size)| *size);
+            let last = port.dims.last();
+            if wanted.is_some_and(|w| last != Some(&dpar_export_spec::Dim::Fixed(w))) {
+                return Err(format!("port `{}` of graph `{}` has another size", port.name, graph.spec.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
+    let file = fs_err::File::open(path).map_err(|e| BundleError::io(path, e))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|e| BundleError::io(path, e))?;
+    if bytes.len() as u64 > MAX_JSON {
+        let message = format!("larger than {} MiB", MAX_JSON >> 20);
+        return Err(BundleError::Config { path: path.to_owned(), message });
+    }
+    Ok(bytes)
+}
+
+/// Size and SHA-256 of a file, lower-case hex.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest(path: &Utf8Path) -> Result<(u64, String), BundleError> {
+    let mut file = fs_err::File::open(path).map_err(|e| BundleError::io(path, e))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0_u8; 1 << 18];
+    let mut size = 0;
+    loop {
+        let n = file.read(&mut buffer).map_err(|e| BundleError::io(path, e))?;
+        if n == 0 {
+            return Ok((size, hex::encode(hash.finalize())));
+        }
+        hash.update(&buffer[..n]);
+        size += n as u64;
+    }
+}
+
+fn check_file(folder: &Utf8Path, entry: &FileEntry) -> Result<(), BundleError> {
+    let path = folder.join(&entry.path);
+    let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
+    let outside = || wrong("it is reached through a symbolic link".to_owned());
+    let mut place = folder.to_owned();
+    for part in entry.path.split('/') {
+        place.push(part);
+        if place.is_symlink() {
+            return Err(outside());
+        }
+    }
+    let meta = fs_err::metadata(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => wrong("it is missing".to_owned()),
+        _ => BundleError::io(&path, e),
+    })?;
+    if !meta.is_file() {
+        return Err(wrong("it is not a regular file".to_owned()));
+    }
+    if meta.len() != entry.size {
+        return Err(wrong(format!("it has {} bytes, listed are {}", meta.len(), entry.size)));
+    }
+    let (_, sha256) = digest(&path)?;
+    if sha256 != entry.sha256 {
+        return Err(wrong(format!("its SHA-256 is {sha256}, listed is {}", entry.sha256)));
+    }
+    Ok(())
+}

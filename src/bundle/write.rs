@@ -1,0 +1,125 @@
+//! Export: a loaded checkpoint becomes a bundle.
+
+use std::borrow::Cow;
+
+use camino::Utf8Path;
+use dpar_export_checkpoint::{Loaded, WeightSet};
+use dpar_export_onnx::{OPSET, Weights, WeightsError, WrittenFile, export_component};
+
+use super::{
+    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX, SCHEMA_VERSION,
+    SourceEntry, ToolEntry, digest,
+};
+use crate::staging::{Kind, StagedFolder};
+
+/// What an export writes.
+const BUNDLE_FOLDER: Kind =
+    Kind { marks: &[MANIFEST], writes: |name| [MANIFEST, CONFIG, ONNX].contains(&name) };
+
+/// Gives the exporter float32 tensors from a checkpoint.
+struct Float32<'a>(&'a WeightSet);
+
+impl Weights for Float32<'_> {
+    fn tensor(&self, name: &str) -> Result<(Vec<usize>, Cow<'_, [f32]>), WeightsError> {
+        let tensor = self.0.require(name)?;
+        let shape = tensor.shape.clone();
+        // The mapped file is borrowed as it is where it holds aligned float32.
+        Ok((shape, tensor.into_f32()?))
+    }
+}
+
+/// Writes a bundle to `output`, atomically: a temporary folder beside it is renamed when complete.
+///
+/// `output` may be missing or an empty folder; with `replace`, an existing bundle is replaced. `progress` is
+/// called with the graph about to be written and returns false to stop.
+///
+/// # Errors
+/// When the checkpoint cannot be exported, when writing fails, when `output` exists; nothing is left behind.
+pub fn write(
+    loaded: &Loaded,
+    output: &Utf8Path,
+    replace: bool,
+    progress: &mut dyn FnMut(&str) -> bool,
+) -> Result<Manifest, BundleError> {
+    let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
+    let onnx = staged.path().join(ONNX);
+    fs_err::create_dir(&onnx).map_err(|e| BundleError::io(&onnx, e))?;
+    let manifest = fill(loaded, staged.path(), &onnx, progress)?;
+    staged.commit()?;
+    Ok(manifest)
+}
+
+/// Writes every file of the bundle into `staging`.
+fn fill(
+    loaded: &Loaded,
+    staging: &Utf8Path,
+    onnx: &Utf8Path,
+    progress: &mut dyn FnMut(&str) -> bool,
+) -> Result<Manifest, BundleError> {
+    let mut components = Vec::new();
+    let mut graphs = Vec::new();
+    let mut files = Vec::new();
+    let entry = |f: &WrittenFile| FileEntry {
+        path: format!("{ONNX}/{}", f.name),
+        size: f.size,
+        sha256: f.sha256.clone(),
+    };
+    for component in &loaded.components {
+        let weights = Float32(&component.weights);
+        let written = export_component(&component.spec, &weights, onnx, progress)?;
+        components.push(ComponentEntry {
+            kind: component.spec.kind(),
+            parameters: component.weights.parameters(),
+            weights: format!("{ONNX}/{}", written.data.name),
+            graphs: written.graphs.iter().map(|g| g.spec.name.clone()).collect(),
+        });
+        files.push(entry(&written.data));
+        for graph in written.graphs {
+            files.push(entry(&graph.file));
+            graphs.push(GraphEntry { file: format!("{ONNX}/{}", graph.file.name), spec: graph.spec });
+        }
+    }
+    let system = &loaded.system;
+    let json =
+        |e: serde_json::Error| BundleError::Config { path: staging.join(CONFIG), message: e.to_string() };
+    let mut config = serde_json::to_vec_pretty(system).map_err(json)?;
+    config.push(b'\n');
+    write_synced(&staging.join(CONFIG), &config)?;
+    let (size, sha256) = digest(&staging.join(CONFIG))?;
+    files.push(FileEntry { path: CONFIG.to_owned(), size, sha256 });
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+
+    let mut sources = Vec::new();
+    for source in &loaded.sources {
+        let (size, sha256) = digest(&source.path)?;
+        sources.push(SourceEntry { role: source.role.clone(), name: source.name.clone(), size, sha256 });
+    }
+    let manifest = Manifest {
+        schema_version: SCHEMA_VERSION,
+        tool: ToolEntry {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        system: system.kind,
+        name: system.name.clone(),
+        precision: "fp32".to_owned(),
+        opset: OPSET,
+        patch_rule: system.patch_rule.clone(),
+        sources,
+        components,
+        graphs,
+        files,
+    };
+    write_synced(&staging.join(MANIFEST), &manifest.to_bytes().map_err(json)?)?;
+    Ok(manifest)
+}
+
+fn write_synced(path: &Utf8Path, bytes: &[u8]) -> Result<(), BundleError> {
+    use std::io::Write;
+    let write = || -> std::io::Result<()> {
+        let mut file = fs_err::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| BundleError::io(path, e))
+}

@@ -1,0 +1,142 @@
+//! Errors as users see them: what failed, the next step, the exit code.
+
+use dpar_engine_api::{EngineError, EngineErrorKind};
+use dpar_export_checkpoint::CheckpointError;
+use dpar_export_onnx::ExportError;
+
+use crate::arrays::ArrayError;
+use crate::bundle::BundleError;
+use crate::generate::DecodeError;
+use crate::picture::PictureError;
+use crate::runtime::RunError;
+use crate::staging::StagingError;
+
+/// Exit codes, the same for every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// Everything asked for was done and every check passed.
+    Pass = 0,
+    /// A gate or parity check failed.
+    Failed = 1,
+    /// Usage, or bad input.
+    Usage = 2,
+    /// An engine, library or device is not available.
+    Unavailable = 3,
+    /// A file does not match its recorded hash.
+    Integrity = 5,
+    /// Interrupted by the user (128 + SIGINT).
+    Interrupted = 130,
+}
+
+/// An error with its exit code and the next step.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// Exit code.
+    pub(crate) exit: Exit,
+    /// What failed.
+    pub(crate) error: anyhow::Error,
+    /// What to do next.
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    /// Bad input with a hint.
+    pub(crate) fn usage(message: impl Into<String>, hint: Option<&str>) -> Self {
+        Self::new(Exit::Usage, anyhow::Error::msg(message.into()), hint.map(str::to_owned))
+    }
+
+    fn new(exit: Exit, error: impl Into<anyhow::Error>, hint: Option<String>) -> Self {
+        Self { exit, error: error.into(), hint }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(e: EngineError) -> Self {
+        let exit = match e.kind {
+            EngineErrorKind::Input | EngineErrorKind::Graph => Exit::Usage,
+            EngineErrorKind::Output => Exit::Failed,
+            _ => Exit::Unavailable,
+        };
+        let hint = e.hint.clone();
+        Self::new(exit, e, hint)
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(e: CheckpointError) -> Self {
+        let hint = e.hint();
+        Self::new(Exit::Usage, e, hint)
+    }
+}
+
+impl From<StagingError> for Failure {
+    fn from(e: StagingError) -> Self {
+        let hint = matches!(e, StagingError::Exists(_)).then(|| {
+            "choose another --output, or replace an earlier output of this tool with --force".to_owned()
+        });
+        Self::new(Exit::Usage, e, hint)
+    }
+}
+
+impl From<BundleError> for Failure {
+    fn from(e: BundleError) -> Self {
+        match e {
+            BundleError::Checkpoint(e) => e.into(),
+            BundleError::Staging(e) => e.into(),
+            BundleError::Export(ExportError::Interrupted) => Self::new(Exit::Interrupted, e, None),
+            BundleError::Integrity { .. } => {
+                let hint = "the bundle was changed after it was written: export it again";
+                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
+            }
+            BundleError::NotABundle(_) => {
+                let hint = "make one with `dpar-export --target onnx CHECKPOINT -o OUT`";
+                Self::new(Exit::Usage, e, Some(hint.to_owned()))
+            }
+            BundleError::NoGraph { ref graph, .. } if graph.starts_with("vq_") => {
+                let hint = "the bundle was exported without a tokenizer: export again with --vq FILE";
+                Self::new(Exit::Usage, e, Some(hint.to_owned()))
+            }
+            e => Self::new(Exit::Usage, e, None),
+        }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(e: RunError) -> Self {
+        match e {
+            RunError::Bundle(e) => e.into(),
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.into(),
+            RunError::Array(e) => e.into(),
+            RunError::Interrupted | RunError::Decode(DecodeError::Interrupted) => {
+                Self::new(Exit::Interrupted, e, None)
+            }
+            RunError::Decode(_) => Self::new(Exit::Failed, e, None),
+            e => Self::new(Exit::Usage, e, None),
+        }
+    }
+}
+
+impl From<ArrayError> for Failure {
+    fn from(e: ArrayError) -> Self {
+        Self::new(Exit::Usage, e, None)
+    }
+}
+
+impl From<PictureError> for Failure {
+    fn from(e: PictureError) -> Self {
+        Self::new(Exit::Usage, e, None)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        Self::new(Exit::Usage, e, None)
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(e: serde_json::Error) -> Self {
+        Self::new(Exit::Usage, e, None)
+    }
+}

@@ -1,0 +1,169 @@
+//! `generate`: images, token streams and their trace.
+
+use std::time::Instant;
+
+use camino::Utf8Path;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::args::GenerateArgs;
+use super::failure::{Exit, Failure};
+use super::pixels::{SAMPLE_FOLDER, TRACE, write_images};
+use super::printer::Printer;
+use super::with_runtime;
+use crate::arrays::{ArrayRef, write_npz};
+use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::{DecodeOptions, Request, Stream};
+use crate::patches::pad;
+use crate::picture::{GridOptions, grid};
+use crate::staging::StagedFolder;
+
+/// Images on `grid.png`.
+const GRID_IMAGES: usize = 64;
+/// `grid.png` enlarges images to about this many pixels.
+const GRID_PIXELS: usize = 128;
+
+pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure> {
+    let sampler = SamplerOptions {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        greedy: args.greedy,
+    };
+    sampler.validate().map_err(|e| Failure::usage(e.to_string(), None))?;
+    if args.cfg_interval.flatten().is_some() && args.cfg_scale <= 1.0 {
+        return Err(Failure::usage(
+            "--cfg-interval without guidance has no effect",
+            Some("set --cfg-scale above 1"),
+        ));
+    }
+    let names = args.class_names.as_deref().map(class_names).transpose()?;
+    let options = DecodeOptions {
+        cfg_scale: args.cfg_scale,
+        cfg_interval: args.cfg_interval.flatten(),
+        sampler,
+        seed: args.seed,
+    };
+    with_runtime(&args.bundle, &args.engine, |runtime| {
+        let system = runtime.bundle().system();
+        let images = !args.no_images;
+        if images {
+            // Asked first: decoding thousands of images to find no tokenizer would waste hours.
+            runtime.bundle().with_graph("vq_decode", |_| Ok::<_, Failure>(()))?;
+        }
+        if let Some(names) = names.as_ref().filter(|n| n.len() < system.num_classes) {
+            let message = format!("{} class names for {} classes", names.len(), system.num_classes);
+            return Err(Failure::usage(message, None));
+        }
+        let staged = StagedFolder::create(&args.output, args.force, &SAMPLE_FOLDER)?;
+        let requests = requests(args, system.num_classes);
+        let batch = usize::from(args.engine.batch);
+        let started = Instant::now();
+        let bar = printer.progress("generating", "tokens");
+        let streams =
+            runtime.decode(&requests, &options, batch, &mut |done, total| bar.advance(done, total))?;
+        drop(bar);
+        let seconds = started.elapsed().as_secs_f64();
+        write_trace(&staged.path().join(TRACE), &streams, system.tokens())?;
+        if images {
+            let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+            let bar = printer.progress("decoding", "images");
+            let shown = &streams[..streams.len().min(GRID_IMAGES)];
+            let pixels = write_images(runtime, &ids, staged.path(), batch, shown.len(), &bar)?;
+            let size = system.image_size;
+            let sheet = GridOptions {
+                columns: columns(shown.len()),
+                scale: (GRID_PIXELS / size).max(1),
+                labels: shown.iter().map(|s| label(s, names.as_deref())).collect(),
+                overlay: args.overlay.then(|| shown.iter().map(|s| s.patch_lengths.clone()).collect()),
+                grid_width: system.grid,
+            };
+            let picture = grid(&pixels, shown.len(), size, size, &sheet)?;
+            picture.write_png(&staged.path().join("grid.png"))?;
+        }
+        staged.commit()?;
+        let n = streams.len();
+        let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
+        let mean = steps.iter().sum::<usize>() as f64 / n.max(1) as f64;
+        let text = || {
+            format!(
+                "{}: {n} images, {mean:.2} steps of {} tokens on average, {seconds:.1} s on {} {}",
+                args.output,
+                system.tokens(),
+                runtime.info().engine,
+                runtime.info().version,
+            )
+        };
+        let value = json!({
+            "output": args.output, "images": n, "mean_steps": mean, "steps": steps, "seconds": seconds,
+            "seed": args.seed, "cfg_scale": args.cfg_scale, "greedy": args.greedy,
+            "engine": runtime.info(), "bundle": runtime.bundle().manifest_sha256(),
+        });
+        printer.result(text, &value)?;
+        Ok(Exit::Pass)
+    })
+}
+
+/// The images asked for: explicit classes, or classes drawn from the seed.
+fn requests(args: &GenerateArgs, num_classes: usize) -> Vec<Request> {
+    match args.num {
+        Some(n) => (0..n)
+            .map(|index| {
+                let class = random_class(image_key(args.seed, index), num_classes as u64) as i64;
+                Request { index, class }
+            })
+            .collect(),
+        None => {
+            let numbered = args.classes.iter().enumerate();
+            numbered.map(|(i, class)| Request { index: i as u64, class: *class }).collect()
+        }
+    }
+}
+
+fn columns(images: usize) -> usize {
+    (1..=8).find(|c| c * c >= images).unwrap_or(8)
+}
+
+fn label(stream: &Stream, names: Option<&[String]>) -> String {
+    let class = stream.request.class;
+    let name = usize::try_from(class).ok().and_then(|c| names.and_then(|n| n.get(c)));
+    name.cloned().unwrap_or_else(|| format!("class {class}"))
+}
+
+fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        List(Vec<String>),
+        Object { classes: Vec<String> },
+    }
+    let text = fs_err::read_to_string(path)?;
+    match serde_json::from_str(&text) {
+        Ok(Names::List(names) | Names::Object { classes: names }) => Ok(names),
+        Err(_) => Err(Failure::usage(
+            format!("{path} is neither a JSON list of class names nor an object with \"classes\""),
+            None,
+        )),
+    }
+}
+
+/// `trace.npz`: what was decided for each image.
+fn write_trace(path: &Utf8Path, streams: &[Stream], t: usize) -> Result<(), Failure> {
+    let n = streams.len();
+    let tokens: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+    let entropy: Vec<f32> = streams.iter().flat_map(|s| s.entropy.iter().copied()).collect();
+    let margin: Vec<f32> = streams.iter().flat_map(|s| s.margin.iter().copied()).collect();
+    let steps: Vec<i64> = streams.iter().map(|s| s.steps() as i64).collect();
+    let labels: Vec<i64> = streams.iter().map(|s| s.request.class).collect();
+    let (lengths, columns) = pad(streams.iter().map(|s| s.patch_lengths.as_slice()));
+    let (matrix, rows, vector) = ([n, t], [n, columns], [n]);
+    let arrays = [
+        ("tokens", ArrayRef::i64(&matrix, &tokens)),
+        ("patch_lengths", ArrayRef::i64(&rows, &lengths)),
+        ("entropy", ArrayRef::f32(&matrix, &entropy)),
+        ("margin", ArrayRef::f32(&matrix, &margin)),
+        ("steps", ArrayRef::i64(&vector, &steps)),
+        ("class_labels", ArrayRef::i64(&vector, &labels)),
+    ];
+    Ok(write_npz(path, &arrays)?)
+}

@@ -1,0 +1,164 @@
+//! `inspect`: what is in a bundle or a checkpoint.
+
+use std::fmt::Write;
+
+use dpar_export_spec::{ComponentSpec, PatchRule, Port, SystemSpec};
+use serde_json::json;
+
+use super::args::InspectArgs;
+use super::failure::{Exit, Failure};
+use super::printer::{Printer, table};
+use crate::bundle::{Bundle, MANIFEST, digest};
+
+pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
+    if args.path.join(MANIFEST).is_file() {
+        if args.parts.any() {
+            let message = format!("{} is a bundle: its parts cannot be chosen any more", args.path);
+            return Err(Failure::usage(message, Some("leave the checkpoint options out")));
+        }
+        let bundle = Bundle::open(&args.path)?;
+        let value = json!({
+            "kind": "bundle", "manifest": bundle.manifest(), "config": bundle.system(),
+            "manifest_sha256": bundle.manifest_sha256(),
+        });
+        printer.result(|| bundle_text(&bundle), &value)?;
+        return Ok(Exit::Pass);
+    }
+    let loaded = dpar_export_checkpoint::load(&args.path, &args.parts.options())?;
+    let mut sources = Vec::new();
+    for source in &loaded.sources {
+        let (size, sha256) = digest(&source.path)?;
+        sources.push((source.role.clone(), source.name.clone(), size, sha256));
+    }
+    let components: Vec<(String, u64)> =
+        loaded.components.iter().map(|c| (c.spec.kind().name().to_owned(), c.weights.parameters())).collect();
+    let value = json!({
+        "kind": "checkpoint", "config": loaded.system,
+        "components": components.iter().map(|(name, parameters)| json!({ "kind": name, "parameters": parameters }))
+            .collect::<Vec<_>>(),
+        "sources": sources.iter().map(|(role, name, size, sha256)| {
+            json!({ "role": role, "name": name, "size": size, "sha256": sha256 })
+        }).collect::<Vec<_>>(),
+    });
+    let text = || {
+        let mut text = format!("checkpoint {}\n", args.path);
+        text += &system_text(&loaded.system);
+        text += &component_table(&loaded.system, &components);
+        text += &source_table(&sources);
+        text
+    };
+    printer.result(text, &value)?;
+    Ok(Exit::Pass)
+}
+
+fn bundle_text(bundle: &Bundle) -> String {
+    let manifest = bundle.manifest();
+    let mut text = format!("bundle {} (every hash matches)\n", bundle.folder());
+    let _ = writeln!(
+        text,
+        "written by {} {}, opset {}, {}",
+        manifest.tool.name, manifest.tool.version, manifest.opset, manifest.precision
+    );
+    text += &system_text(bundle.system());
+    let components: Vec<(String, u64)> =
+        manifest.components.iter().map(|c| (c.kind.name().to_owned(), c.parameters)).collect();
+    text += &component_table(bundle.system(), &components);
+    for graph in &manifest.graphs {
+        let _ = writeln!(text, "\ngraph {} ({})", graph.spec.name, graph.file);
+        let ports = [("in", &graph.spec.inputs), ("out", &graph.spec.outputs)];
+        let rows: Vec<Vec<String>> =
+            ports.iter().flat_map(|(side, ports)| ports.iter().map(|p| port_row(side, p))).collect();
+        text += &table(&["", "port", "type", "shape"], &rows);
+        let axes: Vec<String> =
+            graph.spec.axes.iter().map(|a| format!("{} {}/{}/{}", a.name, a.min, a.opt, a.max)).collect();
+        let _ = writeln!(text, "axes (min/opt/max): {}", axes.join(", "));
+    }
+    let sources: Vec<_> =
+        manifest.sources.iter().map(|s| (s.role.clone(), s.name.clone(), s.size, s.sha256.clone())).collect();
+    text += &source_table(&sources);
+    let files: Vec<Vec<String>> =
+        manifest.files.iter().map(|f| vec![f.path.clone(), f.size.to_string(), f.sha256.clone()]).collect();
+    text += "\n";
+    text += &table(&["file", "bytes", "sha256"], &files);
+    let _ = writeln!(text, "{MANIFEST} sha256 {}", bundle.manifest_sha256());
+    text
+}
+
+fn port_row(side: &str, port: &Port) -> Vec<String> {
+    let dims: Vec<String> = port.dims.iter().map(ToString::to_string).collect();
+    vec![side.to_owned(), port.name.clone(), port.dtype.to_string(), format!("[{}]", dims.join(", "))]
+}
+
+fn system_text(system: &SystemSpec) -> String {
+    format!(
+        "{:?} `{}`: {} px, {} tokens ({} a row), codebook {}, {} classes\npatches: {}\n",
+        system.kind,
+        system.name,
+        system.image_size,
+        system.tokens(),
+        system.grid,
+        system.vocab,
+        system.num_classes,
+        rule_text(&system.patch_rule),
+    )
+}
+
+fn rule_text(rule: &PatchRule) -> String {
+    let mode = serde_json::to_value(rule.mode).ok();
+    let mut text = mode.as_ref().and_then(|m| m.as_str()).unwrap_or("?").to_owned();
+    if let Some(threshold) = rule.threshold {
+        let _ = write!(text, ", threshold {threshold}");
+    }
+    if let Some(max) = rule.max_patch_length {
+        let _ = write!(text, ", at most {max} tokens");
+    }
+    if let Some(size) = rule.patch_size {
+        let _ = write!(text, ", patch size {size}");
+    }
+    if rule.monotonicity {
+        text += ", monotonicity";
+    }
+    text
+}
+
+fn sizes_text(spec: &ComponentSpec) -> String {
+    match spec {
+        ComponentSpec::Dpar(d) => format!(
+            "D {}, {} heads, E{} G{} D{}, ffn {}, {:?}, decoder attention {:?}",
+            d.width,
+            d.heads,
+            d.encoder_layers,
+            d.global_layers,
+            d.decoder_layers,
+            d.ffn,
+            d.patch_rope,
+            d.decoder_cross
+        ),
+        ComponentSpec::Entropy(g) | ComponentSpec::Llamagen(g) => {
+            format!("D {}, {} heads, {} layers, ffn {}", g.width, g.heads, g.layers, g.ffn)
+        }
+        ComponentSpec::Vq(v) => {
+            format!("codebook {} x {}, z {}, 1/{} px", v.codebook, v.code_width, v.z_channels, v.downsample)
+        }
+        _ => String::new(),
+    }
+}
+
+fn component_table(system: &SystemSpec, components: &[(String, u64)]) -> String {
+    let rows: Vec<Vec<String>> = components
+        .iter()
+        .map(|(name, parameters)| {
+            let spec = system.components.iter().find(|c| c.kind().name() == name);
+            vec![name.clone(), parameters.to_string(), spec.map(sizes_text).unwrap_or_default()]
+        })
+        .collect();
+    format!("\n{}", table(&["component", "parameters", "sizes"], &rows))
+}
+
+fn source_table(sources: &[(String, String, u64, String)]) -> String {
+    let rows: Vec<Vec<String>> = sources
+        .iter()
+        .map(|(role, name, size, sha256)| vec![role.clone(), name.clone(), size.to_string(), sha256.clone()])
+        .collect();
+    format!("\n{}", table(&["source", "file", "bytes", "sha256"], &rows))
+}

@@ -1,0 +1,151 @@
+//! PNG files, RGB with 8 bits a channel.
+
+use std::io::Cursor;
+
+use camino::Utf8Path;
+
+use super::{Picture, PictureError};
+use crate::arrays::write_atomic;
+
+/// Most pixels a PNG that is read may have.
+const MOST_PIXELS: u64 = 1 << 28;
+
+/// Encodes `rgb`, u8 `[height, width, 3]`, as a PNG. The same pixels give the same bytes.
+///
+/// # Errors
+/// When a size is 0 or above 2³¹ − 1, or the bytes are not as many as the sizes say.
+pub fn encode_png(rgb: &[u8], height: usize, width: usize) -> Result<Vec<u8>, PictureError> {
+    let size = || PictureError::Size { what: "a PNG", bytes: rgb.len(), height, width };
+    let side =
+        |n: usize| u32::try_from(n).ok().filter(|&n| n > 0 && i32::try_from(n).is_ok()).ok_or_else(size);
+    let (w, h) = (side(width)?, side(height)?);
+    if u64::from(w) * u64::from(h) * 3 != rgb.len() as u64 {
+        return Err(size());
+    }
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, w, h);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let failed = |e: png::EncodingError| PictureError::Encode(e.to_string());
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(rgb).map_err(failed)?;
+    writer.finish().map_err(failed)?;
+    Ok(out)
+}
+
+/// Writes `rgb`, u8 `[height, width, 3]`, as the PNG file `path`, whole or not at all.
+///
+/// # Errors
+/// As [`encode_png`], and when the folder or the disk refuses.
+pub fn write_png(path: &Utf8Path, rgb: &[u8], height: usize, width: usize) -> Result<(), PictureError> {
+    let bytes = encode_png(rgb, height, width)?;
+    write_atomic(path, &bytes).map_err(|e| file(path, e))
+}
+
+/// Reads a PNG file of RGB pixels with 8 bits a channel.
+///
+/// # Errors
+/// When it cannot be read, is malformed or truncated, has other pixels, or more than 2²⁸ of them.
+pub fn read_png(path: &Utf8Path) -> Result<Picture, PictureError> {
+    let bytes = fs_err::read(path.as_std_path()).map_err(|e| file(path, e))?;
+    decode(&bytes).map_err(|e| file(path, e))
+}
+
+fn file(path: &Utf8Path, error: impl ToString) -> PictureError {
+    PictureError::File { path: path.to_owned(), message: error.to_string() }
+}
+
+fn decode(bytes: &[u8]) -> Result<Picture, String> {
+    let mut decoder = png::Decoder::new(Cursor::new(bytes));
+    let info = decoder.read_header_info().map_err(|e| e.to_string())?;
+    let (width, height) = (info.width, info.height);
+    if (info.color_type, info.bit_depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
+        let (color, depth) = (info.color_type, info.bit_depth as u8);
+        return Err(format!("not RGB with 8 bits a channel, but {color:?} with {depth}"));
+    }
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        return Err(format!("{width} × {height} pixels are too many"));
+    }
+    let mut reader = decoder.read_info().map_err(|e| e.to_string())?;
+    let (width, height) = (width as usize, height as usize);
+    if reader.output_buffer_size() != Some(width * height * 3) {
+        return Err("not RGB with 8 bits a channel".to_owned());
+    }
+    let mut rgb = vec![0; width * height * 3];
+    reader.next_frame(&mut rgb).map_err(|e| e.to_string())?;
+    Ok(Picture { width, height, rgb })
+}
+
+impl Picture {
+    /// Writes the picture as a PNG file, whole or not at all.
+    ///
+    /// # Errors
+    /// As [`write_png`].
+    pub fn write_png(&self, path: &Utf8Path) -> Result<(), PictureError> {
+        write_png(path, &self.rgb, self.height, self.width)
+    }
+
+    /// The picture as the bytes of a PNG file.
+    ///
+    /// # Errors
+    /// As [`encode_png`].
+    pub fn encode_png(&self) -> Result<Vec<u8>, PictureError> {
+        encode_png(&self.rgb, self.height, self.width)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arrays::test_folder;
+    use proptest::prelude::*;
+
+    fn picture() -> Picture {
+        let rgb = (0..7 * 5 * 3).map(|i| (i * 37 % 256) as u8).collect();
+        Picture { width: 7, height: 5, rgb }
+    }
+
+    #[test]
+    fn pictures_survive_the_round_trip_and_bytes_repeat() {
+        let (_guard, folder) = test_folder();
+        let path = folder.join("000000.png");
+        picture().write_png(&path).unwrap();
+        assert_eq!(read_png(&path).unwrap(), picture());
+        assert_eq!(fs_err::read(&path).unwrap(), picture().encode_png().unwrap());
+    }
+
+    #[test]
+    fn sizes_must_fit() {
+        for (bytes, h, w) in [(10, 2, 2), (0, 0, 3), (0, 1, 0), (3, usize::MAX, usize::MAX)] {
+            let error = encode_png(&vec![0; bytes], h, w).unwrap_err();
+            assert!(matches!(error, PictureError::Size { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_pixels_are_named() {
+        let mut gray = Vec::new();
+        let mut encoder = png::Encoder::new(&mut gray, 1, 1);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.write_header().unwrap().write_image_data(&[7]).unwrap();
+        assert!(decode(&gray).unwrap_err().contains("Grayscale"));
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error() {
+        let bytes = picture().encode_png().unwrap();
+        for end in 0..bytes.len() - 16 {
+            assert!(decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_do_not_panic(at in 0_usize..100, value: u8) {
+            let mut bytes = picture().encode_png().unwrap();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            let _ = decode(&bytes);
+        }
+    }
+}

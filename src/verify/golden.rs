@@ -1,0 +1,300 @@
+//! Comparison with a golden folder: `golden.safetensors` and `golden.json` from the authors' own code.
+
+use camino::Utf8Path;
+use ndarray::ArrayD;
+use serde::Deserialize;
+
+use super::tolerance::{BOUNDARY_TIE, FP32_ABS, GREEDY_TIE, IMAGE_LSB};
+use super::{Check, Decision, Flip, Status, boundary_flip, mean, starts};
+use crate::arrays::ArrayFile;
+use crate::generate::sampler::SamplerOptions;
+use crate::generate::{DecodeOptions, Request, Stream, shift_entropy};
+use crate::patches::unpad;
+use crate::picture::to_u8_nhwc;
+use crate::runtime::{Progress, RunError, Runtime};
+
+/// The settings beside the arrays.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Settings {
+    /// Guidance of the greedy images.
+    cfg_scale: Option<f32>,
+    /// Steps of each teacher-forced and greedy image, where the reference counted them itself.
+    steps_teacher: Option<Vec<usize>>,
+    steps_greedy: Option<Vec<usize>>,
+}
+
+/// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
+///
+/// # Errors
+/// When the reference cannot be read or does not fit the bundle, or the engine fails. A mismatch is no error: it
+/// is in the checks.
+pub fn verify_golden(
+    runtime: &Runtime<'_>,
+    folder: &Utf8Path,
+    batch: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<Check>, RunError> {
+    let path = folder.join("golden.safetensors");
+    if !path.is_file() {
+        return Err(RunError::Input(format!("{folder} has no golden.safetensors")));
+    }
+    let golden = Golden { runtime, file: ArrayFile::open(&path)?, batch, settings: settings(folder)? };
+    let mut checks = golden.teacher_forced(progress)?;
+    checks.extend(golden.greedy(progress)?);
+    checks.push(golden.images(progress)?);
+    checks.push(golden.codes(progress)?);
+    Ok(checks)
+}
+
+fn settings(folder: &Utf8Path) -> Result<Settings, RunError> {
+    let path = folder.join("golden.json");
+    if !path.is_file() {
+        return Ok(Settings::default());
+    }
+    let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{path}: {e}"));
+    let text = fs_err::read_to_string(&path).map_err(|e| bad(&e))?;
+    serde_json::from_str(&text).map_err(|e| bad(&e))
+}
+
+/// An array's elements in row-major order.
+fn flat<T: Copy>(array: &ArrayD<T>) -> Vec<T> {
+    array.iter().copied().collect()
+}
+
+struct Golden<'a> {
+    runtime: &'a Runtime<'a>,
+    file: ArrayFile,
+    batch: usize,
+    settings: Settings,
+}
+
+impl Golden<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.file.contains(name)
+    }
+
+    fn boundary_flip(&self, image: usize, slot: usize, opens: bool, entropy: &[f32]) -> Flip {
+        boundary_flip(self.runtime.bundle().patch_rule(), image, slot, opens, entropy, BOUNDARY_TIE)
+    }
+
+    fn tokens(&self) -> usize {
+        self.runtime.bundle().system().tokens()
+    }
+
+    /// Logits, entropies and patch lengths over given tokens.
+    fn teacher_forced(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+        let names = ["entropy", "patch lengths", "logits", "mean steps"];
+        if !self.has("tokens") || !self.has("logits") {
+            let why = "the reference has no tokens and logits";
+            return Ok(names.iter().map(|n| Check::not_run(n, why)).collect());
+        }
+        let system = self.runtime.bundle().system();
+        let t = self.tokens();
+        let ids = self.file.i64("tokens", &[None, Some(t)])?;
+        let n = ids.shape()[0];
+        let labels = self.file.i64("class_labels", &[Some(n)])?;
+        let reference = self.file.f32("logits", &[Some(n), Some(t), Some(system.vocab)])?;
+        let lengths = if self.has("patch_lengths") {
+            let array = self.file.i64("patch_lengths", &[Some(n), None])?;
+            Some(unpad(&array, t, self.file.path().as_str())?)
+        } else {
+            None
+        };
+        // The reference's own patches, so that a flipped boundary does not hide the logits' difference.
+        let scores =
+            self.runtime.score(&flat(&ids), &flat(&labels), lengths.as_deref(), self.batch, progress)?;
+        let mut checks = Vec::new();
+        match (&scores.entropy, self.has("entropy")) {
+            (Some(found), true) => {
+                let reference = self.file.f32("entropy", &[Some(n), Some(t)])?;
+                checks.push(Check::tensor("entropy", &[n, t], &flat(&reference), found, FP32_ABS));
+            }
+            (None, true) => checks.push(Check::impossible("entropy", "the bundle has no entropy model")),
+            (_, false) => checks.push(Check::not_run("entropy", "not in the reference")),
+        }
+        match &lengths {
+            Some(reference) => checks.extend(self.patch_checks(reference, scores.entropy.as_deref())),
+            None => checks.push(Check::not_run("patch lengths", "not in the reference")),
+        }
+        let shape = [n, t, system.vocab];
+        checks.push(Check::tensor("logits", &shape, &flat(&reference), &scores.logits, FP32_ABS));
+        Ok(checks)
+    }
+
+    /// Boundaries from this engine's entropies against the reference's patch lengths.
+    fn patch_checks(&self, reference: &[Vec<usize>], entropy: Option<&[f32]>) -> [Check; 2] {
+        let rule = self.runtime.bundle().patch_rule();
+        let t = self.tokens();
+        let mut flips = Vec::new();
+        let mut steps = Vec::with_capacity(reference.len());
+        for (image, reference) in reference.iter().enumerate() {
+            let e = entropy.map_or_else(Vec::new, |e| shift_entropy(&e[image * t..(image + 1) * t]));
+            let found = rule.lengths(t, &e);
+            let (r, f) = (starts(reference), starts(&found));
+            if let Some(slot) = (0..t).find(|i| r.get(*i) != f.get(*i)) {
+                flips.push(self.boundary_flip(image, slot, r.get(slot) == Some(&true), &e));
+            }
+            steps.push(found.len());
+        }
+        let n = reference.len();
+        let equal = n - flips.len();
+        let own = self.settings.steps_teacher.clone();
+        let counted = own.unwrap_or_else(|| reference.iter().map(Vec::len).collect());
+        let means = [mean(counted.iter().copied()), mean(steps.iter().copied())];
+        let steps = Check::mean_steps("mean steps", means[0], means[1], &flips);
+        let detail = format!("{equal} of {n} images equal");
+        [Check::decisions("patch lengths", detail, flips, equal > 0), steps]
+    }
+
+    /// Arg-max decoding with guidance, cached, from nothing but the class.
+    fn greedy(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+        if !self.has("greedy_tokens") {
+            return Ok(vec![Check::not_run("greedy tokens", "not in the reference")]);
+        }
+        let Some(cfg_scale) = self.settings.cfg_scale else {
+            let message = "greedy tokens need golden.json with their cfg_scale beside golden.safetensors";
+            return Err(RunError::Input(message.to_owned()));
+        };
+        let t = self.tokens();
+        let reference = self.file.i64("greedy_tokens", &[None, Some(t)])?;
+        let n = reference.shape()[0];
+        let labels = if self.has("greedy_class_labels") {
+            flat(&self.file.i64("greedy_class_labels", &[Some(n)])?)
+        } else {
+            flat(&self.file.i64("class_labels", &[None])?)
+        };
+        if labels.len() < n {
+            let message = format!("{}: {n} greedy images but {} labels", self.file.path(), labels.len());
+            return Err(RunError::Input(message));
+        }
+        let requests: Vec<Request> =
+            labels[..n].iter().enumerate().map(|(i, c)| Request { index: i as u64, class: *c }).collect();
+        let options = DecodeOptions {
+            cfg_scale,
+            cfg_interval: None,
+            sampler: SamplerOptions { greedy: true, ..SamplerOptions::default() },
+            seed: 0,
+        };
+        let streams = self.runtime.decode(&requests, &options, self.batch, progress)?;
+        let lengths = if self.has("greedy_patch_lengths") {
+            let array = self.file.i64("greedy_patch_lengths", &[Some(n), None])?;
+            Some(unpad(&array, t, self.file.path().as_str())?)
+        } else {
+            None
+        };
+        let reference = flat(&reference);
+        let mut flips = Vec::new();
+        for (i, stream) in streams.iter().enumerate() {
+            let tokens = &reference[i * t..(i + 1) * t];
+            flips.extend(self.first_flip(i, stream, tokens, lengths.as_ref().map(|l| &l[i][..])));
+        }
+        let equal = n - flips.len();
+        let detail = format!("{equal} of {n} images equal, cfg {cfg_scale}");
+        let mut checks = vec![Check::decisions("greedy tokens", detail, flips.clone(), equal > 0)];
+        if let Some(lengths) = lengths {
+            let own = self.settings.steps_greedy.clone();
+            let counted = own.unwrap_or_else(|| lengths.iter().map(Vec::len).collect());
+            let found = mean(streams.iter().map(Stream::steps));
+            checks.push(Check::mean_steps("greedy mean steps", mean(counted.into_iter()), found, &flips));
+        }
+        Ok(checks)
+    }
+
+    /// The first decision of a greedy stream that differs from the reference.
+    fn first_flip(
+        &self,
+        image: usize,
+        stream: &Stream,
+        tokens: &[i64],
+        lengths: Option<&[usize]>,
+    ) -> Option<Flip> {
+        let found = starts(&stream.patch_lengths);
+        let reference = lengths.map_or_else(|| found.clone(), starts);
+        for (slot, &token) in tokens.iter().enumerate() {
+            if reference.get(slot) != found.get(slot) {
+                let opens = reference.get(slot) == Some(&true);
+                return Some(self.boundary_flip(image, slot, opens, &stream.entropy));
+            }
+            if token != i64::from(stream.tokens[slot]) {
+                let flip = Flip {
+                    decision: Decision::Token,
+                    image,
+                    slot,
+                    reference: token,
+                    found: i64::from(stream.tokens[slot]),
+                    margin: Some(stream.margin[slot]),
+                    limit: GREEDY_TIE,
+                    near_tie: false,
+                };
+                return Some(flip.judged());
+            }
+        }
+        None
+    }
+
+    /// The reference's greedy tokens as pictures.
+    fn images(&self, progress: Progress<'_>) -> Result<Check, RunError> {
+        let name = "images";
+        if !self.has("greedy_image_u8") || !self.has("greedy_tokens") {
+            return Ok(Check::not_run(name, "not in the reference"));
+        }
+        if !self.runtime.bundle().has_graph("vq_decode") {
+            return Ok(Check::impossible(name, "the bundle has no tokenizer"));
+        }
+        let size = self.runtime.bundle().system().image_size;
+        let ids = self.file.i64("greedy_tokens", &[None, Some(self.tokens())])?;
+        let n = ids.shape()[0];
+        let shape = [Some(n), Some(size), Some(size), Some(3)];
+        let reference = flat(&self.file.u8("greedy_image_u8", &shape)?);
+        let images = self.runtime.images(&flat(&ids), self.batch, progress)?;
+        let found = to_u8_nhwc(&images, n, size, size);
+        let differences = reference.iter().zip(&found).map(|(r, f)| r.abs_diff(*f));
+        let (mut worst, mut count) = (0, 0);
+        for d in differences {
+            worst = worst.max(d);
+            count += usize::from(d > 0);
+        }
+        let pass = reference.len() == found.len() && worst <= IMAGE_LSB;
+        Ok(Check {
+            name: name.to_owned(),
+            status: if pass { Status::Pass } else { Status::Fail },
+            max_abs: Some(f64::from(worst)),
+            limit: Some(f64::from(IMAGE_LSB)),
+            detail: format!("{n} images, {count} of {} values differ (in steps of 1/255)", found.len()),
+            flips: Vec::new(),
+        })
+    }
+
+    /// Codes of the reference's images.
+    fn codes(&self, progress: Progress<'_>) -> Result<Check, RunError> {
+        let name = "codes";
+        if !self.has("encode_image") || !self.has("encode_codes") {
+            return Ok(Check::not_run(name, "not in the reference"));
+        }
+        if !self.runtime.bundle().has_graph("vq_encode") {
+            return Ok(Check::impossible(name, "the bundle has no tokenizer"));
+        }
+        let size = self.runtime.bundle().system().image_size;
+        let images = self.file.f32("encode_image", &[None, Some(3), Some(size), Some(size)])?;
+        let n = images.shape()[0];
+        let t = self.tokens();
+        let reference = flat(&self.file.i64("encode_codes", &[Some(n), Some(t)])?);
+        let found = self.runtime.codes(&flat(&images), self.batch, progress)?;
+        let mut flips = Vec::new();
+        for (i, (r, f)) in reference.iter().zip(&found).enumerate().filter(|(_, (r, f))| r != f) {
+            flips.push(Flip {
+                decision: Decision::Code,
+                image: i / t,
+                slot: i % t,
+                reference: *r,
+                found: *f,
+                margin: None,
+                limit: 0.0,
+                near_tie: false,
+            });
+        }
+        let detail = format!("{} of {} codes equal", reference.len() - flips.len(), reference.len());
+        Ok(Check::decisions(name, detail, flips, reference.len() == found.len()))
+    }
+}

@@ -1,0 +1,63 @@
+//! Fixtures, bundles and engines for the tests.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export::bundle::{self, Bundle};
+use dpar_export::engines::{self, EngineOptions};
+use dpar_export::runtime::Runtime;
+use dpar_export_checkpoint::{LoadOptions, load};
+
+/// Both engines of the default build.
+pub(crate) const ENGINES: [&str; 2] = ["tract", "ort"];
+
+/// A path below `fixtures/`.
+pub(crate) fn fixture(path: &str) -> Utf8PathBuf {
+    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+/// A folder that is removed when it is dropped.
+pub(crate) struct Temp(tempfile::TempDir);
+
+impl Temp {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> Utf8PathBuf {
+        Utf8Path::from_path(self.0.path()).unwrap().join(name)
+    }
+}
+
+/// Exports a checkpoint below `fixtures/` into `out`.
+pub(crate) fn export(checkpoint: &str, options: &LoadOptions, out: &Utf8Path) -> Bundle {
+    let loaded = load(&fixture(checkpoint), options).unwrap();
+    bundle::write(&loaded, out, false, &mut |_| true).unwrap();
+    Bundle::open(out).unwrap()
+}
+
+/// The LlamaGen baseline of a fixture folder: weight file and options.
+pub(crate) fn llamagen(name: &str) -> (&'static str, LoadOptions) {
+    let (file, folder, vq) = match name {
+        "llamagen-small" => ("llamagen-small/c2i_tiny.pt", "llamagen-small", None),
+        "emoji32" => ("emoji32/llamagen/c2i_emoji32.pt", "emoji32/llamagen", Some("emoji32/vq.pt")),
+        other => panic!("no baseline in {other}"),
+    };
+    let options = LoadOptions {
+        config: Some(fixture(folder).join("config.yaml")),
+        vq: vq.map(fixture),
+        ..LoadOptions::default()
+    };
+    (file, options)
+}
+
+/// The bundle on an engine.
+pub(crate) fn on<'a>(bundle: &'a Bundle, engine: &str) -> Runtime<'a> {
+    let engine =
+        engines::create(engine, &EngineOptions { threads: Some(2), ..EngineOptions::default() }).unwrap();
+    Runtime::new(bundle, engine)
+        .unwrap_or_else(|e| panic!("{e}; hint: {}", e.hint.clone().unwrap_or_default()))
+}
+
+/// Progress that is not shown.
+pub(crate) fn quiet(_: usize, _: usize) -> bool {
+    true
+}

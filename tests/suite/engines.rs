@@ -1,0 +1,73 @@
+//! The conformance suite on the exported graphs, on every engine of the default build.
+
+use dpar_engine_conformance::{Case, agree, assert_passed, run};
+use dpar_export::bundle::Bundle;
+use dpar_export::engines::{self, EngineOptions};
+use dpar_export_checkpoint::LoadOptions;
+
+use crate::common::{ENGINES, Temp, export, llamagen};
+
+/// Every graph of a bundle, with the bounds that its integer inputs have.
+fn cases(bundle: &Bundle) -> Vec<Case> {
+    let system = bundle.system();
+    let (t, vocab) = (system.tokens(), system.vocab);
+    bundle
+        .manifest()
+        .graphs
+        .iter()
+        .map(|graph| {
+            let mut case = Case::new(graph.spec.clone(), bundle.folder().join(&graph.file));
+            // Large enough to differ from the tuned sizes, small enough for an image network.
+            case.cap = 6;
+            // The patches of the whole batch stand in one list.
+            case.coupled_rows = graph.spec.input("patch_tokens").is_some();
+            for port in &graph.spec.inputs {
+                let bound = match port.name.as_str() {
+                    "tokens" | "slots" => vocab,
+                    "class_labels" => system.num_classes + 1,
+                    "positions" => t,
+                    "patch_first" | "patch_last" | "patch_index" => t + 1,
+                    // Flat indices: the first row exists whatever the shape.
+                    _ => 1,
+                };
+                if port.dtype == dpar_export_spec::DType::I64 {
+                    case = case.bound(&port.name, bound);
+                }
+            }
+            case
+        })
+        .collect()
+}
+
+fn check(bundle: &Bundle) {
+    let cases = cases(bundle);
+    let engines: Vec<_> = ENGINES
+        .iter()
+        .map(|name| {
+            engines::create(name, &EngineOptions { threads: Some(2), ..EngineOptions::default() }).unwrap()
+        })
+        .collect();
+    for engine in &engines {
+        assert_passed(&run(engine.as_ref(), &cases));
+    }
+    assert_passed(&agree(engines[0].as_ref(), engines[1].as_ref(), &cases));
+}
+
+#[test]
+fn the_graphs_of_dpar() {
+    let temp = Temp::new();
+    check(&export("dpar-small/dpar", &LoadOptions::default(), &temp.path("b")));
+}
+
+#[test]
+fn the_graphs_of_a_variant_with_every_switch_on() {
+    let temp = Temp::new();
+    check(&export("variants/combined/dpar", &LoadOptions::default(), &temp.path("b")));
+}
+
+#[test]
+fn the_graphs_of_llamagen() {
+    let temp = Temp::new();
+    let (file, options) = llamagen("llamagen-small");
+    check(&export(file, &options, &temp.path("b")));
+}

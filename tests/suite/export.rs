@@ -1,0 +1,103 @@
+//! What the export writes: the same bytes everywhere, complete or nothing.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8Path;
+use dpar_export::bundle::{self, Bundle};
+use dpar_export_checkpoint::{LoadOptions, load};
+use sha2::{Digest, Sha256};
+
+use crate::common::{Temp, export, fixture};
+
+/// SHA-256 of the manifest of fixtures/dpar-small. The manifest holds the digest of every file, so this pins
+/// all bytes of the export on every machine. It changes with the tool's version and with any change of a graph:
+/// then `cargo nextest run byte` prints the new value.
+const DPAR_SMALL_MANIFEST: &str = "f0510f9a533c392323007544ebaddbdcfb543d9ffc136f2fa7ee842edc473ff8";
+
+fn files(folder: &Utf8Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for sub in ["", "onnx"] {
+        for entry in folder.join(sub).read_dir_utf8().unwrap() {
+            let path = entry.unwrap().path().to_owned();
+            if path.is_file() {
+                let digest = hex::encode(Sha256::digest(fs_err::read(&path).unwrap()));
+                found.insert(path.strip_prefix(folder).unwrap().to_string(), digest);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_same_checkpoint_gives_the_same_bytes() {
+    let temp = Temp::new();
+    let first = export("dpar-small/dpar", &LoadOptions::default(), &temp.path("a"));
+    export("dpar-small/dpar", &LoadOptions::default(), &temp.path("somewhere/else"));
+    assert_eq!(files(&temp.path("a")), files(&temp.path("somewhere/else")));
+    assert_eq!(first.manifest_sha256(), DPAR_SMALL_MANIFEST);
+}
+
+#[test]
+fn every_axis_of_a_port_has_a_range_and_every_component_its_graphs() {
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let manifest = bundle.manifest();
+    for graph in &manifest.graphs {
+        let ports = graph.spec.inputs.iter().chain(&graph.spec.outputs);
+        for axis in ports.flat_map(|p| &p.dims).flat_map(|d| d.axes()) {
+            let range = graph.spec.axis(axis).unwrap_or_else(|| panic!("{}: {axis}", graph.spec.name));
+            assert!(range.min <= range.opt && range.opt <= range.max, "{range:?}");
+        }
+    }
+    for (component, spec) in manifest.components.iter().zip(&bundle.system().components) {
+        assert_eq!(component.kind, spec.kind());
+        assert_eq!(component.graphs, dpar_export_onnx::graph_names(spec).unwrap());
+    }
+    let text = fs_err::read_to_string(temp.path("b/manifest.json")).unwrap();
+    assert!(!text.contains(env!("CARGO_MANIFEST_DIR")), "no absolute path in the manifest");
+}
+
+#[test]
+fn the_manifest_follows_its_schema() {
+    let temp = Temp::new();
+    export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let read = |path: &Utf8Path| -> serde_json::Value {
+        serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
+    };
+    let root = Utf8Path::new(env!("CARGO_MANIFEST_DIR"));
+    let schema = jsonschema::validator_for(&read(&root.join("docs/manifest.schema.json"))).unwrap();
+    let manifest = read(&temp.path("b/manifest.json"));
+    let errors: Vec<String> =
+        schema.iter_errors(&manifest).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    let mut broken = manifest;
+    broken["files"][0]["sha256"] = "no digest".into();
+    assert!(!schema.is_valid(&broken), "the schema must be able to refuse");
+}
+
+#[test]
+fn an_interrupted_export_leaves_nothing() {
+    let temp = Temp::new();
+    let loaded = load(&fixture("dpar-small/dpar"), &LoadOptions::default()).unwrap();
+    let mut count = 0;
+    let result = bundle::write(&loaded, &temp.path("out"), false, &mut |_| {
+        count += 1;
+        count < 5
+    });
+    assert!(result.is_err() && count == 5);
+    assert_eq!(temp.path("").read_dir_utf8().unwrap().count(), 0);
+}
+
+#[test]
+fn an_existing_folder_is_never_overwritten_unasked() {
+    let temp = Temp::new();
+    let loaded = load(&fixture("dpar-small/dpar"), &LoadOptions::default()).unwrap();
+    export("dpar-small/dpar", &LoadOptions::default(), &temp.path("b"));
+    assert!(bundle::write(&loaded, &temp.path("b"), false, &mut |_| true).is_err());
+    bundle::write(&loaded, &temp.path("b"), true, &mut |_| true).unwrap();
+    Bundle::open(&temp.path("b")).unwrap();
+    fs_err::create_dir(temp.path("mine")).unwrap();
+    fs_err::write(temp.path("mine/notes"), "x").unwrap();
+    assert!(bundle::write(&loaded, &temp.path("mine"), true, &mut |_| true).is_err());
+    assert!(temp.path("mine/notes").is_file());
+}

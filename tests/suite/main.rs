@@ -1,0 +1,14 @@
+//! End-to-end tests: real checkpoints, real graphs, real engines.
+//!
+//! ONNX Runtime is expected where `cargo xtask setup` puts it; its tests fail, and say so, when it is not there.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod cached;
+mod cli;
+mod common;
+mod engines;
+mod export;
+mod integrity;
+mod parity;
+mod streams;

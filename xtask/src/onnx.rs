@@ -1,0 +1,81 @@
+//! `cargo xtask onnx-check`: the reference checker on exported graphs.
+
+use anyhow::{Context, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::{cargo, command, setup};
+
+/// Checkpoints that are exported when no bundle is given, below `fixtures/`.
+const FIXTURES: &[&str] = &[
+    "emoji32/dpar",
+    "emoji32/llamagen/c2i_emoji32.pt",
+    "dpar-small/dpar",
+    "llamagen-small/c2i_tiny.pt",
+    "variants/block-causal/dpar",
+    "variants/combined/dpar",
+    "variants/dynamic-3d/dpar",
+    "variants/encoder-layers/dpar",
+    "variants/entropy-unlimited/dpar",
+    "variants/eoi/dpar",
+    "variants/full-cross/dpar",
+    "variants/index-rope/dpar",
+    "variants/monotonicity/dpar",
+    "variants/static-fractional/dpar",
+    "variants/token/dpar",
+];
+
+/// Checks the given bundles, or exports of the fixtures.
+pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf]) -> Result<()> {
+    let python = setup::python(root);
+    if !python.is_file() {
+        bail!("{python} is missing: run `cargo xtask setup`");
+    }
+    let scratch = tempfile::tempdir().context("a temporary folder")?;
+    let exported;
+    let bundles = if bundles.is_empty() {
+        let scratch = Utf8Path::from_path(scratch.path()).context("the temporary folder is not UTF-8")?;
+        exported = export(root, scratch)?;
+        &exported
+    } else {
+        bundles
+    };
+    // Given paths are relative to where the user is, which is not where the command runs.
+    let here =
+        std::env::current_dir().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok()).unwrap_or_default();
+    let script = root.join("xtask/onnx_check.py");
+    let mut args = vec![script.to_string()];
+    args.extend(bundles.iter().map(|b| here.join(b).to_string()));
+    command(root, python.as_str(), &args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Exports the fixtures with the program as it is now.
+fn export(root: &Utf8Path, scratch: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    command(root, &cargo(), &["build", "--quiet", "--bin", "dpar-export"])?;
+    let program = target(root)?.join("debug").join(format!("dpar-export{}", std::env::consts::EXE_SUFFIX));
+    let mut bundles = Vec::new();
+    for fixture in FIXTURES {
+        let fixture = root.join("fixtures").join(fixture);
+        if !fixture.exists() {
+            bail!("{fixture} is missing");
+        }
+        let out = scratch.join(format!("bundle-{}", bundles.len()));
+        let mut args = vec!["--target", "onnx", fixture.as_str(), "-o", out.as_str()];
+        // An experiment folder holds its configuration; a weight file lies beside it.
+        let config = fixture.with_file_name("config.yaml");
+        if fixture.is_file() {
+            args.extend(["--config", config.as_str()]);
+        }
+        command(root, program.as_str(), &args).with_context(|| format!("exporting {fixture}"))?;
+        bundles.push(out);
+    }
+    Ok(bundles)
+}
+
+/// Cargo's target folder.
+pub(crate) fn target(root: &Utf8Path) -> Result<Utf8PathBuf> {
+    let metadata = crate::tidy::metadata(root)?;
+    metadata["target_directory"]
+        .as_str()
+        .map(Utf8PathBuf::from)
+        .context("cargo metadata names no target folder")
+}

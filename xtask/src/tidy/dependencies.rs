@@ -1,0 +1,130 @@
+//! Which crate may depend on which: data flows one way, and each native dependency has one owner.
+
+use anyhow::{Context, Result};
+
+/// One declared dependency of a workspace member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Edge {
+    from: String,
+    to: String,
+    /// Also built outside tests.
+    normal: bool,
+}
+
+/// Dependencies that only the named members may have.
+const OWNERS: &[(&str, &[&str])] = &[
+    ("ort", &["dpar-engine-ort"]),
+    ("tract-onnx", &["dpar-engine-tract"]),
+    ("tract-linalg", &["dpar-engine-tract"]),
+    ("candle-core", &["dpar-engine-candle"]),
+    ("candle-onnx", &["dpar-engine-candle"]),
+    ("trtx", &["dpar-engine-tensorrt"]),
+    ("libloading", &["dpar-engine-ort", "dpar-engine-candle", "dpar-engine-tensorrt"]),
+    ("prost", &["dpar-export-onnx"]),
+];
+
+/// What `dpar-export-spec` must not use: it does no I/O.
+const IO: &[&str] = &["fs-err", "camino", "memmap2", "tempfile"];
+
+/// Reads the declared dependencies.
+pub(crate) fn edges(metadata: &serde_json::Value) -> Result<Vec<Edge>> {
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
+    let mut edges = Vec::new();
+    for package in packages {
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let name = |v: &serde_json::Value| v.as_str().map(str::to_owned).context("a package has no name");
+            edges.push(Edge {
+                from: name(&package["name"])?,
+                to: name(&dependency["name"])?,
+                normal: dependency["kind"].as_str() != Some("dev"),
+            });
+        }
+    }
+    Ok(edges)
+}
+
+fn is_exporter(name: &str) -> bool {
+    name.starts_with("dpar-export-")
+}
+
+fn is_engine(name: &str) -> bool {
+    name.starts_with("dpar-engine-")
+}
+
+pub(crate) fn check(edges: &[Edge]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for Edge { from, to, normal } in edges {
+        let mut problem = |why: &str| problems.push(format!("{from} depends on {to}: {why}"));
+        if is_exporter(from) && is_engine(to) {
+            problem("exporters never depend on an engine");
+        }
+        if is_engine(from) && is_exporter(to) && to != "dpar-export-spec" {
+            problem("engines never see a checkpoint or an exporter");
+        }
+        if *normal && is_engine(from) && is_engine(to) && to != "dpar-engine-api" {
+            problem("engines know the contract, not each other");
+        }
+        if from == "dpar-export-spec" && (IO.contains(&to.as_str()) || is_exporter(to)) {
+            problem("the spec does no I/O and depends on no other member");
+        }
+        if let Some((_, owners)) = OWNERS.iter().find(|(name, _)| name == to)
+            && !owners.contains(&from.as_str())
+        {
+            problem(&format!("it belongs to {}", owners.join(", ")));
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(from: &str, to: &str, normal: bool) -> Vec<String> {
+        check(&[Edge { from: from.into(), to: to.into(), normal }])
+    }
+
+    #[test]
+    fn each_direction_fires() {
+        for (from, to, why) in [
+            ("dpar-export-onnx", "dpar-engine-api", "never depend on an engine"),
+            ("dpar-engine-ort", "dpar-export-checkpoint", "never see a checkpoint"),
+            ("dpar-engine-tract", "dpar-export-onnx", "never see a checkpoint"),
+            ("dpar-engine-tract", "dpar-engine-ort", "not each other"),
+            ("dpar-export-spec", "fs-err", "no I/O"),
+            ("dpar-export-spec", "camino", "no I/O"),
+            ("dpar-export-spec", "dpar-export-onnx", "no other member"),
+            ("dpar-export", "ort", "belongs to dpar-engine-ort"),
+            ("dpar-engine-ort", "tract-onnx", "belongs to dpar-engine-tract"),
+            ("dpar-export", "libloading", "belongs to dpar-engine-ort"),
+            ("dpar-engine-ort", "prost", "belongs to dpar-export-onnx"),
+        ] {
+            let found = problems(from, to, true);
+            assert!(found.len() == 1 && found[0].contains(why), "{from} -> {to}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_does_not_fire() {
+        for (from, to, normal) in [
+            ("dpar-export", "dpar-engine-ort", true),
+            ("dpar-export-onnx", "dpar-export-checkpoint", true),
+            ("dpar-engine-ort", "dpar-export-spec", true),
+            ("dpar-engine-ort", "ort", true),
+            ("dpar-engine-conformance", "dpar-engine-ort", false),
+            ("dpar-export-spec", "serde", true),
+        ] {
+            assert!(problems(from, to, normal).is_empty(), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn edges_are_read_from_cargo_metadata() {
+        let metadata = serde_json::json!({"packages": [{"name": "a", "dependencies": [
+            {"name": "b", "kind": null}, {"name": "c", "kind": "dev"}, {"name": "d", "kind": "build"}]}]});
+        let found = edges(&metadata).unwrap();
+        let edge = |to: &str, normal| Edge { from: "a".into(), to: to.into(), normal };
+        assert_eq!(found, [edge("b", true), edge("c", false), edge("d", true)]);
+        assert!(edges(&serde_json::json!({})).is_err());
+    }
+}

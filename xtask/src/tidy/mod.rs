@@ -1,0 +1,76 @@
+//! `cargo xtask tidy`: the invariants of ARCHITECTURE.md that a machine can check. No network.
+//!
+//! A rule is a function from facts to problems; reading the facts is separate, so that each rule has a test that
+//! shows it firing.
+
+mod dependencies;
+mod files;
+mod source;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+
+/// A tracked file.
+#[derive(Debug, Clone)]
+pub(crate) struct Tracked {
+    /// Path below the workspace's folder.
+    pub(crate) path: Utf8PathBuf,
+    pub(crate) bytes: u64,
+    /// Content, if it is text.
+    pub(crate) text: Option<String>,
+}
+
+/// Largest file that is read as text.
+const TEXT_LIMIT: u64 = 4 << 20;
+
+pub(crate) fn run(root: &Utf8Path) -> Result<()> {
+    let tracked = tracked(root)?;
+    let mut problems = dependencies::check(&dependencies::edges(&metadata(root)?)?);
+    problems.extend(files::check(&tracked));
+    problems.extend(tracked.iter().flat_map(source::check));
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    match problems.len() {
+        0 => {
+            println!("{} files are tidy", tracked.len());
+            Ok(())
+        }
+        n => bail!("{n} problems"),
+    }
+}
+
+/// What `cargo metadata` says about the workspace, without its dependencies' dependencies.
+pub(crate) fn metadata(root: &Utf8Path) -> Result<serde_json::Value> {
+    let args = ["metadata", "--format-version=1", "--no-deps", "--offline"];
+    let output = Command::new(crate::cargo()).args(args).current_dir(root).output()?;
+    if !output.status.success() {
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")
+}
+
+/// Every file that git tracks or would add.
+fn tracked(root: &Utf8Path) -> Result<Vec<Tracked>> {
+    let args = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let output =
+        Command::new("git").args(args).current_dir(root).output().context("`git` cannot be started")?;
+    if !output.status.success() {
+        bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let list = String::from_utf8(output.stdout).context("a tracked file's name is not UTF-8")?;
+    let mut files = Vec::new();
+    for path in list.split('\0').filter(|p| !p.is_empty()).map(Utf8PathBuf::from) {
+        let full = root.join(&path);
+        // Deleted but still tracked, or a link or submodule: nothing to read.
+        let Some(meta) = fs_err::symlink_metadata(&full).ok().filter(std::fs::Metadata::is_file) else {
+            continue;
+        };
+        let text = (meta.len() <= TEXT_LIMIT).then(|| fs_err::read(&full)).transpose()?;
+        let text = text.filter(|b| !b.contains(&0)).and_then(|b| String::from_utf8(b).ok());
+        files.push(Tracked { path, bytes: meta.len(), text });
+    }
+    Ok(files)
+}
