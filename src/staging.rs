@@ -68,7 +68,8 @@ impl StagedFolder {
         let ours = kind.marks.iter().any(|m| entries.iter().any(|e| e == m))
             && entries.iter().all(|e| (kind.writes)(e));
         let foreign = output.exists() && !output.is_dir();
-        if foreign || (!entries.is_empty() && !(replace && ours)) {
+        let free = entries.is_empty() || (replace && ours);
+        if foreign || !free {
             return Err(StagingError::Exists(output));
         }
         let inside = output.is_dir() && entries.is_empty();

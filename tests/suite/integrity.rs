@@ -40,7 +40,7 @@ fn one_changed_byte_of_any_file_stops_every_command() {
         let out = run(command);
         assert_eq!(out.code, 0, "{command:?}: {}", out.stderr);
         let written = command.iter().skip_while(|a| *a != "-o").nth(1);
-        if let Some(path) = written.map(|p| Utf8Path::new(p)) {
+        if let Some(path) = written.map(Utf8Path::new) {
             let gone = if path.is_dir() { fs_err::remove_dir_all(path) } else { fs_err::remove_file(path) };
             gone.unwrap();
         }
