@@ -13,4 +13,5 @@ pub mod patches;
 pub mod picture;
 pub mod runtime;
 pub mod staging;
+pub mod targets;
 pub mod verify;

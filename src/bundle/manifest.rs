@@ -1,7 +1,7 @@
 //! `manifest.json`: what is in a bundle, where it came from, and how to call it.
 
 use camino::Utf8Path;
-use dpar_export_spec::{ComponentKind, GraphSpec, PatchRule, SystemKind};
+use dpar_export_spec::{AxisRange, ComponentKind, GraphSpec, PatchRule, SystemKind};
 use serde::{Deserialize, Serialize};
 
 /// The manifest layout this version writes and reads.
@@ -67,6 +67,56 @@ pub struct GraphEntry {
     pub spec: GraphSpec,
 }
 
+/// An optimization profile of an engine: the range of every axis of its graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileEntry {
+    /// Name, unique in the engine.
+    pub name: String,
+    /// Ranges.
+    pub axes: Vec<AxisRange>,
+}
+
+/// An engine that was built from a graph, bound to the bytes it was built from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineEntry {
+    /// Graph name.
+    pub graph: String,
+    /// The `.engine` file; its size and SHA-256 are in `files`.
+    pub file: String,
+    /// The product that built it and must run it.
+    pub builder: String,
+    /// Its version.
+    pub version: String,
+    /// Arithmetic.
+    pub precision: String,
+    /// Devices it was built for; empty = all of Ampere and later.
+    pub compute_capabilities: Vec<String>,
+    /// Builder optimization level; `None` = the library's choice.
+    pub optimization_level: Option<u8>,
+    /// Largest scratch memory of a layer in bytes; `None` = no limit.
+    pub workspace: Option<u64>,
+    /// Optimization profiles in the order of the build.
+    pub profiles: Vec<ProfileEntry>,
+    /// SHA-256 of the graph it was built from.
+    pub graph_sha256: String,
+    /// SHA-256 of the weights it was built from.
+    pub weights_sha256: String,
+    /// Layers of the network before optimization.
+    pub layers: u64,
+    /// The builder's warnings.
+    pub warnings: Vec<String>,
+}
+
+impl EngineEntry {
+    /// Whether another build with the same inputs and settings made `other`.
+    pub fn same_build(&self, other: &Self) -> bool {
+        let key = |e: &Self| Self { layers: 0, warnings: Vec::new(), ..e.clone() };
+        key(self) == key(other)
+    }
+}
+
 /// The manifest of a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +141,9 @@ pub struct Manifest {
     pub components: Vec<ComponentEntry>,
     /// Graphs.
     pub graphs: Vec<GraphEntry>,
+    /// Engines, where some were built.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<EngineEntry>,
     /// Every file of the bundle except the manifest.
     pub files: Vec<FileEntry>,
 }
@@ -116,6 +169,9 @@ pub enum ManifestError {
         /// The path.
         path: String,
     },
+    /// An engine was built from other bytes than the bundle holds.
+    #[error("the engine of graph `{0}` was built from another graph or other weights")]
+    StaleEngine(String),
     /// A name or path occurs twice.
     #[error("`{0}` is listed twice")]
     Duplicate(String),
@@ -168,7 +224,21 @@ impl Manifest {
             }
             listed(&graph.spec.name, &graph.file)?;
         }
+        for engine in &self.engines {
+            listed(&engine.graph, &engine.file)?;
+            if self.sources_of(&engine.graph) != Some((&engine.graph_sha256, &engine.weights_sha256)) {
+                return Err(ManifestError::StaleEngine(engine.graph.clone()));
+            }
+        }
         self.components.iter().try_for_each(|c| listed(c.kind.name(), &c.weights))
+    }
+
+    /// SHA-256 of a graph and of its weights.
+    pub fn sources_of(&self, graph: &str) -> Option<(&String, &String)> {
+        let entry = self.graphs.iter().find(|g| g.spec.name == graph)?;
+        let component = self.components.iter().find(|c| c.kind.name() == entry.spec.component)?;
+        let digest = |path: &str| self.files.iter().find(|f| f.path == path).map(|f| &f.sha256);
+        Some((digest(&entry.file)?, digest(&component.weights)?))
     }
 
     /// The bytes of `manifest.json`.
@@ -222,6 +292,7 @@ mod tests {
                 graphs: vec!["score".into()],
             }],
             graphs: vec![],
+            engines: vec![],
             files: vec![file("config.json"), file("onnx/dpar.onnx_data")],
         };
         manifest.to_bytes().unwrap()

@@ -14,9 +14,10 @@ use dpar_export_spec::{PatchRule, SystemSpec};
 use sha2::{Digest, Sha256};
 
 pub use manifest::{
-    ComponentEntry, FileEntry, GraphEntry, Manifest, ManifestError, SCHEMA_VERSION, SourceEntry, ToolEntry,
+    ComponentEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, ProfileEntry,
+    SCHEMA_VERSION, SourceEntry, ToolEntry,
 };
-pub use write::write;
+pub use write::{Extend, extend, write};
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
@@ -24,6 +25,8 @@ pub const MANIFEST: &str = "manifest.json";
 pub const CONFIG: &str = "config.json";
 /// Folder of the graphs and their weights.
 pub const ONNX: &str = "onnx";
+/// Folder of TensorRT engines.
+pub const TRT: &str = "trt";
 /// A larger manifest or configuration is refused unread.
 const MAX_JSON: u64 = 64 << 20;
 
@@ -82,6 +85,9 @@ pub enum BundleError {
     /// Exporting a component failed, or was interrupted; nothing is left behind.
     #[error(transparent)]
     Export(#[from] dpar_export_onnx::ExportError),
+    /// Building engines for a target failed; nothing is left behind.
+    #[error(transparent)]
+    Target(#[from] crate::targets::TargetError),
     /// Reading a checkpoint failed.
     #[error(transparent)]
     Checkpoint(#[from] dpar_export_checkpoint::CheckpointError),

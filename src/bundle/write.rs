@@ -7,14 +7,14 @@ use dpar_export_checkpoint::{Loaded, WeightSet};
 use dpar_export_onnx::{OPSET, Weights, WeightsError, WrittenFile, export_component};
 
 use super::{
-    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX, SCHEMA_VERSION,
-    SourceEntry, ToolEntry, digest,
+    Bundle, BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX,
+    SCHEMA_VERSION, SourceEntry, TRT, ToolEntry, digest,
 };
 use crate::staging::{Kind, StagedFolder};
 
 /// What an export writes.
 const BUNDLE_FOLDER: Kind =
-    Kind { marks: &[MANIFEST], writes: |name| [MANIFEST, CONFIG, ONNX].contains(&name) };
+    Kind { marks: &[MANIFEST], writes: |name| [MANIFEST, CONFIG, ONNX, TRT].contains(&name) };
 
 /// Gives the exporter float32 tensors from a checkpoint.
 struct Float32<'a>(&'a WeightSet);
@@ -28,10 +28,13 @@ impl Weights for Float32<'_> {
     }
 }
 
+/// Adds what a target needs to the folder of a bundle and to its manifest, which is written afterwards.
+pub type Extend<'a> = &'a mut dyn FnMut(&Utf8Path, &mut Manifest) -> Result<(), BundleError>;
+
 /// Writes a bundle to `output`, atomically: a temporary folder beside it is renamed when complete.
 ///
 /// `output` may be missing or an empty folder; with `replace`, an existing bundle is replaced. `progress` is
-/// called with the graph about to be written and returns false to stop.
+/// called with the graph about to be written and returns false to stop. `target` adds engines, say.
 ///
 /// # Errors
 /// When the checkpoint cannot be exported, when writing fails, when `output` exists; nothing is left behind.
@@ -40,11 +43,49 @@ pub fn write(
     output: &Utf8Path,
     replace: bool,
     progress: &mut dyn FnMut(&str) -> bool,
+    target: Extend<'_>,
 ) -> Result<Manifest, BundleError> {
     let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
     let onnx = staged.path().join(ONNX);
     fs_err::create_dir(&onnx).map_err(|e| BundleError::io(&onnx, e))?;
-    let manifest = fill(loaded, staged.path(), &onnx, progress)?;
+    let mut manifest = fill(loaded, staged.path(), &onnx, progress)?;
+    target(staged.path(), &mut manifest)?;
+    finish(staged, manifest)
+}
+
+/// Writes a bundle again with what `target` adds, to `output` or, atomically, in place of itself. Files that stay
+/// are linked where the bundle replaces itself, and copied otherwise.
+///
+/// # Errors
+/// When writing fails, when another `output` exists; the old bundle is then still there.
+pub fn extend(
+    bundle: &Bundle,
+    output: Option<&Utf8Path>,
+    replace: bool,
+    target: Extend<'_>,
+) -> Result<Manifest, BundleError> {
+    let staged =
+        StagedFolder::create(output.unwrap_or(bundle.folder()), replace || output.is_none(), &BUNDLE_FOLDER)?;
+    let mut manifest = bundle.manifest().clone();
+    for file in &manifest.files {
+        let (from, to) = (bundle.folder().join(&file.path), staged.path().join(&file.path));
+        if let Some(folder) = to.parent() {
+            fs_err::create_dir_all(folder).map_err(|e| BundleError::io(folder, e))?;
+        }
+        if output.is_some() || fs_err::hard_link(&from, &to).is_err() {
+            fs_err::copy(&from, &to).map_err(|e| BundleError::io(&to, e))?;
+        }
+    }
+    target(staged.path(), &mut manifest)?;
+    finish(staged, manifest)
+}
+
+/// Writes the manifest and puts the folder in its place.
+fn finish(staged: StagedFolder, mut manifest: Manifest) -> Result<Manifest, BundleError> {
+    manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
+    let path = staged.path().join(MANIFEST);
+    let json = |e: serde_json::Error| BundleError::Config { path: path.clone(), message: e.to_string() };
+    write_synced(&path, &manifest.to_bytes().map_err(json)?)?;
     staged.commit()?;
     Ok(manifest)
 }
@@ -87,14 +128,13 @@ fn fill(
     write_synced(&staging.join(CONFIG), &config)?;
     let (size, sha256) = digest(&staging.join(CONFIG))?;
     files.push(FileEntry { path: CONFIG.to_owned(), size, sha256 });
-    files.sort_by(|a, b| a.path.cmp(&b.path));
 
     let mut sources = Vec::new();
     for source in &loaded.sources {
         let (size, sha256) = digest(&source.path)?;
         sources.push(SourceEntry { role: source.role.clone(), name: source.name.clone(), size, sha256 });
     }
-    let manifest = Manifest {
+    Ok(Manifest {
         schema_version: SCHEMA_VERSION,
         tool: ToolEntry {
             name: env!("CARGO_PKG_NAME").to_owned(),
@@ -108,10 +148,9 @@ fn fill(
         sources,
         components,
         graphs,
+        engines: Vec::new(),
         files,
-    };
-    write_synced(&staging.join(MANIFEST), &manifest.to_bytes().map_err(json)?)?;
-    Ok(manifest)
+    })
 }
 
 fn write_synced(path: &Utf8Path, bytes: &[u8]) -> Result<(), BundleError> {

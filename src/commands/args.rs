@@ -31,14 +31,17 @@ pub(crate) struct Cli {
 /// What to export to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
-    /// ONNX graphs with external weights.
+    /// ONNX graphs with external weights
     Onnx,
+    /// The ONNX graphs and one TensorRT engine per graph; CHECKPOINT may be a bundle
+    Trt,
 }
 
 /// Export a checkpoint.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// Experiment folder (config.yaml and checkpoints/), or a LlamaGen weight file (.pt, .safetensors)
+    /// Experiment folder (config.yaml and checkpoints/), or a LlamaGen weight file (.pt, .safetensors); for the target
+    /// trt also a bundle
     #[arg(required = true)]
     pub(crate) checkpoint: Option<Utf8PathBuf>,
     /// Bundle folder to write
@@ -49,12 +52,56 @@ pub(crate) struct ExportArgs {
     pub(crate) target: Target,
     #[command(flatten)]
     pub(crate) parts: CheckpointArgs,
+    #[command(flatten)]
+    pub(crate) trt: TrtArgs,
     /// Replace an existing bundle
     #[arg(long)]
     pub(crate) force: bool,
     /// Read and check everything, write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// How TensorRT engines are built.
+#[derive(Debug, Args)]
+pub(crate) struct TrtArgs {
+    /// Folder of the TensorRT libraries [default: $DPAR_TRT_LIB, then what `cargo xtask setup` fetched, then the system's]
+    #[arg(long, value_name = "DIR", help_heading = "TensorRT")]
+    pub(crate) trt_lib: Option<Utf8PathBuf>,
+    /// Optimization profile, may be repeated: `default` (the ranges of the manifest), `decode` (one new slot a step), or
+    /// an axis with its size, e.g. `batch=8`
+    #[arg(long, value_name = "PROFILE", help_heading = "TensorRT")]
+    pub(crate) profile: Vec<String>,
+    /// Smallest shape of an input, e.g. tokens:1x1
+    #[arg(long, value_name = "NAME:1x3", value_delimiter = ',', help_heading = "TensorRT")]
+    pub(crate) min_shapes: Vec<String>,
+    /// Shape of an input to tune for
+    #[arg(long, value_name = "NAME:1x3", value_delimiter = ',', help_heading = "TensorRT")]
+    pub(crate) opt_shapes: Vec<String>,
+    /// Largest shape of an input
+    #[arg(long, value_name = "NAME:1x3", value_delimiter = ',', help_heading = "TensorRT")]
+    pub(crate) max_shapes: Vec<String>,
+    /// Device to build for, e.g. 8.9 [default: all of Ampere and later]
+    #[arg(long, value_name = "X.Y", value_delimiter = ',', help_heading = "TensorRT")]
+    pub(crate) compute_capability: Vec<String>,
+    /// 0 (fastest build) to 5
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5), help_heading = "TensorRT")]
+    pub(crate) builder_optimization_level: Option<u8>,
+    /// Largest scratch memory of a layer in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..), help_heading = "TensorRT")]
+    pub(crate) workspace: Option<u32>,
+}
+
+impl TrtArgs {
+    /// Whether any was given.
+    pub(crate) fn any(&self) -> bool {
+        let lists =
+            [&self.profile, &self.min_shapes, &self.opt_shapes, &self.max_shapes, &self.compute_capability];
+        self.trt_lib.is_some()
+            || self.builder_optimization_level.is_some()
+            || self.workspace.is_some()
+            || lists.iter().any(|l| !l.is_empty())
+    }
 }
 
 /// Where the parts of a checkpoint are.
@@ -112,7 +159,7 @@ pub(crate) struct TalkArgs {
 /// Where a bundle runs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
-    /// Engine: tract (embedded) or ort (ONNX Runtime)
+    /// Engine: tract (embedded), ort (ONNX Runtime) or tensorrt (engines of a `--target trt` bundle, on a GPU)
     #[arg(long, default_value = crate::engines::DEFAULT_ENGINE, value_parser = engine_names(), help_heading = "Engine")]
     pub(crate) engine: String,
     /// Threads of one run [default: the engine's choice]
@@ -121,6 +168,9 @@ pub(crate) struct EngineArgs {
     /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub(crate) ort_lib: Option<Utf8PathBuf>,
+    /// Folder of the TensorRT libraries, for --engine tensorrt
+    #[arg(long, value_name = "DIR", help_heading = "Engine")]
+    pub(crate) trt_lib: Option<Utf8PathBuf>,
     /// Images in one call of a graph
     #[arg(long, value_name = "B", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Engine")]
     pub(crate) batch: u16,

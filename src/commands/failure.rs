@@ -10,6 +10,7 @@ use crate::generate::DecodeError;
 use crate::picture::PictureError;
 use crate::runtime::RunError;
 use crate::staging::StagingError;
+use crate::targets::{TargetError, TargetErrorKind};
 
 /// Exit codes, the same for every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,11 +80,24 @@ impl From<StagingError> for Failure {
     }
 }
 
+impl From<TargetError> for Failure {
+    fn from(e: TargetError) -> Self {
+        let exit = match e.kind {
+            TargetErrorKind::Unavailable => Exit::Unavailable,
+            TargetErrorKind::Refused => Exit::Usage,
+            TargetErrorKind::Stopped => Exit::Interrupted,
+        };
+        let hint = e.hint.clone();
+        Self::new(exit, e, hint)
+    }
+}
+
 impl From<BundleError> for Failure {
     fn from(e: BundleError) -> Self {
         match e {
             BundleError::Checkpoint(e) => e.into(),
             BundleError::Staging(e) => e.into(),
+            BundleError::Target(e) => e.into(),
             BundleError::Export(ExportError::Interrupted) => Self::new(Exit::Interrupted, e, None),
             BundleError::Integrity { .. } => {
                 let hint = "the bundle was changed after it was written: export it again";

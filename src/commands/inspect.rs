@@ -73,6 +73,30 @@ fn bundle_text(bundle: &Bundle) -> String {
             graph.spec.axes.iter().map(|a| format!("{} {}/{}/{}", a.name, a.min, a.opt, a.max)).collect();
         let _ = writeln!(text, "axes (min/opt/max): {}", axes.join(", "));
     }
+    let engines: Vec<Vec<String>> = manifest
+        .engines
+        .iter()
+        .map(|e| {
+            let profiles: Vec<&str> = e.profiles.iter().map(|p| p.name.as_str()).collect();
+            let devices = match e.compute_capabilities.as_slice() {
+                [] => "Ampere and later".to_owned(),
+                some => some.join(", "),
+            };
+            let builder = format!("{} {}", e.builder, e.version);
+            vec![
+                e.graph.clone(),
+                builder,
+                e.precision.clone(),
+                devices,
+                profiles.join(", "),
+                e.layers.to_string(),
+            ]
+        })
+        .collect();
+    if !engines.is_empty() {
+        text += "\n";
+        text += &table(&["engine", "builder", "precision", "devices", "profiles", "layers"], &engines);
+    }
     let sources: Vec<_> =
         manifest.sources.iter().map(|s| (s.role.clone(), s.name.clone(), s.size, s.sha256.clone())).collect();
     text += &source_table(&sources);

@@ -108,8 +108,16 @@ fn with_runtime<T>(
     if args.ort_lib.is_some() && args.engine != "ort" {
         return Err(Failure::usage("--ort-lib is for --engine ort", None));
     }
-    let options = EngineOptions { threads: args.threads.map(usize::from), ort_library: args.ort_lib.clone() };
+    if args.trt_lib.is_some() && args.engine != "tensorrt" {
+        return Err(Failure::usage("--trt-lib is for --engine tensorrt", None));
+    }
     let bundle = Bundle::open(bundle)?;
+    let options = EngineOptions {
+        threads: args.threads.map(usize::from),
+        ort_library: args.ort_lib.clone(),
+        trt_library: args.trt_lib.clone(),
+        bundle: Some(&bundle),
+    };
     let engine = engines::create(&args.engine, &options)?;
     let runtime = Runtime::new(&bundle, engine)?;
     if stopped() {

@@ -85,6 +85,13 @@ impl Bar {
         !stopped()
     }
 
+    /// Shows the phase of a piece of work; false when the user asked to stop.
+    #[cfg(feature = "tensorrt")]
+    pub(crate) fn phase(&self, what: &str, done: usize, total: usize) -> bool {
+        self.0.set_message(what.to_owned());
+        self.advance(done, total)
+    }
+
     /// Shows what is being worked on; false when the user asked to stop.
     pub(crate) fn step(&self, what: &str) -> bool {
         self.0.set_message(what.to_owned());

@@ -30,7 +30,7 @@ impl Temp {
 /// Exports a checkpoint below `fixtures/` into `out`.
 pub(crate) fn export(checkpoint: &str, options: &LoadOptions, out: &Utf8Path) -> Bundle {
     let loaded = load(&fixture(checkpoint), options).unwrap();
-    bundle::write(&loaded, out, false, &mut |_| true).unwrap();
+    bundle::write(&loaded, out, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
     Bundle::open(out).unwrap()
 }
 

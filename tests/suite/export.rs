@@ -80,10 +80,11 @@ fn an_interrupted_export_leaves_nothing() {
     let temp = Temp::new();
     let loaded = load(&fixture("dpar-small/dpar"), &LoadOptions::default()).unwrap();
     let mut count = 0;
-    let result = bundle::write(&loaded, &temp.path("out"), false, &mut |_| {
+    let mut stop = |_: &str| {
         count += 1;
         count < 5
-    });
+    };
+    let result = bundle::write(&loaded, &temp.path("out"), false, &mut stop, &mut |_, _| Ok(()));
     assert!(result.is_err() && count == 5);
     assert_eq!(temp.path("").read_dir_utf8().unwrap().count(), 0);
 }
@@ -93,11 +94,11 @@ fn an_existing_folder_is_never_overwritten_unasked() {
     let temp = Temp::new();
     let loaded = load(&fixture("dpar-small/dpar"), &LoadOptions::default()).unwrap();
     export("dpar-small/dpar", &LoadOptions::default(), &temp.path("b"));
-    assert!(bundle::write(&loaded, &temp.path("b"), false, &mut |_| true).is_err());
-    bundle::write(&loaded, &temp.path("b"), true, &mut |_| true).unwrap();
+    assert!(bundle::write(&loaded, &temp.path("b"), false, &mut |_| true, &mut |_, _| Ok(())).is_err());
+    bundle::write(&loaded, &temp.path("b"), true, &mut |_| true, &mut |_, _| Ok(())).unwrap();
     Bundle::open(&temp.path("b")).unwrap();
     fs_err::create_dir(temp.path("mine")).unwrap();
     fs_err::write(temp.path("mine/notes"), "x").unwrap();
-    assert!(bundle::write(&loaded, &temp.path("mine"), true, &mut |_| true).is_err());
+    assert!(bundle::write(&loaded, &temp.path("mine"), true, &mut |_| true, &mut |_, _| Ok(())).is_err());
     assert!(temp.path("mine/notes").is_file());
 }

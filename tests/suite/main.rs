@@ -12,3 +12,5 @@ mod export;
 mod integrity;
 mod parity;
 mod streams;
+#[cfg(feature = "tensorrt")]
+mod trt;

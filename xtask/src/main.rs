@@ -26,7 +26,11 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Fetch the pinned third-party libraries and tools that the tests and checks need
-    Setup,
+    Setup {
+        /// Also what the feature `tensorrt` needs: the TensorRT-RTX libraries, libclang and clang
+        #[arg(long)]
+        tensorrt: bool,
+    },
     /// Export the trained DPAR, generate a labelled sample grid with the embedded engine, verify it
     Demo,
     /// Compare every reference stream (1,024 images of both systems) with what the engines decode
@@ -45,7 +49,13 @@ enum Task {
         engines: Vec<String>,
     },
     /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check
-    Check,
+    Check {
+        /// The parts of the feature `tensorrt` instead (after `cargo xtask setup --tensorrt`)
+        #[arg(long)]
+        tensorrt: bool,
+    },
+    /// Run the tests that need an NVIDIA GPU, where one is
+    Gpu,
     /// Check the invariants in ARCHITECTURE.md that a machine can check
     Tidy,
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
@@ -69,13 +79,14 @@ fn run() -> Result<()> {
     let task = Args::parse().task;
     let root = root()?;
     match task {
-        Task::Setup => setup::run(&root),
+        Task::Setup { tensorrt } => setup::run(&root, tensorrt),
         Task::Demo => demo::run(&root),
         Task::Parity { engines } => parity::run(&root, &engines),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
-        Task::Check => check::run(&root),
+        Task::Check { tensorrt } => check::run(&root, tensorrt),
+        Task::Gpu => check::gpu(&root),
         Task::Tidy => step("tidy", || tidy::run(&root)),
-        Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles)),
+        Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }
 }
 

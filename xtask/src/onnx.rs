@@ -24,8 +24,9 @@ const FIXTURES: &[&str] = &[
     "variants/token/dpar",
 ];
 
-/// Checks the given bundles, or exports of the fixtures.
-pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf]) -> Result<()> {
+/// Checks the given bundles, or exports of the fixtures. `built` = the program was just built, by the tests: with their
+/// features another `cargo build` would compile half the dependencies again.
+pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf], built: bool) -> Result<()> {
     let python = setup::python(root);
     if !python.is_file() {
         bail!("{python} is missing: run `cargo xtask setup`");
@@ -34,7 +35,7 @@ pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf]) -> Result<()> {
     let exported;
     let bundles = if bundles.is_empty() {
         let scratch = Utf8Path::from_path(scratch.path()).context("the temporary folder is not UTF-8")?;
-        exported = export(root, scratch)?;
+        exported = export(root, scratch, built)?;
         &exported
     } else {
         bundles
@@ -49,9 +50,11 @@ pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf]) -> Result<()> {
 }
 
 /// Exports the fixtures with the program as it is now.
-fn export(root: &Utf8Path, scratch: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
-    command(root, &cargo(), &["build", "--quiet", "--bin", "dpar-export"])?;
+fn export(root: &Utf8Path, scratch: &Utf8Path, built: bool) -> Result<Vec<Utf8PathBuf>> {
     let program = target(root)?.join("debug").join(format!("dpar-export{}", std::env::consts::EXE_SUFFIX));
+    if !(built && program.is_file()) {
+        command(root, &cargo(), &["build", "--quiet", "--bin", "dpar-export"])?;
+    }
     let mut bundles = Vec::new();
     for fixture in FIXTURES {
         let fixture = root.join("fixtures").join(fixture);

@@ -9,39 +9,111 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::{cargo, command, fetch, step};
 
-/// A wheel of the Python package index with the shared library in it.
+/// A package of the Python package index of which setup takes shared libraries.
+struct Package {
+    /// Name in the index.
+    name: &'static str,
+    /// Pinned version.
+    version: &'static str,
+    /// Folder below `third_party/`.
+    folder: &'static str,
+    /// What to do where no wheel is pinned.
+    elsewhere: &'static str,
+    wheels: &'static [Wheel],
+}
+
+/// The wheel of one processor.
 struct Wheel {
     /// Rust's name of the processor.
     arch: &'static str,
     /// pip's name of the platform.
     platform: &'static str,
-    /// SHA-256 of the wheel.
-    wheel: &'static str,
-    /// SHA-256 of the library.
-    library: &'static str,
+    sha256: &'static str,
+    members: &'static [Member],
 }
 
-const ORT_VERSION: &str = "1.31.1";
+/// A file of a wheel.
+#[derive(Clone, Copy)]
+struct Member {
+    path: &'static str,
+    /// Name that it gets.
+    name: &'static str,
+    /// `None` for notices, which nothing loads.
+    sha256: Option<&'static str>,
+}
+
+const ORT_NOTICES: [Member; 2] = [
+    Member { path: "onnxruntime/LICENSE", name: "LICENSE", sha256: None },
+    Member { path: "onnxruntime/ThirdPartyNotices.txt", name: "ThirdPartyNotices.txt", sha256: None },
+];
 const ORT_MEMBER: &str = "onnxruntime/capi/libonnxruntime.so.1.31.1";
-const ORT_NOTICES: [(&str, &str); 2] =
-    [("onnxruntime/LICENSE", "LICENSE"), ("onnxruntime/ThirdPartyNotices.txt", "ThirdPartyNotices.txt")];
-const ORT_WHEELS: &[Wheel] = &[
-    Wheel {
+const ORT: Package = Package {
+    name: "onnxruntime",
+    version: "1.31.1",
+    folder: "onnxruntime",
+    elsewhere: "install onnxruntime 1.31.1 yourself and set ORT_DYLIB_PATH",
+    wheels: &[
+        Wheel {
+            arch: "x86_64",
+            platform: "manylinux_2_28_x86_64",
+            sha256: "5752bd508126ae7c49894d3b9d2e83f0c3d487319246d04c444b393308d7ad7f",
+            members: &[
+                Member {
+                    path: ORT_MEMBER,
+                    name: "libonnxruntime.so",
+                    sha256: Some("fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3"),
+                },
+                ORT_NOTICES[0],
+                ORT_NOTICES[1],
+            ],
+        },
+        Wheel {
+            arch: "aarch64",
+            platform: "manylinux_2_28_aarch64",
+            sha256: "da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3",
+            members: &[
+                Member {
+                    path: ORT_MEMBER,
+                    name: "libonnxruntime.so",
+                    sha256: Some("8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467"),
+                },
+                ORT_NOTICES[0],
+                ORT_NOTICES[1],
+            ],
+        },
+    ],
+};
+const TENSORRT: Package = Package {
+    name: "tensorrt-rtx-cu12-libs",
+    version: "1.7.1.116",
+    folder: "tensorrt-rtx",
+    elsewhere: "unpack TensorRT-RTX 1.7 yourself and set DPAR_TRT_LIB to its folder of libraries",
+    wheels: &[Wheel {
         arch: "x86_64",
         platform: "manylinux_2_28_x86_64",
-        wheel: "5752bd508126ae7c49894d3b9d2e83f0c3d487319246d04c444b393308d7ad7f",
-        library: "fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3",
-    },
-    Wheel {
-        arch: "aarch64",
-        platform: "manylinux_2_28_aarch64",
-        wheel: "da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3",
-        library: "8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467",
-    },
-];
+        sha256: "68c2615fef1556e7721235682f460f3d78ab89df320a3f34a416367b144817a8",
+        members: &[
+            Member {
+                path: "tensorrt_rtx_libs/libtensorrt_rtx.so.1",
+                name: "libtensorrt_rtx.so.1",
+                sha256: Some("fa73b07d275bd89caee07110122c44702d7ab54a8c915c005e7732a66a6b776e"),
+            },
+            Member {
+                path: "tensorrt_rtx_libs/libtensorrt_onnxparser_rtx.so.1",
+                name: "libtensorrt_onnxparser_rtx.so.1",
+                sha256: Some("27be1f67ef28683b54390b6cbc7ec3efc75b39c8ebc4c683cb8603bcfd0b8896"),
+            },
+        ],
+    }],
+};
 
-pub(crate) fn run(root: &Utf8Path) -> Result<()> {
-    step("onnxruntime", || onnxruntime(root, pip_download))?;
+/// Fetches everything; with `tensorrt` also what the feature of that name needs.
+pub(crate) fn run(root: &Utf8Path, tensorrt: bool) -> Result<()> {
+    step("onnxruntime", || package(root, &ORT))?;
+    if tensorrt {
+        step("tensorrt-rtx", || package(root, &TENSORRT))?;
+        step("libclang", || libclang(root))?;
+    }
     step("python venv", || venv(root))?;
     step("cargo-nextest", || nextest(root))
 }
@@ -54,48 +126,57 @@ pub(crate) fn python(root: &Utf8Path) -> Utf8PathBuf {
 /// Fetches a package's wheel into a folder.
 type Download = fn(package: &str, platform: &str, folder: &Utf8Path) -> Result<()>;
 
-fn onnxruntime(root: &Utf8Path, download: Download) -> Result<()> {
-    let wheel =
-        ORT_WHEELS.iter().find(|w| std::env::consts::OS == "linux" && w.arch == std::env::consts::ARCH);
-    let Some(wheel) = wheel else {
-        bail!(
-            "no pinned onnxruntime for {}-{}: install onnxruntime {ORT_VERSION} yourself and set ORT_DYLIB_PATH",
-            std::env::consts::OS,
-            std::env::consts::ARCH
-        );
+fn package(root: &Utf8Path, package: &Package) -> Result<()> {
+    let here = |w: &&Wheel| std::env::consts::OS == "linux" && w.arch == std::env::consts::ARCH;
+    let Some(wheel) = package.wheels.iter().find(here) else {
+        let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+        bail!("no pinned {} for {os}-{arch}: {}", package.name, package.elsewhere);
     };
-    install(&root.join("third_party"), wheel, download)
+    install(&root.join("third_party"), package, wheel, pip_download)
 }
 
-fn install(third_party: &Utf8Path, wheel: &Wheel, download: Download) -> Result<()> {
-    let library = third_party.join("onnxruntime/libonnxruntime.so");
-    if fetch::verified(&library, wheel.library)? {
-        println!("onnxruntime {ORT_VERSION} is there and verified: {library}");
+fn install(third_party: &Utf8Path, package: &Package, wheel: &Wheel, download: Download) -> Result<()> {
+    let folder = third_party.join(package.folder);
+    let title = format!("{} {}", package.name, package.version);
+    let mut verified = true;
+    for member in wheel.members {
+        let path = folder.join(member.name);
+        let good = member.sha256.map_or(Ok(true), |sha256| fetch::verified(&path, sha256))?;
+        if !good && path.exists() {
+            println!("{path} does not have the pinned bytes: fetching it again");
+        }
+        verified &= good;
+    }
+    if verified {
+        println!("{title} is there and verified: {folder}");
         return Ok(());
     }
-    if library.exists() {
-        println!("{library} does not have the pinned bytes: fetching it again");
+    let name = format!("{}-{}-{}.whl", package.name, package.version, wheel.arch);
+    let kept = third_party.join("downloads").join(name);
+    if !fetch::verified(&kept, wheel.sha256)? {
+        fetch_wheel(third_party, &kept, package, wheel, download)?;
     }
-    let kept = third_party.join("downloads").join(format!("onnxruntime-{ORT_VERSION}-{}.whl", wheel.arch));
-    if !fetch::verified(&kept, wheel.wheel)? {
-        fetch_wheel(third_party, &kept, wheel, download)?;
+    for member in wheel.members {
+        fetch::extract(&kept, member.path, member.sha256, &folder.join(member.name))?;
     }
-    for (member, name) in ORT_NOTICES {
-        fetch::extract(&kept, member, None, &third_party.join("onnxruntime").join(name))?;
-    }
-    fetch::extract(&kept, ORT_MEMBER, Some(wheel.library), &library)?;
     fs_err::remove_file(&kept)?;
-    println!("onnxruntime {ORT_VERSION} fetched and verified: {library}");
+    println!("{title} fetched and verified: {folder}");
     Ok(())
 }
 
 /// Downloads into a folder of its own, verifies, and only then takes the wheel's name.
-fn fetch_wheel(third_party: &Utf8Path, kept: &Utf8Path, wheel: &Wheel, download: Download) -> Result<()> {
+fn fetch_wheel(
+    third_party: &Utf8Path,
+    kept: &Utf8Path,
+    package: &Package,
+    wheel: &Wheel,
+    download: Download,
+) -> Result<()> {
     let folder = kept.parent().unwrap_or(third_party);
     fs_err::create_dir_all(folder)?;
     let partial = tempfile::tempdir_in(folder)?;
     let partial = Utf8Path::from_path(partial.path()).context("the folder's name is not UTF-8")?;
-    download(&format!("onnxruntime=={ORT_VERSION}"), wheel.platform, partial)?;
+    download(&format!("{}=={}", package.name, package.version), wheel.platform, partial)?;
     let mut files = partial.read_dir_utf8()?.collect::<std::io::Result<Vec<_>>>()?;
     let file = match (files.pop(), files.is_empty()) {
         (Some(file), true) => file,
@@ -104,11 +185,28 @@ fn fetch_wheel(third_party: &Utf8Path, kept: &Utf8Path, wheel: &Wheel, download:
         }
     };
     let found = fetch::digest(fs_err::File::open(file.path())?)?;
-    if found != wheel.wheel {
-        bail!("{} has SHA-256 {found}, expected {}: it was thrown away", file.file_name(), wheel.wheel);
+    if found != wheel.sha256 {
+        bail!("{} has SHA-256 {found}, expected {}: it was thrown away", file.file_name(), wheel.sha256);
     }
     fs_err::rename(file.path(), kept)?;
     Ok(())
+}
+
+/// The bindings of TensorRT are generated when they are compiled, with libclang and clang's headers.
+fn libclang(root: &Utf8Path) -> Result<()> {
+    let works = Command::new("clang").arg("--version").stdout(Stdio::null()).status();
+    let packages = ["libclang-dev", "clang"];
+    let there =
+        Command::new("dpkg").args(["-s", packages[0]]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if works.is_ok_and(|s| s.success()) && there.is_ok_and(|s| s.success()) {
+        println!("clang and libclang are there");
+        return Ok(());
+    }
+    let advice =
+        "install libclang (older than 22) and clang yourself, on Debian `apt-get install libclang-dev clang`";
+    println!("installing the Debian packages {}", packages.join(" and "));
+    command(root, "apt-get", &["update", "-qq"]).context(advice)?;
+    command(root, "apt-get", &["install", "-y", "-qq", packages[0], packages[1]]).context(advice)
 }
 
 fn pip_download(package: &str, platform: &str, folder: &Utf8Path) -> Result<()> {
@@ -194,8 +292,8 @@ mod tests {
         let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
         for (member, bytes) in [
             (ORT_MEMBER, library),
-            (ORT_NOTICES[0].0, b"licence".as_slice()),
-            (ORT_NOTICES[1].0, b"notices".as_slice()),
+            (ORT_NOTICES[0].path, b"licence".as_slice()),
+            (ORT_NOTICES[1].path, b"notices".as_slice()),
         ] {
             writer.start_file(member, zip::write::SimpleFileOptions::default()).unwrap();
             writer.write_all(bytes).unwrap();
@@ -205,6 +303,13 @@ mod tests {
 
     fn hash(bytes: &[u8]) -> &'static str {
         fetch::digest(bytes).unwrap().leak()
+    }
+
+    /// A wheel of those bytes whose library is `library`.
+    fn wheel(bytes: &[u8]) -> Wheel {
+        let library = Member { path: ORT_MEMBER, name: "libonnxruntime.so", sha256: Some(hash(b"library")) };
+        let members = Box::leak(Box::new([library, ORT_NOTICES[0], ORT_NOTICES[1]]));
+        Wheel { arch: "x86_64", platform: "p", sha256: hash(bytes), members }
     }
 
     fn good(_: &str, _: &str, folder: &Utf8Path) -> Result<()> {
@@ -221,24 +326,19 @@ mod tests {
     fn setup_verifies_refetches_and_is_idempotent() {
         let dir = tempfile::tempdir().unwrap();
         let dir = Utf8Path::from_path(dir.path()).unwrap();
-        let wheel = Wheel {
-            arch: "x86_64",
-            platform: "p",
-            wheel: hash(&wheel_bytes(b"library")),
-            library: hash(b"library"),
-        };
+        let wheel = wheel(&wheel_bytes(b"library"));
         let library = dir.join("onnxruntime/libonnxruntime.so");
-        assert!(install(dir, &wheel, offline).unwrap_err().to_string().contains("no network"));
-        let e = install(dir, &wheel, tampered).unwrap_err();
+        assert!(install(dir, &ORT, &wheel, offline).unwrap_err().to_string().contains("no network"));
+        let e = install(dir, &ORT, &wheel, tampered).unwrap_err();
         assert!(e.to_string().contains("thrown away"), "{e:#}");
         assert!(!library.exists() && dir.join("downloads").read_dir_utf8().unwrap().next().is_none());
-        install(dir, &wheel, good).unwrap();
+        install(dir, &ORT, &wheel, good).unwrap();
         assert_eq!(fs_err::read(&library).unwrap(), b"library");
         assert!(dir.join("onnxruntime/LICENSE").is_file());
-        install(dir, &wheel, offline).expect("verified: nothing is fetched");
+        install(dir, &ORT, &wheel, offline).expect("verified: nothing is fetched");
         fs_err::write(&library, b"libr").unwrap();
-        assert!(install(dir, &wheel, offline).is_err(), "corrupted: it must be fetched");
-        install(dir, &wheel, good).unwrap();
+        assert!(install(dir, &ORT, &wheel, offline).is_err(), "corrupted: it must be fetched");
+        install(dir, &ORT, &wheel, good).unwrap();
         assert_eq!(fs_err::read(&library).unwrap(), b"library");
     }
 
@@ -247,10 +347,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = Utf8Path::from_path(dir.path()).unwrap();
         let bytes = wheel_bytes(b"library");
-        let wheel = Wheel { arch: "x86_64", platform: "p", wheel: hash(&bytes), library: hash(b"library") };
+        let wheel = wheel(&bytes);
         fs_err::create_dir_all(dir.join("downloads")).unwrap();
         fs_err::write(dir.join("downloads/onnxruntime-1.31.1-x86_64.whl"), bytes).unwrap();
-        install(dir, &wheel, offline).unwrap();
+        install(dir, &ORT, &wheel, offline).unwrap();
     }
 
     #[test]

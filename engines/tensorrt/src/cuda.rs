@@ -1,0 +1,370 @@
+//! The part of the CUDA driver interface that running an engine needs: one device, one stream, memory and copies.
+//! The driver is opened at run time, so a machine without one gets an error and nothing else.
+//!
+//! Device code can only be compiled where this was written, not run; the bookkeeping is tested on a stand-in whose
+//! device memory is host memory.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::{Arc, OnceLock};
+
+use dpar_engine_api::{EngineError, EngineErrorKind};
+use libloading::Library;
+
+use crate::NAME;
+use crate::library::loader_error;
+
+/// `CUresult`: 0 is success.
+type Status = c_int;
+/// `CUcontext` and `CUstream`: opaque handles.
+type Handle = *mut c_void;
+/// `CUdeviceptr`.
+pub(crate) type Address = u64;
+
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
+const CAPABILITY: [c_int; 2] = [75, 76];
+/// `CU_STREAM_NON_BLOCKING`.
+const NON_BLOCKING: u32 = 1;
+
+const LIBRARY: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+
+/// The next step where there is no driver.
+const DRIVER_HINT: &str = "run on a machine with an NVIDIA GPU and its driver; `--engine ort` and `--engine tract` \
+    run the ONNX graphs without one";
+
+/// Declares the table of entry points with their loader.
+macro_rules! entry_points {
+    ($($field:ident = $symbol:literal: fn($($argument:ty),*);)*) => {
+        /// Entry points with their names and signatures as `cuda.h` of CUDA 12 has them.
+        pub(crate) struct Api {
+            $(pub(crate) $field: unsafe extern "system" fn($($argument),*) -> Status,)*
+        }
+
+        impl Api {
+            /// # Safety
+            /// The library is the CUDA driver.
+            unsafe fn load(library: &Library) -> Result<Self, libloading::Error> {
+                // SAFETY: promised by the caller; names and signatures are those of `cuda.h`.
+                unsafe { Ok(Self { $($field: *library.get(concat!($symbol, "\0").as_bytes())?,)* }) }
+            }
+        }
+    };
+}
+
+entry_points! {
+    init = "cuInit": fn(u32);
+    device_count = "cuDeviceGetCount": fn(*mut c_int);
+    device_get = "cuDeviceGet": fn(*mut c_int, c_int);
+    device_name = "cuDeviceGetName": fn(*mut c_char, c_int, c_int);
+    device_attribute = "cuDeviceGetAttribute": fn(*mut c_int, c_int, c_int);
+    context_retain = "cuDevicePrimaryCtxRetain": fn(*mut Handle, c_int);
+    context_set = "cuCtxSetCurrent": fn(Handle);
+    memory_info = "cuMemGetInfo_v2": fn(*mut usize, *mut usize);
+    stream_create = "cuStreamCreate": fn(*mut Handle, u32);
+    stream_destroy = "cuStreamDestroy_v2": fn(Handle);
+    stream_synchronize = "cuStreamSynchronize": fn(Handle);
+    allocate = "cuMemAlloc_v2": fn(*mut Address, usize);
+    free = "cuMemFree_v2": fn(Address);
+    to_device = "cuMemcpyHtoDAsync_v2": fn(Address, *const c_void, usize, Handle);
+    to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, Address, usize, Handle);
+    error_name = "cuGetErrorName": fn(Status, *mut *const c_char);
+    error_text = "cuGetErrorString": fn(Status, *mut *const c_char);
+}
+
+/// A started driver.
+pub(crate) struct Driver {
+    pub(crate) api: Api,
+    /// Loaded for as long as the process runs; none for the stand-in of the tests.
+    _library: Option<Library>,
+}
+
+/// The driver of this machine, started once.
+///
+/// # Errors
+/// [`EngineErrorKind::Unavailable`] when there is none or it does not start.
+pub(crate) fn driver() -> Result<&'static Arc<Driver>, EngineError> {
+    static DRIVER: OnceLock<Result<Arc<Driver>, EngineError>> = OnceLock::new();
+    DRIVER.get_or_init(|| open(LIBRARY).map(Arc::new)).as_ref().map_err(Clone::clone)
+}
+
+fn no_driver(message: String) -> EngineError {
+    EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(DRIVER_HINT)
+}
+
+fn open(name: &str) -> Result<Driver, EngineError> {
+    // SAFETY: loading runs the constructors of the system's CUDA driver, which the user installed as such.
+    let library = unsafe { Library::new(name) }.map_err(|e| {
+        no_driver(format!("no NVIDIA driver was found: the system has no `{name}` ({})", loader_error(&e)))
+    })?;
+    // SAFETY: the library of this name is the CUDA driver.
+    let api = unsafe { Api::load(&library) }.map_err(|e| {
+        no_driver(format!("the NVIDIA driver (`{name}`) is too old for CUDA 12: {}", loader_error(&e)))
+    })?;
+    let driver = Driver { api, _library: Some(library) };
+    // SAFETY: the first call that the driver wants; 0 is the only flag there is.
+    let status = unsafe { (driver.api.init)(0) };
+    driver
+        .check("cuInit", status)
+        .map_err(|e| no_driver(format!("the NVIDIA driver does not start: {e}")))?;
+    Ok(driver)
+}
+
+impl Driver {
+    /// The driver's own words for a failure.
+    fn check(&self, call: &str, status: Status) -> Result<(), String> {
+        if status == 0 {
+            return Ok(());
+        }
+        let text = |get: unsafe extern "system" fn(Status, *mut *const c_char) -> Status| {
+            let mut text = std::ptr::null();
+            // SAFETY: writes a pointer to a static string, or null for an unknown number.
+            unsafe { get(status, &mut text) };
+            // SAFETY: not null, and a static NUL-terminated string.
+            (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+        };
+        let name = text(self.api.error_name).unwrap_or_else(|| "unknown error".to_owned());
+        let words = text(self.api.error_text).map(|t| format!(": {t}")).unwrap_or_default();
+        Err(format!("{call}: {name} ({status}){words}"))
+    }
+}
+
+/// One device with its primary context, which TensorRT's own CUDA runtime uses too. The context is never released:
+/// TensorRT's objects may outlive any session.
+pub(crate) struct Device {
+    driver: Arc<Driver>,
+    context: Handle,
+    pub(crate) ordinal: usize,
+    pub(crate) name: String,
+    /// Compute capability, e.g. `8.9`.
+    pub(crate) capability: String,
+}
+
+// SAFETY: a context handle may be used from every thread; the driver serialises what it must.
+unsafe impl Send for Device {}
+// SAFETY: as above; all methods take `&self` and make driver calls that are thread-safe.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`EngineErrorKind::Unavailable`] when the machine has no such device.
+    pub(crate) fn open(driver: &Arc<Driver>, ordinal: usize) -> Result<Arc<Self>, EngineError> {
+        let api = &driver.api;
+        let check = |call: &str, status| driver.check(call, status).map_err(no_driver);
+        let (mut count, mut device, mut context) = (0, 0, std::ptr::null_mut());
+        // SAFETY: writes the count.
+        check("cuDeviceGetCount", unsafe { (api.device_count)(&mut count) })?;
+        let index = c_int::try_from(ordinal).ok().filter(|i| *i < count).ok_or_else(|| {
+            no_driver(format!("there is no CUDA device {ordinal}: the machine has {count}"))
+        })?;
+        // SAFETY: writes the device number; the index is in range.
+        check("cuDeviceGet", unsafe { (api.device_get)(&mut device, index) })?;
+        let mut name: [c_char; 256] = [0; 256];
+        // SAFETY: writes at most 255 bytes and a NUL.
+        check("cuDeviceGetName", unsafe { (api.device_name)(name.as_mut_ptr(), 255, device) })?;
+        let mut parts = [0; 2];
+        for (part, attribute) in parts.iter_mut().zip(CAPABILITY) {
+            // SAFETY: writes one number.
+            check("cuDeviceGetAttribute", unsafe { (api.device_attribute)(part, attribute, device) })?;
+        }
+        // SAFETY: writes the handle.
+        check("cuDevicePrimaryCtxRetain", unsafe { (api.context_retain)(&mut context, device) })?;
+        // SAFETY: the driver ended it with a NUL, and the last byte is one in any case.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let capability = format!("{}.{}", parts[0], parts[1]);
+        Ok(Arc::new(Self { driver: Arc::clone(driver), context, ordinal, name, capability }))
+    }
+
+    /// Makes the device the calling thread's, as every other call here and every call into TensorRT expects.
+    pub(crate) fn make_current(&self) -> Result<(), String> {
+        // SAFETY: the context was retained and is never released.
+        let status = unsafe { (self.driver.api.context_set)(self.context) };
+        self.driver.check("cuCtxSetCurrent", status)
+    }
+
+    /// Bytes of device memory that are free.
+    pub(crate) fn free_memory(&self) -> Result<usize, String> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers.
+        let status = unsafe { (self.driver.api.memory_info)(&mut free, &mut total) };
+        self.driver.check("cuMemGetInfo", status).map(|()| free)
+    }
+}
+
+/// A stream: what is put on it runs in order.
+pub(crate) struct Stream {
+    device: Arc<Device>,
+    handle: Handle,
+}
+
+impl Stream {
+    pub(crate) fn new(device: &Arc<Device>) -> Result<Self, String> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes the handle.
+        let status = unsafe { (device.driver.api.stream_create)(&mut handle, NON_BLOCKING) };
+        device.driver.check("cuStreamCreate", status)?;
+        Ok(Self { device: Arc::clone(device), handle })
+    }
+
+    /// For TensorRT.
+    pub(crate) fn raw(&self) -> Handle {
+        self.handle
+    }
+
+    /// Waits for everything on the stream, and reports what failed in it.
+    pub(crate) fn synchronize(&self) -> Result<(), String> {
+        // SAFETY: the handle lives as long as `self`.
+        let status = unsafe { (self.device.driver.api.stream_synchronize)(self.handle) };
+        self.device.driver.check("cuStreamSynchronize", status)
+    }
+
+    /// Copies to the start of a buffer.
+    ///
+    /// # Safety
+    /// `from` must stay as it is until the stream is synchronised.
+    pub(crate) unsafe fn upload<T: Plain>(&self, to: &Buffer, from: &[T]) -> Result<(), String> {
+        let bytes = size_of_val(from);
+        to.fits(bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the buffer has that many bytes; the caller keeps the source.
+        let status = unsafe {
+            (self.device.driver.api.to_device)(to.address, from.as_ptr().cast(), bytes, self.handle)
+        };
+        self.device.driver.check("cuMemcpyHtoDAsync", status)
+    }
+
+    /// Copies from the start of a buffer.
+    ///
+    /// # Safety
+    /// `to` must neither be read nor moved until the stream is synchronised.
+    pub(crate) unsafe fn download<T: Plain>(&self, to: &mut [T], from: &Buffer) -> Result<(), String> {
+        let bytes = size_of_val(to);
+        from.fits(bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the buffer has that many bytes; the caller keeps the target, which takes any bit pattern.
+        let status = unsafe {
+            (self.device.driver.api.to_host)(to.as_mut_ptr().cast(), from.address, bytes, self.handle)
+        };
+        self.device.driver.check("cuMemcpyDtoHAsync", status)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.device.make_current();
+        // SAFETY: created by `new`, and nothing uses it after this.
+        unsafe { (self.device.driver.api.stream_destroy)(self.handle) };
+    }
+}
+
+/// Element types that any bytes are a value of.
+///
+/// # Safety
+/// Every bit pattern is valid, and there is no padding.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: any 32 bits are a float.
+unsafe impl Plain for f32 {}
+// SAFETY: any 64 bits are an integer.
+unsafe impl Plain for i64 {}
+
+/// Device memory. The driver aligns it to 256 bytes, which TensorRT asks for.
+pub(crate) struct Buffer {
+    device: Arc<Device>,
+    address: Address,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// At least one byte is allocated, because TensorRT wants an address for empty tensors too.
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, String> {
+        let mut address = 0;
+        // SAFETY: writes the address.
+        let status = unsafe { (device.driver.api.allocate)(&mut address, bytes.max(1)) };
+        device.driver.check(&format!("cuMemAlloc of {bytes} bytes"), status)?;
+        Ok(Self { device: Arc::clone(device), address, bytes })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// For TensorRT.
+    pub(crate) fn raw(&self) -> *mut c_void {
+        // A device address is never dereferenced here.
+        std::ptr::without_provenance_mut(usize::try_from(self.address).unwrap_or_default())
+    }
+
+    fn fits(&self, bytes: usize) -> Result<(), String> {
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        Err(format!("a copy of {bytes} bytes does not fit a buffer of {}", self.bytes))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let _ = self.device.make_current();
+        // SAFETY: allocated by `new`; the session waits for its stream before it lets go of a buffer.
+        unsafe { (self.device.driver.api.free)(self.address) };
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_driver_is_told_so() {
+        let Err(e) = open("libdpar-no-such-driver.so") else { panic!("opened") };
+        assert_eq!(e.kind, EngineErrorKind::Unavailable);
+        assert!(e.message.starts_with("no NVIDIA driver was found"), "{e}");
+        assert!(e.hint.unwrap().contains("--engine ort"));
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn a_library_that_is_no_driver_is_refused() {
+        let Err(e) = open("libm.so.6") else { panic!("opened") };
+        assert!(e.message.contains("too old") && e.message.contains("cuInit"), "{e}");
+    }
+
+    #[test]
+    fn copies_go_both_ways_and_stay_inside_their_buffers() {
+        let device = Device::open(&fake::driver(), 0).unwrap();
+        assert_eq!((device.name.as_str(), device.capability.as_str()), ("stand-in", "8.9"));
+        device.make_current().unwrap();
+        let stream = Stream::new(&device).unwrap();
+        let buffer = Buffer::new(&device, 16).unwrap();
+        let mut back = [0.0_f32; 4];
+        // SAFETY: the stand-in copies at once.
+        unsafe {
+            stream.upload(&buffer, &[1.0_f32, 2.0, 3.0, 4.0]).unwrap();
+            stream.download(&mut back, &buffer).unwrap();
+            let e = stream.upload(&buffer, &[0_i64; 3]).unwrap_err();
+            assert!(e.contains("24 bytes does not fit a buffer of 16"), "{e}");
+            assert!(stream.download(&mut [0_i64; 3], &buffer).is_err());
+            stream.upload::<f32>(&Buffer::new(&device, 0).unwrap(), &[]).unwrap();
+        }
+        stream.synchronize().unwrap();
+        assert_eq!(back, [1.0, 2.0, 3.0, 4.0]);
+        assert!(device.free_memory().unwrap() > 0);
+    }
+
+    #[test]
+    fn failures_carry_the_drivers_words() {
+        let driver = fake::driver();
+        let Err(e) = Device::open(&driver, 3) else { panic!("opened") };
+        assert!(e.message.contains("no CUDA device 3: the machine has 1"), "{e}");
+        let device = Device::open(&driver, 0).unwrap();
+        let Err(e) = Buffer::new(&device, usize::MAX) else { panic!("allocated") };
+        assert!(e.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
+    }
+}

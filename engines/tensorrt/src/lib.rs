@@ -1,0 +1,209 @@
+//! TensorRT-RTX behind the engine contract: [`EngineBuilder`] builds engines on a machine without a GPU,
+//! [`TensorRtEngine`] runs them where one is.
+//!
+//! The two shared libraries are loaded at run time and checked before the bindings touch them: a missing, damaged or
+//! different one is an error that says what to do. The folder they are in is looked for in this order; the first
+//! place that names one is final:
+//!
+//! 1. [`TensorRtOptions::library_dir`];
+//! 2. the environment variable `DPAR_TRT_LIB`, unless it is empty;
+//! 3. beside the executable;
+//! 4. `third_party/tensorrt-rtx/` (filled by `cargo xtask setup`) in a folder above the executable, then in one above
+//!    `CARGO_MANIFEST_DIR`, which cargo sets for what it runs;
+//! 5. the system loader, by their usual names.
+//!
+//! With the feature `enterprise` the crate is for full TensorRT 11 (`libnvinfer`) instead, which builds on the GPU that
+//! it builds for. That flavour has only been compiled.
+//!
+//! # What has been run
+//!
+//! Building, and everything that is refused without a GPU, is tested. The session's device code was compiled and its
+//! bookkeeping tested on a stand-in for the driver, but it has not run on a GPU where it was written: `tests/gpu.rs`
+//! is for that.
+
+mod buffers;
+mod build;
+mod capability;
+mod cuda;
+mod elf;
+mod error;
+mod flavour;
+mod library;
+mod log;
+mod parse_log;
+mod plan;
+mod ports;
+mod profile;
+mod session;
+mod start;
+
+use std::fmt;
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+
+pub use build::{BuildRequest, BuildSettings, BuiltEngine, EngineBuilder, Progress, WeightMode};
+pub use capability::{Capability, CapabilityError};
+pub use error::{BuildError, ParseFault, PrecisionFlag, PrecisionRefused};
+pub use plan::{PlanFault, PlanHeader, read_plan_header};
+pub use profile::{Override, Point, Profile, ProfileError};
+
+/// Name as given to `--engine`.
+const NAME: &str = "tensorrt";
+
+/// The engine of a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFile {
+    /// The `.engine` file.
+    pub path: Utf8PathBuf,
+    /// Its profiles in the order of the build ([`BuiltEngine::settings`]). TensorRT does not keep their names, and
+    /// the bindings do not read their ranges: where none are given, each profile is tried, and buffers grow as needed
+    /// instead of being allocated once. The first profile that takes a call is used, so narrow ones come first.
+    pub profiles: Vec<Profile>,
+}
+
+impl EngineFile {
+    /// The file of a bundle: `../trt/<graph>.engine` as seen from the graph's folder, profiles unknown.
+    pub fn in_bundle(graph: GraphFile<'_>) -> Self {
+        let folder = graph.path.parent().and_then(Utf8Path::parent).unwrap_or(Utf8Path::new(".."));
+        let path = folder.join("trt").join(format!("{}.engine", graph.spec.name));
+        Self { path, profiles: Vec::new() }
+    }
+}
+
+/// Says where the engine of a graph is.
+pub type Locate = Arc<dyn Fn(GraphFile<'_>) -> EngineFile + Send + Sync>;
+
+/// Which kernels TensorRT-RTX runs a shape with; it compiles them at run time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum ShapeKernels {
+    /// The same ones for every shape of a profile: a run repeats exactly, and nothing is compiled while decoding,
+    /// where each step has a shape of its own.
+    #[default]
+    General,
+    /// Special ones for each new shape, compiled beside the runs and taken when they are ready: the library's own
+    /// default. The last bits of a result depend on when that is.
+    SpecialLater,
+    /// Special ones for each new shape, compiled before its first run. For few shapes that come often.
+    SpecialFirst,
+}
+
+/// What may be chosen about the engine.
+#[derive(Clone, Default)]
+pub struct TensorRtOptions {
+    /// Folder of the shared libraries; `None` = search, as the crate documentation says.
+    pub library_dir: Option<Utf8PathBuf>,
+    /// Index of the CUDA device.
+    pub device: usize,
+    /// Where the engine of a graph is; `None` = [`EngineFile::in_bundle`].
+    pub locate: Option<Locate>,
+    /// Record a CUDA graph per shape and replay it. Pays where shapes repeat; a decoding step has a new past length
+    /// each time.
+    pub cuda_graphs: bool,
+    /// Which kernels run a shape.
+    pub kernels: ShapeKernels,
+    /// Folder for what is compiled for the device at run time, one file per graph; `None` = compiled again by every
+    /// process.
+    pub runtime_cache_dir: Option<Utf8PathBuf>,
+}
+
+impl fmt::Debug for TensorRtOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TensorRtOptions")
+            .field("library_dir", &self.library_dir)
+            .field("device", &self.device)
+            .field("locate", &self.locate.as_ref().map(|_| "given"))
+            .field("cuda_graphs", &self.cuda_graphs)
+            .field("kernels", &self.kernels)
+            .field("runtime_cache_dir", &self.runtime_cache_dir)
+            .finish()
+    }
+}
+
+/// Runs engines that [`EngineBuilder`] built.
+#[derive(Debug, Clone, Default)]
+pub struct TensorRtEngine {
+    options: TensorRtOptions,
+}
+
+impl TensorRtEngine {
+    /// An engine; nothing is loaded until it is probed or a graph is prepared.
+    ///
+    /// A process can hold one TensorRT: once a library has been loaded, a folder with another is unavailable.
+    pub fn new(options: TensorRtOptions) -> Self {
+        Self { options }
+    }
+
+    /// Layers of an engine file in JSON, as TensorRT's inspector gives them. Needs a GPU, and an engine built with
+    /// [`BuildSettings::detailed`] for more than names.
+    ///
+    /// # Errors
+    /// When the file is not an engine, and when this machine cannot load it.
+    pub fn inspect(&self, path: &Utf8Path) -> Result<String, EngineError> {
+        let bytes = read_engine(path)?;
+        let (device, _) = self.start()?;
+        session::inspect(&device, path, &bytes)
+    }
+
+    /// Driver and device first: without them the library is of no use.
+    fn start(&self) -> Result<(Arc<cuda::Device>, start::Started), EngineError> {
+        flavour::check_run(&self.options)?;
+        let device = cuda::Device::open(cuda::driver()?, self.options.device)?;
+        Ok((device, start::core(self.options.library_dir.as_deref())?))
+    }
+}
+
+impl Engine for TensorRtEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn probe(&self) -> Result<EngineInfo, EngineError> {
+        let (device, started) = self.start()?;
+        Ok(EngineInfo {
+            engine: NAME.to_owned(),
+            version: started.version,
+            device: format!("cuda:{} {} ({})", device.ordinal, device.name, device.capability),
+            provider: flavour::PRODUCT.to_owned(),
+            library: Some(started.path.to_string()),
+            threads: None,
+        })
+    }
+
+    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        let file = match &self.options.locate {
+            Some(locate) => locate(graph),
+            None => EngineFile::in_bundle(graph),
+        };
+        for profile in &file.profiles {
+            profile.check(graph.spec).map_err(BuildError::Profile)?;
+        }
+        // What is wrong with the file is said also where it could not run.
+        let bytes = read_engine(&file.path).map_err(|e| e.in_graph(&graph.spec.name))?;
+        let (device, _) = self.start().map_err(|e| e.in_graph(&graph.spec.name))?;
+        let options = session::SessionOptions {
+            cuda_graphs: self.options.cuda_graphs,
+            kernels: self.options.kernels,
+            cache_dir: self.options.runtime_cache_dir.as_deref(),
+        };
+        Ok(Box::new(session::TrtSession::load(graph, &file, &bytes, &device, &options)?))
+    }
+}
+
+/// An engine file that is whole.
+fn read_engine(path: &Utf8Path) -> Result<Vec<u8>, EngineError> {
+    let refuse = |message: String| {
+        EngineError::new(EngineErrorKind::Graph, NAME, message)
+            .hint("build the engines with `dpar-export --target trt BUNDLE`")
+    };
+    // `fs_err` names the path.
+    let bytes = fs_err::read(path).map_err(|e| refuse(e.to_string()))?;
+    flavour::check_plan(&bytes).map_err(|e| refuse(format!("{path}: {e}")))?;
+    Ok(bytes)
+}
+
+/// An error that names no graph.
+fn unavailable(message: impl Into<String>) -> EngineError {
+    EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(flavour::INSTALL_HINT)
+}

@@ -1,0 +1,483 @@
+//! A loaded engine. Device code: compiled and reviewed where there is no GPU; `tests/gpu.rs` runs it where one is.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::{
+    EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorSlice, TensorView, bind_axes,
+    check_ports,
+};
+use dpar_export_spec::{DType, GraphSpec};
+use trtx::{
+    CudaEngine, ExecutionContext, ExecutionContextAllocationStrategy, LayerInformationFormat, Runtime,
+    RuntimeConfig, TensorIOMode, TensorLocation,
+};
+
+use crate::buffers::{Buffers, element_bytes};
+use crate::build::dims;
+use crate::cuda::{Device, Stream};
+use crate::flavour::{self, Diagnosis};
+use crate::log::{Collector, errors};
+use crate::ports::file_port;
+use crate::{EngineFile, NAME, Profile, ShapeKernels, log};
+
+/// The next step for an engine that this machine or library does not take.
+const REBUILD_HINT: &str = "build the engine again with this library, and with this device's compute capability or \
+    none";
+
+/// One optimization profile in use: its context and its buffers.
+struct Slot {
+    context: ExecutionContext<'static>,
+    buffers: Buffers,
+}
+
+/// A deserialised engine and what it needs. Dropped in the order of the fields: contexts before the configuration
+/// and the engine, the engine before the runtime.
+pub(crate) struct TrtSession {
+    spec: GraphSpec,
+    /// Known profiles in the order of the engine; empty where they are not known.
+    profiles: Vec<Profile>,
+    /// By index of the profile; made when a call first needs it.
+    slots: BTreeMap<usize, Slot>,
+    config: Rc<RuntimeConfig<'static>>,
+    cache: Option<(Utf8PathBuf, flavour::Cache)>,
+    engine: CudaEngine<'static>,
+    _runtime: Runtime<'static>,
+    stream: Stream,
+    device: Arc<Device>,
+}
+
+// SAFETY: the parts that are not `Send` by themselves are handles into TensorRT, which may be used from any thread as
+// long as it is one at a time, and the `Rc`, all of whose clones are inside this value. `run_unchecked` takes
+// `&mut self` and makes the device current in the calling thread.
+unsafe impl Send for TrtSession {}
+
+/// Options of a session.
+pub(crate) struct SessionOptions<'a> {
+    pub(crate) cuda_graphs: bool,
+    pub(crate) kernels: ShapeKernels,
+    pub(crate) cache_dir: Option<&'a Utf8Path>,
+}
+
+/// A runtime and an engine in it.
+fn deserialize(
+    name: Option<&str>,
+    path: &Utf8Path,
+    bytes: &[u8],
+) -> Result<(Runtime<'static>, CudaEngine<'static>), EngineError> {
+    let place = |e: EngineError| match name {
+        Some(name) => e.in_graph(name),
+        None => e,
+    };
+    let logger = log::logger()?;
+    let collector = Collector::start();
+    let mut runtime = Runtime::new(logger).map_err(|e| {
+        let message = errors(&collector.take()).unwrap_or_else(|| e.to_string());
+        place(EngineError::new(EngineErrorKind::Unavailable, NAME, message))
+    })?;
+    match runtime.deserialize_cuda_engine(bytes) {
+        Ok(engine) => Ok((runtime, engine)),
+        Err(e) => {
+            let said = errors(&collector.take()).unwrap_or_else(|| e.to_string());
+            let (kind, reason, hint) = judge(flavour::diagnose(&runtime, bytes), &said);
+            Err(place(EngineError::new(kind, NAME, format!("{path}: {reason}: {said}")).hint(hint)))
+        }
+    }
+}
+
+/// What a refused engine means for the user.
+fn judge(why: Diagnosis, said: &str) -> (EngineErrorKind, &'static str, &'static str) {
+    use EngineErrorKind::{Graph, Unavailable};
+    let driver = "update the NVIDIA driver";
+    if why.malformed || said.contains("Serialization assertion") {
+        (Graph, "the engine is damaged", "build the engine again")
+    } else if why.version {
+        (Unavailable, "the engine was built by another version of TensorRT-RTX", REBUILD_HINT)
+    } else if why.device {
+        (Unavailable, "the engine was not built for this device", REBUILD_HINT)
+    } else if said.contains("cudaError 35") || why.driver {
+        (Unavailable, "the NVIDIA driver is missing or too old", driver)
+    } else if why.memory {
+        (Unavailable, "the engine does not fit the device's memory", "use a device with more memory")
+    } else if why.cuda {
+        (Unavailable, "CUDA does not work on this machine", driver)
+    } else {
+        (Graph, "the engine does not load", REBUILD_HINT)
+    }
+}
+
+/// Layers of an engine as TensorRT's inspector gives them, in JSON.
+pub(crate) fn inspect(device: &Device, path: &Utf8Path, bytes: &[u8]) -> Result<String, EngineError> {
+    let fail = |message: String| EngineError::new(EngineErrorKind::Run, NAME, format!("{path}: {message}"));
+    device.make_current().map_err(fail)?;
+    let (_runtime, engine) = deserialize(None, path, bytes)?;
+    let inspector = engine.create_engine_inspector().map_err(|e| fail(e.to_string()))?;
+    inspector.engine_information(LayerInformationFormat::kJSON).map_err(|e| fail(e.to_string()))
+}
+
+impl TrtSession {
+    pub(crate) fn load(
+        graph: GraphFile<'_>,
+        file: &EngineFile,
+        bytes: &[u8],
+        device: &Arc<Device>,
+        options: &SessionOptions<'_>,
+    ) -> Result<Self, EngineError> {
+        let spec = graph.spec;
+        let fail = |kind, message: String| {
+            EngineError::new(kind, NAME, format!("{}: {message}", file.path)).in_graph(&spec.name)
+        };
+        let cuda = |e: String| fail(EngineErrorKind::Run, e);
+        let native = |e: trtx::Error| fail(EngineErrorKind::Run, e.to_string());
+        device.make_current().map_err(cuda)?;
+        let (runtime, mut engine) = deserialize(Some(&spec.name), &file.path, bytes)?;
+        let (inputs, outputs) = engine_ports(&engine).map_err(native)?;
+        check_ports(NAME, spec, &inputs, &outputs)?;
+        for port in inputs.iter().chain(&outputs) {
+            if engine.tensor_location(&port.name).map_err(native)? != TensorLocation::kDEVICE {
+                let message =
+                    format!("`{}` must lie in host memory, which this engine does not do", port.name);
+                return Err(fail(EngineErrorKind::Graph, message));
+            }
+        }
+        let count = usize::try_from(engine.nb_optimization_profiles().map_err(native)?).unwrap_or_default();
+        if !file.profiles.is_empty() && file.profiles.len() != count {
+            let message = format!("it has {count} profiles, {} are listed for it", file.profiles.len());
+            return Err(fail(EngineErrorKind::Graph, message).hint("build the engine again"));
+        }
+        let mut config = engine.create_runtime_config().map_err(native)?;
+        // A profile's scratch memory is its own largest, not the largest of all profiles.
+        config.set_execution_context_allocation_strategy(
+            ExecutionContextAllocationStrategy::kON_PROFILE_CHANGE,
+        );
+        flavour::choose_kernels(&mut config, options.kernels);
+        if options.cuda_graphs {
+            flavour::record_graphs(&mut config).map_err(native)?;
+        }
+        let cache = options.cache_dir.map(|dir| dir.join(format!("{}.cache", spec.name)));
+        let cache =
+            cache.map(|path| Ok((path.clone(), flavour::open_cache(&mut config, &path)?))).transpose();
+        let cache = cache.map_err(native)?;
+        let stream = Stream::new(device).map_err(cuda)?;
+        Ok(Self {
+            spec: spec.clone(),
+            profiles: file.profiles.clone(),
+            slots: BTreeMap::new(),
+            config: Rc::new(config),
+            cache,
+            engine,
+            _runtime: runtime,
+            stream,
+            device: Arc::clone(device),
+        })
+    }
+
+    fn fail(&self, kind: EngineErrorKind, message: String) -> EngineError {
+        EngineError::new(kind, NAME, message).in_graph(&self.spec.name)
+    }
+
+    /// An error with what TensorRT said about it.
+    fn fail_with(&self, kind: EngineErrorKind, what: &str, collector: &Collector) -> EngineError {
+        let said = errors(&collector.take()).map(|s| format!(": {s}")).unwrap_or_default();
+        self.fail(kind, format!("{what}{said}"))
+    }
+
+    /// Indices of the profiles that take these sizes, in the order of the engine.
+    fn candidates(&self, axes: &BTreeMap<String, usize>) -> Result<Vec<usize>, EngineError> {
+        if self.profiles.is_empty() {
+            let count = self.engine.nb_optimization_profiles().unwrap_or(1);
+            return Ok((0..usize::try_from(count).unwrap_or(1).max(1)).collect());
+        }
+        let fit: Vec<usize> = (0..self.profiles.len()).filter(|i| self.profiles[*i].takes(axes)).collect();
+        if fit.is_empty() {
+            let sizes: Vec<String> = axes.iter().map(|(name, n)| format!("{name} {n}")).collect();
+            let names: Vec<&str> = self.profiles.iter().map(|p| p.name.as_str()).collect();
+            let message =
+                format!("no profile of the engine takes {}; it has {}", sizes.join(", "), names.join(", "));
+            let hint = "build the engine with a profile that covers these sizes";
+            return Err(self.fail(EngineErrorKind::Input, message).hint(hint));
+        }
+        Ok(fit)
+    }
+
+    /// The context and buffers of a profile.
+    fn open_slot(&mut self, index: usize, collector: &Collector) -> Result<(), EngineError> {
+        if self.slots.contains_key(&index) {
+            return Ok(());
+        }
+        let context = self.engine.create_execution_context_with_config(Rc::clone(&self.config));
+        let mut context =
+            context.map_err(|_| self.fail_with(EngineErrorKind::Run, "no execution context", collector))?;
+        let number = i32::try_from(index).unwrap_or(i32::MAX);
+        // SAFETY: the stream is valid and belongs to the current device.
+        if !unsafe { context.set_optimization_profile_async(number, self.stream.raw()) } {
+            let what = format!("profile {index} cannot be used");
+            return Err(self.fail_with(EngineErrorKind::Run, &what, collector));
+        }
+        self.stream.synchronize().map_err(|e| self.fail(EngineErrorKind::Run, e))?;
+        let buffers = Buffers::new(&self.device, &self.spec, self.profiles.get(index))
+            .map_err(|e| self.fail(EngineErrorKind::Run, e))?;
+        self.slots.insert(index, Slot { context, buffers });
+        Ok(())
+    }
+
+    /// Runs with one profile; `Err(Input)` before anything is copied if the profile does not take the shapes.
+    fn run_in(
+        &mut self,
+        index: usize,
+        inputs: &[(&str, TensorView<'_>)],
+        collector: &Collector,
+    ) -> Result<Vec<Tensor>, EngineError> {
+        self.open_slot(index, collector)?;
+        let Self { spec, slots, stream, .. } = self;
+        let name = spec.name.clone();
+        let fail = |kind, message: String| EngineError::new(kind, NAME, message).in_graph(&name);
+        let run = |message: String| fail(EngineErrorKind::Run, message);
+        let native = |e: trtx::Error| match errors(&collector.take()) {
+            Some(said) => run(format!("{e}: {said}")),
+            None => run(e.to_string()),
+        };
+        let Some(Slot { context, buffers }) = slots.get_mut(&index) else {
+            return Err(run(format!("profile {index} was not opened")));
+        };
+        for (port, view) in inputs {
+            context.set_input_shape(port, &dims(view.shape())).map_err(|_| {
+                let said = errors(&collector.take()).map(|s| format!(": {s}")).unwrap_or_default();
+                let shape = view.shape();
+                fail(EngineErrorKind::Input, format!("the engine does not take `{port}` as {shape:?}{said}"))
+            })?;
+        }
+        // Buffers that are too small are replaced before any copy is under way.
+        for (port, view) in inputs {
+            let buffer = buffers.reserve(port, view_bytes(view)).map_err(run)?;
+            // SAFETY: the buffer holds the input, and lives until it is replaced here or dropped with the slot.
+            unsafe { context.set_tensor_address(port, buffer.raw()) }.map_err(native)?;
+        }
+        let mut outputs = Vec::with_capacity(spec.outputs.len());
+        for port in &spec.outputs {
+            let shape = context.tensor_shape(&port.name).map_err(native)?;
+            let rank = usize::try_from(shape.nbDims).unwrap_or_default().min(shape.d.len());
+            let sizes: Option<Vec<usize>> =
+                shape.d[..rank].iter().map(|n| usize::try_from(*n).ok()).collect();
+            let host = sizes.and_then(|sizes| HostOutput::new(port.dtype, sizes)).ok_or_else(|| {
+                let message = format!("`{}` has no shape before the graph has run", port.name);
+                fail(EngineErrorKind::Output, message)
+            })?;
+            let buffer = buffers.reserve(&port.name, host.bytes()).map_err(run)?;
+            // SAFETY: as for the inputs.
+            unsafe { context.set_tensor_address(&port.name, buffer.raw()) }.map_err(native)?;
+            outputs.push(host);
+        }
+        let enqueued = enqueue(spec, context, buffers, stream, inputs, &mut outputs);
+        // Also after a failure: copies may be under way from and to memory that is about to go.
+        let finished = stream.synchronize();
+        enqueued.map_err(|e| match errors(&collector.take()) {
+            Some(said) => run(format!("{e}: {said}")),
+            None => run(e),
+        })?;
+        finished.map_err(run)?;
+        Ok(outputs.into_iter().map(HostOutput::into_tensor).collect())
+    }
+
+    /// Writes what was compiled for this device, for the next process.
+    fn save_cache(&self) {
+        let Some((path, cache)) = &self.cache else { return };
+        let write = || -> Result<(), String> {
+            let bytes = flavour::cache_bytes(cache).map_err(|e| e.to_string())?;
+            if let Some(folder) = path.parent() {
+                fs_err::create_dir_all(folder).map_err(|e| e.to_string())?;
+            }
+            // Written beside and renamed: another process may be reading it.
+            let part = path.with_extension(format!("part-{}", std::process::id()));
+            fs_err::write(&part, bytes).map_err(|e| e.to_string())?;
+            fs_err::rename(&part, path).map_err(|e| e.to_string())
+        };
+        if let Err(e) = write() {
+            tracing::warn!("the runtime cache of `{}` is not kept: {e}", self.spec.name);
+        }
+    }
+}
+
+/// Copies in, runs, copies out; the caller synchronises the stream whatever comes back.
+fn enqueue(
+    spec: &GraphSpec,
+    context: &mut ExecutionContext<'static>,
+    buffers: &Buffers,
+    stream: &Stream,
+    inputs: &[(&str, TensorView<'_>)],
+    outputs: &mut [HostOutput],
+) -> Result<(), String> {
+    for (port, view) in inputs {
+        let buffer = buffers.get(port)?;
+        // SAFETY: the caller's memory is borrowed until the stream has been synchronised.
+        unsafe {
+            match view.data() {
+                TensorSlice::F32(data) => stream.upload(buffer, data)?,
+                TensorSlice::I64(data) => stream.upload(buffer, data)?,
+                _ => return Err(format!("`{port}` has a dtype this engine does not know")),
+            }
+        }
+    }
+    // SAFETY: the stream is valid, and every port has an address with room for its shape.
+    unsafe { context.enqueue_v3(stream.raw()) }.map_err(|e| e.to_string())?;
+    for (port, host) in spec.outputs.iter().zip(outputs) {
+        let buffer = buffers.get(&port.name)?;
+        // SAFETY: the vectors are neither read nor moved until the stream has been synchronised.
+        unsafe {
+            match host {
+                HostOutput::F32(_, data) => stream.download(data, buffer)?,
+                HostOutput::I64(_, data) => stream.download(data, buffer)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn engine_ports(engine: &CudaEngine<'_>) -> trtx::Result<(Vec<FilePort>, Vec<FilePort>)> {
+    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    for i in 0..engine.nb_io_tensors()? {
+        let name = engine.io_tensor_name(i)?;
+        let (dtype, dims) = (engine.tensor_data_type(&name)?, engine.tensor_shape(&name)?);
+        let is_input = engine.tensor_io_mode(&name)? == TensorIOMode::kINPUT;
+        let side = if is_input { &mut inputs } else { &mut outputs };
+        side.push(file_port(name, dtype, Some(dims)));
+    }
+    Ok((inputs, outputs))
+}
+
+fn view_bytes(view: &TensorView<'_>) -> usize {
+    match view.data() {
+        TensorSlice::F32(data) => size_of_val(data),
+        TensorSlice::I64(data) => size_of_val(data),
+        _ => 0,
+    }
+}
+
+/// Host memory of an output, and its shape.
+enum HostOutput {
+    F32(Vec<usize>, Vec<f32>),
+    I64(Vec<usize>, Vec<i64>),
+}
+
+impl HostOutput {
+    fn new(dtype: DType, shape: Vec<usize>) -> Option<Self> {
+        let elements = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d))?;
+        elements.checked_mul(element_bytes(dtype)?)?;
+        match dtype {
+            DType::F32 => Some(Self::F32(shape, vec![0.0; elements])),
+            DType::I64 => Some(Self::I64(shape, vec![0; elements])),
+            _ => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(_, data) => size_of_val(data.as_slice()),
+            Self::I64(_, data) => size_of_val(data.as_slice()),
+        }
+    }
+
+    fn into_tensor(self) -> Tensor {
+        match self {
+            Self::F32(shape, data) => Tensor::f32(shape, data),
+            Self::I64(shape, data) => Tensor::i64(shape, data),
+        }
+    }
+}
+
+impl Session for TrtSession {
+    fn spec(&self) -> &GraphSpec {
+        &self.spec
+    }
+
+    fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let pairs = inputs.iter().filter_map(|(n, v)| self.spec.input(n).map(|p| (p, v.shape())));
+        let axes = bind_axes(&self.spec, pairs, EngineErrorKind::Input, BTreeMap::new())?;
+        self.device.make_current().map_err(|e| self.fail(EngineErrorKind::Run, e))?;
+        let collector = Collector::start();
+        let mut refused = None;
+        for index in self.candidates(&axes)? {
+            match self.run_in(index, inputs, &collector) {
+                Err(e) if e.kind == EngineErrorKind::Input => refused = Some(e),
+                other => return other,
+            }
+        }
+        Err(refused.unwrap_or_else(|| self.fail(EngineErrorKind::Input, "the engine has no profile".into())))
+    }
+}
+
+impl Drop for TrtSession {
+    fn drop(&mut self) {
+        let _ = self.device.make_current();
+        self.save_cache();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_engine_is_explained() {
+        let none = Diagnosis::default();
+        let (kind, reason, _) = judge(none, "Error Code 1: Cuda Runtime (... (cudaError 35: too old))");
+        assert_eq!((kind, reason), (EngineErrorKind::Unavailable, "the NVIDIA driver is missing or too old"));
+        let (kind, ..) =
+            judge(none, "Serialization assertion plan.header.size == blobSize failed. (cudaError 35)");
+        assert_eq!(kind, EngineErrorKind::Graph);
+        let (kind, reason, hint) = judge(Diagnosis { device: true, ..none }, "");
+        assert_eq!(kind, EngineErrorKind::Unavailable);
+        assert!(reason.contains("this device") && hint.contains("compute capability"));
+        assert_eq!(judge(Diagnosis { version: true, ..none }, "").0, EngineErrorKind::Unavailable);
+        assert_eq!(judge(Diagnosis { malformed: true, ..none }, "").0, EngineErrorKind::Graph);
+        assert_eq!(judge(none, "").0, EngineErrorKind::Graph);
+    }
+
+    #[test]
+    fn host_outputs_have_the_shape_that_was_asked_for() {
+        let output = HostOutput::new(DType::I64, vec![2, 3]).unwrap();
+        assert_eq!(output.bytes(), 48);
+        assert_eq!(output.into_tensor(), Tensor::i64([2, 3], vec![0; 6]));
+        assert!(HostOutput::new(DType::F32, vec![usize::MAX, 2]).is_none());
+        assert!(HostOutput::new(DType::F32, vec![usize::MAX / 2]).is_none());
+    }
+
+    /// The library's own words on a machine without a driver; with one, the whole engine loads.
+    #[cfg(not(feature = "enterprise"))]
+    #[test]
+    fn the_library_refuses_damage_and_a_missing_driver() {
+        use dpar_export_spec::{AxisRange, Dim, Port};
+        let axis = |name: &str, max| AxisRange { name: name.into(), min: 1, opt: 1, max };
+        let port = |name: &str, width| {
+            Port::new(name, DType::F32, vec![Dim::axis("batch"), Dim::axis("tokens"), Dim::Fixed(width)])
+        };
+        let spec = GraphSpec {
+            name: "head".into(),
+            component: "step".into(),
+            inputs: vec![port("hidden", 16)],
+            outputs: vec![port("logits", 32)],
+            axes: vec![axis("batch", 4), axis("tokens", 8)],
+        };
+        let path = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures/head.onnx");
+        let builder = crate::EngineBuilder::open(None).unwrap();
+        let graph = GraphFile { spec: &spec, path: &path };
+        let bytes = builder.build(crate::BuildRequest::new(graph)).unwrap().bytes;
+
+        let refused = |bytes: &[u8]| deserialize(Some("head"), "e".into(), bytes).map(|_| ()).unwrap_err();
+        let e = refused(&bytes[..bytes.len() - 1]);
+        assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Graph, Some("head")));
+        assert!(e.message.starts_with("e: the engine is damaged: ") && e.hint.is_some(), "{e}");
+        if crate::cuda::driver().is_ok() {
+            deserialize(None, "e".into(), &bytes).unwrap();
+            return;
+        }
+        let e = refused(&bytes);
+        assert_eq!(e.kind, EngineErrorKind::Unavailable, "{e}");
+        assert!(
+            e.message.contains("driver is missing or too old") && e.message.contains("cudaError 35"),
+            "{e}"
+        );
+    }
+}

@@ -1,0 +1,135 @@
+//! What needs an NVIDIA GPU: `cargo xtask gpu`.
+//! The engines are built there too, from the graphs of the conformance suite.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::{Engine, EngineError, EngineInfo, GraphFile, Session, Tensor};
+use dpar_engine_conformance::{Case, Inputs, Reference, assert_passed, run};
+use dpar_engine_tensorrt::{
+    BuildRequest, BuildSettings, EngineBuilder, EngineFile, Profile, TensorRtEngine, TensorRtOptions,
+};
+use dpar_export_spec::{DType, GraphSpec, Port};
+use serde_json::Value;
+
+fn fixtures() -> Utf8PathBuf {
+    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures")
+}
+
+fn tensor(port: &Port, value: &Value) -> Tensor {
+    let shape: Vec<usize> = serde_json::from_value(value["shape"].clone()).unwrap();
+    match port.dtype {
+        DType::I64 => Tensor::i64(shape, serde_json::from_value::<Vec<i64>>(value["data"].clone()).unwrap()),
+        _ => Tensor::f32(shape, serde_json::from_value::<Vec<f32>>(value["data"].clone()).unwrap()),
+    }
+}
+
+/// A graph of the conformance suite with its known results.
+fn case(name: &str) -> Case {
+    let text = std::fs::read_to_string(fixtures().join(format!("{name}.json"))).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let spec: GraphSpec = serde_json::from_value(document["spec"].clone()).unwrap();
+    let reference = &document["reference"];
+    let inputs = spec.inputs.iter().map(|p| (p.name.clone(), tensor(p, &reference["inputs"][&p.name])));
+    let outputs = spec.outputs.iter().map(|p| tensor(p, &reference["outputs"][&p.name]));
+    let known = Reference { inputs: Inputs(inputs.collect()), outputs: outputs.collect() };
+    let mut case = Case::new(spec, fixtures().join(format!("{name}.onnx")));
+    case.bounds = serde_json::from_value(document["bounds"].clone()).unwrap();
+    case.references.push(known);
+    case
+}
+
+fn cases() -> Vec<Case> {
+    ["attention_step", "head", "conv_decode"].map(case).into()
+}
+
+/// Builds a graph's engine when it is prepared, so that the suite's damaged graphs are refused as well.
+struct BuildAndRun {
+    builder: EngineBuilder,
+    folder: Utf8PathBuf,
+    run: TensorRtEngine,
+}
+
+fn profiles(spec: &GraphSpec) -> Vec<Profile> {
+    let whole = Profile::from_spec("default", spec);
+    Profile::decode("decode", spec).into_iter().chain([whole]).collect()
+}
+
+impl BuildAndRun {
+    /// `tell_profiles`: the engine knows its profiles, or has to try them.
+    fn new(folder: &Utf8Path, cuda_graphs: bool, tell_profiles: bool) -> Self {
+        let builder = EngineBuilder::open(None)
+            .unwrap_or_else(|e| panic!("{e}\nnext step: {}", e.hint.clone().unwrap_or_default()));
+        let root = folder.to_owned();
+        let locate = move |graph: GraphFile<'_>| EngineFile {
+            path: root.join(format!("{}.engine", graph.spec.name)),
+            profiles: if tell_profiles { profiles(graph.spec) } else { Vec::new() },
+        };
+        let run = TensorRtEngine::new(TensorRtOptions {
+            locate: Some(Arc::new(locate)),
+            cuda_graphs,
+            runtime_cache_dir: Some(folder.join("cache")),
+            ..TensorRtOptions::default()
+        });
+        let info = run.probe().unwrap_or_else(|e| panic!("{e}"));
+        println!("{} {} on {}", info.engine, info.version, info.device);
+        Self { builder, folder: folder.to_owned(), run }
+    }
+}
+
+impl Engine for BuildAndRun {
+    fn name(&self) -> &'static str {
+        self.run.name()
+    }
+
+    fn probe(&self) -> Result<EngineInfo, EngineError> {
+        self.run.probe()
+    }
+
+    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        let settings =
+            BuildSettings { profiles: profiles(graph.spec), detailed: true, ..BuildSettings::default() };
+        let built = self.builder.build(BuildRequest { settings, ..BuildRequest::new(graph) })?;
+        let path = self.folder.join(format!("{}.engine", graph.spec.name));
+        std::fs::write(path, built.bytes).unwrap();
+        self.run.prepare(graph)
+    }
+}
+
+fn conforms(cuda_graphs: bool, tell_profiles: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    let outcomes = run(&BuildAndRun::new(folder, cuda_graphs, tell_profiles), &cases());
+    for outcome in &outcomes {
+        println!("{outcome}");
+    }
+    assert_passed(&outcomes);
+    assert!(folder.join("cache/head.cache").is_file(), "the runtime cache was kept");
+}
+
+#[test]
+fn the_conformance_suite_passes() {
+    conforms(false, true);
+}
+
+#[test]
+fn the_conformance_suite_passes_with_cuda_graphs() {
+    conforms(true, true);
+}
+
+#[test]
+fn the_conformance_suite_passes_when_profiles_are_not_known() {
+    conforms(false, false);
+}
+
+#[test]
+fn layers_are_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    let engine = BuildAndRun::new(folder, false, true);
+    let head = case("head");
+    drop(engine.prepare(GraphFile { spec: &head.spec, path: &head.path }).unwrap());
+    let layers = engine.run.inspect(&folder.join("head.engine")).unwrap();
+    assert!(layers.trim_start().starts_with('{'), "{layers}");
+}

@@ -1,0 +1,84 @@
+//! What is said about running where there is no GPU, and about engine files.
+
+use std::sync::Arc;
+
+use dpar_engine_api::{Engine, EngineErrorKind};
+use dpar_engine_tensorrt::{
+    BuildRequest, EngineFile, Profile, TensorRtEngine, TensorRtOptions, read_plan_header,
+};
+
+use crate::{Copied, builder};
+
+/// A copied graph with its engine where a bundle has it.
+fn with_engine() -> Copied {
+    let copied = Copied::new("head");
+    let engine = builder().build(BuildRequest::new(copied.graph.file())).unwrap();
+    std::fs::create_dir(copied.root().join("trt")).unwrap();
+    std::fs::write(copied.root().join("trt/head.engine"), engine.bytes).unwrap();
+    copied
+}
+
+#[test]
+fn without_a_driver_it_says_driver() {
+    let copied = with_engine();
+    let engine = TensorRtEngine::default();
+    let Err(e) = engine.probe() else {
+        engine.prepare(copied.graph.file()).map(|_| ()).unwrap();
+        return;
+    };
+    assert_eq!(e.kind, EngineErrorKind::Unavailable);
+    assert!(e.message.contains("no NVIDIA driver was found"), "{e}");
+    assert!(e.hint.unwrap().contains("--engine"));
+    let e = engine.prepare(copied.graph.file()).map(|_| ()).unwrap_err();
+    assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Unavailable, Some("head")));
+    let e = engine.inspect(&copied.root().join("trt/head.engine")).unwrap_err();
+    assert_eq!(e.kind, EngineErrorKind::Unavailable);
+}
+
+#[test]
+fn a_missing_or_damaged_engine_is_refused_before_the_driver_is_asked() {
+    let copied = with_engine();
+    let path = copied.root().join("trt/head.engine");
+    let whole = std::fs::read(&path).unwrap();
+    let refused = |text: &str| {
+        let e = TensorRtEngine::default().prepare(copied.graph.file()).map(|_| ()).unwrap_err();
+        assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Graph, Some("head")), "{e}");
+        assert!(e.message.contains(text) && e.message.contains("head.engine"), "{e}");
+        assert!(e.hint.unwrap().contains("--target trt"));
+    };
+    for len in [0, 27, 28, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        refused(if len < 28 { "not a TensorRT engine" } else { "is damaged" });
+    }
+    std::fs::copy(&copied.graph.path, &path).unwrap();
+    refused("not a TensorRT engine");
+    std::fs::remove_file(&path).unwrap();
+    refused("No such file");
+    read_plan_header(&whole).unwrap();
+}
+
+#[test]
+fn the_engine_file_can_be_elsewhere_and_its_profiles_are_checked() {
+    let copied = with_engine();
+    let elsewhere = copied.root().join("here.engine");
+    let found = elsewhere.clone();
+    let locate = move |_: dpar_engine_api::GraphFile<'_>| EngineFile {
+        path: found.clone(),
+        profiles: vec![Profile { name: "p".into(), axes: [].into() }],
+    };
+    let options = TensorRtOptions { locate: Some(Arc::new(locate)), ..TensorRtOptions::default() };
+    assert!(format!("{options:?}").contains("given"));
+    let engine = TensorRtEngine::new(options);
+    let e = engine.prepare(copied.graph.file()).map(|_| ()).unwrap_err();
+    assert_eq!(e.kind, EngineErrorKind::Input);
+    assert!(e.message.contains("no range for axis `batch` of input `hidden`"), "{e}");
+
+    let path = elsewhere.clone();
+    let locate =
+        move |_: dpar_engine_api::GraphFile<'_>| EngineFile { path: path.clone(), profiles: Vec::new() };
+    let options = TensorRtOptions { locate: Some(Arc::new(locate)), ..TensorRtOptions::default() };
+    let e = TensorRtEngine::new(options).prepare(copied.graph.file()).map(|_| ()).unwrap_err();
+    assert!(e.message.contains("here.engine"), "{e}");
+    let bundled = EngineFile::in_bundle(copied.graph.file());
+    assert_eq!(bundled.path, copied.root().join("trt/head.engine"));
+}

@@ -1,0 +1,155 @@
+//! Precision and Recall with the half-precision arithmetic of the TF evaluator.
+
+use crate::compute::ranges;
+use crate::linalg::dots_f32;
+use crate::precision_recall::{Manifolds, NEIGHBOURS, flags};
+use crate::{Compute, Rows};
+use half::f16;
+use std::sync::atomic::Ordering;
+
+/// Side of the blocks that fall back to f32 as a whole.
+const BLOCK: usize = 10_000;
+const TILE: usize = 512;
+
+fn round(v: f32) -> f32 {
+    f16::from_f32(v).to_f32()
+}
+
+struct Points<'a> {
+    full: &'a [f32],
+    half: Vec<f32>,
+    full_square: Vec<f32>,
+    half_square: Vec<f32>,
+    width: usize,
+}
+
+impl<'a> Points<'a> {
+    fn new(rows: Rows<'a>, compute: &Compute) -> Self {
+        let (full, width) = (rows.data(), rows.width());
+        let mut half = full.to_vec();
+        compute.chunks_mut(&mut half, 256 * width, |_, c| c.iter_mut().for_each(|v| *v = round(*v)));
+        let sum = |rows: &[f32], square: fn(f32) -> f32| -> Vec<f32> {
+            let row = |row: &[f32]| row.iter().map(|&v| f64::from(square(v))).sum::<f64>() as f32;
+            rows.chunks_exact(width).map(row).collect()
+        };
+        let half_square = sum(&half, |v| round(v * v)).into_iter().map(round).collect();
+        let full_square = sum(full, |v| v * v);
+        Self { full, half, full_square, half_square, width }
+    }
+
+    fn count(&self) -> usize {
+        self.full_square.len()
+    }
+
+    fn largest(&self, (from, to): (usize, usize)) -> f32 {
+        self.half_square[from..to].iter().fold(0.0, |a, &v| a.max(v))
+    }
+}
+
+/// Distances of rows `a` of `u` to rows `b` of `v`, [a, b].
+fn tile(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), half: bool) -> Vec<f32> {
+    let d = u.width;
+    let w = b.1 - b.0;
+    let mut out = vec![0.0; (a.1 - a.0) * w];
+    let (left, right) = if half { (&u.half[..], &v.half[..]) } else { (u.full, v.full) };
+    dots_f32(&mut out, &left[a.0 * d..a.1 * d], &right[b.0 * d..b.1 * d], d);
+    for (i, row) in (a.0..a.1).zip(out.chunks_exact_mut(w.max(1))) {
+        for (j, value) in (b.0..b.1).zip(row) {
+            let d = if half {
+                let twice = round(2.0 * round(*value));
+                round(round(u.half_square[i] - twice) + v.half_square[j])
+            } else {
+                u.full_square[i] - 2.0 * *value + v.full_square[j]
+            };
+            // Keeps NaN, which must be seen as an overflow.
+            *value = if d < 0.0 { 0.0 } else { d };
+        }
+    }
+    out
+}
+
+/// Whether all f16 distances of the block are finite.
+fn fits(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), compute: &Compute) -> bool {
+    // 2|u||v| ≤ |u|² + |v|²: no step can exceed twice their sum.
+    if 2.0 * (u.largest(a) + v.largest(b)) < 60_000.0 {
+        return true;
+    }
+    let rows: Vec<_> = ranges(a.1 - a.0, TILE).into_iter().map(|r| (a.0 + r.0, a.0 + r.1)).collect();
+    let finite = compute.map(rows, |rows| tile(u, rows, v, b, true).iter().all(|v| v.is_finite()));
+    finite.into_iter().all(|v| v)
+}
+
+/// For rows `a` of `u`, every tile of distances to all of `v`, in order.
+fn visit(
+    u: &Points<'_>,
+    v: &Points<'_>,
+    compute: &Compute,
+    f: impl Fn((usize, usize), &[(usize, usize)], &[bool]) + Sync + Send,
+) {
+    let columns = ranges(v.count(), BLOCK);
+    for block in ranges(u.count(), BLOCK) {
+        let half: Vec<bool> = columns.iter().map(|&c| fits(u, block, v, c, compute)).collect();
+        let rows: Vec<_> =
+            ranges(block.1 - block.0, TILE).into_iter().map(|r| (block.0 + r.0, block.0 + r.1)).collect();
+        compute.map(rows, |rows| f(rows, &columns, &half));
+    }
+}
+
+fn tiles_of(columns: &[(usize, usize)], half: &[bool]) -> Vec<((usize, usize), bool)> {
+    let split = |(&(from, to), &half): (&(usize, usize), &bool)| {
+        ranges(to - from, TILE).into_iter().map(move |r| ((from + r.0, from + r.1), half))
+    };
+    columns.iter().zip(half).flat_map(split).collect()
+}
+
+fn radii(points: &Points<'_>, compute: &Compute) -> Vec<f32> {
+    let out: Vec<std::sync::OnceLock<f32>> = (0..points.count()).map(|_| Default::default()).collect();
+    visit(points, points, compute, |rows, columns, half| {
+        let mut near = vec![[f32::INFINITY; NEIGHBOURS + 1]; rows.1 - rows.0];
+        for (cols, half) in tiles_of(columns, half) {
+            let w = cols.1 - cols.0;
+            let distances = tile(points, rows, points, cols, half);
+            for (near, row) in near.iter_mut().zip(distances.chunks_exact(w)) {
+                for &d in row {
+                    if d < near[NEIGHBOURS] {
+                        let at = near.partition_point(|n| *n <= d);
+                        near[at..].rotate_right(1);
+                        near[at] = d;
+                    }
+                }
+            }
+        }
+        for (slot, near) in out[rows.0..rows.1].iter().zip(&near) {
+            slot.get_or_init(|| near[NEIGHBOURS]);
+        }
+    });
+    out.into_iter().map(|slot| slot.into_inner().unwrap_or(f32::INFINITY)).collect()
+}
+
+/// Samples inside, reference inside, reference radii, sample radii.
+///
+/// The arithmetic that reproduces the recorded evaluator: values and their squares rounded to f16, sums in
+/// single precision or better and rounded to f16, then |u|² − 2uv and + |v|² each rounded.
+pub(crate) fn manifolds(samples: Rows<'_>, reference: Rows<'_>, compute: &Compute) -> Manifolds {
+    let (s, r) = (Points::new(samples, compute), Points::new(reference, compute));
+    let (s_radii, r_radii) = (radii(&s, compute), radii(&r, compute));
+    let (s_in, r_in) = (flags(s.count()), flags(r.count()));
+    // The evaluator calls the reference u and the samples v.
+    visit(&r, &s, compute, |rows, columns, half| {
+        for (cols, half) in tiles_of(columns, half) {
+            let distances = tile(&r, rows, &s, cols, half);
+            for (i, row) in (rows.0..rows.1).zip(distances.chunks_exact(cols.1 - cols.0)) {
+                for (j, &d) in (cols.0..cols.1).zip(row) {
+                    if d <= r_radii[i] {
+                        s_in[j].store(true, Ordering::Relaxed);
+                    }
+                    if d <= s_radii[j] {
+                        r_in[i].store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    });
+    let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect();
+    (s_in, r_in, wide(r_radii), wide(s_radii))
+}

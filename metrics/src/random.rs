@@ -1,0 +1,23 @@
+//! The counter-based generator of the bootstrap.
+
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Output function of SplitMix64 (G. L. Steele, D. Lea, C. H. Flood, "Fast splittable pseudorandom number
+/// generators", 2014).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Word `index` of stream `stream` of `seed`: no state, so any order of evaluation gives the same numbers.
+pub(crate) fn word(seed: u64, stream: u64, index: u64) -> u64 {
+    let key = mix(seed.wrapping_add(GOLDEN.wrapping_mul(stream.wrapping_add(1))));
+    mix(key.wrapping_add(GOLDEN.wrapping_mul(index.wrapping_add(1))))
+}
+
+/// `n` indices drawn with replacement from `0..n`. The bias of the multiply-and-shift is below n·2⁻⁶⁴.
+pub(crate) fn resample(seed: u64, stream: u64, n: usize) -> Vec<usize> {
+    let draw = |i| ((u128::from(word(seed, stream, i as u64)) * n as u128) >> 64) as usize;
+    (0..n).map(draw).collect()
+}

@@ -1,0 +1,104 @@
+//! `--target trt`: engines built here, with the library that `cargo xtask setup --tensorrt` fetches.
+
+use camino::Utf8Path;
+
+use crate::cli::{json, run};
+use crate::common::{Temp, fixture};
+
+/// Exports a tiny DPAR with its engines.
+fn engines(out: &Utf8Path, more: &[&str]) -> crate::cli::Run {
+    let checkpoint = fixture("variants/token/dpar");
+    let mut args = vec!["--target", "trt", checkpoint.as_str(), "-o", out.as_str(), "--json"];
+    args.extend_from_slice(more);
+    run(&args)
+}
+
+#[test]
+fn engines_are_built_listed_checked_and_kept() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    let out =
+        engines(&bundle, &["--profile", "decode", "--profile", "batch=2", "--compute-capability", "8.9"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let result = json(&out);
+    let graphs = result["manifest"]["graphs"].as_array().unwrap().len();
+    let listed = result["manifest"]["engines"].as_array().unwrap();
+    assert_eq!(listed.len(), graphs);
+    for engine in listed {
+        assert_eq!(engine["compute_capabilities"], serde_json::json!(["8.9"]));
+        let file = bundle.join(engine["file"].as_str().unwrap());
+        assert!(fs_err::metadata(&file).unwrap().len() > 10_000, "{file}");
+    }
+    let step = listed.iter().find(|e| e["graph"] == "decoder_step").unwrap();
+    let names: Vec<&str> =
+        step["profiles"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["decode", "batch=2"]);
+
+    // The same again takes every engine over; another setting builds them anew.
+    let again = ["--target", "trt", bundle.as_str(), "--json", "--profile", "decode", "--profile", "batch=2"];
+    let same = json(&run(&[&again[..], &["--compute-capability", "8.9"]].concat()));
+    assert!(same["engines"].as_array().unwrap().iter().all(|e| e["reused"] == true), "{same}");
+    assert_eq!(same["manifest"], result["manifest"]);
+    let other = json(&run(&[&again[..], &["--compute-capability", "8.6"]].concat()));
+    assert!(other["engines"].as_array().unwrap().iter().all(|e| e["reused"] == false), "{other}");
+    let text = run(&["inspect", bundle.as_str()]).stdout;
+    assert!(text.contains("TensorRT-RTX 1.7") && text.contains("decode, batch=2"), "{text}");
+
+    // An engine that was changed is found by every command, whatever the engine that runs.
+    let file = bundle.join("trt/start.engine");
+    let mut bytes = fs_err::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs_err::write(&file, bytes).unwrap();
+    let out = run(&["inspect", bundle.as_str()]);
+    assert!(out.code == 5 && out.stderr.contains("start.engine"), "{}", out.stderr);
+}
+
+#[test]
+fn what_cannot_be_built_is_refused_before_the_build_and_leaves_nothing() {
+    let temp = Temp::new();
+    let wrong = temp.path("wrong");
+    fs_err::create_dir(&wrong).unwrap();
+    fs_err::write(wrong.join("libtensorrt_rtx.so.1"), "this is no library").unwrap();
+    for (more, code, message) in [
+        (vec!["--compute-capability", "9.0"], 2, "9.0"),
+        (vec!["--compute-capability", "7.5"], 2, "Turing"),
+        (vec!["--profile", "fast"], 2, "is no profile"),
+        (vec!["--profile", "batch=100000"], 2, "batch"),
+        (vec!["--max-shapes", "nothing:1x2"], 2, "no graph has an input `nothing`"),
+        (vec!["--max-shapes", "tokens=1"], 2, "is no shape"),
+        (vec!["--trt-lib", wrong.as_str()], 3, "libtensorrt_rtx"),
+    ] {
+        let out = engines(&temp.path("b"), &more);
+        assert_eq!(out.code, code, "{more:?}: {}", out.stderr);
+        assert!(out.stderr.contains(message), "{more:?}: {}", out.stderr);
+        assert!(!temp.path("b").exists(), "{more:?}");
+    }
+}
+
+#[test]
+fn without_a_driver_running_is_exit_3_and_nothing_else_is_affected() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    assert_eq!(engines(&bundle, &["--profile", "decode"]).code, 0);
+    let generate = |engine: &str, out: &str| {
+        let out = temp.path(out);
+        run(&[
+            "generate",
+            bundle.as_str(),
+            "--no-images",
+            "--num",
+            "1",
+            "--engine",
+            engine,
+            "-o",
+            out.as_str(),
+        ])
+    };
+    // Where a GPU is, the engines' own test suite runs them.
+    if !std::path::Path::new("/dev/nvidiactl").exists() {
+        let out = generate("tensorrt", "t");
+        assert!(out.code == 3 && out.stderr.contains("driver"), "{}: {}", out.code, out.stderr);
+    }
+    assert_eq!(generate("tract", "u").code, 0);
+}
