@@ -5,7 +5,7 @@
 pub const FP32_ABS: f32 = 2e-4;
 
 /// A patch boundary whose entropy is nearer to the threshold than this may flip by rounding (nats). Entropies
-/// of the engines agree with PyTorch within 1e-5.
+/// of the engines agree with PyTorch within 1.2e-5 (`cargo xtask parity`).
 pub const BOUNDARY_TIE: f32 = 2e-5;
 
 /// A greedy decision whose two best guided logits are nearer than this may flip by rounding. Guidance amplifies
