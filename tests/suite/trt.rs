@@ -1,4 +1,4 @@
-//! `--target trt`: engines built here, with the library that `cargo xtask setup --tensorrt` fetches.
+//! `--target trt`: engines built here, with the library that `cargo xtask setup` fetches.
 
 use camino::Utf8Path;
 

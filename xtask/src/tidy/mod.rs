@@ -28,6 +28,7 @@ const TEXT_LIMIT: u64 = 4 << 20;
 pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     let tracked = tracked(root)?;
     let mut problems = dependencies::check(&dependencies::edges(&metadata(root)?)?);
+    problems.extend(dependencies::plain(&plain_tree(root)?));
     problems.extend(files::check(&tracked));
     problems.extend(tracked.iter().flat_map(source::check));
     for problem in &problems {
@@ -40,6 +41,23 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
         }
         n => bail!("{n} problems"),
     }
+}
+
+/// Names of the packages that a plain build of the tool compiles, a line each.
+fn plain_tree(root: &Utf8Path) -> Result<String> {
+    let args = [
+        "tree",
+        "--package=dpar-export",
+        "--edges=normal,build",
+        "--prefix=none",
+        "--format={p}",
+        "--offline",
+    ];
+    let output = Command::new(crate::cargo()).args(args).current_dir(root).output()?;
+    if !output.status.success() {
+        bail!("cargo tree failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).context("cargo tree is not UTF-8")
 }
 
 /// What `cargo metadata` says about the workspace, without its dependencies' dependencies.

@@ -1,0 +1,1 @@
+//! candle-onnx behind the engine contract.
