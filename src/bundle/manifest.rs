@@ -1,7 +1,7 @@
 //! `manifest.json`: what is in a bundle, where it came from, and how to call it.
 
 use camino::Utf8Path;
-use dpar_export_spec::{AxisRange, ComponentKind, GraphSpec, PatchRule, SystemKind};
+use dpar_export_spec::{AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind};
 use serde::{Deserialize, Serialize};
 
 /// The manifest layout this version writes and reads.
@@ -90,7 +90,7 @@ pub struct EngineEntry {
     /// Its version.
     pub version: String,
     /// Arithmetic.
-    pub precision: String,
+    pub precision: Precision,
     /// Devices it was built for; empty = all of Ampere and later.
     pub compute_capabilities: Vec<String>,
     /// Builder optimization level; `None` = the library's choice.
@@ -129,8 +129,8 @@ pub struct Manifest {
     pub system: SystemKind,
     /// Name of the model.
     pub name: String,
-    /// Arithmetic of the graphs: `fp32`.
-    pub precision: String,
+    /// Arithmetic of the graphs.
+    pub precision: Precision,
     /// ONNX opset of the graphs.
     pub opset: i64,
     /// Where patches begin.
@@ -281,7 +281,7 @@ mod tests {
             tool: ToolEntry { name: "t".into(), version: "1".into() },
             system: SystemKind::Dpar,
             name: "n".into(),
-            precision: "fp32".into(),
+            precision: Precision::Fp32,
             opset: 17,
             patch_rule: PatchRule::per_token(4),
             sources: vec![],

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use camino::Utf8Path;
 use dpar_export_checkpoint::{Loaded, WeightSet};
-use dpar_export_onnx::{OPSET, Weights, WeightsError, WrittenFile, export_component};
+use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
+use dpar_export_spec::Precision;
 
 use super::{
     Bundle, BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX,
@@ -31,7 +32,7 @@ impl Weights for Float32<'_> {
 /// Adds what a target needs to the folder of a bundle and to its manifest, which is written afterwards.
 pub type Extend<'a> = &'a mut dyn FnMut(&Utf8Path, &mut Manifest) -> Result<(), BundleError>;
 
-/// Writes a bundle to `output`, atomically: a temporary folder beside it is renamed when complete.
+/// Writes a bundle with graphs of `precision` to `output`, atomically: a temporary folder beside it is renamed when complete.
 ///
 /// `output` may be missing or an empty folder; with `replace`, an existing bundle is replaced. `progress` is
 /// called with the graph about to be written and returns false to stop. `target` adds engines, say.
@@ -40,6 +41,7 @@ pub type Extend<'a> = &'a mut dyn FnMut(&Utf8Path, &mut Manifest) -> Result<(), 
 /// When the checkpoint cannot be exported, when writing fails, when `output` exists; nothing is left behind.
 pub fn write(
     loaded: &Loaded,
+    precision: Precision,
     output: &Utf8Path,
     replace: bool,
     progress: &mut dyn FnMut(&str) -> bool,
@@ -48,7 +50,7 @@ pub fn write(
     let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
     let onnx = staged.path().join(ONNX);
     fs_err::create_dir(&onnx).map_err(|e| BundleError::io(&onnx, e))?;
-    let mut manifest = fill(loaded, staged.path(), &onnx, progress)?;
+    let mut manifest = fill(loaded, precision, staged.path(), &onnx, progress)?;
     target(staged.path(), &mut manifest)?;
     finish(staged, manifest)
 }
@@ -93,6 +95,7 @@ fn finish(staged: StagedFolder, mut manifest: Manifest) -> Result<Manifest, Bund
 /// Writes every file of the bundle into `staging`.
 fn fill(
     loaded: &Loaded,
+    precision: Precision,
     staging: &Utf8Path,
     onnx: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
@@ -107,7 +110,7 @@ fn fill(
     };
     for component in &loaded.components {
         let weights = Float32(&component.weights);
-        let written = export_component(&component.spec, &weights, onnx, progress)?;
+        let written = export_component(&component.spec, precision, &weights, onnx, progress)?;
         components.push(ComponentEntry {
             kind: component.spec.kind(),
             parameters: component.weights.parameters(),
@@ -142,8 +145,8 @@ fn fill(
         },
         system: system.kind,
         name: system.name.clone(),
-        precision: "fp32".to_owned(),
-        opset: OPSET,
+        precision,
+        opset: opset(precision),
         patch_rule: system.patch_rule.clone(),
         sources,
         components,

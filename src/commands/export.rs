@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use camino::Utf8Path;
 use dpar_export_checkpoint::Loaded;
-use dpar_export_spec::SystemSpec;
+use dpar_export_spec::{Precision, SystemSpec};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target, TrtArgs};
@@ -49,7 +49,11 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
             return Err(Failure::usage("no output folder", Some("name one with -o OUT, or try --dry-run")));
         };
         let progress = &mut |graph: &str| bar.step(graph);
-        (summary, bundle::write(&loaded, output, args.force, progress, &mut engines)?, output.as_path())
+        (
+            summary,
+            bundle::write(&loaded, Precision::Fp32, output, args.force, progress, &mut engines)?,
+            output.as_path(),
+        )
     };
     drop(bar);
     let bytes: u64 = manifest.files.iter().map(|f| f.size).sum();

@@ -86,7 +86,7 @@ fn bundle_text(bundle: &Bundle) -> String {
             vec![
                 e.graph.clone(),
                 builder,
-                e.precision.clone(),
+                e.precision.to_string(),
                 devices,
                 profiles.join(", "),
                 e.layers.to_string(),

@@ -180,7 +180,7 @@ fn entry(
         file: file.to_owned(),
         builder: BUILDER.to_owned(),
         version: version.to_owned(),
-        precision: manifest.precision.clone(),
+        precision: manifest.precision,
         compute_capabilities: settings.compute_capabilities.iter().map(ToString::to_string).collect(),
         optimization_level: settings.optimization_level,
         workspace: settings.workspace.map(|w| w as u64),

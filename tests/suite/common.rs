@@ -5,6 +5,7 @@ use dpar_export::bundle::{self, Bundle};
 use dpar_export::engines::{self, EngineOptions};
 use dpar_export::runtime::Runtime;
 use dpar_export_checkpoint::{LoadOptions, load};
+use dpar_export_spec::Precision;
 
 /// Both engines of the default build.
 pub(crate) const ENGINES: [&str; 2] = ["tract", "ort"];
@@ -30,7 +31,7 @@ impl Temp {
 /// Exports a checkpoint below `fixtures/` into `out`.
 pub(crate) fn export(checkpoint: &str, options: &LoadOptions, out: &Utf8Path) -> Bundle {
     let loaded = load(&fixture(checkpoint), options).unwrap();
-    bundle::write(&loaded, out, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
+    bundle::write(&loaded, Precision::Fp32, out, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
     Bundle::open(out).unwrap()
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use camino::Utf8Path;
 use dpar_export::bundle::{self, Bundle};
 use dpar_export_checkpoint::{LoadOptions, load};
+use dpar_export_spec::Precision;
 use sha2::{Digest, Sha256};
 
 use crate::common::{Temp, export, fixture};
@@ -84,7 +85,8 @@ fn an_interrupted_export_leaves_nothing() {
         count += 1;
         count < 5
     };
-    let result = bundle::write(&loaded, &temp.path("out"), false, &mut stop, &mut |_, _| Ok(()));
+    let result =
+        bundle::write(&loaded, Precision::Fp32, &temp.path("out"), false, &mut stop, &mut |_, _| Ok(()));
     assert!(result.is_err() && count == 5);
     assert_eq!(temp.path("").read_dir_utf8().unwrap().count(), 0);
 }
@@ -94,11 +96,18 @@ fn an_existing_folder_is_never_overwritten_unasked() {
     let temp = Temp::new();
     let loaded = load(&fixture("dpar-small/dpar"), &LoadOptions::default()).unwrap();
     export("dpar-small/dpar", &LoadOptions::default(), &temp.path("b"));
-    assert!(bundle::write(&loaded, &temp.path("b"), false, &mut |_| true, &mut |_, _| Ok(())).is_err());
-    bundle::write(&loaded, &temp.path("b"), true, &mut |_| true, &mut |_, _| Ok(())).unwrap();
+    assert!(
+        bundle::write(&loaded, Precision::Fp32, &temp.path("b"), false, &mut |_| true, &mut |_, _| Ok(()))
+            .is_err()
+    );
+    bundle::write(&loaded, Precision::Fp32, &temp.path("b"), true, &mut |_| true, &mut |_, _| Ok(()))
+        .unwrap();
     Bundle::open(&temp.path("b")).unwrap();
     fs_err::create_dir(temp.path("mine")).unwrap();
     fs_err::write(temp.path("mine/notes"), "x").unwrap();
-    assert!(bundle::write(&loaded, &temp.path("mine"), true, &mut |_| true, &mut |_, _| Ok(())).is_err());
+    assert!(
+        bundle::write(&loaded, Precision::Fp32, &temp.path("mine"), true, &mut |_| true, &mut |_, _| Ok(()))
+            .is_err()
+    );
     assert!(temp.path("mine/notes").is_file());
 }

@@ -86,7 +86,7 @@ fn shapes(session: &mut dyn Session, case: &Case) -> Found {
                     port.name, port.dtype
                 ));
             }
-            if tensor.as_f32().is_some_and(|v| v.iter().any(|v| !v.is_finite())) {
+            if tensor.to_f32().is_some_and(|v| v.iter().any(|v| !v.is_finite())) {
                 return Err(format!("at {name}: `{}` is not finite", port.name));
             }
         }

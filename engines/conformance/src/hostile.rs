@@ -153,12 +153,7 @@ pub(crate) fn bad_inputs(session: &mut dyn Session, case: &Case) -> Found {
     };
     let mut deeper = first.shape().to_vec();
     deeper.push(1);
-    let view = first.view();
-    let deeper = match view.data() {
-        dpar_engine_api::TensorSlice::I64(data) => TensorView::i64(deeper, data),
-        dpar_engine_api::TensorSlice::F32(data) => TensorView::f32(deeper, data),
-        _ => view,
-    };
+    let deeper = TensorView::new(deeper, first.view().data());
     let tries = [
         ("an unknown input", with(&|l| l.0.push(("no_such_input".to_owned(), first.clone())))),
         ("a missing input", with(&|l| drop(l.0.remove(0)))),

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dpar_engine_api::{Tensor, TensorData, TensorView};
+use dpar_engine_api::{Tensor, TensorData, TensorSlice, TensorView};
 use dpar_export_spec::{DType, Dim, GraphSpec, Port};
+use half::{bf16, f16};
 
 use crate::Case;
 
@@ -78,7 +79,11 @@ pub(crate) fn generate(case: &Case, sizes: &Sizes, salt: u64) -> Result<Inputs, 
         let count: usize = shape.iter().product();
         let tensor = match port.dtype {
             DType::F32 if is_mask(port) => Tensor::f32(shape, vec![0.0; count]),
-            DType::F32 => Tensor::f32(shape, (0..count).map(|_| random.float()).collect::<Vec<_>>()),
+            float if float.is_float() => {
+                let values = (0..count).map(|_| random.float()).collect();
+                float_tensor(float, shape, values)
+                    .ok_or_else(|| format!("no generator for {float} inputs"))?
+            }
             DType::I64 => {
                 let bound = case.bounds.get(&port.name).copied();
                 let bound =
@@ -108,7 +113,7 @@ pub(crate) fn past_of(spec: &GraphSpec) -> Option<(&Port, &str)> {
     let mask = spec.inputs.iter().find(|p| is_mask(p))?;
     let keys = mask.dims.last()?.axes();
     let held = |axis: &&str| {
-        spec.inputs.iter().any(|p| !is_mask(p) && p.dtype == DType::F32 && axis_at(p, axis).is_some())
+        spec.inputs.iter().any(|p| !is_mask(p) && p.dtype.is_float() && axis_at(p, axis).is_some())
     };
     if keys.len() != 2 {
         return None;
@@ -121,15 +126,22 @@ pub(crate) fn stride(shape: &[usize], axis: usize) -> usize {
     shape[axis + 1..].iter().product()
 }
 
-/// Applies a function of the row to every element; the row is the index along `axis`.
+/// A tensor of that float type, each value rounded to the nearest; `None` for integers.
+fn float_tensor(dtype: DType, shape: Vec<usize>, values: Vec<f32>) -> Option<Tensor> {
+    let data = match dtype {
+        DType::F32 => TensorData::F32(values),
+        DType::F16 => TensorData::F16(values.into_iter().map(f16::from_f32).collect()),
+        DType::BF16 => TensorData::BF16(values.into_iter().map(bf16::from_f32).collect()),
+        _ => return None,
+    };
+    Some(Tensor::new(shape, data))
+}
+
+/// Maps every element of a float tensor, given its flat index; the result has the type of the tensor.
 pub(crate) fn map_f32(tensor: &Tensor, mut f: impl FnMut(usize, f32) -> f32) -> Tensor {
-    match tensor.clone().into_data() {
-        TensorData::F32(data) => Tensor::f32(
-            tensor.shape(),
-            data.into_iter().enumerate().map(|(i, v)| f(i, v)).collect::<Vec<_>>(),
-        ),
-        _ => tensor.clone(),
-    }
+    let Some(data) = tensor.to_f32() else { return tensor.clone() };
+    let mapped = data.into_iter().enumerate().map(|(i, v)| f(i, v)).collect();
+    float_tensor(tensor.dtype(), tensor.shape().to_vec(), mapped).unwrap_or_else(|| tensor.clone())
 }
 
 /// Picks rows along an axis.
@@ -144,8 +156,10 @@ pub(crate) fn rows(tensor: &Tensor, axis: usize, pick: &[usize]) -> Tensor {
         starts.iter().flat_map(|&s| &data[s..s + inner]).copied().collect()
     }
     match tensor.view().data() {
-        dpar_engine_api::TensorSlice::I64(data) => Tensor::i64(shape, collect(data, &starts, inner)),
-        dpar_engine_api::TensorSlice::F32(data) => Tensor::f32(shape, collect(data, &starts, inner)),
+        TensorSlice::I64(data) => Tensor::i64(shape, collect(data, &starts, inner)),
+        TensorSlice::F32(data) => Tensor::f32(shape, collect(data, &starts, inner)),
+        TensorSlice::F16(data) => Tensor::f16(shape, collect(data, &starts, inner)),
+        TensorSlice::BF16(data) => Tensor::bf16(shape, collect(data, &starts, inner)),
         _ => tensor.clone(),
     }
 }

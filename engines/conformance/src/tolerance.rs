@@ -63,7 +63,7 @@ impl Tolerance {
                 None => Ok(()),
             };
         }
-        let (Some(a), Some(b)) = (actual.as_f32(), expected.as_f32()) else {
+        let (Some(a), Some(b)) = (actual.to_f32(), expected.to_f32()) else {
             return Err(format!("`{name}` has a dtype that cannot be compared"));
         };
         // How many times the allowance an element is off; NaN is worse than everything.
@@ -78,7 +78,7 @@ impl Tolerance {
                 distance - allowed
             }
         };
-        let off = a.iter().zip(b).map(|(a, b)| excess(*a, *b));
+        let off = a.iter().zip(&b).map(|(a, b)| excess(*a, *b));
         let worst = off.enumerate().filter(|(_, e)| *e > 0.0).max_by(|x, y| x.1.total_cmp(&y.1));
         let bits = |i: usize| self == EXACT && a[i].to_bits() != b[i].to_bits();
         match worst.map(|(i, _)| i).or_else(|| (0..a.len()).find(|i| bits(*i))) {
@@ -101,6 +101,12 @@ pub(crate) fn same_bytes(a: &Tensor, b: &Tensor) -> bool {
     a.shape() == b.shape()
         && match (a.clone().into_data(), b.clone().into_data()) {
             (TensorData::F32(a), TensorData::F32(b)) => {
+                a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()))
+            }
+            (TensorData::F16(a), TensorData::F16(b)) => {
+                a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()))
+            }
+            (TensorData::BF16(a), TensorData::BF16(b)) => {
                 a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()))
             }
             (TensorData::I64(a), TensorData::I64(b)) => a == b,

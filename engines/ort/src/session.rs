@@ -4,6 +4,7 @@ use dpar_engine_api::{
     EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorSlice, TensorView, check_ports,
 };
 use dpar_export_spec::{DType, GraphSpec};
+use half::{bf16, f16};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
@@ -64,6 +65,8 @@ fn build(environment: &Environment, graph: GraphFile<'_>, threads: Option<usize>
 fn file_port(outlet: &Outlet) -> FilePort {
     let dtype = match outlet.dtype().tensor_type() {
         Some(TensorElementType::Float32) => Some(DType::F32),
+        Some(TensorElementType::Float16) => Some(DType::F16),
+        Some(TensorElementType::Bfloat16) => Some(DType::BF16),
         Some(TensorElementType::Int64) => Some(DType::I64),
         _ => None,
     };
@@ -101,6 +104,8 @@ fn borrow<'v>(view: &TensorView<'v>) -> ort::Result<SessionInputValue<'v>> {
     let shape = view.shape();
     match view.data() {
         TensorSlice::F32(data) => TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into),
+        TensorSlice::F16(data) => TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into),
+        TensorSlice::BF16(data) => TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into),
         TensorSlice::I64(data) => TensorRef::from_array_view((shape.to_vec(), data)).map(Into::into),
         _ => Err(ort::Error::new("a dtype this engine does not know")),
     }
@@ -111,10 +116,22 @@ fn host_tensor(value: &DynValue) -> ort::Result<Tensor> {
     let sizes = |shape: &ort::value::Shape| -> Vec<usize> {
         shape.iter().map(|&n| usize::try_from(n).unwrap_or_default()).collect()
     };
-    if value.dtype().tensor_type() == Some(TensorElementType::Int64) {
-        let (shape, data) = value.try_extract_tensor::<i64>()?;
-        return Ok(Tensor::i64(sizes(shape), data.to_vec()));
+    match value.dtype().tensor_type() {
+        Some(TensorElementType::Int64) => {
+            let (shape, data) = value.try_extract_tensor::<i64>()?;
+            Ok(Tensor::i64(sizes(shape), data.to_vec()))
+        }
+        Some(TensorElementType::Float16) => {
+            let (shape, data) = value.try_extract_tensor::<f16>()?;
+            Ok(Tensor::f16(sizes(shape), data.to_vec()))
+        }
+        Some(TensorElementType::Bfloat16) => {
+            let (shape, data) = value.try_extract_tensor::<bf16>()?;
+            Ok(Tensor::bf16(sizes(shape), data.to_vec()))
+        }
+        _ => {
+            let (shape, data) = value.try_extract_tensor::<f32>()?;
+            Ok(Tensor::f32(sizes(shape), data.to_vec()))
+        }
     }
-    let (shape, data) = value.try_extract_tensor::<f32>()?;
-    Ok(Tensor::f32(sizes(shape), data.to_vec()))
 }

@@ -15,8 +15,7 @@ use crate::profile::{Point, Profile};
 /// Bytes of an element; `None` for a type this engine does not know.
 pub(crate) fn element_bytes(dtype: DType) -> Option<usize> {
     match dtype {
-        DType::F32 => Some(size_of::<f32>()),
-        DType::I64 => Some(size_of::<i64>()),
+        DType::F32 | DType::F16 | DType::BF16 | DType::I64 => Some(dtype.bytes()),
         _ => None,
     }
 }

@@ -270,6 +270,10 @@ pub(crate) unsafe trait Plain: Copy {}
 unsafe impl Plain for f32 {}
 // SAFETY: any 64 bits are an integer.
 unsafe impl Plain for i64 {}
+// SAFETY: a `u16` in a transparent wrapper.
+unsafe impl Plain for half::f16 {}
+// SAFETY: a `u16` in a transparent wrapper.
+unsafe impl Plain for half::bf16 {}
 
 /// Device memory. The driver aligns it to 256 bytes, which TensorRT asks for.
 pub(crate) struct Buffer {

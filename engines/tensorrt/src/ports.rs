@@ -8,6 +8,8 @@ use trtx::DataType;
 pub(crate) fn file_port(name: String, dtype: DataType, dims: Option<Vec<i64>>) -> FilePort {
     let dtype = match dtype {
         DataType::kFLOAT => Some(DType::F32),
+        DataType::kHALF => Some(DType::F16),
+        DataType::kBF16 => Some(DType::BF16),
         DataType::kINT64 => Some(DType::I64),
         _ => None,
     };

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
-    EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorSlice, TensorView, bind_axes,
-    check_ports,
+    EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorData, TensorSlice, TensorView,
+    bind_axes, check_ports,
 };
 use dpar_export_spec::{DType, GraphSpec};
 use trtx::{
@@ -315,6 +315,8 @@ fn enqueue(
         unsafe {
             match view.data() {
                 TensorSlice::F32(data) => stream.upload(buffer, data)?,
+                TensorSlice::F16(data) => stream.upload(buffer, data)?,
+                TensorSlice::BF16(data) => stream.upload(buffer, data)?,
                 TensorSlice::I64(data) => stream.upload(buffer, data)?,
                 _ => return Err(format!("`{port}` has a dtype this engine does not know")),
             }
@@ -327,8 +329,13 @@ fn enqueue(
         // SAFETY: the vectors are neither read nor moved until the stream has been synchronised.
         unsafe {
             match host {
-                HostOutput::F32(_, data) => stream.download(data, buffer)?,
-                HostOutput::I64(_, data) => stream.download(data, buffer)?,
+                HostOutput(_, TensorData::F32(data)) => stream.download(data, buffer)?,
+                HostOutput(_, TensorData::F16(data)) => stream.download(data, buffer)?,
+                HostOutput(_, TensorData::BF16(data)) => stream.download(data, buffer)?,
+                HostOutput(_, TensorData::I64(data)) => stream.download(data, buffer)?,
+                HostOutput(..) => {
+                    return Err(format!("`{}` has a dtype this engine does not know", port.name));
+                }
             }
         }
     }
@@ -348,42 +355,26 @@ fn engine_ports(engine: &CudaEngine<'_>) -> trtx::Result<(Vec<FilePort>, Vec<Fil
 }
 
 fn view_bytes(view: &TensorView<'_>) -> usize {
-    match view.data() {
-        TensorSlice::F32(data) => size_of_val(data),
-        TensorSlice::I64(data) => size_of_val(data),
-        _ => 0,
-    }
+    view.data().len() * view.dtype().bytes()
 }
 
 /// Host memory of an output, and its shape.
-enum HostOutput {
-    F32(Vec<usize>, Vec<f32>),
-    I64(Vec<usize>, Vec<i64>),
-}
+struct HostOutput(Vec<usize>, TensorData);
 
 impl HostOutput {
     fn new(dtype: DType, shape: Vec<usize>) -> Option<Self> {
         let elements = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d))?;
         elements.checked_mul(element_bytes(dtype)?)?;
-        match dtype {
-            DType::F32 => Some(Self::F32(shape, vec![0.0; elements])),
-            DType::I64 => Some(Self::I64(shape, vec![0; elements])),
-            _ => None,
-        }
+        Some(Self(shape, TensorData::zeros(dtype, elements)?))
     }
 
     fn bytes(&self) -> usize {
-        match self {
-            Self::F32(_, data) => size_of_val(data.as_slice()),
-            Self::I64(_, data) => size_of_val(data.as_slice()),
-        }
+        let data = self.1.as_slice();
+        data.len() * data.dtype().bytes()
     }
 
     fn into_tensor(self) -> Tensor {
-        match self {
-            Self::F32(shape, data) => Tensor::f32(shape, data),
-            Self::I64(shape, data) => Tensor::i64(shape, data),
-        }
+        Tensor::new(self.0, self.1)
     }
 }
 

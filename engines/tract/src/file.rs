@@ -1,6 +1,6 @@
 //! Reading an `.onnx` file and finding its ports.
 
-use dpar_engine_api::{EngineError, FilePort, GraphFile, check_ports};
+use dpar_engine_api::{EngineError, EngineErrorKind, FilePort, GraphFile, check_ports};
 use dpar_export_spec::{DType, Port};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as DimValue;
@@ -29,7 +29,19 @@ pub(crate) fn read(graph: GraphFile<'_>) -> Result<ModelProto, EngineError> {
         .collect();
     let outputs: Vec<FilePort> = body.output.iter().map(file_port).collect();
     check_ports(crate::NAME, graph.spec, &inputs, &outputs)?;
-    Ok(proto)
+    match body.initializer.iter().find(|w| w.data_type == DataType::Bfloat16 as i32) {
+        Some(weight) => Err(no_bfloat16(graph, &weight.name)),
+        None => Ok(proto),
+    }
+}
+
+/// tract has no bfloat16, and must not compute in another precision than the graph's.
+fn no_bfloat16(graph: GraphFile<'_>, weight: &str) -> EngineError {
+    let message =
+        format!("the graph computes in bf16 (`{weight}`), which tract {} does not have", crate::VERSION);
+    EngineError::new(EngineErrorKind::Unavailable, crate::NAME, message).in_graph(&graph.spec.name).hint(
+        "run this bundle with `--engine ort` or as TensorRT engines, or export it with `--precision fp32`",
+    )
 }
 
 fn file_port(info: &ValueInfoProto) -> FilePort {
@@ -39,6 +51,8 @@ fn file_port(info: &ValueInfoProto) -> FilePort {
         name: info.name.clone(),
         dtype: tensor.and_then(|t| match DataType::try_from(t.elem_type) {
             Ok(DataType::Float) => Some(DType::F32),
+            Ok(DataType::Float16) => Some(DType::F16),
+            Ok(DataType::Bfloat16) => Some(DType::BF16),
             Ok(DataType::Int64) => Some(DType::I64),
             _ => None,
         }),

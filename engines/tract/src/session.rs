@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dpar_engine_api::{EngineError, EngineErrorKind, Session, Tensor, TensorSlice, TensorView};
 use dpar_export_spec::{DType, GraphSpec};
+use tract_onnx::prelude::f16;
 use tract_onnx::prelude::tract_itertools::Itertools;
 use tract_onnx::prelude::{
     Datum, IntoTValue, TDim, TValue, TVec, Tensor as TractTensor, TractResult, TypedSimpleState,
@@ -89,6 +90,7 @@ impl Session for TractSession {
 fn tract_tensor(view: &TensorView<'_>) -> TractResult<TractTensor> {
     match view.data() {
         TensorSlice::F32(data) => TractTensor::from_shape(view.shape(), data),
+        TensorSlice::F16(data) => TractTensor::from_shape(view.shape(), data),
         TensorSlice::I64(data) => TractTensor::from_shape(view.shape(), data),
         _ => Err(tract_onnx::prelude::TractError::msg("a dtype this engine does not know")),
     }
@@ -101,6 +103,9 @@ fn host_tensor(value: &TractTensor, promised: DType) -> TractResult<Tensor> {
     let dtype = value.datum_type();
     if dtype == f32::datum_type() {
         return Ok(Tensor::f32(shape, value.try_as_plain_ram()?.as_slice::<f32>()?.to_vec()));
+    }
+    if dtype == f16::datum_type() {
+        return Ok(Tensor::f16(shape, value.try_as_plain_ram()?.as_slice::<f16>()?.to_vec()));
     }
     if dtype == i64::datum_type() || (promised == DType::I64 && dtype == TDim::datum_type()) {
         let value = value.cast_to::<i64>()?;

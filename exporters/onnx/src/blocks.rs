@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use dpar_export_spec::{DType, Dim};
+use dpar_export_spec::Dim;
 
 use crate::ExportError;
 use crate::builder::{GraphBuilder, Value, text};
@@ -63,7 +63,7 @@ pub(crate) struct Causal<'a> {
 }
 
 impl GraphBuilder<'_, '_> {
-    /// x / Sqrt(mean(x²) + eps) · w over the last axis of a value of rank `rank`.
+    /// x / Sqrt(mean(x²) + eps) · w over the last axis of a value of rank `rank`; float32 up to the product with w.
     pub(crate) fn rms_norm(
         &mut self,
         x: &Value,
@@ -72,12 +72,14 @@ impl GraphBuilder<'_, '_> {
         width: usize,
     ) -> Result<Value, ExportError> {
         let w = self.tensor(weight, &[width])?;
+        let x = &self.widen(x);
         let square = self.mul(x, x);
         let mean = self.reduce("ReduceMean", &square, rank - 1, true);
         let eps = self.const_float(EPS);
         let shifted = self.add(&mean, &eps);
         let root = self.op("Sqrt", &[&shifted], vec![]);
         let normal = self.op("Div", &[x, &root], vec![]);
+        let normal = self.narrow(&normal);
         Ok(self.mul(&normal, &w))
     }
 
@@ -121,7 +123,7 @@ impl GraphBuilder<'_, '_> {
         Ok(self.gather(&table, ids, 0))
     }
 
-    /// Rows of a rotary table for slot ids of rank 2: two values `[batch, tokens, columns]`.
+    /// Rows of a rotary table for slot ids of rank 2: two float32 values `[batch, tokens, columns]`.
     pub(crate) fn rotary_rows(
         &mut self,
         name: &str,
@@ -129,8 +131,8 @@ impl GraphBuilder<'_, '_> {
         ids: &Value,
     ) -> Result<(Value, Value), ExportError> {
         let shape = [table.rows, table.columns];
-        let cos = self.weight(&format!("{name}.cos"), &shape, |_| Ok(Cow::Owned(table.cos.clone())))?;
-        let sin = self.weight(&format!("{name}.sin"), &shape, |_| Ok(Cow::Owned(table.sin.clone())))?;
+        let cos = self.float_table(&format!("{name}.cos"), &shape, |_| Ok(Cow::Owned(table.cos.clone())))?;
+        let sin = self.float_table(&format!("{name}.sin"), &shape, |_| Ok(Cow::Owned(table.sin.clone())))?;
         Ok((self.gather(&cos, ids, 0), self.gather(&sin, ids, 0)))
     }
 
@@ -139,7 +141,7 @@ impl GraphBuilder<'_, '_> {
         Rotation { cos: self.unsqueeze(&cos, 2), sin: self.unsqueeze(&sin, 2) }
     }
 
-    /// Turns `[batch, tokens, heads, Dh]` whose pairs are kept as halves.
+    /// Turns float32 `[batch, tokens, heads, Dh]` whose pairs are kept as halves.
     fn rotate(&mut self, x: &Value, r: &Rotation) -> Value {
         let halves = self.split(x, 2, 3);
         let (a, b) = (&halves[0], &halves[1]);
@@ -151,15 +153,17 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// softmax(q·k + mask)·v with q `[b, heads, t, Dh]` (already scaled), k `[b, heads, Dh, s]`, v
-    /// `[b, heads, s, Dh]`, mask broadcast to `[b, heads, t, s]`.
+    /// `[b, heads, s, Dh]`, mask broadcast to `[b, heads, t, s]`. Masking and softmax in float32.
     pub(crate) fn attend(&mut self, q: &Value, k: &Value, v: &Value, mask: &Value) -> Value {
         let scores = self.matmul(q, k);
+        let scores = self.widen(&scores);
         let masked = self.add(&scores, mask);
         let weights = self.softmax(&masked);
+        let weights = self.narrow(&weights);
         self.matmul(&weights, v)
     }
 
-    /// q · 1/√Dh.
+    /// q · 1/√Dh of a float32 q.
     pub(crate) fn scale_query(&mut self, q: &Value, head_dim: usize) -> Value {
         let scale = self.const_float(1.0 / (head_dim as f32).sqrt());
         self.mul(q, &scale)
@@ -191,9 +195,11 @@ impl GraphBuilder<'_, '_> {
         let q = self.reshape(&parts[0], &[0, 0, h, d]);
         let k = self.reshape(&parts[1], &[0, 0, h, d]);
         let v = self.reshape(&parts[2], &[0, 0, h, d]);
+        let (q, k) = (self.widen(&q), self.widen(&k));
         let q = self.rotate(&q, &causal.rotation);
         let k = self.rotate(&k, &causal.rotation);
         let q = self.scale_query(&q, head_dim);
+        let (q, k) = (self.narrow(&q), self.narrow(&k));
         let q = self.transpose(&q, &[0, 2, 1, 3]);
         let (keys, values) = match &causal.past {
             Past::None => (self.transpose(&k, &[0, 2, 3, 1]), self.transpose(&v, &[0, 2, 1, 3])),
@@ -205,14 +211,14 @@ impl GraphBuilder<'_, '_> {
                         [time, rows].into_iter().cloned().chain(fixed.clone()).collect::<Vec<_>>()
                     };
                     let name = format!("past_{kind}_{index}");
-                    let mut old = self.input(&name, DType::F32, dims(time, rows));
+                    let mut old = self.input(&name, self.dtype(), dims(time, rows));
                     if let Some(select) = select {
                         old = self.gather(&old, select, 1);
                     }
                     let fresh = self.transpose(&value, &[1, 0, 2, 3]);
                     all.push(self.concat(&[&old, &fresh], 0));
                     let name = format!("new_{kind}_{index}");
-                    self.output(&name, DType::F32, dims(new, batch), &fresh);
+                    self.output(&name, self.dtype(), dims(new, batch), &fresh);
                 }
                 (self.transpose(&all[0], &[1, 2, 3, 0]), self.transpose(&all[1], &[1, 2, 0, 3]))
             }
@@ -257,7 +263,7 @@ impl GraphBuilder<'_, '_> {
         self.mul(x, &s)
     }
 
-    /// `norm`, then the first `vocab` rows of `output`: logits `[batch, tokens, vocab]`.
+    /// `norm`, then the first `vocab` rows of `output`: float32 logits `[batch, tokens, vocab]`.
     pub(crate) fn head(
         &mut self,
         h: &Value,
@@ -267,14 +273,15 @@ impl GraphBuilder<'_, '_> {
     ) -> Result<Value, ExportError> {
         self.scoped("head", |g| {
             let n = g.rms_norm(h, 3, "norm.weight", width)?;
-            g.linear_rows(&n, "output.weight", token_rows, width, vocab)
+            let logits = g.linear_rows(&n, "output.weight", token_rows, width, vocab)?;
+            Ok(g.widen(&logits))
         })
     }
 
     /// Nearest-neighbour enlargement by 2 of `[batch, c, h, w]`.
     pub(crate) fn upsample(&mut self, x: &Value) -> Value {
         // The region of interest is an absent input: an empty name.
-        let scales = self.weight("const/scales", &[4], |_| Ok(Cow::Owned(vec![1.0, 1.0, 2.0, 2.0])));
+        let scales = self.float_table("const/scales", &[4], |_| Ok(Cow::Owned(vec![1.0, 1.0, 2.0, 2.0])));
         let Ok(scales) = scales else { unreachable!("a four-element constant is inline") };
         self.op(
             "Resize",

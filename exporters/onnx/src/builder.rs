@@ -3,20 +3,34 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{AxisRange, DType, Dim, GraphSpec, Port};
+use dpar_export_spec::{AxisRange, DType, Dim, GraphSpec, Port, Precision};
 
 use crate::ExportError;
 use crate::proto::{
     AttributeProto, AttributeType, DimensionProto, DimensionValue, FLOAT, GraphProto, INT64, ModelProto,
     NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    elem_type,
 };
 use crate::store::WeightStore;
 
 /// The opset every engine loads correctly; from 18 on `ReduceMean` takes its axes as an input, which candle
 /// ignores without an error.
 pub const OPSET: i64 = 17;
-/// IR version that belongs to the opset.
-const IR_VERSION: i64 = 8;
+/// The opset of bf16 graphs: the first in which `Conv` takes bfloat16. The engines that [`OPSET`] is for have no bfloat16.
+const BF16_OPSET: i64 = 22;
+
+/// The opset of the graphs of a precision.
+pub fn opset(precision: Precision) -> i64 {
+    match precision {
+        Precision::Fp32 | Precision::Fp16 => OPSET,
+        Precision::Bf16 => BF16_OPSET,
+    }
+}
+
+/// IR version that belongs to an opset.
+fn ir_version(opset: i64) -> i64 {
+    if opset == OPSET { 8 } else { 10 }
+}
 
 /// The name of a value in the graph.
 pub(crate) type Value = String;
@@ -74,6 +88,10 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             outputs: Vec::new(),
             axes: Vec::new(),
         }
+    }
+
+    fn opset(&self) -> i64 {
+        opset(self.store.precision())
     }
 
     /// Declares a dynamic axis; a name is declared once.
@@ -147,7 +165,11 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
 
     /// Splits into `parts` equal parts along `axis`.
     pub(crate) fn split(&mut self, x: &Value, parts: usize, axis: i64) -> Vec<Value> {
-        self.node("Split", &[x], parts, vec![int("axis", axis)])
+        let mut attributes = vec![int("axis", axis)];
+        if self.opset() >= 18 {
+            attributes.push(int("num_outputs", parts as i64));
+        }
+        self.node("Split", &[x], parts, attributes)
     }
 
     fn constant(&mut self, name: String, tensor: impl FnOnce() -> TensorProto) -> Value {
@@ -186,14 +208,39 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         })
     }
 
-    /// A float initializer, written once per component.
+    /// The type of weights, matrix products and activations.
+    pub(crate) fn dtype(&self) -> DType {
+        self.store.precision().dtype()
+    }
+
+    /// A weight in the type of the graph, written once per component.
     pub(crate) fn weight(
         &mut self,
         name: &str,
         shape: &[usize],
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
     ) -> Result<Value, ExportError> {
-        let proto = self.store.initializer(name, shape, make)?;
+        self.initializer(name, shape, self.dtype(), make)
+    }
+
+    /// A float32 constant whatever the type of the graph.
+    pub(crate) fn float_table(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
+    ) -> Result<Value, ExportError> {
+        self.initializer(name, shape, DType::F32, make)
+    }
+
+    fn initializer(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
+    ) -> Result<Value, ExportError> {
+        let proto = self.store.initializer(name, shape, dtype, make)?;
         self.initializers.insert(name.to_owned(), proto);
         Ok(name.to_owned())
     }
@@ -201,6 +248,23 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     /// A checkpoint tensor as it is.
     pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
         self.weight(name, shape, |store| store.read(name, shape))
+    }
+
+    /// From the type of the graph to float32: the start of a float32 island. Nothing in an fp32 graph.
+    pub(crate) fn widen(&mut self, x: &Value) -> Value {
+        self.cast(x, DType::F32)
+    }
+
+    /// From float32 to the type of the graph: the end of a float32 island. Nothing in an fp32 graph.
+    pub(crate) fn narrow(&mut self, x: &Value) -> Value {
+        self.cast(x, self.dtype())
+    }
+
+    fn cast(&mut self, x: &Value, to: DType) -> Value {
+        if self.dtype() == DType::F32 {
+            return x.clone();
+        }
+        self.op("Cast", &[x], vec![int("to", i64::from(elem_type(to)))])
     }
 
     // Short forms of the operators in use.
@@ -251,6 +315,10 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
 
     /// Mean or maximum over one axis (axes as an attribute, see [`OPSET`]).
     pub(crate) fn reduce(&mut self, op: &str, x: &Value, axis: i64, keep: bool) -> Value {
+        if self.opset() >= 18 {
+            let axes = self.const_ints(&[axis]);
+            return self.op(op, &[x, &axes], vec![int("keepdims", i64::from(keep))]);
+        }
         self.op(op, &[x], vec![ints("axes", &[axis]), int("keepdims", i64::from(keep))])
     }
 
@@ -266,10 +334,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             name: Some(port.name.clone()),
             r#type: Some(TypeProto {
                 tensor_type: Some(TensorTypeProto {
-                    elem_type: Some(match port.dtype {
-                        DType::I64 => INT64,
-                        _ => FLOAT,
-                    }),
+                    elem_type: Some(elem_type(port.dtype)),
                     shape: Some(TensorShapeProto {
                         dim: port
                             .dims
@@ -286,6 +351,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             }),
             doc_string: None,
         };
+        let opset = self.opset();
         let graph = GraphProto {
             node: self.nodes,
             name: Some(self.name.clone()),
@@ -295,12 +361,12 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             output: self.outputs.iter().map(info).collect(),
         };
         let model = ModelProto {
-            ir_version: Some(IR_VERSION),
+            ir_version: Some(ir_version(opset)),
             producer_name: Some("dpar-export".to_owned()),
             producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             doc_string: None,
             graph: Some(graph),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(opset) }],
         };
         let spec = GraphSpec {
             name: self.name,

@@ -55,14 +55,18 @@ fn patch_embedding(
     let column = g.unsqueeze(mask, 2);
     let row = g.unsqueeze(mask, 1);
     let row = g.unsqueeze(&row, 1);
-    let padded = g.add(&layers[0], &column);
-    let mut patch = g.reduce("ReduceMax", &padded, 1, false);
+    let first = g.widen(&layers[0]);
+    let padded = g.add(&first, &column);
+    let patch = g.reduce("ReduceMax", &padded, 1, false);
+    let mut patch = g.narrow(&patch);
     for (i, h) in layers.iter().enumerate() {
         let prefix = format!("local_encoder.cross_attn_layers.{i}");
         patch = g.scoped(&prefix, |g| {
             let n = g.rms_norm(&patch, 2, &format!("{prefix}.cross_attn_norm_q.weight"), d)?;
             let q = g.linear(&n, &format!("{prefix}.wq.weight"), d, d)?;
+            let q = g.widen(&q);
             let q = g.scale_query(&q, block.head_dim());
+            let q = g.narrow(&q);
             let q = g.reshape(&q, &[0, heads, 1, head_dim]);
             let n = g.rms_norm(h, 3, &format!("{prefix}.cross_attn_norm_kv.weight"), d)?;
             let k = g.linear(&n, &format!("{prefix}.wk.weight"), d, d)?;
@@ -183,6 +187,7 @@ fn start_graph(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Expo
     let labels = g.input("class_labels", DType::I64, vec![batch.clone()]);
     let (class, start) = start_states(g, spec, &labels)?;
     let class = g.unsqueeze(&class, 1);
+    let (class, start) = (g.widen(&class), g.widen(&start));
     let dims = vec![batch, Dim::Fixed(1), width(spec)];
     g.output("class_embedding", DType::F32, dims.clone(), &class);
     g.output("decoder_start", DType::F32, dims, &start);
@@ -198,7 +203,8 @@ fn encoder_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Exp
     let mask = g.input("mask", DType::F32, call.mask());
     let layers = encoder(g, spec, &tokens, &positions, &mask, call.past(None))?;
     for (i, h) in layers.iter().enumerate() {
-        g.output(&format!("hidden_{i}"), DType::F32, call.slots_by(width(spec)), h);
+        let h = g.widen(h);
+        g.output(&format!("hidden_{i}"), DType::F32, call.slots_by(width(spec)), &h);
     }
     Ok(())
 }
@@ -212,7 +218,9 @@ fn patch_embed(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Expo
     let layers: Vec<Value> =
         (0..spec.encoder_layers).map(|i| g.input(&format!("hidden_{i}"), DType::F32, dims.clone())).collect();
     let mask = g.input("patch_mask", DType::F32, vec![patches.clone(), length]);
+    let layers: Vec<Value> = layers.iter().map(|h| g.narrow(h)).collect();
     let patch = patch_embedding(g, spec, &layers, &mask)?;
+    let patch = g.widen(&patch);
     g.output("patch_embedding", DType::F32, vec![patches, width(spec)], &patch);
     Ok(())
 }
@@ -225,7 +233,9 @@ fn global_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Expo
     let rotation = patch_rotation(g, spec, &call.slots())?;
     let mask = g.input("mask", DType::F32, call.mask());
     let rows = g.input("rows", DType::I64, vec![call.batch.clone()]);
+    let h = g.narrow(&h);
     let h = global(g, spec, h, rotation, &mask, call.past(Some(&rows)))?;
+    let h = g.widen(&h);
     g.output("global_hidden", DType::F32, call.slots_by(width(spec)), &h);
     Ok(())
 }
@@ -238,6 +248,7 @@ fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Exp
     let global_hidden = g.input("global_hidden", DType::F32, call.slots_by(width(spec)));
     let positions = g.input("positions", DType::I64, call.slots());
     let mask = g.input("mask", DType::F32, call.mask());
+    let (hidden, global_hidden) = (g.narrow(&hidden), g.narrow(&global_hidden));
     let logits = decoder(g, spec, &hidden, &global_hidden, &positions, &mask, call.past(None))?;
     g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.vocab)), &logits);
     Ok(())

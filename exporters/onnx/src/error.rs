@@ -1,6 +1,7 @@
 //! Export errors.
 
 use camino::Utf8PathBuf;
+use dpar_export_spec::Precision;
 
 /// Why an export failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,24 @@ pub enum ExportError {
         expected: Vec<usize>,
         /// Shape in the checkpoint.
         found: Vec<usize>,
+    },
+    /// A weight that the half type cannot hold.
+    #[error(
+        "{component}: tensor `{tensor}` holds {value} at element {index}, and {precision} ends at {largest}"
+    )]
+    Overflow {
+        /// Component name.
+        component: String,
+        /// Tensor name in the checkpoint.
+        tensor: String,
+        /// The value.
+        value: f32,
+        /// Its place in the flattened tensor.
+        index: usize,
+        /// The precision that was asked for.
+        precision: Precision,
+        /// Its largest number.
+        largest: f32,
     },
     /// Sizes that cannot be exported (an odd head width, say).
     #[error("{component}: {message}")]

@@ -2,7 +2,12 @@
 //! varying axis is named, and the same input gives the same bytes.
 //!
 //! Graphs use opset 17 and primitive operators only, which ONNX Runtime, tract, candle-onnx and TensorRT all
-//! load. Each component has one external-data file that its graphs share.
+//! load (bf16 graphs: opset 22, see [`opset`]). Each component has one external-data file that its graphs share.
+//!
+//! In fp16 and bf16 graphs weights, matrix products, convolutions, activations and KV caches have the half type; every
+//! other port is float32 or int64. Float32 islands, with a `Cast` at each edge: the normalisation of RMSNorm and
+//! GroupNorm, rotary embedding, the attention scale of queries, masking and softmax, the maximum over a patch,
+//! the entropy, the product with the codebook that picks codes, and the logits once they are computed.
 //!
 //! Conventions of all graphs:
 //! * masks are additive float inputs: 0 where a slot may look, a large negative number (not −∞) where not;
@@ -24,7 +29,7 @@ mod store;
 mod vq;
 
 use camino::Utf8Path;
-use dpar_export_spec::{ComponentSpec, GraphSpec};
+use dpar_export_spec::{ComponentSpec, GraphSpec, Precision};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
@@ -32,7 +37,7 @@ use builder::GraphBuilder;
 use store::WeightStore;
 
 pub use axes::MAX_BATCH;
-pub use builder::OPSET;
+pub use builder::{OPSET, opset};
 pub use error::ExportError;
 pub use store::{Weights, WeightsError};
 
@@ -97,16 +102,17 @@ pub fn graph_names(spec: &ComponentSpec) -> Result<Vec<&'static str>, ExportErro
 /// `progress` is called with each graph's name before it is written, and returns false to stop.
 ///
 /// # Errors
-/// When a tensor is missing or does not fit the spec, and when writing fails. Files may be left half-written:
+/// When a tensor is missing, does not fit the spec or holds a value beyond `precision`, and when writing fails. Files may be left half-written:
 /// write into a temporary folder.
 pub fn export_component(
     spec: &ComponentSpec,
+    precision: Precision,
     weights: &dyn Weights,
     folder: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<WrittenComponent, ExportError> {
     let parts = parts(spec)?;
-    let mut store = WeightStore::create(spec.kind().name(), weights, folder)?;
+    let mut store = WeightStore::create(spec.kind().name(), weights, folder)?.with_precision(precision);
     let mut graphs = Vec::with_capacity(parts.len());
     for (name, write) in parts {
         if !progress(name) {

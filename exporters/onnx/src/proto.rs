@@ -6,10 +6,26 @@
 
 #![allow(missing_docs)]
 
+use dpar_export_spec::DType;
+
 /// `TensorProto.DataType.FLOAT`.
 pub const FLOAT: i32 = 1;
 /// `TensorProto.DataType.INT64`.
 pub const INT64: i32 = 7;
+/// `TensorProto.DataType.FLOAT16`.
+pub const FLOAT16: i32 = 10;
+/// `TensorProto.DataType.BFLOAT16`.
+pub const BFLOAT16: i32 = 16;
+
+/// The `TensorProto.DataType` of a port's type.
+pub fn elem_type(dtype: DType) -> i32 {
+    match dtype {
+        DType::F16 => FLOAT16,
+        DType::BF16 => BFLOAT16,
+        DType::I64 => INT64,
+        _ => FLOAT,
+    }
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ModelProto {

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::{DType, Precision};
 use fs_err::File;
+use half::{bf16, f16};
 use sha2::{Digest, Sha256};
 
 use crate::ExportError;
-use crate::proto::{FLOAT, StringStringEntryProto, TensorProto};
+use crate::proto::{StringStringEntryProto, TensorProto, elem_type};
 
 /// Tensors smaller than this stay inside the graph file.
 const INLINE_BYTES: usize = 1024;
@@ -32,6 +34,7 @@ pub type WeightsError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct WeightStore<'a> {
     component: String,
     weights: &'a dyn Weights,
+    precision: Precision,
     path: Utf8PathBuf,
     file_name: String,
     out: BufWriter<File>,
@@ -59,6 +62,7 @@ impl<'a> WeightStore<'a> {
         Ok(Self {
             component: component.to_owned(),
             weights,
+            precision: Precision::Fp32,
             path,
             file_name,
             out: BufWriter::with_capacity(1 << 20, file),
@@ -68,12 +72,46 @@ impl<'a> WeightStore<'a> {
         })
     }
 
+    /// The same store, whose weights are kept in the type of `precision`.
+    pub(crate) fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
     pub(crate) fn component(&self) -> &str {
         &self.component
     }
 
-    /// Reads a checkpoint tensor and checks its shape.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Reads a checkpoint tensor, and checks its shape and that the store's precision holds its values.
     pub(crate) fn read(&self, name: &str, expected: &[usize]) -> Result<Cow<'a, [f32]>, ExportError> {
+        let data = self.read_unbounded(name, expected)?;
+        let largest = match self.precision {
+            Precision::Fp32 => return Ok(data),
+            Precision::Fp16 => f16::MAX.to_f32(),
+            Precision::Bf16 => bf16::MAX.to_f32(),
+        };
+        match data.iter().position(|v| v.abs() > largest) {
+            None => Ok(data),
+            Some(index) => Err(ExportError::Overflow {
+                component: self.component.clone(),
+                tensor: name.to_owned(),
+                value: data[index],
+                index,
+                precision: self.precision,
+                largest,
+            }),
+        }
+    }
+
+    /// Reads a checkpoint tensor whose values are scaled before they are stored; checks its shape only.
+    pub(crate) fn read_unbounded(
+        &self,
+        name: &str,
+        expected: &[usize],
+    ) -> Result<Cow<'a, [f32]>, ExportError> {
         let (shape, data) = self.weights.tensor(name).map_err(|source| ExportError::Weight {
             component: self.component.clone(),
             tensor: name.to_owned(),
@@ -90,11 +128,13 @@ impl<'a> WeightStore<'a> {
         Ok(data)
     }
 
-    /// The initializer `name`, made by `make` when it is asked for the first time.
+    /// The initializer `name`, made by `make` when it is asked for the first time and kept as `dtype`, each value
+    /// rounded to the nearest (ties to even).
     pub(crate) fn initializer(
         &mut self,
         name: &str,
         shape: &[usize],
+        dtype: DType,
         make: impl FnOnce(&Self) -> Result<Cow<'a, [f32]>, ExportError>,
     ) -> Result<TensorProto, ExportError> {
         if let Some(known) = self.written.get(name) {
@@ -104,15 +144,17 @@ impl<'a> WeightStore<'a> {
         debug_assert_eq!(shape.iter().product::<usize>(), data.len(), "{name}");
         let mut proto = TensorProto {
             dims: shape.iter().map(|d| *d as i64).collect(),
-            data_type: Some(FLOAT),
+            data_type: Some(elem_type(dtype)),
             name: Some(name.to_owned()),
             ..TensorProto::default()
         };
-        let bytes = data.len() * 4;
+        let bytes = data.len() * dtype.bytes();
         if bytes < INLINE_BYTES {
-            proto.raw_data = Some(data.iter().flat_map(|v| v.to_le_bytes()).collect());
+            let mut raw = Vec::with_capacity(bytes);
+            encode(&data, dtype, &mut raw);
+            proto.raw_data = Some(raw);
         } else {
-            let offset = self.append(&data)?;
+            let offset = self.append(&data, dtype)?;
             let entry = |key: &str, value: String| StringStringEntryProto {
                 key: Some(key.to_owned()),
                 value: Some(value),
@@ -128,13 +170,13 @@ impl<'a> WeightStore<'a> {
         Ok(proto)
     }
 
-    fn append(&mut self, data: &[f32]) -> Result<u64, ExportError> {
+    fn append(&mut self, data: &[f32], dtype: DType) -> Result<u64, ExportError> {
         let start = self.offset.next_multiple_of(ALIGN);
         self.put(&vec![0_u8; (start - self.offset) as usize])?;
         let mut buffer = Vec::with_capacity(1 << 16);
         for chunk in data.chunks(1 << 14) {
             buffer.clear();
-            buffer.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
+            encode(chunk, dtype, &mut buffer);
             self.put(&buffer)?;
         }
         Ok(start)
@@ -155,5 +197,61 @@ impl<'a> WeightStore<'a> {
             size: self.offset,
             sha256: hex::encode(self.hash.finalize()),
         })
+    }
+}
+
+/// Appends the little-endian bytes of `data` as `dtype`.
+fn encode(data: &[f32], dtype: DType, out: &mut Vec<u8>) {
+    match dtype {
+        DType::F16 => out.extend(data.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
+        DType::BF16 => out.extend(data.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
+        _ => out.extend(data.iter().flat_map(|v| v.to_le_bytes())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_rounded_to_the_nearest_and_ties_to_even() {
+        let bytes = |value: f32, dtype| {
+            let mut out = Vec::new();
+            encode(&[value], dtype, &mut out);
+            out
+        };
+        assert_eq!(bytes(1.5, DType::F32), 1.5_f32.to_le_bytes());
+        // Half a unit in the last place above 1, whose mantissa is even, and above its odd neighbour.
+        assert_eq!(bytes(1.0 + 2.0_f32.powi(-11), DType::F16), f16::from_f32(1.0).to_le_bytes());
+        assert_eq!(bytes(1.0 + 3.0 * 2.0_f32.powi(-11), DType::F16), [0x02, 0x3c]);
+        assert_eq!(bytes(1.0 + 2.0_f32.powi(-8), DType::BF16), bf16::from_f32(1.0).to_le_bytes());
+        assert_eq!(bytes(1.0 + 3.0 * 2.0_f32.powi(-8), DType::BF16), [0x82, 0x3f]);
+        // The smallest number that fp16 keeps.
+        assert_eq!(bytes(2.0_f32.powi(-24), DType::F16), [1, 0]);
+    }
+
+    struct One(f32);
+
+    impl Weights for One {
+        fn tensor(&self, _: &str) -> Result<(Vec<usize>, Cow<'_, [f32]>), WeightsError> {
+            Ok((vec![2], Cow::Owned(vec![0.5, self.0])))
+        }
+    }
+
+    #[test]
+    fn a_weight_beyond_the_type_is_named_with_its_value() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        let read = |value, precision| {
+            let weights = One(value);
+            let store = WeightStore::create("c", &weights, folder).unwrap().with_precision(precision);
+            store.read("layers.0.w", &[2]).map(Cow::into_owned).map_err(|e| e.to_string())
+        };
+        assert_eq!(read(65504.0, Precision::Fp16).unwrap(), [0.5, 65504.0]);
+        let e = read(-65505.0, Precision::Fp16).unwrap_err();
+        assert_eq!(e, "c: tensor `layers.0.w` holds -65505 at element 1, and fp16 ends at 65504");
+        read(65505.0, Precision::Bf16).unwrap();
+        read(f32::MAX, Precision::Fp32).unwrap();
+        assert!(read(f32::MAX, Precision::Bf16).unwrap_err().contains("bf16 ends at 33895"));
     }
 }

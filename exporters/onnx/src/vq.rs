@@ -48,7 +48,7 @@ impl GraphBuilder<'_, '_> {
         Ok(Map { value, channels, size: x.size / stride })
     }
 
-    /// GroupNorm(32) from primitive operators.
+    /// GroupNorm(32) from primitive operators, in float32.
     fn group_norm(&mut self, x: &Map, name: &str) -> Result<Map, ExportError> {
         let c = x.channels;
         self.scoped(name, |g| {
@@ -57,8 +57,10 @@ impl GraphBuilder<'_, '_> {
                 g.weight(&format!("{tensor}.4d"), &[1, c, 1, 1], |s| s.read(&tensor, &[c]))
             };
             let (w, b) = (per_channel(g, "weight")?, per_channel(g, "bias")?);
+            let (w, b) = (g.widen(&w), g.widen(&b));
             let area = (c / GROUPS * x.size * x.size) as i64;
             let grouped = g.reshape(&x.value, &[0, GROUPS as i64, area]);
+            let grouped = g.widen(&grouped);
             let mean = g.reduce("ReduceMean", &grouped, 2, true);
             let centred = g.sub(&grouped, &mean);
             let square = g.mul(&centred, &centred);
@@ -70,7 +72,8 @@ impl GraphBuilder<'_, '_> {
             let size = x.size as i64;
             let normal = g.reshape(&normal, &[0, c as i64, size, size]);
             let scaled = g.mul(&normal, &w);
-            Ok(Map { value: g.add(&scaled, &b), ..*x })
+            let value = g.add(&scaled, &b);
+            Ok(Map { value: g.narrow(&value), ..*x })
         })
     }
 
@@ -105,9 +108,13 @@ impl GraphBuilder<'_, '_> {
             };
             let (q, k, v) = (flat(g, "q")?, flat(g, "k")?, flat(g, "v")?);
             let q = g.transpose(&q, &[0, 2, 1]);
+            let q = g.widen(&q);
             let q = g.scale_query(&q, x.channels);
+            let q = g.narrow(&q);
             let scores = g.matmul(&q, &k);
+            let scores = g.widen(&scores);
             let weights = g.softmax(&scores);
+            let weights = g.narrow(&weights);
             let weights = g.transpose(&weights, &[0, 2, 1]);
             let out = g.matmul(&v, &weights);
             let size = x.size as i64;
@@ -151,7 +158,7 @@ impl GraphBuilder<'_, '_> {
 
 fn codebook<'w>(store: &crate::store::WeightStore<'w>, spec: &VqSpec) -> Result<Vec<f32>, ExportError> {
     let width = spec.code_width;
-    let rows = store.read("quantize.embedding.weight", &[spec.codebook, width])?;
+    let rows = store.read_unbounded("quantize.embedding.weight", &[spec.codebook, width])?;
     let mut out = Vec::with_capacity(rows.len());
     for row in rows.chunks_exact(width) {
         let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(MIN_NORM);
@@ -182,18 +189,20 @@ fn decode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
     let h = g.levels(h, "decoder", &spec.decoder)?;
     let h = g.norm_swish(&h, "decoder.norm_out")?;
     let image = g.conv(&h, "decoder.conv_out", 3, 3)?;
-    g.output("image", DType::F32, image_dims(batch, spec), &image.value);
+    let image = g.widen(&image.value);
+    g.output("image", DType::F32, image_dims(batch, spec), &image);
     Ok(())
 }
 
 /// `vq_encode`: image `[batch, 3, H, W]` in [-1, 1] in, codes `[batch, T]` out.
 ///
 /// The nearest row between normalised vectors is the row of the largest dot product, whatever the positive
-/// length of the encoded vector.
+/// length of the encoded vector. That product is float32: in a half type many codes would tie.
 fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError> {
     let tokens = spec.grid * spec.grid;
     let batch = Sizes::new(tokens, 1).batch(g, false);
     let value = g.input("image", DType::F32, image_dims(batch.clone(), spec));
+    let value = g.narrow(&value);
     let x = Map { value, channels: 3, size: spec.image_size() };
     let h = g.conv(&x, "encoder.conv_in", spec.encoder.conv_in, 3)?;
     let h = g.levels(h, "encoder", &spec.encoder)?;
@@ -212,6 +221,7 @@ fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
                 .collect(),
         ))
     })?;
+    let (z, table) = (g.widen(&z), g.widen(&table));
     let similarity = g.matmul(&z, &table);
     let attributes = vec![crate::builder::int("axis", 2), crate::builder::int("keepdims", 0)];
     let codes = g.op("ArgMax", &[&similarity], attributes);

@@ -6,10 +6,12 @@
 
 mod graph;
 mod patch;
+mod precision;
 mod system;
 
 pub use graph::{AxisRange, DType, Dim, GraphSpec, Port};
 pub use patch::{PatchMode, PatchRule, PatchRuleError};
+pub use precision::Precision;
 pub use system::{
     ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec,
     VqLevel, VqSpec, VqStack,
