@@ -1,5 +1,6 @@
 //! A bundle on an engine: the jobs that commands are made of.
 
+use camino::Utf8PathBuf;
 use dpar_engine_api::{
     Engine, EngineError, EngineErrorKind, EngineInfo, Session, Tensor, TensorData, TensorView,
 };
@@ -26,6 +27,16 @@ pub enum RunError {
     /// An array file.
     #[error(transparent)]
     Array(#[from] ArrayError),
+    /// A file that is not the one that was recorded.
+    #[error("{path} does not match {record}: {message}")]
+    Integrity {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What recorded it.
+        record: String,
+        /// What differs.
+        message: String,
+    },
     /// An input that does not fit the bundle.
     #[error("{0}")]
     Input(String),

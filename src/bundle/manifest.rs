@@ -1,6 +1,5 @@
 //! `manifest.json`: what is in a bundle, where it came from, and how to call it.
 
-use camino::Utf8Path;
 use dpar_export_spec::{AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +40,13 @@ pub struct ToolEntry {
     pub name: String,
     /// Its version.
     pub version: String,
+}
+
+impl ToolEntry {
+    /// This program.
+    pub fn this() -> Self {
+        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
 }
 
 /// One exported component.
@@ -180,6 +186,14 @@ pub enum ManifestError {
     PatchRule(#[from] dpar_export_spec::PatchRuleError),
 }
 
+impl ManifestError {
+    /// Whether no version of this tool would have written it: paths that lead elsewhere, entries that contradict
+    /// each other. The others are what a damaged file or another version looks like.
+    pub fn is_tampering(&self) -> bool {
+        matches!(self, Self::Path(_) | Self::Unlisted { .. } | Self::StaleEngine(_) | Self::Duplicate(_))
+    }
+}
+
 impl Manifest {
     /// Parses and checks a manifest: layout, version, paths, references.
     ///
@@ -202,11 +216,13 @@ impl Manifest {
 
     fn check(&self) -> Result<(), ManifestError> {
         self.patch_rule.validate()?;
+        // On some file systems two names that differ in case are one file.
+        let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
         for (i, file) in self.files.iter().enumerate() {
-            if !is_inside(&file.path) || file.path == super::MANIFEST {
+            if !is_inside(&file.path) || same(&file.path, super::MANIFEST) {
                 return Err(ManifestError::Path(file.path.clone()));
             }
-            if self.files[..i].iter().any(|f| f.path == file.path) {
+            if self.files[..i].iter().any(|f| same(&f.path, &file.path)) {
                 return Err(ManifestError::Duplicate(file.path.clone()));
             }
         }
@@ -224,13 +240,22 @@ impl Manifest {
             }
             listed(&graph.spec.name, &graph.file)?;
         }
-        for engine in &self.engines {
+        for (i, engine) in self.engines.iter().enumerate() {
+            if self.engines[..i].iter().any(|e| e.graph == engine.graph || e.file == engine.file) {
+                return Err(ManifestError::Duplicate(engine.file.clone()));
+            }
             listed(&engine.graph, &engine.file)?;
             if self.sources_of(&engine.graph) != Some((&engine.graph_sha256, &engine.weights_sha256)) {
                 return Err(ManifestError::StaleEngine(engine.graph.clone()));
             }
         }
-        self.components.iter().try_for_each(|c| listed(c.kind.name(), &c.weights))
+        for (i, component) in self.components.iter().enumerate() {
+            if self.components[..i].iter().any(|c| c.kind == component.kind) {
+                return Err(ManifestError::Duplicate(component.kind.name().to_owned()));
+            }
+            listed(component.kind.name(), &component.weights)?;
+        }
+        Ok(())
     }
 
     /// SHA-256 of a graph and of its weights.
@@ -252,11 +277,15 @@ impl Manifest {
     }
 }
 
-/// Whether a path is relative, portable and stays inside the folder it starts in.
+/// Whether a path is relative, portable and stays inside the folder it starts in: parts of ASCII letters, digits,
+/// `.`, `_` and `-` that mean the same file on every file system.
 fn is_inside(path: &str) -> bool {
-    let plain =
-        |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', ':', '\0']);
-    !path.starts_with('/') && path.split('/').all(plain) && !Utf8Path::new(path).is_absolute()
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
+    // A leading dot hides a file (and is `.` or `..`); a trailing one is dropped by some systems.
+    let plain = |part: &str| {
+        !part.is_empty() && !part.starts_with('.') && !part.ends_with('.') && part.chars().all(allowed)
+    };
+    path.split('/').all(plain)
 }
 
 #[cfg(test)]
@@ -268,7 +297,22 @@ mod tests {
         for good in ["config.json", "onnx/a.onnx", "onnx/b..c.onnx_data"] {
             assert!(is_inside(good), "{good}");
         }
-        for bad in ["", "/etc/passwd", "../x", "onnx/../../x", "./x", "a//b", "c:\\x", "a\\..\\b", "a\0b"] {
+        let outside =
+            ["", "/etc/passwd", "../x", "onnx/../../x", "./x", "a//b", "a/", "c:\\x", "a\\..\\b", "a\0b"];
+        // Names that are another file, or none to see, on some file system or in some listing.
+        let tricks = [
+            ".hidden",
+            "onnx/.x",
+            "a.",
+            "a b",
+            "a ",
+            "\u{ff41}.onnx",
+            "a\u{200b}",
+            "cafe\u{301}",
+            "%2e%2e/x",
+            "~",
+        ];
+        for bad in outside.into_iter().chain(tricks) {
             assert!(!is_inside(bad), "{bad:?}");
         }
     }
@@ -316,6 +360,11 @@ mod tests {
         let twice = text.replace("\"onnx/dpar.onnx_data\"", "\"config.json\"");
         let e = Manifest::parse(twice.as_bytes()).unwrap_err();
         assert!(matches!(e, ManifestError::Duplicate(_)), "{e}");
+        let cased = text.replace("\"onnx/dpar.onnx_data\"", "\"Config.json\"");
+        let e = Manifest::parse(cased.as_bytes()).unwrap_err();
+        assert!(matches!(e, ManifestError::Duplicate(_)) && e.is_tampering(), "{e}");
+        let e = change("\"config.json\"", "\"MANIFEST.json\"").unwrap_err();
+        assert!(matches!(e, ManifestError::Path(_)) && e.is_tampering(), "{e}");
         let e = change("\"grid\": 4", "\"grid\": 0").unwrap_err();
         assert!(matches!(e, ManifestError::PatchRule(_)), "{e}");
     }

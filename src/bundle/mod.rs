@@ -1,9 +1,11 @@
 //! A bundle: the output folder with `manifest.json`, `config.json` and `onnx/`.
 //!
 //! Writing goes to a temporary folder beside the output, which is renamed when it is complete. Opening checks
-//! size and SHA-256 of every file that the manifest lists.
+//! size and SHA-256 of every file that the manifest lists, that the folder holds nothing else, and that graphs refer
+//! to listed files only.
 
 mod manifest;
+mod provenance;
 mod write;
 
 use std::io::Read;
@@ -17,6 +19,7 @@ pub use manifest::{
     ComponentEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, ProfileEntry,
     SCHEMA_VERSION, SourceEntry, ToolEntry,
 };
+pub use provenance::{ComponentChain, EngineLink, GraphLink, Link, Provenance};
 pub use write::{Extend, extend, write};
 
 /// File name of the manifest.
@@ -61,7 +64,7 @@ pub enum BundleError {
         /// What is wrong.
         message: String,
     },
-    /// A listed file is missing, or has another size or digest.
+    /// A listed file is missing, has another size or digest, or refers elsewhere; or a file is not listed.
     #[error("{path} does not match the manifest: {message}")]
     Integrity {
         /// The file.
@@ -109,7 +112,8 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Opens a bundle and checks size and SHA-256 of every listed file.
+    /// Opens a bundle and checks size and SHA-256 of every listed file, that the folder holds no other, and that the
+    /// graphs refer to listed weights only.
     ///
     /// # Errors
     /// [`BundleError::Integrity`] names the file that does not match; other errors say what is not a bundle.
@@ -118,11 +122,19 @@ impl Bundle {
         if !path.is_file() {
             return Err(BundleError::NotABundle(folder.to_owned()));
         }
+        if path.is_symlink() {
+            let message = "it is reached through a symbolic link".to_owned();
+            return Err(BundleError::Integrity { path, message });
+        }
         let bytes = read_small(&path)?;
         let manifest_error = |source| BundleError::Manifest { path: path.clone(), source };
         let manifest = Manifest::parse(&bytes).map_err(manifest_error)?;
         for file in &manifest.files {
             check_file(folder, file)?;
+        }
+        check_unlisted(folder, folder, &manifest)?;
+        for graph in &manifest.graphs {
+            check_references(folder, graph, &manifest)?;
         }
         let config = folder.join(CONFIG);
         let system: SystemSpec = serde_json::from_slice(&read_small(&config)?)
@@ -151,6 +163,11 @@ impl Bundle {
     /// SHA-256 of `manifest.json`: identifies the bundle.
     pub fn manifest_sha256(&self) -> &str {
         &self.manifest_sha256
+    }
+
+    /// Where everything in it came from.
+    pub fn provenance(&self) -> Provenance {
+        self.manifest.provenance()
     }
 
     /// The resolved configuration.
@@ -275,6 +292,46 @@ fn check_file(folder: &Utf8Path, entry: &FileEntry) -> Result<(), BundleError> {
     let (_, sha256) = digest(&path)?;
     if sha256 != entry.sha256 {
         return Err(wrong(format!("its SHA-256 is {sha256}, listed is {}", entry.sha256)));
+    }
+    Ok(())
+}
+
+/// Nothing lies in `place`, a folder of the bundle, but listed files and the folders that lead to them.
+fn check_unlisted(folder: &Utf8Path, place: &Utf8Path, manifest: &Manifest) -> Result<(), BundleError> {
+    let read = place.read_dir_utf8().map_err(|e| BundleError::io(place, e))?;
+    for entry in read {
+        let path = entry.map_err(|e| BundleError::io(place, e))?.into_path();
+        let inside = path.strip_prefix(folder).unwrap_or(&path).components();
+        let name = inside.map(|c| c.as_str()).collect::<Vec<_>>().join("/");
+        if name == MANIFEST || manifest.files.iter().any(|f| f.path == name) {
+            continue;
+        }
+        let leads =
+            manifest.files.iter().any(|f| f.path.strip_prefix(&name).is_some_and(|r| r.starts_with('/')));
+        if !leads || path.is_symlink() || !path.is_dir() {
+            let message = "the manifest does not list it: move it out of the bundle".to_owned();
+            return Err(BundleError::Integrity { path, message });
+        }
+        check_unlisted(folder, &path, manifest)?;
+    }
+    Ok(())
+}
+
+/// A graph's weights are in its component's file, and nowhere else.
+fn check_references(folder: &Utf8Path, graph: &GraphEntry, manifest: &Manifest) -> Result<(), BundleError> {
+    let path = folder.join(&graph.file);
+    let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
+    let bytes = fs_err::read(&path).map_err(|e| BundleError::io(&path, e))?;
+    let component = manifest.components.iter().find(|c| c.kind.name() == graph.spec.component);
+    let weights = component.map(|c| Utf8Path::new(&c.weights));
+    let beside = weights.filter(|w| w.parent() == Utf8Path::new(&graph.file).parent());
+    let listed = beside.and_then(Utf8Path::file_name);
+    for file in dpar_export_onnx::external_files(&bytes).map_err(wrong)? {
+        if Some(file.as_str()) != listed {
+            return Err(wrong(format!(
+                "it takes weights from `{file}`, which the manifest does not list for it"
+            )));
+        }
     }
     Ok(())
 }

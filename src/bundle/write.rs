@@ -139,10 +139,7 @@ fn fill(
     }
     Ok(Manifest {
         schema_version: SCHEMA_VERSION,
-        tool: ToolEntry {
-            name: env!("CARGO_PKG_NAME").to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        },
+        tool: ToolEntry::this(),
         system: system.kind,
         name: system.name.clone(),
         precision,

@@ -195,6 +195,8 @@ pub(crate) enum Command {
     Encode(EncodeArgs),
     /// Compare a bundle with reference outputs; exit 1 on a mismatch
     Verify(VerifyArgs),
+    /// Record reference outputs of an engine for `verify --reference`
+    Reference(super::reference::ReferenceArgs),
     /// Print a shell completion script
     Completions {
         /// The shell
@@ -323,7 +325,7 @@ pub(crate) struct EncodeArgs {
 pub(crate) struct VerifyArgs {
     /// Bundle folder
     pub(crate) bundle: Utf8PathBuf,
-    /// Folder with golden.safetensors and golden.json
+    /// Folder with golden.safetensors or golden.npz, and golden.json
     #[arg(long, value_name = "DIR")]
     pub(crate) reference: Option<Utf8PathBuf>,
     /// Sampled reference streams, with reference.json beside the file
@@ -358,7 +360,7 @@ fn number(text: &str, range: std::ops::RangeInclusive<f32>) -> Result<f32, Strin
     }
 }
 
-fn guidance(text: &str) -> Result<f32, String> {
+pub(super) fn guidance(text: &str) -> Result<f32, String> {
     number(text, 0.0..=1e3)
 }
 

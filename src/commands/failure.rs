@@ -103,6 +103,10 @@ impl From<BundleError> for Failure {
                 let hint = "the bundle was changed after it was written: export it again";
                 Self::new(Exit::Integrity, e, Some(hint.to_owned()))
             }
+            BundleError::Manifest { ref source, .. } if source.is_tampering() => {
+                let hint = "no version of this tool wrote this manifest: export the checkpoint again";
+                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
+            }
             BundleError::NotABundle(_) => {
                 let hint = "make one with `dpar-export --target onnx CHECKPOINT -o OUT`";
                 Self::new(Exit::Usage, e, Some(hint.to_owned()))
@@ -124,6 +128,10 @@ impl From<RunError> for Failure {
             RunError::Array(e) => e.into(),
             RunError::Interrupted | RunError::Decode(DecodeError::Interrupted) => {
                 Self::new(Exit::Interrupted, e, None)
+            }
+            RunError::Integrity { .. } => {
+                let hint = "the file was changed after it was recorded: record it again, or get the original";
+                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
             }
             RunError::Decode(_) => Self::new(Exit::Failed, e, None),
             e => Self::new(Exit::Usage, e, None),

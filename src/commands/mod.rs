@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod pixels;
 mod printer;
+mod reference;
 mod score;
 mod verify;
 
@@ -52,6 +53,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         (Some(Command::Decode(a)), _) => pixels::decode(&a, printer),
         (Some(Command::Encode(a)), _) => pixels::encode(&a, printer),
         (Some(Command::Verify(a)), _) => verify::run(&a, printer),
+        (Some(Command::Reference(a)), _) => reference::run(&a, printer),
         (Some(Command::Completions { shell }), _) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dpar-export", &mut script);
@@ -89,12 +91,21 @@ fn new_file(path: &Utf8Path, force: bool, bundle: &Utf8Path) -> Result<(), Failu
         return Err(Failure::usage(format!("{path} does not end in .npz"), None));
     }
     let folder = path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
-    let folder = fs_err::canonicalize(folder)?;
-    if bundle.canonicalize_utf8().is_ok_and(|b| folder.starts_with(b)) {
-        return Err(Failure::usage(format!("{path} lies in the bundle"), Some("write it somewhere else")));
-    }
+    fs_err::canonicalize(folder)?;
+    outside(path, bundle)?;
     if path.exists() && !(force && path.is_file()) {
         return Err(Failure::usage(format!("{path} already exists"), Some("replace it with --force")));
+    }
+    Ok(())
+}
+
+/// Checks, before the work, that an output is no part of the bundle: a bundle holds what its manifest lists.
+fn outside(output: &Utf8Path, bundle: &Utf8Path) -> Result<(), Failure> {
+    let output = camino::absolute_utf8(output)?;
+    // What does not exist yet is where its nearest existing ancestor is.
+    let place = output.ancestors().find_map(|p| p.canonicalize_utf8().ok());
+    if bundle.canonicalize_utf8().is_ok_and(|b| place.is_some_and(|p| p.starts_with(b))) {
+        return Err(Failure::usage(format!("{output} lies in the bundle"), Some("write it somewhere else")));
     }
     Ok(())
 }

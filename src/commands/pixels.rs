@@ -6,7 +6,7 @@ use serde_json::json;
 use super::args::{DecodeArgs, EncodeArgs};
 use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer};
-use super::{new_file, with_runtime};
+use super::{new_file, outside, with_runtime};
 use crate::arrays::{ArrayFile, ArrayRef, ImageNpzWriter, write_npz};
 use crate::picture::{from_u8_nhwc, to_u8_nhwc, write_png};
 use crate::runtime::{RunError, Runtime};
@@ -63,6 +63,7 @@ pub(super) fn write_images(
 
 pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failure> {
     let file = ArrayFile::open(&args.tokens)?;
+    outside(&args.output, &args.bundle)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let t = runtime.bundle().system().tokens();
         let ids = file.i64("tokens", &[None, Some(t)])?;

@@ -1,9 +1,10 @@
-//! Comparison with a golden folder: `golden.safetensors` and `golden.json` from the authors' own code.
+//! Comparison with a golden folder: arrays and settings from the authors' own code, from other research
+//! code, or recorded from an engine.
 
 use camino::Utf8Path;
 use ndarray::ArrayD;
-use serde::Deserialize;
 
+use super::reference::{self, Settings};
 use super::tolerance::{BOUNDARY_TIE, FP32_ABS, GREEDY_TIE, IMAGE_LSB};
 use super::{Check, Decision, Flip, Status, boundary_flip, mean, starts};
 use crate::arrays::ArrayFile;
@@ -12,17 +13,6 @@ use crate::generate::{DecodeOptions, Request, Stream, shift_entropy};
 use crate::patches::unpad;
 use crate::picture::to_u8_nhwc;
 use crate::runtime::{Progress, RunError, Runtime};
-
-/// The settings beside the arrays.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Settings {
-    /// Guidance of the greedy images.
-    cfg_scale: Option<f32>,
-    /// Steps of each teacher-forced and greedy image, where the reference counted them itself.
-    steps_teacher: Option<Vec<usize>>,
-    steps_greedy: Option<Vec<usize>>,
-}
 
 /// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
 ///
@@ -35,26 +25,13 @@ pub fn verify_golden(
     batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, RunError> {
-    let path = folder.join("golden.safetensors");
-    if !path.is_file() {
-        return Err(RunError::Input(format!("{folder} has no golden.safetensors")));
-    }
-    let golden = Golden { runtime, file: ArrayFile::open(&path)?, batch, settings: settings(folder)? };
+    let (file, settings) = reference::open(folder)?;
+    let golden = Golden { runtime, file, batch, settings };
     let mut checks = golden.teacher_forced(progress)?;
     checks.extend(golden.greedy(progress)?);
     checks.push(golden.images(progress)?);
     checks.push(golden.codes(progress)?);
     Ok(checks)
-}
-
-fn settings(folder: &Utf8Path) -> Result<Settings, RunError> {
-    let path = folder.join("golden.json");
-    if !path.is_file() {
-        return Ok(Settings::default());
-    }
-    let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{path}: {e}"));
-    let text = fs_err::read_to_string(&path).map_err(|e| bad(&e))?;
-    serde_json::from_str(&text).map_err(|e| bad(&e))
 }
 
 /// An array's elements in row-major order.
@@ -153,7 +130,7 @@ impl Golden<'_> {
             return Ok(vec![Check::not_run("greedy tokens", "not in the reference")]);
         }
         let Some(cfg_scale) = self.settings.cfg_scale else {
-            let message = "greedy tokens need golden.json with their cfg_scale beside golden.safetensors";
+            let message = "greedy tokens need golden.json with their cfg_scale beside the arrays";
             return Err(RunError::Input(message.to_owned()));
         };
         let t = self.tokens();

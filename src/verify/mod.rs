@@ -2,6 +2,8 @@
 //! margin.
 
 mod golden;
+mod record;
+mod reference;
 mod streams;
 pub mod tolerance;
 
@@ -10,6 +12,8 @@ use dpar_export_spec::PatchRule;
 use serde::Serialize;
 
 pub use golden::verify_golden;
+pub use record::{Golden, Provenance, Recording, record};
+pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file};
 pub use streams::verify_streams;
 
 /// Result of one check.

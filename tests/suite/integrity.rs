@@ -94,14 +94,14 @@ fn missing_longer_linked_and_outside_files_are_refused() {
 
     let manifest = bundle.join("manifest.json");
     let text = fs_err::read_to_string(&manifest).unwrap();
-    for (from, to, message) in [
-        ("\"onnx/entropy.onnx_data\"", "\"../elsewhere\"", "not a path inside"),
-        ("\"schema_version\": 1", "\"schema_version\": 9", "schema version 9"),
-        ("\"tool\"", "\"fool\"", "not a manifest"),
-        ("{", "", "not a manifest"),
+    for (from, to, code, message) in [
+        ("\"onnx/entropy.onnx_data\"", "\"../elsewhere\"", 5, "not a path inside"),
+        ("\"schema_version\": 1", "\"schema_version\": 9", 2, "schema version 9"),
+        ("\"tool\"", "\"fool\"", 2, "not a manifest"),
+        ("{", "", 2, "not a manifest"),
     ] {
         fs_err::write(&manifest, text.replacen(from, to, 2)).unwrap();
         let out = inspect();
-        assert!(out.code == 2 && out.stderr.contains(message), "{message}: {}", out.stderr);
+        assert!(out.code == code && out.stderr.contains(message), "{message}: {}", out.stderr);
     }
 }

@@ -11,6 +11,7 @@ mod engines;
 mod export;
 mod integrity;
 mod parity;
+mod reference;
 mod streams;
 #[cfg(feature = "tensorrt")]
 mod trt;

@@ -22,6 +22,7 @@ mod blocks;
 mod builder;
 mod dpar;
 mod error;
+mod external;
 mod gpt;
 pub mod proto;
 mod rope;
@@ -39,6 +40,7 @@ use store::WeightStore;
 pub use axes::MAX_BATCH;
 pub use builder::{OPSET, opset};
 pub use error::ExportError;
+pub use external::external_files;
 pub use store::{Weights, WeightsError};
 
 /// Fills a graph builder.

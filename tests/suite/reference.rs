@@ -1,0 +1,202 @@
+//! References recorded from an engine, and references written by numpy.
+
+use camino::Utf8Path;
+use dpar_export::arrays::{Array, ArrayFile, ArrayRef, write_safetensors};
+use dpar_export_checkpoint::LoadOptions;
+use serde_json::{Value, json};
+
+use crate::cli::{json, run};
+use crate::common::{Temp, export, fixture, llamagen};
+
+fn read_json(path: &Utf8Path) -> Value {
+    serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Writes the arrays again with one of them changed, without the digest that `golden.json` holds of them.
+fn change(folder: &Utf8Path, name: &str, change: impl FnOnce(&mut Array)) {
+    let path = folder.join("golden.safetensors");
+    let file = ArrayFile::open(&path).unwrap();
+    let mut arrays: Vec<(String, Array)> =
+        file.arrays().iter().map(|a| (a.name.clone(), file.get(&a.name).unwrap())).collect();
+    change(&mut arrays.iter_mut().find(|(n, _)| n == name).unwrap().1);
+    let refs: Vec<(&str, ArrayRef<'_>)> = arrays.iter().map(|(n, a)| (n.as_str(), a.into())).collect();
+    write_safetensors(&path, &refs).unwrap();
+    let path = folder.join("golden.json");
+    let mut settings = read_json(&path);
+    settings.as_object_mut().unwrap().remove("files");
+    fs_err::write(&path, settings.to_string()).unwrap();
+}
+
+#[test]
+fn what_one_engine_recorded_holds_on_the_other_and_a_change_is_found() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export("dpar-small/dpar", &LoadOptions::default(), &bundle);
+    let golden = temp.path("golden");
+    let record = |out: &Utf8Path, more: &[&str]| {
+        let mut args = vec![
+            "reference",
+            bundle.as_str(),
+            "--num",
+            "3",
+            "--cfg-scale",
+            "2",
+            "--seed",
+            "2",
+            "-o",
+            out.as_str(),
+        ];
+        args.extend_from_slice(more);
+        run(&args)
+    };
+    let out = record(&golden, &["--json"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let recorded = read_json(&golden.join("golden.json"));
+    assert_eq!(json(&out)["golden"]["files"], recorded["files"]);
+    assert_eq!(recorded["provenance"]["engine"]["engine"], "tract");
+    assert_eq!(
+        recorded["provenance"]["bundle"],
+        json(&run(&["inspect", bundle.as_str(), "--json"]))["manifest_sha256"]
+    );
+    for margin in ["min_greedy_margin", "min_entropy_threshold_distance"] {
+        assert!(recorded[margin].as_f64().unwrap() > 0.0, "{recorded}");
+    }
+    let file = ArrayFile::open(golden.join("golden.safetensors")).unwrap();
+    let labels = file.i64("class_labels", &[Some(3)]).unwrap();
+    assert_eq!(labels[[2]], 10, "the last image is of the null class");
+    assert_eq!(file.arrays().len(), 12, "{:?}", file.arrays());
+    assert_eq!(record(&golden, &[]).code, 2, "an earlier recording is kept");
+    let again = temp.path("again");
+    assert_eq!(record(&again, &["--batch", "1"]).code, 0);
+    // The batch changes roundings of the last bits at most: decisions are the same.
+    let other = ArrayFile::open(again.join("golden.safetensors")).unwrap();
+    for name in ["tokens", "greedy_tokens", "encode_codes"] {
+        assert_eq!(file.get(name).unwrap(), other.get(name).unwrap(), "{name}");
+    }
+
+    let verify = |engine: &str| {
+        run(&["verify", bundle.as_str(), "--reference", golden.as_str(), "--engine", engine, "--json"])
+    };
+    for engine in ["ort", "tract"] {
+        let out = verify(engine);
+        assert_eq!(out.code, 0, "{engine}: {}{}", out.stdout, out.stderr);
+        let report = json(&out);
+        let golden_checks = ["entropy", "patch lengths", "logits", "greedy tokens", "images", "codes"];
+        for name in golden_checks {
+            let check = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
+            assert_eq!(check["status"], "pass", "{engine}: {check}");
+        }
+    }
+
+    // One byte of the recorded arrays: exit 5. The same with a forged record: the comparison finds it.
+    let arrays = golden.join("golden.safetensors");
+    let good = fs_err::read(&arrays).unwrap();
+    let mut bad = good.clone();
+    let last = bad.len() - 1;
+    bad[last] ^= 1;
+    fs_err::write(&arrays, &bad).unwrap();
+    let out = verify("tract");
+    assert!(out.code == 5 && out.stderr.contains("golden.safetensors"), "{}: {}", out.code, out.stderr);
+    fs_err::write(&arrays, &good).unwrap();
+    change(&golden, "logits", |array| {
+        let Array::F32(a) = array else { panic!("{array:?}") };
+        a[[1, 7, 3]] += 1e-3;
+    });
+    let out = verify("ort");
+    assert_eq!(out.code, 1, "{}{}", out.stdout, out.stderr);
+    let report = json(&out);
+    let failed: Vec<&Value> =
+        report["checks"].as_array().unwrap().iter().filter(|c| c["status"] == "fail").collect();
+    assert!(failed.len() == 1 && failed[0]["name"] == "logits", "{failed:?}");
+    assert!(failed[0]["detail"].as_str().unwrap().contains("[1, 7, 3]"), "{failed:?}");
+}
+
+#[test]
+fn a_baseline_without_patches_and_tokenizer_is_recorded_too() {
+    let temp = Temp::new();
+    let (file, options) = llamagen("llamagen-small");
+    let bundle = temp.path("b");
+    export(file, &options, &bundle);
+    let golden = temp.path("golden");
+    let out = run(&["reference", bundle.as_str(), "--num", "2", "--engine", "ort", "-o", golden.as_str()]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let file = ArrayFile::open(golden.join("golden.safetensors")).unwrap();
+    assert!(!file.contains("patch_lengths") && !file.contains("entropy") && !file.contains("greedy_image"));
+    let out = run(&["verify", bundle.as_str(), "--reference", golden.as_str()]);
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+}
+
+#[test]
+fn numpy_writes_a_reference_and_the_documentation_shows_how() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    let folder = fixture("numpy-reference");
+    let out = run(&["verify", bundle.as_str(), "--reference", folder.as_str(), "--json"]);
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let report = json(&out);
+    for check in report["checks"].as_array().unwrap() {
+        assert_eq!(check["status"], "pass", "{check}");
+    }
+    // The same arrays from the other format.
+    let npz = ArrayFile::open(folder.join("golden.npz")).unwrap();
+    let tensors = ArrayFile::open(fixture("variants/combined/golden.safetensors")).unwrap();
+    for array in tensors.arrays() {
+        assert_eq!(npz.get(&array.name).unwrap(), tensors.get(&array.name).unwrap(), "{}", array.name);
+    }
+    let example = fs_err::read_to_string(folder.join("write_reference.py")).unwrap();
+    let docs = fs_err::read_to_string(fixture("../docs/reference.md")).unwrap();
+    assert!(docs.contains(&example), "docs/reference.md shows another write_reference.py");
+}
+
+#[test]
+fn references_that_cannot_be_used_are_refused_with_the_reason() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    let folder = temp.path("golden");
+    fs_err::create_dir(&folder).unwrap();
+    let source = fixture("numpy-reference");
+    let verify = || run(&["verify", bundle.as_str(), "--reference", folder.as_str()]);
+    let refused = |code: i32, message: &str| {
+        let out = verify();
+        assert!(out.code == code && out.stderr.contains(message), "{message}: {} {}", out.code, out.stderr);
+        assert!(!out.stderr.contains("panicked") && out.stdout.is_empty(), "{}{}", out.stdout, out.stderr);
+    };
+    refused(2, "golden.npz");
+    let npz = fs_err::read(source.join("golden.npz")).unwrap();
+    fs_err::write(folder.join("golden.npz"), &npz).unwrap();
+    refused(2, "cfg_scale");
+    for (settings, code, message) in [
+        ("{", 2, "golden.json"),
+        ("{\"cfg_scale\": \"two\"}", 2, "golden.json"),
+        (
+            "{\"files\": [{\"name\": \"../golden.npz\", \"size\": 1, \"sha256\": \"\"}]}",
+            5,
+            "no file of a golden",
+        ),
+        ("{\"files\": [{\"name\": \"golden.safetensors\", \"size\": 1, \"sha256\": \"\"}]}", 5, "missing"),
+        ("{\"files\": [{\"name\": \"golden.npz\", \"size\": 1, \"sha256\": \"\"}]}", 5, "SHA-256"),
+    ] {
+        fs_err::write(folder.join("golden.json"), settings).unwrap();
+        refused(code, message);
+    }
+    fs_err::write(folder.join("golden.json"), json!({ "cfg_scale": 2.0 }).to_string()).unwrap();
+    fs_err::write(folder.join("golden.npz"), &npz[..npz.len() / 2]).unwrap();
+    refused(2, "golden.npz");
+    fs_err::write(folder.join("golden.npz"), &npz).unwrap();
+    fs_err::copy(fixture("variants/combined/golden.safetensors"), folder.join("golden.safetensors")).unwrap();
+    refused(2, "both");
+    fs_err::remove_file(folder.join("golden.safetensors")).unwrap();
+    assert_eq!(verify().code, 0);
+
+    // Outputs: nowhere in the bundle, not over something else, not too large.
+    let record = |out: &str, num: &str| run(&["reference", bundle.as_str(), "--num", num, "-o", out]);
+    let inside = record(bundle.join("golden").as_str(), "1");
+    assert!(inside.code == 2 && inside.stderr.contains("lies in the bundle"), "{}", inside.stderr);
+    let foreign = record(folder.as_str(), "1");
+    assert!(foreign.code == 2 && foreign.stderr.contains("--force"), "{}", foreign.stderr);
+    assert_eq!(record(temp.path("o").as_str(), "0").code, 2);
+    assert_eq!(record(temp.path("o").as_str(), "5000").code, 2);
+    assert!(!temp.path("o").exists());
+}
