@@ -2,7 +2,7 @@
 
 use camino::Utf8PathBuf;
 use dpar_engine_api::{
-    Engine, EngineError, EngineErrorKind, EngineInfo, Session, Tensor, TensorData, TensorView,
+    CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, Session, Tensor, TensorData, TensorView,
 };
 
 use crate::arrays::ArrayError;
@@ -95,12 +95,21 @@ impl<'a> Runtime<'a> {
         self.bundle.with_graph(graph, |file| Ok(self.engine.prepare(file)?))
     }
 
+    /// Prepares one graph with its cache.
+    ///
+    /// # Errors
+    /// When the bundle has no such graph or the engine refuses it.
+    pub fn prepare_cached(&self, graph: &str) -> Result<Box<dyn CachedSession>, RunError> {
+        tracing::info!(graph, engine = self.engine.name(), "preparing");
+        self.bundle.with_graph(graph, |file| Ok(self.engine.prepare_cached(file)?))
+    }
+
     /// Prepares the step graphs.
     ///
     /// # Errors
     /// When a graph is missing or refused.
     pub fn model(&self) -> Result<Box<dyn StepModel>, RunError> {
-        prepare_model(self.bundle.system(), &mut |name| self.prepare(name))
+        prepare_model(self.bundle.system(), &mut |name| self.prepare_cached(name))
     }
 
     /// Decodes images in batches of `batch`; streams come in the order of the requests.
@@ -157,7 +166,7 @@ impl<'a> Runtime<'a> {
         let n = labels.len();
         let tokens = ids.len().checked_div(n).unwrap_or(0);
         self.check_score_inputs(ids, labels, tokens, patch_lengths)?;
-        let mut teacher = TeacherForced::prepare(system, &mut |name| self.prepare(name))?;
+        let mut teacher = TeacherForced::prepare(system, &mut |name| self.prepare_cached(name))?;
         let mut scores = Scores {
             logits: Vec::with_capacity(ids.len() * system.vocab),
             entropy: None,

@@ -1,9 +1,8 @@
 //! DPAR as a [`StepModel`]: exact cached decoding of dynamic patches.
 
-use dpar_engine_api::{EngineError, TensorView};
+use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
 use dpar_export_spec::{DparSpec, PatchRope, SystemSpec};
 
-use super::cache::{Append, CachedGraph, floats};
 use super::model::{ClosedPatch, SlotLogits, StepModel};
 use super::{MASKED, Prepare};
 
@@ -11,12 +10,12 @@ use super::{MASKED, Prepare};
 #[derive(Debug)]
 pub struct DparModel {
     spec: DparSpec,
-    entropy: Option<CachedGraph>,
-    start: CachedGraph,
-    encoder: CachedGraph,
-    patch_embed: CachedGraph,
-    global: CachedGraph,
-    decoder: CachedGraph,
+    entropy: Option<Box<dyn CachedSession>>,
+    start: Box<dyn CachedSession>,
+    encoder: Box<dyn CachedSession>,
+    patch_embed: Box<dyn CachedSession>,
+    global: Box<dyn CachedSession>,
+    decoder: Box<dyn CachedSession>,
     state: State,
 }
 
@@ -54,16 +53,15 @@ impl DparModel {
         spec: &DparSpec,
         prepare: &mut Prepare<'_, E>,
     ) -> Result<Self, E> {
-        let mut cached = |name: &str| -> Result<CachedGraph, E> { Ok(CachedGraph::new(prepare(name)?)?) };
-        let entropy = system.entropy().map(|_| cached("entropy_step")).transpose()?;
+        let entropy = system.entropy().map(|_| prepare("entropy_step")).transpose()?;
         Ok(Self {
             spec: spec.clone(),
             entropy,
-            start: cached("start")?,
-            encoder: cached("encoder_step")?,
-            patch_embed: cached("patch_embed")?,
-            global: cached("global_step")?,
-            decoder: cached("decoder_step")?,
+            start: prepare("start")?,
+            encoder: prepare("encoder_step")?,
+            patch_embed: prepare("patch_embed")?,
+            global: prepare("global_step")?,
+            decoder: prepare("decoder_step")?,
             state: State::default(),
         })
     }
@@ -101,8 +99,8 @@ impl DparModel {
                 inputs.push(("patch_last", TensorView::i64([n, 1], &last)));
             }
         }
-        let mut outputs = self.global.run(&inputs, past, Append::Rows { rows, times: &times })?;
-        let out = floats(&mut outputs, self.global.output("global_hidden")?)?;
+        let append = Append::Rows { rows, times: &times };
+        let out = self.global.step(&inputs, past, append)?.floats("global_hidden")?;
         for (row, g) in rows.iter().zip(out.chunks_exact(d)) {
             self.state.current[row * d..(row + 1) * d].copy_from_slice(g);
         }
@@ -139,9 +137,9 @@ impl StepModel for DparModel {
         self.global.reset(all.len());
         self.decoder.reset(all.len());
         let inputs = [("class_labels", TensorView::i64([all.len()], &all))];
-        let mut outputs = self.start.run(&inputs, 0, Append::At(0))?;
-        let class = floats(&mut outputs, self.start.output("class_embedding")?)?;
-        let mut first = floats(&mut outputs, self.start.output("decoder_start")?)?;
+        let mut outputs = self.start.step(&inputs, 0, Append::At(0))?;
+        let class = outputs.floats("class_embedding")?;
+        let mut first = outputs.floats("decoder_start")?;
         first.truncate(images * d);
         self.state.decoder_start = first;
         let rows: Vec<usize> = (0..all.len()).collect();
@@ -168,16 +166,13 @@ impl StepModel for DparModel {
             ]
         };
         let mask = if self.spec.encoder_block_causal { &own_patch } else { &open };
-        let mut outputs = self.encoder.run(&inputs(mask), j, Append::At(j))?;
+        let mut outputs = self.encoder.step(&inputs(mask), j, Append::At(j))?;
         for (i, states) in self.state.hidden.iter_mut().enumerate() {
-            let index = self.encoder.output(&format!("hidden_{i}"))?;
-            states.extend_from_slice(&floats(&mut outputs, index)?);
+            states.extend_from_slice(&outputs.floats(&format!("hidden_{i}"))?);
         }
         self.state.slot += 1;
         let Some(entropy) = &mut self.entropy else { return Ok(None) };
-        let mut outputs = entropy.run(&inputs(&open), j, Append::At(j))?;
-        let index = entropy.output("entropy")?;
-        floats(&mut outputs, index).map(Some)
+        entropy.step(&inputs(&open), j, Append::At(j))?.floats("entropy").map(Some)
     }
 
     fn close(&mut self, patches: &[ClosedPatch]) -> Result<(), EngineError> {
@@ -203,9 +198,7 @@ impl StepModel for DparModel {
         for (name, layer) in names.iter().zip(&layers) {
             inputs.push((name, TensorView::f32([n, length, d], layer)));
         }
-        let mut outputs = self.patch_embed.run(&inputs, 0, Append::At(0))?;
-        let index = self.patch_embed.output("patch_embedding")?;
-        let mut embeddings = floats(&mut outputs, index)?;
+        let mut embeddings = self.patch_embed.step(&inputs, 0, Append::At(0))?.floats("patch_embedding")?;
         let mut rows: Vec<usize> = patches.iter().map(|p| p.row).collect();
         let mut place: Vec<(usize, usize)> = patches.iter().map(|p| (p.first + 1, p.last + 1)).collect();
         if self.state.guided {
@@ -234,16 +227,16 @@ impl StepModel for DparModel {
             ("positions", TensorView::i64([rows, 1], &positions)),
             ("mask", TensorView::f32([rows, 1, 1, t + 1], &mask)),
         ];
-        let mut outputs = self.decoder.run(&inputs, t, Append::At(t))?;
-        let logits = floats(&mut outputs, self.decoder.output("logits")?)?;
+        let logits = self.decoder.step(&inputs, t, Append::At(t))?.floats("logits")?;
         Ok(SlotLogits::split(logits, self.state.guided))
     }
 
-    fn drop_guidance(&mut self) {
+    fn drop_guidance(&mut self) -> Result<(), EngineError> {
         if self.state.guided {
             self.state.guided = false;
-            self.global.truncate_rows(self.state.images);
-            self.decoder.truncate_rows(self.state.images);
+            self.global.keep_rows(self.state.images)?;
+            self.decoder.keep_rows(self.state.images)?;
         }
+        Ok(())
     }
 }

@@ -1,17 +1,16 @@
 //! The LlamaGen baseline as a [`StepModel`]: the same loop with patches of one token.
 
-use dpar_engine_api::{EngineError, TensorView};
+use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
 use dpar_export_spec::GptSpec;
 
 use super::Prepare;
-use super::cache::{Append, CachedGraph, floats};
 use super::model::{ClosedPatch, SlotLogits, StepModel};
 
 /// The prepared step graph and the state of one batch.
 #[derive(Debug)]
 pub struct LlamagenModel {
     spec: GptSpec,
-    step: CachedGraph,
+    step: Box<dyn CachedSession>,
     /// Slot ids of the next step: the class at slot 0, then the last token; guided rows last.
     next: Vec<i64>,
     images: usize,
@@ -24,7 +23,7 @@ impl LlamagenModel {
     /// # Errors
     /// When the graph is missing or the engine refuses it.
     pub fn prepare<E: From<EngineError>>(spec: &GptSpec, prepare: &mut Prepare<'_, E>) -> Result<Self, E> {
-        let step = CachedGraph::new(prepare("llamagen_step")?)?;
+        let step = prepare("llamagen_step")?;
         Ok(Self { spec: spec.clone(), step, next: Vec::new(), images: 0, slot: 0 })
     }
 }
@@ -67,13 +66,12 @@ impl StepModel for LlamagenModel {
             ("positions", TensorView::i64([rows, 1], &positions)),
             ("mask", TensorView::f32([rows, 1, 1, t + 1], &mask)),
         ];
-        let mut outputs = self.step.run(&inputs, t, Append::At(t))?;
-        let logits = floats(&mut outputs, self.step.output("logits")?)?;
+        let logits = self.step.step(&inputs, t, Append::At(t))?.floats("logits")?;
         Ok(SlotLogits::split(logits, rows > self.images))
     }
 
-    fn drop_guidance(&mut self) {
+    fn drop_guidance(&mut self) -> Result<(), EngineError> {
         self.next.truncate(self.images);
-        self.step.truncate_rows(self.images);
+        self.step.keep_rows(self.images)
     }
 }

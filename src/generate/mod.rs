@@ -3,17 +3,15 @@
 //! The loop is exact cached decoding: boundaries are causal and final, so caches over tokens and over patches
 //! give the logits of a full recomputation, up to rounding.
 
-mod cache;
 mod dpar;
 mod llamagen;
 mod model;
 pub mod sampler;
 mod teacher;
 
-use dpar_engine_api::{EngineError, EngineErrorKind, Session};
+use dpar_engine_api::{CachedSession, EngineError, EngineErrorKind};
 use dpar_export_spec::{PatchRule, SystemKind, SystemSpec};
 
-pub use cache::{Append, CachedGraph};
 pub use dpar::DparModel;
 pub use llamagen::LlamagenModel;
 pub use model::{ClosedPatch, SlotLogits, StepModel};
@@ -25,8 +23,8 @@ use sampler::{SampleError, Sampler, SamplerOptions, guide, image_key, uniform};
 /// a fully masked (padding) line stays finite.
 pub const MASKED: f32 = -1e9;
 
-/// Prepares the graph of a name on the chosen engine.
-pub type Prepare<'a, E> = dyn FnMut(&str) -> Result<Box<dyn Session>, E> + 'a;
+/// Prepares the graph of a name, with its cache, on the chosen engine.
+pub type Prepare<'a, E> = dyn FnMut(&str) -> Result<Box<dyn CachedSession>, E> + 'a;
 
 /// How streams are decoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,7 +180,7 @@ pub fn decode_batch(
         }
         model.close(&closed)?;
         if guided && t >= 2 && options.cfg_interval == t.checked_sub(2) {
-            model.drop_guidance();
+            model.drop_guidance()?;
         }
         let logits = model.logits()?;
         for (row, stream) in streams.iter_mut().enumerate() {

@@ -64,5 +64,8 @@ pub trait StepModel {
     fn logits(&mut self) -> Result<SlotLogits, EngineError>;
 
     /// Stops guidance for the rest of the batch: later logits are conditional only.
-    fn drop_guidance(&mut self);
+    ///
+    /// # Errors
+    /// The engine's.
+    fn drop_guidance(&mut self) -> Result<(), EngineError>;
 }

@@ -1,17 +1,16 @@
 //! Teacher-forced scoring: a whole sequence in one call, no caches.
 
-use dpar_engine_api::{EngineError, TensorView};
+use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
 use dpar_export_spec::{DparSpec, PatchRope, PatchRule, SystemSpec};
 
-use super::cache::{Append, CachedGraph, floats};
 use super::{MASKED, Prepare, no_transformer};
 
 /// The prepared scoring graphs of a system.
 #[derive(Debug)]
 pub struct TeacherForced {
     system: SystemSpec,
-    entropy: Option<CachedGraph>,
-    score: CachedGraph,
+    entropy: Option<Box<dyn CachedSession>>,
+    score: Box<dyn CachedSession>,
 }
 
 /// `[e_1, .., e_T]` of one image as `[NaN, e_1, .., e_{T−1}]`: column t holds e_t.
@@ -44,9 +43,8 @@ impl TeacherForced {
         if system.dpar().is_none() && system.llamagen().is_none() {
             return Err(no_transformer(system).into());
         }
-        let mut cached = |name: &str| -> Result<CachedGraph, E> { Ok(CachedGraph::new(prepare(name)?)?) };
-        let entropy = system.entropy().map(|_| cached("entropy_step")).transpose()?;
-        Ok(Self { system: system.clone(), entropy, score: cached("score")? })
+        let entropy = system.entropy().map(|_| prepare("entropy_step")).transpose()?;
+        Ok(Self { system: system.clone(), entropy, score: prepare("score")? })
     }
 
     /// Entropies `[n, tokens]` in nats: column j holds e_{j+1}, from x_0..x_j. `None` without an entropy model.
@@ -64,11 +62,10 @@ impl TeacherForced {
             ("positions", TensorView::i64([n, tokens], &positions)),
             ("mask", TensorView::f32([n, 1, tokens, tokens], &mask)),
         ];
-        let mut outputs = graph.run(&inputs, 0, Append::At(0))?;
+        let mut outputs = graph.step(&inputs, 0, Append::At(0))?;
         // The whole sequence was in one call: nothing reads these keys and values again.
         graph.reset(0);
-        let index = graph.output("entropy")?;
-        floats(&mut outputs, index).map(Some)
+        outputs.floats("entropy").map(Some)
     }
 
     /// Patch lengths of each image, from [`entropy`](Self::entropy).
@@ -133,9 +130,7 @@ impl TeacherForced {
         } else {
             inputs.push(("mask", TensorView::f32(square, &decoder_mask)));
         }
-        let mut outputs = self.score.run(&inputs, 0, Append::At(0))?;
-        let index = self.score.output("logits")?;
-        floats(&mut outputs, index)
+        self.score.step(&inputs, 0, Append::At(0))?.floats("logits")
     }
 }
 

@@ -53,9 +53,10 @@ impl StepModel for Scripted {
         })
     }
 
-    fn drop_guidance(&mut self) {
+    fn drop_guidance(&mut self) -> Result<(), EngineError> {
         self.guided = false;
         self.calls.borrow_mut().push(format!("drop guidance at {}", self.slot));
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ fn check(bundle: &Bundle, golden: &str, engine: &str) {
     let labels: Vec<i64> = file.i64("class_labels", &[None]).unwrap().iter().copied().take(3).collect();
     let n = labels.len();
     let runtime = on(bundle, engine);
-    let mut prepare = |name: &str| runtime.prepare(name);
+    let mut prepare = |name: &str| runtime.prepare_cached(name);
     let mut teacher = TeacherForced::prepare::<RunError>(system, &mut prepare).unwrap();
     let mut model = runtime.model().unwrap();
     model.start(&labels, None).unwrap();

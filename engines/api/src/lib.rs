@@ -4,9 +4,14 @@
 //! 2. [`Engine::prepare`]: load one graph and make it ready, or refuse it with a reason;
 //! 3. [`Session::run`]: named inputs in, outputs in graph order out.
 //!
+//! For graphs with a KV cache, [`Engine::prepare_cached`] and [`CachedSession::step`] take the places of 2 and 3: keys
+//! and values stay with the engine between calls.
+//!
 //! An engine sees a graph file and its [`GraphSpec`]; it never sees a checkpoint.
 
+mod cached;
 mod error;
+mod host_cache;
 mod ports;
 mod tensor;
 mod validate;
@@ -15,7 +20,9 @@ use camino::Utf8Path;
 use dpar_export_spec::GraphSpec;
 use serde::Serialize;
 
+pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
 pub use error::{EngineError, EngineErrorKind};
+pub use host_cache::HostCache;
 pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};
 pub use validate::{bind_axes, check_inputs, check_outputs};
@@ -62,6 +69,14 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// When the file cannot be read, the graph is refused, or its ports are not those of the spec.
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Level 2 for a graph whose cache stays with the engine: in host memory unless the engine has its own.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare); when the graph's cache ports do not come in matching pairs.
+    fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
+        Ok(Box::new(HostCache::new(self.prepare(graph)?)?))
+    }
 }
 
 /// A prepared graph.

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{Dim, GraphSpec, Port};
+use dpar_export_spec::{DType, Dim, GraphSpec, Port};
 
 use crate::{EngineError, EngineErrorKind, Tensor, TensorView};
 
 /// The engine name in errors that the contract itself raises.
 const CONTRACT: &str = "engine contract";
 
-fn bad(spec: &GraphSpec, kind: EngineErrorKind, message: String) -> EngineError {
+/// An error that the contract itself raises.
+pub(crate) fn bad(spec: &GraphSpec, kind: EngineErrorKind, message: String) -> EngineError {
     EngineError::new(kind, CONTRACT, message).in_graph(&spec.name)
 }
 
@@ -74,27 +75,35 @@ pub fn check_inputs(
     spec: &GraphSpec,
     inputs: &[(&str, TensorView<'_>)],
 ) -> Result<BTreeMap<String, usize>, EngineError> {
+    let described: Vec<_> = inputs.iter().map(|(name, view)| (*name, view.dtype(), view.shape())).collect();
+    check_input_shapes(spec, &described)
+}
+
+/// The same for inputs that are known by name, type and shape only: their elements may lie anywhere.
+///
+/// # Errors
+/// [`EngineErrorKind::Input`] naming the port.
+pub(crate) fn check_input_shapes(
+    spec: &GraphSpec,
+    inputs: &[(&str, DType, &[usize])],
+) -> Result<BTreeMap<String, usize>, EngineError> {
     let kind = EngineErrorKind::Input;
-    for (i, (name, view)) in inputs.iter().enumerate() {
+    for (i, (name, dtype, _)) in inputs.iter().enumerate() {
         let Some(port) = spec.input(name) else {
             let known: Vec<&str> = spec.inputs.iter().map(|p| p.name.as_str()).collect();
             return Err(bad(spec, kind, format!("no input `{name}`; it has {}", known.join(", "))));
         };
-        if inputs[..i].iter().any(|(n, _)| n == name) {
+        if inputs[..i].iter().any(|(n, ..)| n == name) {
             return Err(bad(spec, kind, format!("input `{name}` is given twice")));
         }
-        if port.dtype != view.dtype() {
-            return Err(bad(
-                spec,
-                kind,
-                format!("input `{name}` is {}, expected {}", view.dtype(), port.dtype),
-            ));
+        if port.dtype != *dtype {
+            return Err(bad(spec, kind, format!("input `{name}` is {dtype}, expected {}", port.dtype)));
         }
     }
-    if let Some(port) = spec.inputs.iter().find(|p| inputs.iter().all(|(n, _)| *n != p.name)) {
+    if let Some(port) = spec.inputs.iter().find(|p| inputs.iter().all(|(n, ..)| *n != p.name)) {
         return Err(bad(spec, kind, format!("input `{}` is missing", port.name)));
     }
-    let pairs = inputs.iter().filter_map(|(n, v)| spec.input(n).map(|p| (p, v.shape())));
+    let pairs = inputs.iter().filter_map(|(n, _, shape)| spec.input(n).map(|p| (p, *shape)));
     let axes = bind_axes(spec, pairs, kind, BTreeMap::new())?;
     for range in &spec.axes {
         if let Some(&size) = axes.get(&range.name)
@@ -143,7 +152,7 @@ pub fn check_outputs(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dpar_export_spec::{AxisRange, DType};
+    use dpar_export_spec::AxisRange;
 
     fn spec() -> GraphSpec {
         GraphSpec {

@@ -5,6 +5,7 @@
 //! Inputs are made from a graph's interface ([`Case`]); where an engine cannot meet a check, [`EXCEPTIONS`] says
 //! so with the reason, and an exception that is no longer needed is itself a failure.
 
+mod cached;
 mod checks;
 mod hostile;
 mod inputs;
@@ -130,6 +131,16 @@ pub enum Check {
     MissingData,
     /// A data file that is too short is refused.
     TruncatedData,
+    /// With a cache, one slot a step gives what one run over all slots gives; without, a step gives what a run gives.
+    CachedSteps,
+    /// Rows of a cache that grow at their own pace give what each gives alone.
+    CachedRows,
+    /// Rows of a cache that are kept go on as if the others had never been there.
+    CachedKeep,
+    /// Nothing of an earlier sequence is left in a cache after a reset.
+    CachedReset,
+    /// A step that does not fit the cache is an input error, and leaves it as it was.
+    CachedRefused,
     /// Two engines give the same outputs.
     Agreement,
 }
@@ -214,6 +225,7 @@ pub fn run_with(engine: &dyn Engine, cases: &[Case], exceptions: &[Exception]) -
     note("", Check::Probe, checks::probe(engine));
     for case in cases {
         checks::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
+        cached::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
         hostile::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
     }
     outcomes

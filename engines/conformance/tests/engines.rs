@@ -69,12 +69,16 @@ fn applied(outcomes: &[Outcome]) {
         Check::Garbage,
         Check::MissingData,
         Check::TruncatedData,
+        Check::CachedSteps,
     ] {
         for graph in ["attention_step", "head", "conv_decode"] {
             assert!(passed(graph, check), "{check:?} did not pass on {graph}");
         }
     }
     assert!(passed("", Check::Probe) && passed("attention_step", Check::MaskedPast));
+    for check in [Check::CachedRows, Check::CachedKeep, Check::CachedReset, Check::CachedRefused] {
+        assert!(passed("attention_step", check), "{check:?} did not pass");
+    }
     assert!(passed("conv_decode", Check::IdenticalRows));
 }
 
