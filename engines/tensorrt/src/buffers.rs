@@ -4,7 +4,7 @@
 //! once, at the profile's first call. A profile over a graph's whole ranges can be far larger than any device (512
 //! rows of 256 past slots in 24 layers are 26 GB of cache); then buffers start at what is needed and double.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dpar_export_spec::{DType, GraphSpec};
@@ -28,12 +28,15 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
+    /// Buffers for all ports but those in `elsewhere`.
     pub(crate) fn new(
         device: &Arc<Device>,
         spec: &GraphSpec,
         profile: Option<&Profile>,
+        elsewhere: &BTreeSet<String>,
     ) -> Result<Self, String> {
-        let most = profile.map(|p| largest(spec, p)).unwrap_or_default();
+        let mut most = profile.map(|p| largest(spec, p)).unwrap_or_default();
+        most.retain(|port, _| !elsewhere.contains(port));
         let mut buffers = Self { device: Arc::clone(device), by_port: BTreeMap::new(), most };
         let total = buffers.most.values().fold(0_usize, |sum, n| sum.saturating_add(*n));
         if total > 0 && total <= device.free_memory()? / 2 {
@@ -95,19 +98,22 @@ mod tests {
     #[test]
     fn small_profiles_are_allocated_once_and_large_ones_grow() {
         let device = Device::open(&fake::driver(), 0).unwrap();
+        let none = BTreeSet::new();
         let bytes = |b: &Buffers, port| b.get(port).map(Buffer::bytes).ok();
 
         let small = spec(100);
         let profile = Profile::from_spec("p", &small);
-        let mut buffers = Buffers::new(&device, &small, Some(&profile)).unwrap();
+        let mut buffers = Buffers::new(&device, &small, Some(&profile), &none).unwrap();
         assert_eq!((bytes(&buffers, "x"), bytes(&buffers, "y")), (Some(800), Some(800)));
         let before = buffers.get("x").unwrap().raw();
         assert_eq!(buffers.reserve("x", 8).unwrap().raw(), before);
+        let without_x = Buffers::new(&device, &small, Some(&profile), &["x".to_owned()].into()).unwrap();
+        assert_eq!((bytes(&without_x, "x"), bytes(&without_x, "y")), (None, Some(800)));
 
         // 1.6 MB do not fit into half of the stand-in's 1 MiB.
         let large = spec(100_000);
         let profile = Profile::from_spec("p", &large);
-        let mut buffers = Buffers::new(&device, &large, Some(&profile)).unwrap();
+        let mut buffers = Buffers::new(&device, &large, Some(&profile), &none).unwrap();
         assert_eq!(bytes(&buffers, "x"), None);
         for (asked, room) in
             [(0, 0), (8, 8), (16, 16), (17, 32), (32, 32), (500_000, 500_000), (500_008, 800_000)]
@@ -115,7 +121,7 @@ mod tests {
             assert_eq!(buffers.reserve("x", asked).unwrap().bytes(), room, "{asked}");
         }
 
-        let mut unknown = Buffers::new(&device, &large, None).unwrap();
+        let mut unknown = Buffers::new(&device, &large, None, &none).unwrap();
         assert_eq!(unknown.reserve("y", 24).unwrap().bytes(), 24);
         assert!(unknown.reserve("y", 1 << 21).err().unwrap().contains("out of memory"));
     }

@@ -66,6 +66,8 @@ entry_points! {
     free = "cuMemFree_v2": fn(Address);
     to_device = "cuMemcpyHtoDAsync_v2": fn(Address, *const c_void, usize, Handle);
     to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, Address, usize, Handle);
+    copy = "cuMemcpyDtoDAsync_v2": fn(Address, Address, usize, Handle);
+    fill = "cuMemsetD8Async": fn(Address, u8, usize, Handle);
     error_name = "cuGetErrorName": fn(Status, *mut *const c_char);
     error_text = "cuGetErrorString": fn(Status, *mut *const c_char);
 }
@@ -251,6 +253,39 @@ impl Stream {
         };
         self.device.driver.check("cuMemcpyDtoHAsync", status)
     }
+
+    /// Copies between places on the device that do not overlap. Nothing may free them before the stream is
+    /// synchronised.
+    pub(crate) fn copy(
+        &self,
+        to: &Buffer,
+        to_at: usize,
+        from: &Buffer,
+        from_at: usize,
+        bytes: usize,
+    ) -> Result<(), String> {
+        let (to, from) = (to.part(to_at, bytes)?, from.part(from_at, bytes)?);
+        if bytes == 0 {
+            return Ok(());
+        }
+        if to.abs_diff(from) < bytes as Address {
+            return Err(format!("a copy of {bytes} bytes on the device overlaps itself"));
+        }
+        // SAFETY: both places have that many bytes and are apart.
+        let status = unsafe { (self.device.driver.api.copy)(to, from, bytes, self.handle) };
+        self.device.driver.check("cuMemcpyDtoDAsync", status)
+    }
+
+    /// Fills a part of a buffer with zeros.
+    pub(crate) fn zero(&self, to: &Buffer, at: usize, bytes: usize) -> Result<(), String> {
+        let to = to.part(at, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the place has that many bytes.
+        let status = unsafe { (self.device.driver.api.fill)(to, 0, bytes, self.handle) };
+        self.device.driver.check("cuMemsetD8Async", status)
+    }
 }
 
 impl Drop for Stream {
@@ -298,8 +333,19 @@ impl Buffer {
 
     /// For TensorRT.
     pub(crate) fn raw(&self) -> *mut c_void {
+        self.raw_at(0)
+    }
+
+    /// For TensorRT: so many bytes behind the first.
+    pub(crate) fn raw_at(&self, at: usize) -> *mut c_void {
         // A device address is never dereferenced here.
-        std::ptr::without_provenance_mut(usize::try_from(self.address).unwrap_or_default())
+        std::ptr::without_provenance_mut(usize::try_from(self.address).unwrap_or_default() + at)
+    }
+
+    /// The address of a part.
+    fn part(&self, at: usize, bytes: usize) -> Result<Address, String> {
+        self.fits(at.saturating_add(bytes))?;
+        Ok(self.address + at as Address)
     }
 
     fn fits(&self, bytes: usize) -> Result<(), String> {
@@ -359,6 +405,14 @@ mod tests {
         }
         stream.synchronize().unwrap();
         assert_eq!(back, [1.0, 2.0, 3.0, 4.0]);
+        stream.copy(&buffer, 0, &buffer, 8, 8).unwrap();
+        stream.zero(&buffer, 8, 4).unwrap();
+        // SAFETY: as above.
+        unsafe { stream.download(&mut back, &buffer).unwrap() };
+        assert_eq!(back, [3.0, 4.0, 0.0, 4.0]);
+        assert!(stream.copy(&buffer, 0, &buffer, 4, 8).unwrap_err().contains("overlaps"));
+        assert!(stream.copy(&buffer, 12, &buffer, 0, 8).unwrap_err().contains("20 bytes does not fit"));
+        assert!(stream.zero(&buffer, usize::MAX, 1).is_err());
         assert!(device.free_memory().unwrap() > 0);
     }
 
@@ -370,5 +424,30 @@ mod tests {
         let device = Device::open(&driver, 0).unwrap();
         let Err(e) = Buffer::new(&device, usize::MAX) else { panic!("allocated") };
         assert!(e.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
+        let stream = Stream::new(&device).unwrap();
+        let buffer = Buffer::new(&device, 8).unwrap();
+        let mut back = [0_i64; 1];
+        for call in [
+            "cuCtxSetCurrent",
+            "cuStreamSynchronize",
+            "cuMemcpyHtoDAsync",
+            "cuMemcpyDtoHAsync",
+            "cuMemsetD8Async",
+        ] {
+            fake::fail(Some(call));
+            let result = match call {
+                "cuCtxSetCurrent" => device.make_current(),
+                "cuStreamSynchronize" => stream.synchronize(),
+                // SAFETY: the stand-in copies at once.
+                "cuMemcpyHtoDAsync" => unsafe { stream.upload(&buffer, &[1_i64]) },
+                // SAFETY: as above.
+                "cuMemcpyDtoHAsync" => unsafe { stream.download(&mut back, &buffer) },
+                _ => stream.zero(&buffer, 0, 8),
+            };
+            let e = result.unwrap_err();
+            let words = "CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered";
+            assert_eq!(e, format!("{call}: {words}"));
+        }
+        fake::fail(None);
     }
 }

@@ -23,8 +23,10 @@
 
 mod buffers;
 mod build;
+mod cached;
 mod capability;
 mod cuda;
+mod device_cache;
 mod elf;
 mod error;
 mod flavour;
@@ -41,7 +43,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+use dpar_engine_api::{CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
 
 pub use build::{BuildRequest, BuildSettings, BuiltEngine, EngineBuilder, Progress, WeightMode};
 pub use capability::{Capability, CapabilityError};
@@ -146,11 +148,43 @@ impl TensorRtEngine {
         session::inspect(&device, path, &bytes)
     }
 
+    /// Bytes of device memory that are free now.
+    ///
+    /// # Errors
+    /// When the engine cannot run here.
+    pub fn free_memory(&self) -> Result<usize, EngineError> {
+        let device = cuda::Device::open(cuda::driver()?, self.options.device)?;
+        let free = device.make_current().and_then(|()| device.free_memory());
+        free.map_err(|e| EngineError::new(EngineErrorKind::Run, NAME, e))
+    }
+
     /// Driver and device first: without them the library is of no use.
     fn start(&self) -> Result<(Arc<cuda::Device>, start::Started), EngineError> {
         flavour::check_run(&self.options)?;
         let device = cuda::Device::open(cuda::driver()?, self.options.device)?;
         Ok((device, start::core(self.options.library_dir.as_deref())?))
+    }
+}
+
+impl TensorRtEngine {
+    /// Deserialises the engine of a graph.
+    fn load(&self, graph: GraphFile<'_>) -> Result<session::TrtSession, EngineError> {
+        let file = match &self.options.locate {
+            Some(locate) => locate(graph),
+            None => EngineFile::in_bundle(graph),
+        };
+        for profile in &file.profiles {
+            profile.check(graph.spec).map_err(BuildError::Profile)?;
+        }
+        // What is wrong with the file is said also where it could not run.
+        let bytes = read_engine(&file.path).map_err(|e| e.in_graph(&graph.spec.name))?;
+        let (device, _) = self.start().map_err(|e| e.in_graph(&graph.spec.name))?;
+        let options = session::SessionOptions {
+            cuda_graphs: self.options.cuda_graphs,
+            kernels: self.options.kernels,
+            cache_dir: self.options.runtime_cache_dir.as_deref(),
+        };
+        session::TrtSession::load(graph, &file, &bytes, &device, &options)
     }
 }
 
@@ -172,22 +206,11 @@ impl Engine for TensorRtEngine {
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
-        let file = match &self.options.locate {
-            Some(locate) => locate(graph),
-            None => EngineFile::in_bundle(graph),
-        };
-        for profile in &file.profiles {
-            profile.check(graph.spec).map_err(BuildError::Profile)?;
-        }
-        // What is wrong with the file is said also where it could not run.
-        let bytes = read_engine(&file.path).map_err(|e| e.in_graph(&graph.spec.name))?;
-        let (device, _) = self.start().map_err(|e| e.in_graph(&graph.spec.name))?;
-        let options = session::SessionOptions {
-            cuda_graphs: self.options.cuda_graphs,
-            kernels: self.options.kernels,
-            cache_dir: self.options.runtime_cache_dir.as_deref(),
-        };
-        Ok(Box::new(session::TrtSession::load(graph, &file, &bytes, &device, &options)?))
+        Ok(Box::new(self.load(graph)?))
+    }
+
+    fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
+        Ok(Box::new(cached::TrtCached::new(self.load(graph)?)?))
     }
 }
 

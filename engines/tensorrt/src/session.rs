@@ -1,13 +1,14 @@
 //! A loaded engine. Device code: compiled and reviewed where there is no GPU; `tests/gpu.rs` runs it where one is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::c_void;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
-    EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorData, TensorSlice, TensorView,
-    bind_axes, check_ports,
+    CachePort, EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorData, TensorSlice,
+    TensorView, bind_axes, check_ports,
 };
 use dpar_export_spec::{DType, GraphSpec};
 use trtx::{
@@ -41,6 +42,8 @@ pub(crate) struct TrtSession {
     profiles: Vec<Profile>,
     /// By index of the profile; made when a call first needs it.
     slots: BTreeMap<usize, Slot>,
+    /// Ports that have no buffers here.
+    elsewhere: BTreeSet<String>,
     config: Rc<RuntimeConfig<'static>>,
     cache: Option<(Utf8PathBuf, flavour::Cache)>,
     engine: CudaEngine<'static>,
@@ -53,6 +56,18 @@ pub(crate) struct TrtSession {
 // long as it is one at a time, and the `Rc`, all of whose clones are inside this value. `run_unchecked` takes
 // `&mut self` and makes the device current in the calling thread.
 unsafe impl Send for TrtSession {}
+
+/// Inputs and outputs of a call that are on the device already, or stay there.
+#[derive(Default)]
+pub(crate) struct Resident<'a> {
+    /// Port, shape and first byte of each input.
+    pub(crate) inputs: Vec<(&'a str, Vec<usize>, *mut c_void)>,
+    /// Index and first byte of each output; there is room for the shape that the call's axes give it.
+    pub(crate) outputs: Vec<(usize, *mut c_void)>,
+}
+
+/// Puts work on the stream behind a graph.
+pub(crate) type Store<'a> = &'a mut dyn FnMut(&Stream) -> Result<(), String>;
 
 /// Options of a session.
 pub(crate) struct SessionOptions<'a> {
@@ -165,6 +180,7 @@ impl TrtSession {
             spec: spec.clone(),
             profiles: file.profiles.clone(),
             slots: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
             config: Rc::new(config),
             cache,
             engine,
@@ -174,8 +190,32 @@ impl TrtSession {
         })
     }
 
-    fn fail(&self, kind: EngineErrorKind, message: String) -> EngineError {
+    pub(crate) fn fail(&self, kind: EngineErrorKind, message: String) -> EngineError {
         EngineError::new(kind, NAME, message).in_graph(&self.spec.name)
+    }
+
+    pub(crate) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub(crate) fn profiles(&self) -> &[Profile] {
+        &self.profiles
+    }
+
+    /// Every call gives the places of these tensors, so they get no buffers here.
+    pub(crate) fn keep_on_device(&mut self, ports: &[CachePort]) {
+        for port in ports {
+            self.elsewhere.insert(port.past.name.clone());
+            self.elsewhere.insert(self.spec.outputs[port.fresh].name.clone());
+        }
+    }
+
+    pub(crate) fn make_current(&self) -> Result<(), EngineError> {
+        self.device.make_current().map_err(|e| self.fail(EngineErrorKind::Run, e))
     }
 
     /// An error with what TensorRT said about it.
@@ -217,19 +257,42 @@ impl TrtSession {
             return Err(self.fail_with(EngineErrorKind::Run, &what, collector));
         }
         self.stream.synchronize().map_err(|e| self.fail(EngineErrorKind::Run, e))?;
-        let buffers = Buffers::new(&self.device, &self.spec, self.profiles.get(index))
+        let buffers = Buffers::new(&self.device, &self.spec, self.profiles.get(index), &self.elsewhere)
             .map_err(|e| self.fail(EngineErrorKind::Run, e))?;
         self.slots.insert(index, Slot { context, buffers });
         Ok(())
+    }
+
+    /// Runs with the first profile that takes the sizes. Outputs come in the order of the graph, without those that
+    /// stay on the device. `store` puts on the stream what is to follow the graph there.
+    pub(crate) fn run_with(
+        &mut self,
+        axes: &BTreeMap<String, usize>,
+        inputs: &[(&str, TensorView<'_>)],
+        resident: &Resident<'_>,
+        store: Store<'_>,
+    ) -> Result<Vec<Option<Tensor>>, EngineError> {
+        let collector = Collector::start();
+        let mut refused = None;
+        for index in self.candidates(axes)? {
+            match self.run_in(index, axes, inputs, resident, &mut *store, &collector) {
+                Err(e) if e.kind == EngineErrorKind::Input => refused = Some(e),
+                other => return other,
+            }
+        }
+        Err(refused.unwrap_or_else(|| self.fail(EngineErrorKind::Input, "the engine has no profile".into())))
     }
 
     /// Runs with one profile; `Err(Input)` before anything is copied if the profile does not take the shapes.
     fn run_in(
         &mut self,
         index: usize,
+        axes: &BTreeMap<String, usize>,
         inputs: &[(&str, TensorView<'_>)],
+        resident: &Resident<'_>,
+        store: Store<'_>,
         collector: &Collector,
-    ) -> Result<Vec<Tensor>, EngineError> {
+    ) -> Result<Vec<Option<Tensor>>, EngineError> {
         self.open_slot(index, collector)?;
         let Self { spec, slots, stream, .. } = self;
         let name = spec.name.clone();
@@ -242,10 +305,10 @@ impl TrtSession {
         let Some(Slot { context, buffers }) = slots.get_mut(&index) else {
             return Err(run(format!("profile {index} was not opened")));
         };
-        for (port, view) in inputs {
-            context.set_input_shape(port, &dims(view.shape())).map_err(|_| {
+        let given = inputs.iter().map(|(port, view)| (*port, view.shape()));
+        for (port, shape) in given.chain(resident.inputs.iter().map(|(port, shape, _)| (*port, &shape[..]))) {
+            context.set_input_shape(port, &dims(shape)).map_err(|_| {
                 let said = errors(&collector.take()).map(|s| format!(": {s}")).unwrap_or_default();
-                let shape = view.shape();
                 fail(EngineErrorKind::Input, format!("the engine does not take `{port}` as {shape:?}{said}"))
             })?;
         }
@@ -255,22 +318,38 @@ impl TrtSession {
             // SAFETY: the buffer holds the input, and lives until it is replaced here or dropped with the slot.
             unsafe { context.set_tensor_address(port, buffer.raw()) }.map_err(native)?;
         }
+        for (port, _, address) in &resident.inputs {
+            // SAFETY: the caller has the input there.
+            unsafe { context.set_tensor_address(port, *address) }.map_err(native)?;
+        }
         let mut outputs = Vec::with_capacity(spec.outputs.len());
-        for port in &spec.outputs {
+        let mut shapes = Vec::with_capacity(spec.outputs.len());
+        for (i, port) in spec.outputs.iter().enumerate() {
             let shape = context.tensor_shape(&port.name).map_err(native)?;
             let rank = usize::try_from(shape.nbDims).unwrap_or_default().min(shape.d.len());
             let sizes: Option<Vec<usize>> =
                 shape.d[..rank].iter().map(|n| usize::try_from(*n).ok()).collect();
-            let host = sizes.and_then(|sizes| HostOutput::new(port.dtype, sizes)).ok_or_else(|| {
+            let unknown = || {
                 let message = format!("`{}` has no shape before the graph has run", port.name);
                 fail(EngineErrorKind::Output, message)
-            })?;
+            };
+            let sizes = sizes.ok_or_else(unknown)?;
+            shapes.push(sizes.clone());
+            if let Some((_, address)) = resident.outputs.iter().find(|(output, _)| *output == i) {
+                // SAFETY: the caller has room there for the shape that the axes promise, which is checked below.
+                unsafe { context.set_tensor_address(&port.name, *address) }.map_err(native)?;
+                outputs.push(None);
+                continue;
+            }
+            let host = HostOutput::new(port.dtype, sizes).ok_or_else(unknown)?;
             let buffer = buffers.reserve(&port.name, host.bytes()).map_err(run)?;
             // SAFETY: as for the inputs.
             unsafe { context.set_tensor_address(&port.name, buffer.raw()) }.map_err(native)?;
-            outputs.push(host);
+            outputs.push(Some(host));
         }
-        let enqueued = enqueue(spec, context, buffers, stream, inputs, &mut outputs);
+        let pairs = spec.outputs.iter().zip(shapes.iter().map(Vec::as_slice));
+        bind_axes(spec, pairs, EngineErrorKind::Output, axes.clone())?;
+        let enqueued = enqueue(spec, context, buffers, stream, inputs, &mut outputs, store);
         // Also after a failure: copies may be under way from and to memory that is about to go.
         let finished = stream.synchronize();
         enqueued.map_err(|e| match errors(&collector.take()) {
@@ -278,7 +357,7 @@ impl TrtSession {
             None => run(e),
         })?;
         finished.map_err(run)?;
-        Ok(outputs.into_iter().map(HostOutput::into_tensor).collect())
+        Ok(outputs.into_iter().map(|o| o.map(HostOutput::into_tensor)).collect())
     }
 
     /// Writes what was compiled for this device, for the next process.
@@ -307,7 +386,8 @@ fn enqueue(
     buffers: &Buffers,
     stream: &Stream,
     inputs: &[(&str, TensorView<'_>)],
-    outputs: &mut [HostOutput],
+    outputs: &mut [Option<HostOutput>],
+    store: Store<'_>,
 ) -> Result<(), String> {
     for (port, view) in inputs {
         let buffer = buffers.get(port)?;
@@ -324,7 +404,9 @@ fn enqueue(
     }
     // SAFETY: the stream is valid, and every port has an address with room for its shape.
     unsafe { context.enqueue_v3(stream.raw()) }.map_err(|e| e.to_string())?;
+    store(stream)?;
     for (port, host) in spec.outputs.iter().zip(outputs) {
+        let Some(host) = host else { continue };
         let buffer = buffers.get(&port.name)?;
         // SAFETY: the vectors are neither read nor moved until the stream has been synchronised.
         unsafe {
@@ -386,16 +468,9 @@ impl Session for TrtSession {
     fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
         let pairs = inputs.iter().filter_map(|(n, v)| self.spec.input(n).map(|p| (p, v.shape())));
         let axes = bind_axes(&self.spec, pairs, EngineErrorKind::Input, BTreeMap::new())?;
-        self.device.make_current().map_err(|e| self.fail(EngineErrorKind::Run, e))?;
-        let collector = Collector::start();
-        let mut refused = None;
-        for index in self.candidates(&axes)? {
-            match self.run_in(index, inputs, &collector) {
-                Err(e) if e.kind == EngineErrorKind::Input => refused = Some(e),
-                other => return other,
-            }
-        }
-        Err(refused.unwrap_or_else(|| self.fail(EngineErrorKind::Input, "the engine has no profile".into())))
+        self.make_current()?;
+        let outputs = self.run_with(&axes, inputs, &Resident::default(), &mut |_| Ok(()))?;
+        Ok(outputs.into_iter().flatten().collect())
     }
 }
 

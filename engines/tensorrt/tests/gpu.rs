@@ -5,8 +5,10 @@
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_engine_api::{Engine, EngineError, EngineInfo, GraphFile, Session, Tensor};
-use dpar_engine_conformance::{Case, Inputs, Reference, assert_passed, run};
+use dpar_engine_api::{
+    Append, CachedSession, Engine, EngineError, EngineInfo, GraphFile, HostCache, Session, Tensor, TensorView,
+};
+use dpar_engine_conformance::{BATCH_F32, Case, Inputs, Reference, assert_passed, run};
 use dpar_engine_tensorrt::{
     BuildRequest, BuildSettings, EngineBuilder, EngineFile, Profile, TensorRtEngine, TensorRtOptions,
 };
@@ -95,6 +97,12 @@ impl Engine for BuildAndRun {
         std::fs::write(path, built.bytes).unwrap();
         self.run.prepare(graph)
     }
+
+    /// With the cache on the device, from the engine that [`prepare`](Engine::prepare) built.
+    fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
+        drop(self.prepare(graph)?);
+        self.run.prepare_cached(graph)
+    }
 }
 
 fn conforms(cuda_graphs: bool, tell_profiles: bool) {
@@ -132,4 +140,67 @@ fn layers_are_listed() {
     drop(engine.prepare(GraphFile { spec: &head.spec, path: &head.path }).unwrap());
     let layers = engine.run.inspect(&folder.join("head.engine")).unwrap();
     assert!(layers.trim_start().starts_with('{'), "{layers}");
+}
+
+/// Steps of `rows` rows of the graph with a cache, each on all that came before.
+fn walk(session: &mut dyn CachedSession, rows: usize, steps: usize) {
+    session.reset(rows);
+    let zeros = vec![0_i64; rows];
+    for time in 0..steps {
+        let mask = vec![0.0; rows * (time + 1)];
+        let inputs = [
+            ("tokens", TensorView::i64([rows, 1], &zeros)),
+            ("positions", TensorView::i64([rows, 1], &zeros)),
+            ("mask", TensorView::f32([rows, 1, 1, time + 1], &mask)),
+        ];
+        let mut outputs = session.step(&inputs, time, Append::At(time)).unwrap();
+        assert!(outputs.floats("entropy").unwrap().iter().all(|e| e.is_finite()));
+    }
+}
+
+/// The first sequence allocates; later steps and sequences of the same size take no more device memory.
+#[test]
+fn memory_does_not_grow_with_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    let engine = BuildAndRun::new(folder, false, true);
+    let step = case("attention_step");
+    let mut session = engine.prepare_cached(GraphFile { spec: &step.spec, path: &step.path }).unwrap();
+    walk(session.as_mut(), 3, 16);
+    let free = engine.run.free_memory().unwrap();
+    for _ in 0..20 {
+        walk(session.as_mut(), 3, 16);
+        session.keep_rows(1).unwrap();
+        walk(session.as_mut(), 2, 16);
+    }
+    // Nothing else should run on the device meanwhile; what does would be seen here.
+    assert_eq!(engine.run.free_memory().unwrap(), free);
+}
+
+/// The same answers as from a cache that is kept in host memory and travels at every step.
+#[test]
+fn a_cache_on_the_device_equals_one_on_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    let engine = BuildAndRun::new(folder, false, true);
+    let step = case("attention_step");
+    let graph = GraphFile { spec: &step.spec, path: &step.path };
+    let mut host = HostCache::new(engine.prepare(graph).unwrap()).unwrap();
+    let mut device = engine.prepare_cached(graph).unwrap();
+    host.reset(2);
+    device.reset(2);
+    for time in 0..12 {
+        let mask = vec![0.0; 2 * (time + 1)];
+        let (tokens, positions) = ([time as i64, 31 - time as i64], [time as i64; 2]);
+        let inputs = [
+            ("tokens", TensorView::i64([2, 1], &tokens)),
+            ("positions", TensorView::i64([2, 1], &positions)),
+            ("mask", TensorView::f32([2, 1, 1, time + 1], &mask)),
+        ];
+        let one = host.step(&inputs, time, Append::At(time)).unwrap();
+        let other = device.step(&inputs, time, Append::At(time)).unwrap();
+        for ((name, a), (_, b)) in one.into_tensors().iter().zip(&other.into_tensors()) {
+            BATCH_F32.check(name, a, b).unwrap_or_else(|e| panic!("slot {time}: {e}"));
+        }
+    }
 }

@@ -1,0 +1,245 @@
+//! A KV cache in device memory.
+//!
+//! Each tensor of the cache is one buffer, time-major: the slots that a call looks at begin at its first byte, and new
+//! slots of all rows are one piece behind them, where TensorRT writes them itself. Only what cannot be written in
+//! place goes through a second buffer and is copied on the stream: slots of some rows, and pieces that begin at an
+//! address which TensorRT does not take. Nothing passes through the host.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use dpar_engine_api::{Append, CacheState, CheckedStep, EngineError, EngineErrorKind};
+use dpar_export_spec::{Dim, GraphSpec};
+
+use crate::NAME;
+use crate::buffers::element_bytes;
+use crate::cuda::{Buffer, Device, Stream};
+use crate::profile::Profile;
+
+/// TensorRT takes addresses that are a multiple of this (`IExecutionContext::setTensorAddress`).
+const ALIGNMENT: usize = 256;
+
+/// One tensor of the cache.
+struct Layer {
+    /// Bytes of one slot of one row.
+    slot: usize,
+    /// `[time, rows, heads, head_dim]`.
+    kept: Option<Buffer>,
+    /// New slots of a call that are not written in place, `[new, batch, heads, head_dim]`.
+    staged: Option<Buffer>,
+}
+
+/// Where a tensor of the cache lies for one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// First byte of the earlier slots.
+    pub(crate) past: *mut c_void,
+    /// Where the new ones are to be written.
+    pub(crate) fresh: *mut c_void,
+}
+
+/// The cache of one graph.
+pub(crate) struct DeviceCache {
+    device: Arc<Device>,
+    state: CacheState,
+    /// In the order of the state's ports.
+    layers: Vec<Layer>,
+    /// Slots that a call can look at.
+    most: usize,
+}
+
+impl DeviceCache {
+    pub(crate) fn new(
+        device: &Arc<Device>,
+        spec: &GraphSpec,
+        profiles: &[Profile],
+    ) -> Result<Self, EngineError> {
+        let state = CacheState::new(spec)?;
+        let layers = state.ports().iter().map(|port| {
+            let bytes = element_bytes(port.past.dtype).and_then(|n| n.checked_mul(port.slot_len()));
+            let slot = bytes.ok_or_else(|| {
+                let message = format!("`{}` has a dtype this engine does not know", port.past.name);
+                EngineError::new(EngineErrorKind::Graph, NAME, message).in_graph(&spec.name)
+            })?;
+            Ok(Layer { slot, kept: None, staged: None })
+        });
+        let layers = layers.collect::<Result<_, EngineError>>()?;
+        let axis = match state.ports().first().and_then(|p| p.past.dims.first()) {
+            Some(Dim::Named(axis)) => Some(axis),
+            _ => None,
+        };
+        let ranges = axis.map(|axis| profiles.iter().filter_map(|p| p.axes.get(axis)).map(|r| r.max));
+        let own = axis.and_then(|axis| spec.axis(axis)).map_or(0, |r| r.max);
+        let most = ranges.and_then(Iterator::max).unwrap_or(own);
+        Ok(Self { device: Arc::clone(device), state, layers, most })
+    }
+
+    pub(crate) fn state(&self) -> &CacheState {
+        &self.state
+    }
+
+    /// Empties the cache; its memory stays for the next sequence.
+    pub(crate) fn reset(&mut self, rows: usize) {
+        self.state.reset(rows);
+    }
+
+    /// Makes room for a checked step, and says where each tensor lies. Nothing may be running on the stream.
+    pub(crate) fn place(
+        &mut self,
+        stream: &Stream,
+        step: &CheckedStep,
+        append: Append<'_>,
+    ) -> Result<Vec<Place>, String> {
+        // One slot at least: an empty past needs an address as well.
+        self.reserve(stream, self.state.length_after(step, append).max(1))?;
+        let rows = self.state.rows();
+        let place = |layer: &mut Layer| -> Result<Place, String> {
+            let kept = layer.kept.as_ref().ok_or("the cache has no memory")?;
+            let past = kept.raw();
+            if let Some(at) = layer.in_place(rows, append) {
+                return Ok(Place { past, fresh: kept.raw_at(at) });
+            }
+            let bytes = step.new * step.batch * layer.slot;
+            if layer.staged.as_ref().is_none_or(|b| b.bytes() < bytes) {
+                layer.staged = None;
+                layer.staged = Some(Buffer::new(&self.device, bytes)?);
+            }
+            let staged = layer.staged.as_ref().ok_or("new slots have no memory")?;
+            Ok(Place { past, fresh: staged.raw() })
+        };
+        self.layers.iter_mut().map(place).collect()
+    }
+
+    /// Puts the copies on the stream that a step needs whose slots were written where [`place`](Self::place) said.
+    pub(crate) fn store(
+        &mut self,
+        stream: &Stream,
+        step: &CheckedStep,
+        append: Append<'_>,
+    ) -> Result<(), String> {
+        let (rows, length) = (self.state.rows(), self.state.length());
+        let grown = self.state.length_after(step, append);
+        for layer in &self.layers {
+            let (Some(kept), slot) = (&layer.kept, layer.slot) else { continue };
+            let Some(staged) = layer.staged.as_ref().filter(|_| layer.in_place(rows, append).is_none())
+            else {
+                continue;
+            };
+            match append {
+                Append::At(time) => {
+                    stream.copy(kept, time * rows * slot, staged, 0, step.new * step.batch * slot)?;
+                }
+                Append::Rows { rows: of, times } => {
+                    if grown > length {
+                        // Rows that skip these slots read zeros: what is masked must still be numbers.
+                        stream.zero(kept, length * rows * slot, (grown - length) * rows * slot)?;
+                    }
+                    for piece in pieces(rows, of, times) {
+                        let bytes = piece.slots * slot;
+                        stream.copy(kept, piece.to * slot, staged, piece.from * slot, bytes)?;
+                    }
+                }
+            }
+        }
+        self.state.appended(step, append);
+        Ok(())
+    }
+
+    /// Moves the first `rows` rows of every time together, and waits for it.
+    pub(crate) fn keep_rows(&mut self, stream: &Stream, rows: usize) -> Result<(), String> {
+        let (old, length) = (self.state.rows(), self.state.length());
+        for layer in self.layers.iter().filter(|_| rows < old) {
+            let (Some(kept), slot) = (&layer.kept, layer.slot) else { continue };
+            for time in 1..length {
+                let (to, from) = (time * rows * slot, time * old * slot);
+                // In pieces that do not reach into where they come from; the stream runs them in order.
+                let mut done = 0;
+                while done < rows * slot {
+                    let bytes = (from - to).min(rows * slot - done);
+                    stream.copy(kept, to + done, kept, from + done, bytes)?;
+                    done += bytes;
+                }
+            }
+        }
+        stream.synchronize()?;
+        self.state.kept(rows);
+        Ok(())
+    }
+
+    /// Gives every tensor room for so many slots. Where all of them fit into half of the free device memory, they get
+    /// room for all that a call can ever look at, when a sequence begins; else the room doubles.
+    fn reserve(&mut self, stream: &Stream, slots: usize) -> Result<(), String> {
+        let rows = self.state.rows().max(1);
+        let held = |layer: &Layer| layer.kept.as_ref().map_or(0, Buffer::bytes);
+        let have = |layer: &Layer| held(layer) / (rows * layer.slot).max(1);
+        let least = self.layers.iter().map(have).min().unwrap_or(slots);
+        let most = self.most.max(slots);
+        let begins = self.state.length() == 0;
+        if least >= most || (least >= slots && !begins) {
+            return Ok(());
+        }
+        let size = |slots: usize, layer: &Layer| slots.saturating_mul(rows).saturating_mul(layer.slot);
+        let whole = self.layers.iter().fold(0_usize, |sum, l| sum.saturating_add(size(most, l)));
+        let all_held: usize = self.layers.iter().map(held).sum();
+        let free = self.device.free_memory()?.saturating_add(all_held);
+        let room = match whole <= free / 2 {
+            true => most,
+            false if least >= slots => return Ok(()),
+            false => least.saturating_mul(2).clamp(slots, most),
+        };
+        let filled = self.state.length() * rows;
+        for layer in &mut self.layers {
+            if have(layer) >= room {
+                continue;
+            }
+            let bytes = size(room, layer);
+            if begins {
+                // Freed first: the two together may not fit.
+                layer.kept = None;
+            }
+            let fresh = Buffer::new(&self.device, bytes)?;
+            if let Some(old) = &layer.kept {
+                stream.copy(&fresh, 0, old, 0, filled * layer.slot)?;
+                stream.synchronize()?;
+            }
+            layer.kept = Some(fresh);
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    /// Where new slots are written in place: if they are of all rows, and begin at an address that TensorRT takes.
+    fn in_place(&self, rows: usize, append: Append<'_>) -> Option<usize> {
+        match append {
+            Append::At(time) => Some(time * rows * self.slot).filter(|at| at.is_multiple_of(ALIGNMENT)),
+            Append::Rows { .. } => None,
+        }
+    }
+}
+
+/// Slots that lie together on both sides of a copy.
+#[derive(Debug, PartialEq, Eq)]
+struct Piece {
+    /// First slot in the call's order.
+    from: usize,
+    /// First slot in the cache's order.
+    to: usize,
+    slots: usize,
+}
+
+/// The copies that bring one slot of each of these cache rows to its time.
+fn pieces(rows: usize, of: &[usize], times: &[usize]) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for (from, (row, time)) in of.iter().zip(times).enumerate() {
+        let to = time * rows + row;
+        match pieces.last_mut() {
+            Some(last) if last.to + last.slots == to => last.slots += 1,
+            _ => pieces.push(Piece { from, to, slots: 1 }),
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests;
