@@ -37,6 +37,9 @@ pub enum RunError {
         /// What differs.
         message: String,
     },
+    /// Preparing images, or computing a metric.
+    #[error(transparent)]
+    Metric(#[from] dpar_export_metrics::MetricError),
     /// An input that does not fit the bundle.
     #[error("{0}")]
     Input(String),

@@ -131,7 +131,7 @@ pub struct Manifest {
     pub schema_version: u32,
     /// What wrote it.
     pub tool: ToolEntry,
-    /// DPAR or LlamaGen.
+    /// DPAR, LlamaGen, or a feature extractor.
     pub system: SystemKind,
     /// Name of the model.
     pub name: String,
@@ -139,8 +139,9 @@ pub struct Manifest {
     pub precision: Precision,
     /// ONNX opset of the graphs.
     pub opset: i64,
-    /// Where patches begin.
-    pub patch_rule: PatchRule,
+    /// Where patches begin; an extractor has no patches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_rule: Option<PatchRule>,
     /// Files the bundle was made from.
     pub sources: Vec<SourceEntry>,
     /// Components.
@@ -184,6 +185,9 @@ pub enum ManifestError {
     /// The patch rule cannot be evaluated.
     #[error("patch rule: {0}")]
     PatchRule(#[from] dpar_export_spec::PatchRuleError),
+    /// A system without a patch rule, or an extractor with one.
+    #[error("a system has a patch rule and a feature extractor has none; here it is the other way round")]
+    PatchRulePresence,
 }
 
 impl ManifestError {
@@ -215,7 +219,11 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        self.patch_rule.validate()?;
+        match (&self.patch_rule, self.system) {
+            (None, SystemKind::Extractor) => {}
+            (Some(rule), SystemKind::Dpar | SystemKind::Llamagen) => rule.validate()?,
+            _ => return Err(ManifestError::PatchRulePresence),
+        }
         // On some file systems two names that differ in case are one file.
         let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
         for (i, file) in self.files.iter().enumerate() {
@@ -327,7 +335,7 @@ mod tests {
             name: "n".into(),
             precision: Precision::Fp32,
             opset: 17,
-            patch_rule: PatchRule::per_token(4),
+            patch_rule: Some(PatchRule::per_token(4)),
             sources: vec![],
             components: vec![ComponentEntry {
                 kind: ComponentKind::Dpar,
@@ -367,6 +375,8 @@ mod tests {
         assert!(matches!(e, ManifestError::Path(_)) && e.is_tampering(), "{e}");
         let e = change("\"grid\": 4", "\"grid\": 0").unwrap_err();
         assert!(matches!(e, ManifestError::PatchRule(_)), "{e}");
+        let e = change("\"dpar\"", "\"extractor\"").unwrap_err();
+        assert!(matches!(e, ManifestError::PatchRulePresence), "{e}");
     }
 
     proptest::proptest! {

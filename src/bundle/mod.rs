@@ -4,6 +4,7 @@
 //! size and SHA-256 of every file that the manifest lists, that the folder holds nothing else, and that graphs refer
 //! to listed files only.
 
+mod extractor;
 mod manifest;
 mod provenance;
 mod write;
@@ -12,9 +13,14 @@ use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
-use dpar_export_spec::{PatchRule, SystemSpec};
+use dpar_export_spec::{PatchRule, SystemKind, SystemSpec};
 use sha2::{Digest, Sha256};
 
+pub(crate) use extractor::port_width;
+pub use extractor::{
+    ExtractorBundle, ExtractorPorts, ExtractorSpec, ForeignExtractor, Normalise, is_extractor,
+    write_extractor, write_features,
+};
 pub use manifest::{
     ComponentEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, ProfileEntry,
     SCHEMA_VERSION, SourceEntry, ToolEntry,
@@ -48,6 +54,20 @@ pub enum BundleError {
     /// Not a bundle.
     #[error("{0} is not a bundle: it has no {MANIFEST}")]
     NotABundle(Utf8PathBuf),
+    /// A feature extractor where a system is needed.
+    #[error("{0} is a feature extractor, not a system that makes images")]
+    Extractor(Utf8PathBuf),
+    /// A system where a feature extractor is needed.
+    #[error("{0} is a system that makes images, not a feature extractor")]
+    NotAnExtractor(Utf8PathBuf),
+    /// An ONNX file that cannot serve as a feature extractor.
+    #[error("{path} cannot be a feature extractor: {message}")]
+    Foreign {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why not.
+        message: String,
+    },
     /// The manifest is unusable.
     #[error("{path}: {source}")]
     Manifest {
@@ -118,17 +138,10 @@ impl Bundle {
     /// # Errors
     /// [`BundleError::Integrity`] names the file that does not match; other errors say what is not a bundle.
     pub fn open(folder: &Utf8Path) -> Result<Self, BundleError> {
-        let path = folder.join(MANIFEST);
-        if !path.is_file() {
-            return Err(BundleError::NotABundle(folder.to_owned()));
+        let (manifest, manifest_sha256) = read_manifest(folder)?;
+        if manifest.system == SystemKind::Extractor {
+            return Err(BundleError::Extractor(folder.to_owned()));
         }
-        if path.is_symlink() {
-            let message = "it is reached through a symbolic link".to_owned();
-            return Err(BundleError::Integrity { path, message });
-        }
-        let bytes = read_small(&path)?;
-        let manifest_error = |source| BundleError::Manifest { path: path.clone(), source };
-        let manifest = Manifest::parse(&bytes).map_err(manifest_error)?;
         for file in &manifest.files {
             check_file(folder, file)?;
         }
@@ -139,14 +152,13 @@ impl Bundle {
         let config = folder.join(CONFIG);
         let system: SystemSpec = serde_json::from_slice(&read_small(&config)?)
             .map_err(|e| BundleError::Config { path: config.clone(), message: e.to_string() })?;
-        if system.patch_rule != manifest.patch_rule || system.kind != manifest.system {
+        if Some(&system.patch_rule) != manifest.patch_rule.as_ref() || system.kind != manifest.system {
             let message = format!("its system or patch rule is not the one in {MANIFEST}");
             return Err(BundleError::Config { path: config, message });
         }
         let unfit = |message| BundleError::Config { path: config.clone(), message };
         system.validate().map_err(unfit)?;
         check_graphs(&manifest, &system).map_err(unfit)?;
-        let manifest_sha256 = hex::encode(Sha256::digest(&bytes));
         Ok(Self { folder: folder.to_owned(), manifest, system, manifest_sha256 })
     }
 
@@ -236,6 +248,21 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
         }
     }
     Ok(())
+}
+
+/// The manifest of a bundle, parsed and checked, and its SHA-256.
+fn read_manifest(folder: &Utf8Path) -> Result<(Manifest, String), BundleError> {
+    let path = folder.join(MANIFEST);
+    if !path.is_file() {
+        return Err(BundleError::NotABundle(folder.to_owned()));
+    }
+    if path.is_symlink() {
+        let message = "it is reached through a symbolic link".to_owned();
+        return Err(BundleError::Integrity { path, message });
+    }
+    let bytes = read_small(&path)?;
+    let manifest = Manifest::parse(&bytes).map_err(|source| BundleError::Manifest { path, source })?;
+    Ok((manifest, hex::encode(Sha256::digest(&bytes))))
 }
 
 fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use camino::Utf8Path;
-use dpar_export_checkpoint::{Loaded, WeightSet};
+use dpar_export_checkpoint::{Loaded, LoadedComponent, SourceFile, WeightSet};
 use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Precision, SystemKind};
 
 use super::{
     Bundle, BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX,
@@ -14,7 +14,7 @@ use super::{
 use crate::staging::{Kind, StagedFolder};
 
 /// What an export writes.
-const BUNDLE_FOLDER: Kind =
+pub(super) const BUNDLE_FOLDER: Kind =
     Kind { marks: &[MANIFEST], writes: |name| [MANIFEST, CONFIG, ONNX, TRT].contains(&name) };
 
 /// Gives the exporter float32 tensors from a checkpoint.
@@ -83,7 +83,7 @@ pub fn extend(
 }
 
 /// Writes the manifest and puts the folder in its place.
-fn finish(staged: StagedFolder, mut manifest: Manifest) -> Result<Manifest, BundleError> {
+pub(super) fn finish(staged: StagedFolder, mut manifest: Manifest) -> Result<Manifest, BundleError> {
     manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
     let path = staged.path().join(MANIFEST);
     let json = |e: serde_json::Error| BundleError::Config { path: path.clone(), message: e.to_string() };
@@ -100,57 +100,87 @@ fn fill(
     onnx: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Manifest, BundleError> {
-    let mut components = Vec::new();
-    let mut graphs = Vec::new();
-    let mut files = Vec::new();
+    let system = &loaded.system;
+    let mut manifest = empty(system.kind, &system.name, precision);
+    manifest.patch_rule = Some(system.patch_rule.clone());
+    for component in &loaded.components {
+        add_component(&mut manifest, component, onnx, progress)?;
+    }
+    add_config(&mut manifest, staging, system)?;
+    add_sources(&mut manifest, &loaded.sources)?;
+    Ok(manifest)
+}
+
+/// A manifest without contents.
+pub(super) fn empty(system: SystemKind, name: &str, precision: Precision) -> Manifest {
+    Manifest {
+        schema_version: SCHEMA_VERSION,
+        tool: ToolEntry::this(),
+        system,
+        name: name.to_owned(),
+        precision,
+        opset: opset(precision),
+        patch_rule: None,
+        sources: Vec::new(),
+        components: Vec::new(),
+        graphs: Vec::new(),
+        engines: Vec::new(),
+        files: Vec::new(),
+    }
+}
+
+/// Writes the graphs of one component and lists them.
+pub(super) fn add_component(
+    manifest: &mut Manifest,
+    component: &LoadedComponent,
+    onnx: &Utf8Path,
+    progress: &mut dyn FnMut(&str) -> bool,
+) -> Result<(), BundleError> {
     let entry = |f: &WrittenFile| FileEntry {
         path: format!("{ONNX}/{}", f.name),
         size: f.size,
         sha256: f.sha256.clone(),
     };
-    for component in &loaded.components {
-        let weights = Float32(&component.weights);
-        let written = export_component(&component.spec, precision, &weights, onnx, progress)?;
-        components.push(ComponentEntry {
-            kind: component.spec.kind(),
-            parameters: component.weights.parameters(),
-            weights: format!("{ONNX}/{}", written.data.name),
-            graphs: written.graphs.iter().map(|g| g.spec.name.clone()).collect(),
-        });
-        files.push(entry(&written.data));
-        for graph in written.graphs {
-            files.push(entry(&graph.file));
-            graphs.push(GraphEntry { file: format!("{ONNX}/{}", graph.file.name), spec: graph.spec });
-        }
+    let weights = Float32(&component.weights);
+    let written = export_component(&component.spec, manifest.precision, &weights, onnx, progress)?;
+    manifest.components.push(ComponentEntry {
+        kind: component.spec.kind(),
+        parameters: component.weights.parameters(),
+        weights: format!("{ONNX}/{}", written.data.name),
+        graphs: written.graphs.iter().map(|g| g.spec.name.clone()).collect(),
+    });
+    manifest.files.push(entry(&written.data));
+    for graph in written.graphs {
+        manifest.files.push(entry(&graph.file));
+        manifest.graphs.push(GraphEntry { file: format!("{ONNX}/{}", graph.file.name), spec: graph.spec });
     }
-    let system = &loaded.system;
-    let json =
-        |e: serde_json::Error| BundleError::Config { path: staging.join(CONFIG), message: e.to_string() };
-    let mut config = serde_json::to_vec_pretty(system).map_err(json)?;
-    config.push(b'\n');
-    write_synced(&staging.join(CONFIG), &config)?;
-    let (size, sha256) = digest(&staging.join(CONFIG))?;
-    files.push(FileEntry { path: CONFIG.to_owned(), size, sha256 });
+    Ok(())
+}
 
-    let mut sources = Vec::new();
-    for source in &loaded.sources {
+/// Writes `config.json` and lists it.
+pub(super) fn add_config(
+    manifest: &mut Manifest,
+    staging: &Utf8Path,
+    config: &impl serde::Serialize,
+) -> Result<(), BundleError> {
+    let path = staging.join(CONFIG);
+    let mut bytes = serde_json::to_vec_pretty(config)
+        .map_err(|e| BundleError::Config { path: path.clone(), message: e.to_string() })?;
+    bytes.push(b'\n');
+    write_synced(&path, &bytes)?;
+    let (size, sha256) = digest(&path)?;
+    manifest.files.push(FileEntry { path: CONFIG.to_owned(), size, sha256 });
+    Ok(())
+}
+
+/// Lists the files that were read.
+pub(super) fn add_sources(manifest: &mut Manifest, sources: &[SourceFile]) -> Result<(), BundleError> {
+    for source in sources {
         let (size, sha256) = digest(&source.path)?;
-        sources.push(SourceEntry { role: source.role.clone(), name: source.name.clone(), size, sha256 });
+        let (role, name) = (source.role.clone(), source.name.clone());
+        manifest.sources.push(SourceEntry { role, name, size, sha256 });
     }
-    Ok(Manifest {
-        schema_version: SCHEMA_VERSION,
-        tool: ToolEntry::this(),
-        system: system.kind,
-        name: system.name.clone(),
-        precision,
-        opset: opset(precision),
-        patch_rule: system.patch_rule.clone(),
-        sources,
-        components,
-        graphs,
-        engines: Vec::new(),
-        files,
-    })
+    Ok(())
 }
 
 fn write_synced(path: &Utf8Path, bytes: &[u8]) -> Result<(), BundleError> {

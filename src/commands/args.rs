@@ -53,6 +53,8 @@ pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) parts: CheckpointArgs,
     #[command(flatten)]
+    pub(crate) component: super::component::ComponentArgs,
+    #[command(flatten)]
     pub(crate) trt: TrtArgs,
     /// Replace an existing bundle
     #[arg(long)]
@@ -138,7 +140,17 @@ impl CheckpointArgs {
 
     /// Whether any was given.
     pub(crate) fn any(&self) -> bool {
-        self.epoch.is_some() || [&self.entropy, &self.vq, &self.map, &self.config].iter().any(|p| p.is_some())
+        self.any_but_map() || self.map.is_some()
+    }
+
+    /// Whether any but the rename rules was given.
+    pub(crate) fn any_but_map(&self) -> bool {
+        self.epoch.is_some() || [&self.entropy, &self.vq, &self.config].iter().any(|p| p.is_some())
+    }
+
+    /// The rename rules.
+    pub(crate) fn map(&self) -> Option<&camino::Utf8Path> {
+        self.map.as_deref()
     }
 }
 

@@ -15,6 +15,9 @@ use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest};
 use crate::targets::{TargetError, TargetErrorKind};
 
 pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) -> Result<Exit, Failure> {
+    if let Some(component) = args.component.component {
+        return super::component::run(component, checkpoint, args, printer);
+    }
     let started = Instant::now();
     let from_bundle = args.target == Target::Trt && checkpoint.join(MANIFEST).is_file();
     if args.target == Target::Onnx && args.trt.any() {

@@ -111,6 +111,15 @@ impl From<BundleError> for Failure {
                 let hint = "make one with `dpar-export --target onnx CHECKPOINT -o OUT`";
                 Self::new(Exit::Usage, e, Some(hint.to_owned()))
             }
+            BundleError::Extractor(_) => {
+                let hint =
+                    "extractors serve `evaluate`, `metrics` and `reproduce`: give it there with --extractor";
+                Self::new(Exit::Usage, e, Some(hint.to_owned()))
+            }
+            BundleError::NotAnExtractor(_) => {
+                let hint = "make an extractor with `dpar-export --component inception WEIGHTS.pth -o OUT`";
+                Self::new(Exit::Usage, e, Some(hint.to_owned()))
+            }
             BundleError::NoGraph { ref graph, .. } if graph.starts_with("vq_") => {
                 let hint = "the bundle was exported without a tokenizer: export again with --vq FILE";
                 Self::new(Exit::Usage, e, Some(hint.to_owned()))

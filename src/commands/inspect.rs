@@ -2,19 +2,23 @@
 
 use std::fmt::Write;
 
+use camino::Utf8Path;
 use dpar_export_spec::{ComponentSpec, PatchRule, Port, SystemSpec};
 use serde_json::json;
 
 use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
-use crate::bundle::{Bundle, MANIFEST, digest};
+use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, digest, is_extractor};
 
 pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
     if args.path.join(MANIFEST).is_file() {
         if args.parts.any() {
             let message = format!("{} is a bundle: its parts cannot be chosen any more", args.path);
             return Err(Failure::usage(message, Some("leave the checkpoint options out")));
+        }
+        if is_extractor(&args.path)? {
+            return extractor(&args.path, printer);
         }
         let bundle = Bundle::open(&args.path)?;
         let value = json!({
@@ -51,18 +55,52 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
     Ok(Exit::Pass)
 }
 
+fn extractor(folder: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
+    let bundle = ExtractorBundle::open(folder)?;
+    let (manifest, spec) = (bundle.manifest(), bundle.spec());
+    let value = json!({
+        "kind": "extractor", "manifest": manifest, "config": spec, "distance": spec.distance_name(),
+        "manifest_sha256": bundle.manifest_sha256(),
+    });
+    let text = || {
+        let parts: Vec<Vec<String>> = manifest
+            .components
+            .iter()
+            .map(|c| vec![c.kind.name().to_owned(), c.parameters.to_string()])
+            .collect();
+        let own = || "the resize rule's own".to_owned();
+        let normalise = spec.normalise.map_or_else(own, |n| format!("(v - {:?}) / {:?}", n.mean, n.std));
+        let what = format!(
+            "feature extractor `{}`: {} px, resize {}, normalisation {normalise}\ndistance: {}\n\n{}",
+            spec.name,
+            spec.input_size,
+            spec.resize.name(),
+            spec.distance_name(),
+            table(&["component", "parameters"], &parts),
+        );
+        manifest_text(folder, manifest, &what, bundle.manifest_sha256())
+    };
+    printer.result(text, &value)?;
+    Ok(Exit::Pass)
+}
+
 fn bundle_text(bundle: &Bundle) -> String {
     let manifest = bundle.manifest();
-    let mut text = format!("bundle {} (every hash matches)\n", bundle.folder());
+    let components: Vec<(String, u64)> =
+        manifest.components.iter().map(|c| (c.kind.name().to_owned(), c.parameters)).collect();
+    let what = system_text(bundle.system()) + &component_table(bundle.system(), &components);
+    manifest_text(bundle.folder(), manifest, &what, bundle.manifest_sha256())
+}
+
+/// What every bundle has: graphs, engines, sources, files. `what` says what it is.
+fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: &str, sha256: &str) -> String {
+    let mut text = format!("bundle {folder} (every hash matches)\n");
     let _ = writeln!(
         text,
         "written by {} {}, opset {}, {}",
         manifest.tool.name, manifest.tool.version, manifest.opset, manifest.precision
     );
-    text += &system_text(bundle.system());
-    let components: Vec<(String, u64)> =
-        manifest.components.iter().map(|c| (c.kind.name().to_owned(), c.parameters)).collect();
-    text += &component_table(bundle.system(), &components);
+    text += what;
     for graph in &manifest.graphs {
         let _ = writeln!(text, "\ngraph {} ({})", graph.spec.name, graph.file);
         let ports = [("in", &graph.spec.inputs), ("out", &graph.spec.outputs)];
@@ -104,7 +142,7 @@ fn bundle_text(bundle: &Bundle) -> String {
         manifest.files.iter().map(|f| vec![f.path.clone(), f.size.to_string(), f.sha256.clone()]).collect();
     text += "\n";
     text += &table(&["file", "bytes", "sha256"], &files);
-    let _ = writeln!(text, "{MANIFEST} sha256 {}", bundle.manifest_sha256());
+    let _ = writeln!(text, "{MANIFEST} sha256 {sha256}");
     text
 }
 

@@ -1,6 +1,7 @@
 //! The commands: the only part that prints or exits.
 
 mod args;
+mod component;
 mod export;
 mod failure;
 mod generate;

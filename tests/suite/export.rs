@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use camino::Utf8Path;
 use dpar_export::bundle::{self, Bundle};
 use dpar_export_checkpoint::{LoadOptions, load};
-use dpar_export_spec::Precision;
+use dpar_export_spec::{ComponentKind, Precision};
 use sha2::{Digest, Sha256};
 
 use crate::common::{Temp, export, fixture};
@@ -71,6 +71,14 @@ fn the_manifest_follows_its_schema() {
     let errors: Vec<String> =
         schema.iter_errors(&manifest).map(|e| format!("{}: {e}", e.instance_path())).collect();
     assert!(errors.is_empty(), "{errors:#?}");
+    // An extractor follows it too; a patch rule belongs to systems, and to them it must belong.
+    let weights = crate::extractor::efficientnet_weights();
+    crate::extractor::export(&weights, ComponentKind::EfficientnetLite0, &temp.path("e"));
+    let extractor = read(&temp.path("e/manifest.json"));
+    assert!(schema.is_valid(&extractor), "{extractor:#}");
+    let mut without = manifest.clone();
+    without.as_object_mut().unwrap().remove("patch_rule");
+    assert!(!schema.is_valid(&without));
     let mut broken = manifest;
     broken["files"][0]["sha256"] = "no digest".into();
     assert!(!schema.is_valid(&broken), "the schema must be able to refuse");

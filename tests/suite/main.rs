@@ -9,6 +9,7 @@ mod cli;
 mod common;
 mod engines;
 mod export;
+mod extractor;
 mod integrity;
 mod parity;
 mod reference;

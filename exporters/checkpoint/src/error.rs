@@ -61,10 +61,8 @@ pub enum ErrorKind {
         /// What is wrong.
         problem: String,
     },
-    /// A `.pt` in one of the formats that PyTorch wrote before 1.6.
-    #[error(
-        "a legacy PyTorch file (written before PyTorch 1.6 or with `_use_new_zipfile_serialization=False`)"
-    )]
+    /// A tar archive of PyTorch before 2017, or a bare pickle.
+    #[error("a PyTorch tar archive from before 2017, or a bare pickle; neither is read")]
     LegacyTorch,
     /// A valid file that uses a feature this reader refuses (compression, encryption, shards, big endian).
     #[error("{0}")]

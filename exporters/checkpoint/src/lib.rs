@@ -24,6 +24,7 @@ mod agree;
 mod config;
 mod error;
 mod expect;
+mod extractor;
 mod file;
 mod known;
 mod locate;
@@ -33,6 +34,7 @@ mod tensor;
 mod weights;
 
 pub use error::{CheckpointError, ErrorKind, NameMismatch, Unmatched};
+pub use extractor::{LoadedExtractor, load_extractor};
 pub use file::{TensorFile, WeightFormat, pickle_tensor_names};
 pub use resolve::{LoadOptions, Loaded, LoadedComponent, SourceFile, load};
 pub use tensor::{TensorRef, WeightDType};

@@ -117,6 +117,12 @@ pub fn load(checkpoint: &Utf8Path, options: &LoadOptions) -> Result<Loaded, Chec
             return Err(CheckpointError::in_file(kind, &located.weights)
                 .with_hint("give the DPAR or LlamaGen checkpoint, and this one with `--vq`"));
         }
+        other => {
+            let kind =
+                ErrorKind::WrongComponent { wanted: "a DPAR or LlamaGen model", found: "a feature network" };
+            return Err(CheckpointError::in_file(kind, &located.weights)
+                .with_hint(format!("export it with `--component {}`", other.name())));
+        }
     };
     loaded.system.components = loaded.components.iter().map(|c| c.spec.clone()).collect();
     if let Some(rules) = &rules {
@@ -137,6 +143,10 @@ fn kind_of(file: &TensorFile, rules: Option<&Rules>) -> Option<ComponentKind> {
         Some(ComponentKind::Vq)
     } else if any(ComponentKind::Entropy, "tok_embeddings.") && any(ComponentKind::Entropy, "layers.") {
         Some(ComponentKind::Entropy)
+    } else if any(ComponentKind::Inception, "Mixed_7c.") {
+        Some(ComponentKind::Inception)
+    } else if any(ComponentKind::EfficientnetLite0, "_conv_stem.") {
+        Some(ComponentKind::EfficientnetLite0)
     } else {
         None
     }
@@ -337,6 +347,7 @@ impl Loader<'_> {
             Some(ComponentKind::Llamagen) => Some("a class-conditional model"),
             Some(ComponentKind::Vq) => Some("a VQ tokenizer"),
             Some(ComponentKind::Entropy) | None => None,
+            Some(_) => Some("a feature network"),
         };
         if let Some(found) = found {
             let kind = ErrorKind::WrongComponent { wanted: "an unconditional entropy model", found };

@@ -7,7 +7,7 @@
 //! # `{i}` stands for a number, `*` for any text; both are carried over.
 //! - from: transformer.h.{i}.attn.qkv.weight
 //!   to: layers.{i}.attention.wqkv.weight
-//! # Only for one component: dpar, entropy, llamagen or vq.
+//! # Only for one component: dpar, entropy, llamagen, vq, inception or efficientnet-lite0.
 //! - from: enc.*
 //!   to: local_encoder.*
 //!   component: dpar

@@ -229,9 +229,10 @@ fn common_prefix(file: &TensorFile) -> usize {
     }
 }
 
-/// Buffers that hold no weights: rotary tables and the tokenizer's usage counter.
+/// Buffers that hold no weights: rotary tables, the tokenizer's usage counter, a batch norm's count of batches.
 fn is_buffer(name: &str) -> bool {
     name == "quantize.codebook_used"
+        || name.ends_with(".num_batches_tracked")
         || name.split('.').any(|part| part == "freqs_cis" || part.starts_with("rotary"))
 }
 

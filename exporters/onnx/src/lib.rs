@@ -20,10 +20,14 @@
 mod axes;
 mod blocks;
 mod builder;
+mod convnet;
 mod dpar;
+mod efficientnet;
 mod error;
 mod external;
+mod foreign;
 mod gpt;
+mod inception;
 pub mod proto;
 mod rope;
 mod store;
@@ -41,6 +45,7 @@ pub use axes::MAX_BATCH;
 pub use builder::{OPSET, opset};
 pub use error::ExportError;
 pub use external::external_files;
+pub use foreign::{Foreign, ForeignPort, read_foreign};
 pub use store::{Weights, WeightsError};
 
 /// Fills a graph builder.
@@ -84,6 +89,8 @@ fn parts(spec: &ComponentSpec) -> Result<Parts<'_>, ExportError> {
         ComponentSpec::Entropy(s) => Ok(gpt::entropy_graphs(s)),
         ComponentSpec::Llamagen(s) => Ok(gpt::llamagen_graphs(s)),
         ComponentSpec::Vq(s) => Ok(vq::graphs(s)),
+        ComponentSpec::Inception(s) => Ok(inception::graphs(s)),
+        ComponentSpec::EfficientnetLite0(s) => Ok(efficientnet::graphs(s)),
         other => Err(ExportError::Spec {
             component: other.kind().name().to_owned(),
             message: "no ONNX graphs are known for this component".to_owned(),

@@ -4,11 +4,13 @@
 //! Notation used throughout the project: B batch, T tokens per image (`grid * grid`), W = `grid` = tokens per
 //! row, M patches, D model width, H heads, Dh = D / H, V codebook size.
 
+mod extractor;
 mod graph;
 mod patch;
 mod precision;
 mod system;
 
+pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
 pub use graph::{AxisRange, DType, Dim, GraphSpec, Port};
 pub use patch::{PatchMode, PatchRule, PatchRuleError};
 pub use precision::Precision;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::PatchRule;
+use crate::{EfficientNetSpec, FeaturesSpec, InceptionSpec, PatchRule};
 
 /// Largest token grid, image side, table and stack that a configuration may claim; far above any model, low enough that
 /// no product of sizes overflows.
@@ -11,7 +11,7 @@ const MAX_SIDE: usize = 1 << 15;
 const MAX_ROWS: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
 
-/// The two systems of the paper's table.
+/// What a bundle is: one of the two systems of the paper's table, or a feature network that looks at their images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SystemKind {
@@ -19,6 +19,8 @@ pub enum SystemKind {
     Dpar,
     /// The class-conditional LlamaGen baseline.
     Llamagen,
+    /// A feature extractor: no transformer, no tokens, no patch rule.
+    Extractor,
 }
 
 /// Which component a weight set belongs to.
@@ -33,6 +35,13 @@ pub enum ComponentKind {
     Llamagen,
     /// The VQ tokenizer.
     Vq,
+    /// The FID-Inception network.
+    Inception,
+    /// EfficientNet-Lite0.
+    #[serde(rename = "efficientnet-lite0")]
+    EfficientnetLite0,
+    /// A feature network given as ONNX.
+    Features,
 }
 
 impl ComponentKind {
@@ -43,7 +52,15 @@ impl ComponentKind {
             Self::Entropy => "entropy",
             Self::Llamagen => "llamagen",
             Self::Vq => "vq",
+            Self::Inception => "inception",
+            Self::EfficientnetLite0 => "efficientnet-lite0",
+            Self::Features => "features",
         }
+    }
+
+    /// Whether it is a feature network, not a part of a system.
+    pub fn is_extractor(self) -> bool {
+        matches!(self, Self::Inception | Self::EfficientnetLite0 | Self::Features)
     }
 }
 
@@ -188,6 +205,13 @@ pub enum ComponentSpec {
     Llamagen(GptSpec),
     /// The VQ tokenizer.
     Vq(VqSpec),
+    /// The FID-Inception network.
+    Inception(InceptionSpec),
+    /// EfficientNet-Lite0.
+    #[serde(rename = "efficientnet-lite0")]
+    EfficientnetLite0(EfficientNetSpec),
+    /// A feature network given as ONNX.
+    Features(FeaturesSpec),
 }
 
 impl ComponentSpec {
@@ -198,6 +222,9 @@ impl ComponentSpec {
             Self::Entropy(_) => ComponentKind::Entropy,
             Self::Llamagen(_) => ComponentKind::Llamagen,
             Self::Vq(_) => ComponentKind::Vq,
+            Self::Inception(_) => ComponentKind::Inception,
+            Self::EfficientnetLite0(_) => ComponentKind::EfficientnetLite0,
+            Self::Features(_) => ComponentKind::Features,
         }
     }
 }
@@ -240,6 +267,7 @@ impl SystemSpec {
         let wanted = match self.kind {
             SystemKind::Dpar => self.dpar().is_some() && self.llamagen().is_none(),
             SystemKind::Llamagen => self.llamagen().is_some() && self.dpar().is_none(),
+            SystemKind::Extractor => false,
         };
         fit(wanted, "the transformer of this kind of system is missing, or another is there")?;
         let reads_entropy = self.kind == SystemKind::Dpar && self.patch_rule.mode.uses_entropy();
@@ -259,6 +287,7 @@ impl SystemSpec {
                         && v.downsample.checked_mul(v.grid) == Some(self.image_size);
                     return fit(ok, &format!("`{name}` has other sizes than the system"));
                 }
+                _ => return fit(false, &format!("`{name}` is a feature extractor")),
             };
             let classes = classes.is_none_or(|c| c == self.num_classes);
             let ok = grid == self.grid && vocab == self.vocab && classes;

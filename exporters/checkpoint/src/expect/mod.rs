@@ -4,6 +4,7 @@
 //! from them is compared with the file's names, then ranks and shapes are checked against the same table.
 
 pub(crate) mod dpar;
+pub(crate) mod extractor;
 pub(crate) mod gpt;
 pub(crate) mod vq;
 

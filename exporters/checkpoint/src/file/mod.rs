@@ -1,5 +1,6 @@
 //! One weight file, memory-mapped.
 
+mod legacy;
 mod mapped;
 mod pickle;
 mod safe;
@@ -22,7 +23,7 @@ pub use torch::pickle_tensor_names;
 pub enum WeightFormat {
     /// `.safetensors`.
     Safetensors,
-    /// PyTorch's zip container (`.pt`, `.pth`).
+    /// PyTorch's zip container, or the format it had before 1.6 (`.pt`, `.pth`).
     Torch,
 }
 
@@ -55,7 +56,7 @@ struct Entry {
     strides: Option<Vec<usize>>,
 }
 
-/// One memory-mapped weight file, `.safetensors` or a PyTorch `.pt`/`.pth` zip.
+/// One memory-mapped weight file, `.safetensors` or a PyTorch `.pt`/`.pth`.
 ///
 /// Opening reads and checks the table of contents only. For a `.pt` the state dict is looked for under `model`,
 /// `module` and `state_dict`, then at the top; its pickle is read as data and never executed. Names are those of

@@ -1,4 +1,5 @@
 //! PyTorch's zip container: finds the state dict and places every tensor in the file.
+//! Files from before PyTorch 1.6 have no archive around them: [`legacy`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,7 +8,7 @@ use camino::Utf8Path;
 
 use super::pickle::{self, Heap, Id, PickleError, TensorDesc, Value};
 use super::zip::{self, ZipError};
-use super::{Entry, WeightFormat};
+use super::{Entry, WeightFormat, legacy};
 use crate::{CheckpointError, ErrorKind};
 
 /// Keys under which a state dict may lie, in the order they are tried; after them the root itself.
@@ -16,10 +17,13 @@ const WRAPPERS: [&str; 3] = ["model", "module", "state_dict"];
 /// Reads the table of contents of a `.pt` file.
 pub(super) fn entries(file: &[u8], path: &Utf8Path) -> Result<BTreeMap<String, Entry>, CheckpointError> {
     let fail = |kind: ErrorKind| CheckpointError::in_file(kind, path);
+    if legacy::is_legacy(file) {
+        return legacy::entries(file, path);
+    }
     if !file.starts_with(b"PK\x03\x04") {
-        // A legacy file is a bare pickle (PROTO opcode) or, before 2017, a tar archive.
-        let legacy = matches!(file, [0x80, 2..=5, ..]) || file.get(257..262) == Some(b"ustar");
-        return Err(fail(if legacy {
+        // Before 2017 a tar archive; a bare pickle is what `pickle.dump` writes.
+        let old = matches!(file, [0x80, 2..=5, ..]) || file.get(257..262) == Some(b"ustar");
+        return Err(fail(if old {
             ErrorKind::LegacyTorch
         } else {
             malformed("it does not start with a ZIP header")
@@ -85,7 +89,7 @@ pub fn pickle_tensor_names(bytes: &[u8]) -> Result<Vec<String>, CheckpointError>
     Ok(names)
 }
 
-fn malformed(problem: impl Into<String>) -> ErrorKind {
+pub(super) fn malformed(problem: impl Into<String>) -> ErrorKind {
     ErrorKind::Malformed { format: WeightFormat::Torch, problem: problem.into() }
 }
 
@@ -96,6 +100,12 @@ fn parse(program: &[u8]) -> Result<Heap<'_>, ErrorKind> {
             program.len()
         )));
     }
+    parse_prefix(program).map(|(heap, _)| heap)
+}
+
+/// The pickle that `bytes` start with, and its length in bytes; what follows it is not looked at.
+pub(super) fn parse_prefix(bytes: &[u8]) -> Result<(Heap<'_>, usize), ErrorKind> {
+    let program = bytes.get(..pickle::MAX_LEN).unwrap_or(bytes);
     pickle::run(program).map_err(|e| match e {
         PickleError::Truncated => {
             ErrorKind::Truncated { format: WeightFormat::Torch, problem: "its pickle has no end".to_owned() }
@@ -106,7 +116,7 @@ fn parse(program: &[u8]) -> Result<Heap<'_>, ErrorKind> {
 }
 
 /// The tensors of the state dict, under its wrapper or bare.
-fn tensors<'h>(heap: &'h Heap<'_>) -> Result<Vec<(&'h str, &'h TensorDesc)>, ErrorKind> {
+pub(super) fn tensors<'h>(heap: &'h Heap<'_>) -> Result<Vec<(&'h str, &'h TensorDesc)>, ErrorKind> {
     let Some(root) = heap.dict(heap.root) else {
         return Err(malformed("the saved object is not a dictionary"));
     };
@@ -136,7 +146,7 @@ fn direct<'h>(heap: &'h Heap<'_>, pairs: &'h [(Id, Id)]) -> Vec<(&'h str, &'h Te
 }
 
 /// Checks a view against its storage and places it in the file.
-fn view(
+pub(super) fn view(
     desc: &TensorDesc,
     storage: &pickle::Storage,
     place: Range<usize>,

@@ -4,6 +4,7 @@
 mod config;
 mod fixtures;
 mod layout;
+mod legacy;
 mod names;
 mod props;
 mod pt;

@@ -297,10 +297,10 @@ fn a_tensor_that_is_there_twice_is_an_error() {
 }
 
 #[test]
-fn legacy_files_say_to_save_again() {
+fn formats_older_than_the_readers_say_to_save_again() {
     let mut tar = vec![0; 512];
     tar[257..262].copy_from_slice(b"ustar");
-    for old in [b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec(), tar] {
+    for old in [b"\x80\x02}.".to_vec(), tar] {
         let e = assert_kind!(open_pt(old), ErrorKind::LegacyTorch);
         assert!(e.hint().unwrap().contains("torch.save"));
     }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::globals::{Global, lookup};
 use super::{Heap, Id, MAX_RANK, MAX_VALUES, PickleError, Storage, TensorDesc, Value};
 
-/// Builds the values of a pickle. `bytes` may be longer than the program: reading stops at STOP.
-pub(crate) fn run(bytes: &[u8]) -> Result<Heap<'_>, PickleError> {
+/// Builds the values of a pickle; also its length. `bytes` may be longer than the program: reading stops at STOP.
+pub(crate) fn run(bytes: &[u8]) -> Result<(Heap<'_>, usize), PickleError> {
     let mut m = Machine {
         bytes,
         at: 0,
@@ -19,7 +19,7 @@ pub(crate) fn run(bytes: &[u8]) -> Result<Heap<'_>, PickleError> {
     };
     loop {
         if let Some(root) = m.step()? {
-            return Ok(Heap { values: m.values, root });
+            return Ok((Heap { values: m.values, root }, m.at));
         }
     }
 }
@@ -504,14 +504,20 @@ impl<'a> Machine<'a> {
             .collect()
     }
 
-    /// BINPERSID: `('storage', class, key, location, elements)`.
+    /// BINPERSID: `('storage', class, key, location, elements)`; before PyTorch 1.6 with a sixth part, None unless the
+    /// storage was a view of another one.
     fn storage(&self, id: Id) -> Result<Storage, PickleError> {
         let Value::Tuple(items) = &self.values[id as usize] else {
             return self.fail("a persistent reference that is not a tuple");
         };
-        let &[kind, class, key, _location, elements] = items.as_slice() else {
+        let &[kind, class, key, _location, elements, ref rest @ ..] = items.as_slice() else {
             return self.fail("a persistent reference that is not a storage");
         };
+        match rest {
+            [] => {}
+            [id] if matches!(self.values[*id as usize], Value::Opaque) => {}
+            _ => return self.fail("a storage that is a view of another one, which is not supported"),
+        }
         if !matches!(self.values[kind as usize], Value::Str("storage")) {
             return self.fail("a persistent reference that is not a storage");
         }

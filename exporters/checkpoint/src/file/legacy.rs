@@ -1,0 +1,97 @@
+//! PyTorch's format before 1.6: five parts one after the other, without an archive around them.
+//!
+//! Four pickles (a magic number, the protocol version, facts about the machine that wrote it, the saved object), then a
+//! pickle with the list of storage keys, then the storages in that order, each an i64 count of elements and the elements.
+//! The FID-Inception and EfficientNet-Lite weights that people pass around are such files.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use camino::Utf8Path;
+
+use super::pickle::Value;
+use super::torch::{malformed, parse_prefix, tensors, view};
+use super::{Entry, WeightFormat};
+use crate::{CheckpointError, ErrorKind};
+
+/// The first pickle, whole: PROTO 2, LONG1 of ten bytes, STOP. The number is 0x1950a86a20f9469cfc6c.
+const MAGIC: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+/// The one protocol version that was ever written.
+const VERSION: i64 = 1001;
+
+/// Whether a file starts like one of this format.
+pub(super) fn is_legacy(file: &[u8]) -> bool {
+    file.starts_with(MAGIC)
+}
+
+/// Reads the table of contents.
+pub(super) fn entries(file: &[u8], path: &Utf8Path) -> Result<BTreeMap<String, Entry>, CheckpointError> {
+    let fail = |kind: ErrorKind| CheckpointError::in_file(kind, path);
+    let mut at = MAGIC.len();
+    let mut next = || {
+        let (heap, length) = parse_prefix(file.get(at..).unwrap_or_default())?;
+        at += length;
+        Ok::<_, ErrorKind>(heap)
+    };
+    let (version, machine, object, keys) =
+        (next().map_err(fail)?, next().map_err(fail)?, next().map_err(fail)?, next().map_err(fail)?);
+    if !matches!(version.get(version.root), Value::Int(VERSION)) {
+        return Err(fail(malformed("its protocol version is not 1001")));
+    }
+    let little = machine.dict(machine.root).and_then(|facts| {
+        let named = facts.iter().find(|(k, _)| machine.str(*k) == Some("little_endian"))?;
+        Some(machine.get(named.1))
+    });
+    if !matches!(little, Some(Value::Int(1))) {
+        let problem = "its byte order is not little endian, or not given".to_owned();
+        return Err(fail(ErrorKind::UnsupportedFile(problem)));
+    }
+    let Value::List(keys_in_order) = keys.get(keys.root) else {
+        return Err(fail(malformed("its list of storages is not a list")));
+    };
+    // What the object's storages declare; only those can be placed, because the file has element counts only.
+    let declared: HashMap<&str, usize> = object
+        .values
+        .iter()
+        .filter_map(|v| match v {
+            Value::Storage(s) => Some((s.key.as_str(), s.dtype.size()?)),
+            _ => None,
+        })
+        .collect();
+    let mut places: HashMap<&str, Range<usize>> = HashMap::new();
+    for id in keys_in_order {
+        let key = keys.str(*id).ok_or_else(|| fail(malformed("a storage key is not a string")))?;
+        let item = *declared.get(key).ok_or_else(|| {
+            fail(malformed(format!("storage `{}` belongs to no tensor", key.escape_debug())))
+        })?;
+        let place = place(file, at, item).ok_or_else(|| {
+            let problem = format!("storage `{}` lies beyond its end", key.escape_debug());
+            fail(ErrorKind::Truncated { format: WeightFormat::Torch, problem })
+        })?;
+        at = place.end;
+        places.insert(key, place);
+    }
+    let mut found = BTreeMap::new();
+    for (name, desc) in tensors(&object).map_err(fail)? {
+        let Value::Storage(storage) = object.get(desc.storage) else { continue };
+        let entry = places
+            .get(storage.key.as_str())
+            .cloned()
+            .ok_or_else(|| format!("its storage `{}` is not in the file", storage.key))
+            .and_then(|place| view(desc, storage, place, file.len()))
+            .map_err(|problem| fail(ErrorKind::MalformedTensor(problem)).tensor_named(name))?;
+        if found.insert(name.to_owned(), entry).is_some() {
+            return Err(fail(malformed(format!("tensor `{name}` is there twice"))));
+        }
+    }
+    Ok(found)
+}
+
+/// The elements of a storage whose count stands at `at`, `item` bytes each.
+fn place(file: &[u8], at: usize, item: usize) -> Option<Range<usize>> {
+    let count = file.get(at..)?.first_chunk::<8>()?;
+    let elements = usize::try_from(i64::from_le_bytes(*count)).ok()?;
+    let start = at.checked_add(8)?;
+    let end = start.checked_add(elements.checked_mul(item)?)?;
+    (end <= file.len()).then_some(start..end)
+}
