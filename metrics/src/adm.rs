@@ -2,7 +2,9 @@
 
 use crate::compute::ranges;
 use crate::linalg::dots_f32;
-use crate::precision_recall::{Manifolds, NEIGHBOURS, flags};
+use crate::manifold::{self, Distance, Manifolds, flags};
+use crate::precision_recall::NEIGHBOURS;
+use crate::screen::dot;
 use crate::{Compute, Rows};
 use half::f16;
 use std::sync::atomic::Ordering;
@@ -11,8 +13,21 @@ use std::sync::atomic::Ordering;
 const BLOCK: usize = 10_000;
 const TILE: usize = 512;
 
+/// Below this, no step of a distance in f16 overflows: 2|u||v| ≤ |u|² + |v|², so none exceeds twice their sum.
+const SAFE: f32 = 60_000.0;
+/// Half a unit in the last place of f16, relative.
+const HALF_UNIT: f64 = 1.0 / 2048.0;
+
 fn round(v: f32) -> f32 {
     f16::from_f32(v).to_f32()
+}
+
+/// The evaluator's steps from |u|², |v|² and uᵀv.
+pub(crate) fn half_distance(u: f32, v: f32, product: f32) -> f32 {
+    let twice = round(2.0 * round(product));
+    let d = round(round(u - twice) + v);
+    // Keeps NaN, which must be seen as an overflow.
+    if d < 0.0 { 0.0 } else { d }
 }
 
 struct Points<'a> {
@@ -41,6 +56,23 @@ impl<'a> Points<'a> {
         self.full_square.len()
     }
 
+    /// For distances in f16 throughout.
+    fn halves(&self) -> Result<manifold::Points<'_>, crate::MetricError> {
+        let rows = Rows::new("values in f16", &self.half, self.width)?;
+        // Three roundings, of at most 2|u||v|, |u|² + 2|u||v| and |u|² + |v|² + 2|u||v|, and what subnormal
+        // steps and single precision add.
+        let slack = |i: usize| {
+            let (row, square) = (rows.row(i), f64::from(self.half_square[i]));
+            HALF_UNIT * (3.0 * dot(row, row) + 2.0 * square) * 1.01 + 1e-5
+        };
+        Ok(manifold::Points {
+            rows,
+            distance: Distance::Half,
+            square: self.half_square.iter().map(|&v| f64::from(v)).collect(),
+            slack: (0..self.count()).map(slack).collect(),
+        })
+    }
+
     fn largest(&self, (from, to): (usize, usize)) -> f32 {
         self.half_square[from..to].iter().fold(0.0, |a, &v| a.max(v))
     }
@@ -55,14 +87,11 @@ fn tile(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), ha
     dots_f32(&mut out, &left[a.0 * d..a.1 * d], &right[b.0 * d..b.1 * d], d);
     for (i, row) in (a.0..a.1).zip(out.chunks_exact_mut(w.max(1))) {
         for (j, value) in (b.0..b.1).zip(row) {
-            let d = if half {
-                let twice = round(2.0 * round(*value));
-                round(round(u.half_square[i] - twice) + v.half_square[j])
+            *value = if half {
+                half_distance(u.half_square[i], v.half_square[j], *value)
             } else {
-                u.full_square[i] - 2.0 * *value + v.full_square[j]
+                (u.full_square[i] - 2.0 * *value + v.full_square[j]).max(0.0)
             };
-            // Keeps NaN, which must be seen as an overflow.
-            *value = if d < 0.0 { 0.0 } else { d };
         }
     }
     out
@@ -70,8 +99,7 @@ fn tile(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), ha
 
 /// Whether all f16 distances of the block are finite.
 fn fits(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), compute: &Compute) -> bool {
-    // 2|u||v| ≤ |u|² + |v|²: no step can exceed twice their sum.
-    if 2.0 * (u.largest(a) + v.largest(b)) < 60_000.0 {
+    if 2.0 * (u.largest(a) + v.largest(b)) < SAFE {
         return true;
     }
     let rows: Vec<_> = ranges(a.1 - a.0, TILE).into_iter().map(|r| (a.0 + r.0, a.0 + r.1)).collect();
@@ -130,8 +158,21 @@ fn radii(points: &Points<'_>, compute: &Compute) -> Vec<f32> {
 ///
 /// The arithmetic that reproduces the recorded evaluator: values and their squares rounded to f16, sums in
 /// single precision or better and rounded to f16, then |u|² − 2uv and + |v|² each rounded.
-pub(crate) fn manifolds(samples: Rows<'_>, reference: Rows<'_>, compute: &Compute) -> Manifolds {
+///
+/// Where no block can overflow, pairs are decided as in the exact mode; else every distance is computed.
+///
+/// # Errors
+/// [`crate::MetricError::NotFinite`] where a value exceeds the range of f16 and yet no square does: never.
+pub(crate) fn manifolds(
+    samples: Rows<'_>,
+    reference: Rows<'_>,
+    compute: &Compute,
+) -> Result<Manifolds, crate::MetricError> {
     let (s, r) = (Points::new(samples, compute), Points::new(reference, compute));
+    let largest = s.largest((0, s.count())).max(r.largest((0, r.count())));
+    if 4.0 * largest < SAFE {
+        return Ok(manifold::manifolds(&s.halves()?, &r.halves()?, compute));
+    }
     let (s_radii, r_radii) = (radii(&s, compute), radii(&r, compute));
     let (s_in, r_in) = (flags(s.count()), flags(r.count()));
     // The evaluator calls the reference u and the samples v.
@@ -151,5 +192,5 @@ pub(crate) fn manifolds(samples: Rows<'_>, reference: Rows<'_>, compute: &Comput
         }
     });
     let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect();
-    (s_in, r_in, wide(r_radii), wide(s_radii))
+    Ok((s_in, r_in, wide(r_radii), wide(s_radii)))
 }

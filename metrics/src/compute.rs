@@ -111,6 +111,11 @@ impl<'a> Rows<'a> {
         self.slice(from, to).iter().map(|&v| f64::from(v)).collect()
     }
 
+    /// A view of copies of this one's rows: not checked again.
+    pub(crate) fn like<'b>(&self, data: &'b [f32]) -> Rows<'b> {
+        Rows { data, width: self.width }
+    }
+
     pub(crate) fn at_least(&self, what: &'static str, needed: usize) -> Result<(), MetricError> {
         if self.count() < needed {
             return Err(MetricError::TooFew { what, found: self.count(), needed });

@@ -29,11 +29,13 @@ mod frechet;
 mod inception_score;
 mod kid;
 mod linalg;
+mod manifold;
 mod moments;
 mod numpy_random;
 mod precision_recall;
 mod random;
 mod resize;
+mod screen;
 mod singular;
 mod stats;
 mod variant;
@@ -52,6 +54,6 @@ pub use resize::{INCEPTION_SIZE, Resize, Resizer};
 pub use stats::{
     Bootstrap, BootstrapResult, Equivalence, MARGIN_FLOOR, MARGIN_FRACTION, PRINTED_ERRORS, PRINTED_FRACTION,
     PRINTED_SEEDS, PrintedComparison, SINGLE_RUN_FRACTION, Verdict, Z90, compare_with_printed, equivalence,
-    equivalence_margin, mean_and_standard_error, paired_standard_error,
+    equivalence_margin, fraction_interval, mean_and_standard_error, paired_standard_error,
 };
 pub use variant::{InceptionScoreSplits, Variant};

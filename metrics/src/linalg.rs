@@ -112,6 +112,14 @@ pub(crate) fn mirror(data: &mut [f64], n: usize) {
     }
 }
 
+/// Orthonormal columns that span those of `a` [d, k], k ≤ d (by Householder reflections: orthonormal also
+/// where `a` is not of full rank).
+pub(crate) fn orthonormal(a: &Matrix) -> Matrix {
+    let mut out = Matrix::zeros(a.rows, a.cols);
+    out.view_mut().copy_from(a.view().qr().compute_thin_Q());
+    out
+}
+
 /// Eigenvalues of a symmetric matrix in ascending order, and its eigenvectors as columns where asked for.
 pub(crate) fn eigen(
     a: MatRef<'_, f64>,

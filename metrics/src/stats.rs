@@ -179,6 +179,21 @@ impl Bootstrap {
     }
 }
 
+/// Two-sided 90 % interval of a fraction of independent outcomes (E. B. Wilson, 1927), in 0..1: of Precision for
+/// the samples given the reference's manifold, and of Recall likewise.
+///
+/// # Errors
+/// [`MetricError::Parameter`] unless 0 ≤ `count` ≤ `n` and `n` is above 0.
+pub fn fraction_interval(count: usize, n: usize) -> Result<(f64, f64), MetricError> {
+    if n == 0 || count > n {
+        return Err(MetricError::Parameter { what: "count of a fraction", rule: "0 to n, n above 0" });
+    }
+    let (p, n, z) = (count as f64 / n as f64, n as f64, Z90);
+    let middle = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
+    let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+    Ok(((middle - half).max(0.0), (middle + half).min(1.0)))
+}
+
 /// Quantile of sorted values by linear interpolation (numpy's default).
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = q * (sorted.len() - 1) as f64;

@@ -189,6 +189,80 @@ fn numpy_random_state() {
     assert_eq!(order(1000)[..6], [725, 986, 815, 656, 469, 76]);
 }
 
+/// Every distance of the evaluator's f16 arithmetic, written out.
+fn by_hand(x: &[f32], y: &[f32], d: usize) -> (usize, usize) {
+    let f16 = |v: f32| half::f16::from_f32(v).to_f32();
+    let halves = |x: &[f32]| -> Vec<f32> { x.iter().map(|v| f16(*v)).collect() };
+    let (x, y) = (halves(x), halves(y));
+    let square = |u: &[f32]| f16(u.iter().map(|v| f64::from(f16(v * v))).sum::<f64>() as f32);
+    let distance = |u: &[f32], v: &[f32]| {
+        let dot: f64 = u.iter().zip(v).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        f16(f16(square(u) - f16(2.0 * f16(dot as f32))) + square(v)).max(0.0)
+    };
+    let radii = |x: &[f32]| -> Vec<f32> {
+        x.chunks(d)
+            .map(|u| {
+                let mut all: Vec<f32> = x.chunks(d).map(|v| distance(u, v)).collect();
+                all.sort_by(f32::total_cmp);
+                all[3]
+            })
+            .collect()
+    };
+    let (rx, ry) = (radii(&x), radii(&y));
+    let inside = x.chunks(d).filter(|u| y.chunks(d).zip(&ry).any(|(v, r)| distance(v, u) <= *r)).count();
+    let covered = y.chunks(d).filter(|v| x.chunks(d).zip(&rx).any(|(u, r)| distance(v, u) <= *r)).count();
+    (inside, covered)
+}
+
+#[test]
+fn bounds_decide_nothing_that_all_distances_would_not() {
+    // Wide enough for projected bounds; a steep, a flat and an offset spectrum, with duplicates and an outlier.
+    let d = 300;
+    let flat = |n: usize, seed: u64| -> Vec<f32> {
+        (0..n * d).map(|i| (word(seed, 1, i) >> 54) as f32 / 1024.0).collect()
+    };
+    let far: Vec<f32> = small(70, d, 31).iter().map(|v| v + 64.0).collect();
+    let other: Vec<f32> = small(80, d, 32).iter().map(|v| v + 64.0).collect();
+    let mut outlier = small(700, d, 33);
+    outlier[..d].iter_mut().for_each(|v| *v *= 65536.0 * 65536.0);
+    outlier.copy_within(5 * d..6 * d, 9 * d);
+    for (x, y, name) in [
+        (small(600, d, 21), small(550, d, 22), "steep"),
+        (flat(150, 1), flat(140, 2), "flat"),
+        (far, other, "offset"),
+        (outlier, small(90, d, 34), "outlier"),
+    ] {
+        let run = |mode| precision_recall(rows(&x, d), rows(&y, d), mode, compute()).unwrap();
+        let distances = |u: &[f32], v: &[f32]| -> f64 {
+            let dot = |u: &[f32], v: &[f32]| -> f64 {
+                u.iter().zip(v).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+            };
+            (dot(u, u) + dot(v, v) - 2.0 * dot(u, v)).max(0.0)
+        };
+        let radii = |x: &[f32]| -> Vec<f64> {
+            x.chunks(d)
+                .map(|u| {
+                    let mut all: Vec<f64> = x.chunks(d).map(|v| distances(u, v)).collect();
+                    all.sort_by(f64::total_cmp);
+                    all[3]
+                })
+                .collect()
+        };
+        let (rx, ry) = (radii(&x), radii(&y));
+        let inside = x.chunks(d).filter(|u| y.chunks(d).zip(&ry).any(|(v, r)| distances(u, v) <= *r)).count();
+        let covered =
+            y.chunks(d).filter(|v| x.chunks(d).zip(&rx).any(|(u, r)| distances(u, v) <= *r)).count();
+        let exact = run(PrMode::F32);
+        assert_eq!((exact.precision_count, exact.recall_count), (inside, covered), "{name}");
+        let off = (exact.sample_radii_sum - rx.iter().sum::<f64>()).abs();
+        assert!(off <= 1e-12 * rx.iter().sum::<f64>(), "{name}: radii off by {off:e}");
+        if name != "outlier" && name != "offset" {
+            let adm = run(PrMode::Adm);
+            assert_eq!((adm.precision_count, adm.recall_count), by_hand(&x, &y, d), "{name}, f16");
+        }
+    }
+}
+
 #[test]
 fn half_precision_mode_falls_back_where_a_block_overflows() {
     // |u|² far above 65504: the f32 fallback must agree with the exact mode.

@@ -205,3 +205,13 @@ fn variants_have_names() {
     assert!("adm".parse::<Variant>().is_err());
     assert_eq!(Variant::default().resize(), Resize::Tf1Bilinear);
 }
+
+#[test]
+fn intervals_of_fractions() {
+    // 8 of 10 at 90 %, computed elsewhere.
+    let (low, high) = fraction_interval(8, 10).unwrap();
+    assert!((low - 0.540_793).abs() < 1e-6 && (high - 0.931_442).abs() < 1e-6, "{low} {high}");
+    assert_eq!(fraction_interval(0, 7).unwrap().0, 0.0);
+    assert_eq!(fraction_interval(7, 7).unwrap().1, 1.0);
+    assert!(fraction_interval(3, 2).is_err() && fraction_interval(0, 0).is_err());
+}
