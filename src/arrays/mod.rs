@@ -9,6 +9,8 @@ use ndarray::ArrayD;
 
 mod atomic;
 mod error;
+mod images;
+mod mapped;
 mod npy;
 mod npz;
 mod tensors;
@@ -17,6 +19,8 @@ mod tests;
 
 pub use atomic::{AtomicFile, write_atomic};
 pub use error::{ArrayError, ArrayErrorKind};
+pub use images::ImageNpz;
+pub use mapped::Mapped;
 pub use npz::{ImageNpzWriter, write_npy, write_npz};
 pub use tensors::write_safetensors;
 

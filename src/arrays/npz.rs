@@ -14,10 +14,32 @@ use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef};
 /// Deflate cannot make more than 1,032 bytes of one: a member that promises more is a lie.
 const MOST_INFLATION: u64 = 1032;
 
-type Archive = ZipArchive<BufReader<File>>;
+pub(super) type Archive = ZipArchive<BufReader<File>>;
 
-fn open(path: &Utf8Path) -> Result<Archive, ArrayErrorKind> {
+pub(super) fn open(path: &Utf8Path) -> Result<Archive, ArrayErrorKind> {
     Ok(ZipArchive::new(BufReader::new(File::open(path.as_std_path())?))?)
+}
+
+/// Index and name of every array.
+pub(super) fn names(archive: &mut Archive) -> Result<Vec<(usize, String)>, ArrayErrorKind> {
+    let mut names = Vec::new();
+    for index in 0..archive.len() {
+        names.extend(member_name(archive, index)?.map(|name| (index, name)));
+    }
+    Ok(names)
+}
+
+/// Most bytes that a member can hold, whatever it promises.
+pub(super) fn most_bytes(
+    path: &Utf8Path,
+    file: &zip::read::ZipFile<'_, BufReader<File>>,
+) -> Result<u64, ArrayErrorKind> {
+    let file_size = fs_err::metadata(path.as_std_path())?.len();
+    let most = match file.compression() {
+        CompressionMethod::Stored => file_size,
+        _ => file_size.saturating_mul(MOST_INFLATION),
+    };
+    Ok(file.size().min(most))
 }
 
 /// Lists the arrays in the order of the archive; members that are not `.npy` files are not arrays.
@@ -45,14 +67,9 @@ pub(super) fn get(path: &Utf8Path, info: &ArrayInfo) -> Result<Array, ArrayError
     if member_name(&mut archive, index)?.as_deref() != Some(&info.name) {
         return Err(ArrayErrorKind::Malformed("the file changed while it was read".to_owned()));
     }
-    let file_size = fs_err::metadata(path.as_std_path())?.len();
     member(&mut archive, index, |mut file| {
         let header = Header::read(&mut file)?;
-        let most = match file.compression() {
-            CompressionMethod::Stored => file_size,
-            _ => file_size.saturating_mul(MOST_INFLATION),
-        };
-        let held = file.size().min(most).saturating_sub(header.bytes as u64);
+        let held = most_bytes(path, &file)?.saturating_sub(header.bytes as u64);
         let array = header.array(&mut file, held)?;
         // Reading to the end is what compares the checksum.
         if file.read(&mut [0])? > 0 {

@@ -209,6 +209,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Record reference outputs of an engine for `verify --reference`
     Reference(super::reference::ReferenceArgs),
+    /// FID, sFID, IS, Precision, Recall, KID of activations
+    Metrics(super::metrics::MetricsArgs),
     /// Print a shell completion script
     Completions {
         /// The shell

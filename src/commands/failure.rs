@@ -6,6 +6,7 @@ use dpar_export_onnx::ExportError;
 
 use crate::arrays::ArrayError;
 use crate::bundle::BundleError;
+use crate::evaluate::EvaluateError;
 use crate::generate::DecodeError;
 use crate::picture::PictureError;
 use crate::runtime::RunError;
@@ -157,6 +158,21 @@ impl From<ArrayError> for Failure {
 impl From<PictureError> for Failure {
     fn from(e: PictureError) -> Self {
         Self::new(Exit::Usage, e, None)
+    }
+}
+
+impl From<EvaluateError> for Failure {
+    fn from(e: EvaluateError) -> Self {
+        match e {
+            EvaluateError::Array(e) => e.into(),
+            EvaluateError::Run(e) => e.into(),
+            EvaluateError::Interrupted => Self::new(Exit::Interrupted, e, None),
+            EvaluateError::Input { ref hint, .. } => {
+                let hint = hint.clone();
+                Self::new(Exit::Usage, e, hint)
+            }
+            e => Self::new(Exit::Usage, e, None),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod export;
 mod failure;
 mod generate;
 mod inspect;
+mod metrics;
 mod pixels;
 mod printer;
 mod reference;
@@ -55,6 +56,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         (Some(Command::Encode(a)), _) => pixels::encode(&a, printer),
         (Some(Command::Verify(a)), _) => verify::run(&a, printer),
         (Some(Command::Reference(a)), _) => reference::run(&a, printer),
+        (Some(Command::Metrics(a)), _) => metrics::run(&a, printer),
         (Some(Command::Completions { shell }), _) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dpar-export", &mut script);

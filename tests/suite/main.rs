@@ -11,6 +11,7 @@ mod engines;
 mod export;
 mod extractor;
 mod integrity;
+mod metrics;
 mod parity;
 mod reference;
 mod streams;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use camino::Utf8Path;
 
-use crate::{cargo, command, onnx, step, tidy};
+use crate::{cargo, command, npz, onnx, step, tidy};
 
 /// Crates that only an optional feature compiles.
 const OPTIONAL: &[&str] = &["dpar-engine-candle", TENSORRT];
@@ -34,6 +34,7 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
         ("doctests", Box::new(|| run_cargo(&doctests))),
         ("tidy", Box::new(|| tidy::run(root))),
         ("onnx-check", Box::new(|| onnx::run(root, &[], true))),
+        ("npz-check", Box::new(|| npz::run(root, true))),
     ];
     if !minimal {
         // What users build: it compiles nothing of the optional engines (`tidy`), and has no warnings either.

@@ -1,9 +1,10 @@
-//! Development tasks: `cargo xtask setup`, `demo`, `check`, `streams`, `tidy` and `onnx-check`.
+//! Development tasks: `cargo xtask setup`, `demo`, `check`, `streams`, `tidy`, `onnx-check` and `npz-check`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
 mod demo;
 mod fetch;
+mod npz;
 mod onnx;
 mod parity;
 mod setup;
@@ -49,7 +50,7 @@ enum Task {
         #[arg(long = "engine", default_values = ["tract", "ort"])]
         engines: Vec<String>,
     },
-    /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check
+    /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check, npz-check
     Check {
         /// Only what a build without the features `tensorrt` and `candle` has (after `cargo xtask setup --minimal`)
         #[arg(long)]
@@ -59,6 +60,8 @@ enum Task {
     Gpu,
     /// Check the invariants in ARCHITECTURE.md that a machine can check
     Tidy,
+    /// Let numpy read the .npz files that this tool writes, and this tool those that numpy writes
+    NpzCheck,
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
     OnnxCheck {
         /// Bundle folders
@@ -87,6 +90,7 @@ fn run() -> Result<()> {
         Task::Check { minimal } => check::run(&root, minimal),
         Task::Gpu => check::gpu(&root),
         Task::Tidy => step("tidy", || tidy::run(&root)),
+        Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }
 }

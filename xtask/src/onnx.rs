@@ -51,10 +51,7 @@ pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf], built: bool) -> Resu
 
 /// Exports the fixtures with the program as it is now.
 fn export(root: &Utf8Path, scratch: &Utf8Path, built: bool) -> Result<Vec<Utf8PathBuf>> {
-    let program = target(root)?.join("debug").join(format!("dpar-export{}", std::env::consts::EXE_SUFFIX));
-    if !(built && program.is_file()) {
-        command(root, &cargo(), &["build", "--quiet", "--bin", "dpar-export"])?;
-    }
+    let program = program(root, built)?;
     let mut bundles = Vec::new();
     for fixture in FIXTURES {
         let fixture = root.join("fixtures").join(fixture);
@@ -72,6 +69,15 @@ fn export(root: &Utf8Path, scratch: &Utf8Path, built: bool) -> Result<Vec<Utf8Pa
         bundles.push(out);
     }
     Ok(bundles)
+}
+
+/// The program as it is now, built where it was not `built` just before.
+pub(crate) fn program(root: &Utf8Path, built: bool) -> Result<Utf8PathBuf> {
+    let program = target(root)?.join("debug").join(format!("dpar-export{}", std::env::consts::EXE_SUFFIX));
+    if !(built && program.is_file()) {
+        command(root, &cargo(), &["build", "--quiet", "--bin", "dpar-export"])?;
+    }
+    Ok(program)
 }
 
 /// Cargo's target folder.

@@ -1,0 +1,196 @@
+//! `metrics`: from activations to numbers.
+
+use camino::Utf8PathBuf;
+use clap::{Args, ValueEnum};
+use dpar_export_metrics::{Compute, KidProtocol, PrMode, Variant};
+use serde_json::json;
+
+use super::failure::{Exit, Failure};
+use super::printer::{Printer, stopped, table};
+use crate::bundle;
+use crate::evaluate::EvaluateError;
+use crate::evaluate::activations::{Activations, Table, moments_of};
+use crate::evaluate::measure::{Side, measure};
+use crate::evaluate::report::{Metric, Network, Report, Settings};
+
+/// Metrics of activations. Memory: the activations (4 bytes a value; 50,000 × 2048 are 410 MB), and at most 0.6 GB beside them.
+#[derive(Debug, Args)]
+pub(crate) struct MetricsArgs {
+    /// Samples: `pool_3` [N, 2048], optional `spatial`, `logits`, `extractor` (its name, u8)
+    #[arg(long, value_name = "S.npz")]
+    pub(crate) activations: Utf8PathBuf,
+    /// Reference: the same, or `mu`, `sigma`, `mu_s`, `sigma_s`
+    #[arg(long, value_name = "R.npz")]
+    pub(crate) reference: Utf8PathBuf,
+    #[command(flatten)]
+    pub(crate) protocol: ProtocolArgs,
+    /// Threads [default: the machine's]; no number depends on it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Seed of the KID subsets (numpy's RandomState)
+    #[arg(long, value_name = "K", default_value = "2020", value_parser = clap::value_parser!(u64).range(0..=u64::from(u32::MAX)))]
+    pub(crate) seed: u64,
+}
+
+/// How numbers are computed.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProtocolArgs {
+    /// Whose protocol: of the image resize and of the Inception Score
+    #[arg(long, value_enum, default_value = "adm", help_heading = "Protocol")]
+    variant: VariantName,
+    /// Precision and Recall as in f64, or in the f16 of ADM's evaluator
+    #[arg(long, value_enum, default_value = "f32", help_heading = "Protocol")]
+    pr_mode: PrName,
+    /// Subsets of the second KID
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Protocol")]
+    kid_subsets: u32,
+    /// Images in a subset
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(2..=1_000_000), help_heading = "Protocol")]
+    kid_subset_size: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum VariantName {
+    /// guided-diffusion's evaluator, the protocol of LlamaGen and DPAR
+    #[value(alias = "guided-diffusion")]
+    Adm,
+    /// torch-fidelity: Inception Score in 10 shuffled splits
+    TorchFidelity,
+    /// pytorch-fid: half-pixel bilinear resize
+    PytorchFid,
+    /// clean-fid: Pillow's bicubic resize
+    CleanFid,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PrName {
+    /// Exact
+    F32,
+    /// f16, which inflates both by about 0.001 to 0.003
+    Adm,
+}
+
+impl ProtocolArgs {
+    pub(crate) fn settings(&self, seed: u64) -> Settings {
+        Settings {
+            variant: match self.variant {
+                VariantName::Adm => Variant::GuidedDiffusion,
+                VariantName::TorchFidelity => Variant::TorchFidelity,
+                VariantName::PytorchFid => Variant::PytorchFid,
+                VariantName::CleanFid => Variant::CleanFid,
+            },
+            pr_mode: match self.pr_mode {
+                PrName::F32 => PrMode::F32,
+                PrName::Adm => PrMode::Adm,
+            },
+            kid: KidProtocol {
+                subsets: self.kid_subsets as usize,
+                size: self.kid_subset_size as usize,
+                seed,
+            },
+        }
+    }
+}
+
+/// Threads to compute with: those asked for, or the machine's.
+pub(crate) fn compute(threads: Option<u16>) -> Result<Compute, Failure> {
+    let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = threads.map_or_else(all, usize::from);
+    Compute::new(threads).map_err(|e| EvaluateError::metric("threads")(e).into())
+}
+
+pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure> {
+    let settings = args.protocol.settings(args.seed);
+    let compute = compute(args.threads)?;
+    let bar = printer.progress("reading", "steps");
+    let samples = Activations::read(&args.activations)?;
+    let Some(pool) = &samples.pool else {
+        let message = format!("{} holds no `pool_3`", args.activations);
+        return Err(Failure::usage(message, Some("samples are given as activations, not as statistics")));
+    };
+    let reference = Activations::read(&args.reference)?;
+    check(&samples, &reference, args)?;
+    let network = &samples.network;
+    if stopped() {
+        return Err(EvaluateError::Interrupted.into());
+    }
+    let of = |table: &Option<Table>, what| table.as_ref().map(|t| moments_of(t, what, &compute)).transpose();
+    // Samples are measured; a reference file's statistics are used as they are.
+    let (s_pool, s_spatial) = (of(&samples.pool, "pool_3")?, of(&samples.spatial, "spatial")?);
+    let r_pool = match &reference.pool_moments {
+        Some(stored) => Some(stored.clone()),
+        None => of(&reference.pool, "pool_3 of the reference")?,
+    };
+    let r_spatial = match &reference.spatial_moments {
+        Some(stored) => Some(stored.clone()),
+        None => of(&reference.spatial, "spatial of the reference")?,
+    };
+    let samples_side = Side {
+        pool_moments: s_pool.as_ref(),
+        spatial_moments: s_spatial.as_ref(),
+        pool: Some(pool.rows("pool_3")?),
+        logits: samples.logits.as_ref().map(|t| t.rows("logits")).transpose()?,
+    };
+    let reference_side = Side {
+        pool_moments: r_pool.as_ref(),
+        spatial_moments: r_spatial.as_ref(),
+        pool: reference.pool.as_ref().map(|t| t.rows("pool_3 of the reference")).transpose()?,
+        logits: None,
+    };
+    let report =
+        measure(samples_side, reference_side, network, &settings, &compute, &mut |what| bar.step(what))?;
+    drop(bar);
+    let digest = |path| bundle::digest(path).map(|(_, sha)| sha);
+    let value = json!({
+        "samples": { "file": args.activations, "sha256": digest(&args.activations)?, "images": samples.count() },
+        "reference": {
+            "file": args.reference, "sha256": digest(&args.reference)?, "images": reference.count(),
+            "stored_statistics": reference.pool_moments.is_some(),
+        },
+        "protocol": { "extractor": network, "settings": settings, "tool_version": env!("CARGO_PKG_VERSION") },
+        "metrics": report.metrics, "not_computed": report.not_computed,
+    });
+    printer.result(|| text(&report, network, &settings), &value)?;
+    Ok(Exit::Pass)
+}
+
+fn check(samples: &Activations, reference: &Activations, args: &MetricsArgs) -> Result<(), Failure> {
+    if samples.network != reference.network {
+        let (a, b) = (&samples.network.name, &reference.network.name);
+        let message = format!("{} holds features of {a}, {} of {b}", args.activations, args.reference);
+        return Err(Failure::usage(message, Some("compare features of one network; `extractor` names it")));
+    }
+    let width = |a: &Activations| {
+        let stored = a.pool_moments.as_ref().map(dpar_export_metrics::Moments::width);
+        stored.or(a.pool.as_ref().map(Table::width))
+    };
+    if let (Some(a), Some(b)) = (width(samples), width(reference))
+        && a != b
+    {
+        let message = format!("{} has {a} features, {} has {b}", args.activations, args.reference);
+        return Err(Failure::usage(message, None));
+    }
+    Ok(())
+}
+
+/// The report for people.
+pub(super) fn text(report: &Report, network: &Network, settings: &Settings) -> String {
+    let number = |v: f64| format!("{v:.6}");
+    let row = |(_, m): (&Metric, &crate::evaluate::report::Measured)| {
+        let error = match (m.interval_90, m.standard_error) {
+            (Some([low, high]), _) => format!("{low:.4} to {high:.4}"),
+            (None, Some(error)) => format!("± {error:.4} (standard error)"),
+            (None, None) => String::new(),
+        };
+        vec![m.name.clone(), number(m.value), error, m.definition.clone()]
+    };
+    let rows: Vec<Vec<String>> = report.metrics.iter().map(row).collect();
+    let mut out = table(&["metric", "value", "90 % interval", "definition"], &rows);
+    for (metric, reason) in &report.not_computed {
+        let name = serde_json::to_value(metric).ok();
+        let name = name.as_ref().and_then(|v| v.as_str()).unwrap_or_default();
+        out += &format!("{name}: not computed: {reason}\n");
+    }
+    out += &format!("features of {}, protocol of {}\n", network.name, settings.variant);
+    out
+}

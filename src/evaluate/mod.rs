@@ -1,0 +1,73 @@
+//! Metrics of image sets: what is measured, by whose definition, and how sure it is.
+//!
+//! [`images`] reads sets of images, [`store`] keeps their features so that interrupted work goes on, [`activations`]
+//! reads features that others computed; [`measure`] turns them into numbers, which [`report`] names, [`protocol`] binds
+//! to what they depend on, and [`compare`] judges.
+
+pub mod activations;
+pub mod compare;
+pub mod images;
+pub mod measure;
+pub mod protocol;
+pub mod report;
+pub mod store;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_metrics::MetricError;
+
+use crate::arrays::ArrayError;
+use crate::runtime::RunError;
+
+/// Why metrics could not be computed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    /// An array file.
+    #[error(transparent)]
+    Array(#[from] ArrayError),
+    /// A bundle or an engine.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A metric refused its input.
+    #[error("{what}: {source}")]
+    Metric {
+        /// Which file or metric.
+        what: String,
+        /// The reason.
+        source: MetricError,
+    },
+    /// The file system.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: Utf8PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Inputs that do not fit together, with the next step.
+    #[error("{message}")]
+    Input {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl EvaluateError {
+    pub(crate) fn input(message: impl Into<String>, hint: Option<&str>) -> Self {
+        Self::Input { message: message.into(), hint: hint.map(str::to_owned) }
+    }
+
+    pub(crate) fn io(path: &Utf8Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn metric(what: impl Into<String>) -> impl FnOnce(MetricError) -> Self {
+        let what = what.into();
+        move |source| Self::Metric { what, source }
+    }
+}

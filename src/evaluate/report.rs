@@ -1,0 +1,108 @@
+//! Numbers with the names of their definitions.
+
+use std::collections::BTreeMap;
+
+use dpar_export_metrics::{KidProtocol, PrMode, Variant};
+use serde::{Deserialize, Serialize};
+
+/// Names of FID-Inception.
+const INCEPTION: [&str; 4] = ["inception", "fid-inception", "inception-2015-12-05", "inception-v3-compat"];
+
+/// The feature network of a number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// Whether it is FID-Inception: only its Fréchet distance is an FID.
+    pub inception: bool,
+}
+
+impl Network {
+    /// FID-Inception.
+    pub fn inception() -> Self {
+        Self { name: INCEPTION[0].to_owned(), inception: true }
+    }
+
+    /// By name.
+    pub fn named(name: &str) -> Self {
+        if INCEPTION.contains(&name.to_ascii_lowercase().as_str()) {
+            return Self::inception();
+        }
+        Self { name: name.to_owned(), inception: false }
+    }
+}
+
+/// How numbers are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Whose protocol.
+    pub variant: Variant,
+    /// Arithmetic of Precision and Recall.
+    pub pr_mode: PrMode,
+    /// Subsets of KID.
+    pub kid: KidProtocol,
+}
+
+/// A metric. The order is that of reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Fréchet distance on FID-Inception's pooled features.
+    Fid,
+    /// Fréchet distance on another network's features.
+    FrechetDistance,
+    /// Fréchet distance on spatial features.
+    Sfid,
+    /// Inception Score.
+    InceptionScore,
+    /// Precision.
+    Precision,
+    /// Recall.
+    Recall,
+    /// KID of all images.
+    Kid,
+    /// KID over subsets.
+    KidSubsets,
+}
+
+/// A number.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Name of the metric by its definition.
+    pub name: String,
+    /// The definition in words.
+    pub definition: String,
+    /// The number.
+    pub value: f64,
+    /// Standard error over the samples, where the statistics give one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub standard_error: Option<f64>,
+    /// Two-sided 90 % interval.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub interval_90: Option<[f64; 2]>,
+    /// What else there is: counts, parts, splits.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub details: BTreeMap<String, serde_json::Value>,
+}
+
+/// The numbers of a set of images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// By metric.
+    pub metrics: BTreeMap<Metric, Measured>,
+    /// Metrics that could not be computed, with the reason.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub not_computed: BTreeMap<Metric, String>,
+}
+
+impl Report {
+    /// Adds a number.
+    pub(super) fn add(&mut self, metric: Metric, measured: Measured) {
+        self.metrics.insert(metric, measured);
+    }
+
+    /// Notes that a metric was not computed.
+    pub(super) fn skip(&mut self, metric: Metric, reason: impl Into<String>) {
+        self.not_computed.insert(metric, reason.into());
+    }
+}
