@@ -4,6 +4,7 @@ use camino::Utf8PathBuf;
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
 
 use crate::bundle::Bundle;
+use crate::device::Device;
 
 /// Engine used when none is asked for: embedded, nothing to install.
 pub const DEFAULT_ENGINE: &str = "tract";
@@ -17,6 +18,12 @@ pub struct EngineOptions<'a> {
     pub ort_library: Option<Utf8PathBuf>,
     /// Folder of the TensorRT libraries; `None` = search.
     pub trt_library: Option<Utf8PathBuf>,
+    /// Where to run; `None` = the engine's first device.
+    pub device: Option<Device>,
+    /// Record a CUDA graph for each shape and replay it.
+    pub cuda_graphs: bool,
+    /// Folder for what is compiled for the device at run time.
+    pub runtime_cache: Option<Utf8PathBuf>,
     /// The bundle that will run: where an engine that needs built files finds them.
     pub bundle: Option<&'a Bundle>,
 }
@@ -44,10 +51,15 @@ fn tract(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
 
 #[cfg(feature = "ort")]
 fn ort(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
-    Ok(Box::new(dpar_engine_ort::OrtEngine::new(dpar_engine_ort::OrtOptions {
-        library: options.ort_library.clone(),
-        threads: options.threads,
-    })))
+    use dpar_engine_ort::{OrtDevice, OrtEngine, OrtOptions};
+    let device = match options.device {
+        None | Some(Device::Cpu | Device::Index(_)) => OrtDevice::Cpu,
+        Some(Device::Cuda(index)) => OrtDevice::Cuda(index),
+        Some(Device::TensorRt(index)) => OrtDevice::TensorRt(index),
+        Some(Device::NvRtx(index)) => OrtDevice::NvRtx(index),
+    };
+    let library = options.ort_library.clone();
+    Ok(Box::new(OrtEngine::new(OrtOptions { library, threads: options.threads, device })))
 }
 
 #[cfg(not(feature = "ort"))]
@@ -64,8 +76,18 @@ fn tensorrt(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError>
             crate::targets::trt::engine_file(&bundle, graph)
         })
     });
-    let library_dir = options.trt_library.clone();
-    Ok(Box::new(TensorRtEngine::new(TensorRtOptions { library_dir, locate, ..TensorRtOptions::default() })))
+    let device = match options.device {
+        Some(Device::Index(index) | Device::Cuda(index)) => usize::from(index),
+        _ => 0,
+    };
+    Ok(Box::new(TensorRtEngine::new(TensorRtOptions {
+        library_dir: options.trt_library.clone(),
+        device,
+        locate,
+        cuda_graphs: options.cuda_graphs,
+        runtime_cache_dir: options.runtime_cache.clone(),
+        ..TensorRtOptions::default()
+    })))
 }
 
 #[cfg(not(feature = "tensorrt"))]
@@ -79,11 +101,46 @@ fn not_built(name: &str) -> EngineError {
         .hint(format!("build with the Cargo feature `{name}`"))
 }
 
+/// Refuses what an engine cannot be told: nothing is passed over in silence.
+fn check(name: &str, options: &EngineOptions<'_>) -> Result<(), EngineError> {
+    let refuse = |message: String, hint: &str| {
+        Err(EngineError::new(EngineErrorKind::Input, name, message).hint(hint.to_owned()))
+    };
+    let here = match (name, options.device) {
+        (_, None) => true,
+        ("ort", Some(device)) => !matches!(device, Device::Index(_)),
+        ("tensorrt", Some(device)) => matches!(device, Device::Index(_) | Device::Cuda(_)),
+        (_, Some(device)) => device == Device::Cpu,
+    };
+    if let Some(device) = options.device.filter(|_| !here) {
+        let hint = match name {
+            "ort" => "say cpu, or cuda:N, tensorrt:N or nvrtx:N for its execution providers",
+            "tensorrt" => "say the index of a CUDA device",
+            _ => "leave --device out, or take --engine ort or --engine tensorrt",
+        };
+        return refuse(format!("it does not run on `--device {device}`"), hint);
+    }
+    if name != "tensorrt" {
+        let hint = "leave it out, or take --engine tensorrt";
+        if options.cuda_graphs {
+            return refuse("it has no --cuda-graphs".to_owned(), hint);
+        }
+        if options.runtime_cache.is_some() {
+            return refuse("it has no --runtime-cache".to_owned(), hint);
+        }
+    } else if options.threads.is_some() {
+        return refuse("it has no --threads: it runs on a GPU".to_owned(), "leave it out");
+    }
+    Ok(())
+}
+
 /// Makes the engine of that name.
 ///
 /// # Errors
-/// [`EngineErrorKind::Unavailable`] when the name is unknown or its feature is not built in.
+/// [`EngineErrorKind::Unavailable`] when the name is unknown or its feature is not built in;
+/// [`EngineErrorKind::Input`] for an option that the engine does not have.
 pub fn create(name: &str, options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+    check(name, options)?;
     match ENGINES.iter().find(|(n, _)| *n == name) {
         Some((_, make)) => make(options),
         None => {

@@ -4,6 +4,10 @@ use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dpar_export_checkpoint::LoadOptions;
 
+mod device;
+
+pub(crate) use device::DeviceArgs;
+
 /// Turn trained DPAR and LlamaGen checkpoints into ONNX bundles, run them, verify them.
 ///
 /// The main job needs no subcommand: `dpar-export --target onnx CHECKPOINT -o OUT` writes a bundle, a folder with
@@ -183,6 +187,8 @@ pub(crate) struct EngineArgs {
     /// Folder of the TensorRT libraries, for --engine tensorrt
     #[arg(long, value_name = "DIR", help_heading = "Engine")]
     pub(crate) trt_lib: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Images in one call of a graph
     #[arg(long, value_name = "B", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Engine")]
     pub(crate) batch: u16,

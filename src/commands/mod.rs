@@ -125,11 +125,17 @@ fn with_runtime<T>(
     if args.trt_lib.is_some() && args.engine != "tensorrt" {
         return Err(Failure::usage("--trt-lib is for --engine tensorrt", None));
     }
+    if let Some(folder) = &args.device.runtime_cache {
+        outside(folder, bundle)?;
+    }
     let bundle = Bundle::open(bundle)?;
     let options = EngineOptions {
         threads: args.threads.map(usize::from),
         ort_library: args.ort_lib.clone(),
         trt_library: args.trt_lib.clone(),
+        device: args.device.device,
+        cuda_graphs: args.device.cuda_graphs,
+        runtime_cache: args.device.runtime_cache.clone(),
         bundle: Some(&bundle),
     };
     let engine = engines::create(&args.engine, &options)?;

@@ -44,7 +44,7 @@ fn cases() -> Vec<Case> {
 
 /// Never skipped: without the library this fails and says how to get it.
 fn ort(threads: usize) -> OrtEngine {
-    let engine = OrtEngine::new(OrtOptions { library: None, threads: Some(threads) });
+    let engine = OrtEngine::new(OrtOptions { threads: Some(threads), ..OrtOptions::default() });
     if let Err(e) = engine.probe() {
         panic!("{e}\n  next step: {}", e.hint.as_deref().unwrap_or_default());
     }
@@ -138,18 +138,18 @@ fn a_second_library_in_one_process_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let copy = Utf8Path::from_path(dir.path()).unwrap().join("libonnxruntime.so");
     std::fs::copy(&first, &copy).unwrap();
-    let second = OrtEngine::new(OrtOptions { library: Some(copy.clone()), threads: None });
+    let second = OrtEngine::new(OrtOptions { library: Some(copy.clone()), ..OrtOptions::default() });
     let e = second.probe().unwrap_err();
     assert_eq!(e.kind, EngineErrorKind::Unavailable);
     assert!(e.message.contains(&first) && e.message.contains(copy.as_str()), "{e}");
     // The same library under its own name is the one that runs.
-    OrtEngine::new(OrtOptions { library: Some(first.into()), threads: None }).probe().unwrap();
+    OrtEngine::new(OrtOptions { library: Some(first.into()), ..OrtOptions::default() }).probe().unwrap();
 }
 
 #[test]
 fn a_library_that_does_not_exist_is_unavailable_with_the_next_step() {
     let library = Some(Utf8PathBuf::from("no/such/libonnxruntime.so"));
-    let e = OrtEngine::new(OrtOptions { library, threads: None }).probe().unwrap_err();
+    let e = OrtEngine::new(OrtOptions { library, ..OrtOptions::default() }).probe().unwrap_err();
     assert_eq!(e.kind, EngineErrorKind::Unavailable);
     assert!(e.hint.unwrap().contains("cargo xtask setup"));
 }

@@ -14,12 +14,15 @@
 //! The current directory and its parents are not searched: running this tool on somebody's files must not run
 //! code that lies beside them.
 
+mod device;
 mod library;
 mod runtime;
 mod session;
 
 use camino::Utf8PathBuf;
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+
+pub use device::OrtDevice;
 
 /// Name as given to `--engine`.
 const NAME: &str = "ort";
@@ -35,9 +38,12 @@ pub struct OrtOptions {
     pub library: Option<Utf8PathBuf>,
     /// Threads used for one run; `None` = ONNX Runtime's choice, one per physical core.
     pub threads: Option<usize>,
+    /// Where graphs run. On a GPU, a provider that the library does not have, that does not load, or that leaves a
+    /// node to the CPU is an error.
+    pub device: OrtDevice,
 }
 
-/// ONNX Runtime with its CPU execution provider and no other.
+/// ONNX Runtime with one execution provider and no other.
 #[derive(Debug, Clone)]
 pub struct OrtEngine {
     options: OrtOptions,
@@ -60,11 +66,12 @@ impl Engine for OrtEngine {
 
     fn probe(&self) -> Result<EngineInfo, EngineError> {
         let runtime = runtime::start(self.options.library.as_deref())?;
+        self.options.device.check(&runtime)?;
         Ok(EngineInfo {
             engine: NAME.to_owned(),
             version: runtime.version.clone(),
-            device: "cpu".to_owned(),
-            provider: "CPUExecutionProvider".to_owned(),
+            device: self.options.device.name(),
+            provider: self.options.device.provider().to_owned(),
             library: Some(runtime.path.to_string()),
             threads: self.options.threads.map(|n| n.max(1)),
         })
@@ -72,7 +79,7 @@ impl Engine for OrtEngine {
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
         let runtime = runtime::start(self.options.library.as_deref())?;
-        Ok(Box::new(session::OrtSession::load(&runtime.environment, graph, self.options.threads)?))
+        Ok(Box::new(session::OrtSession::load(&runtime, graph, &self.options)?))
     }
 }
 

@@ -5,13 +5,15 @@ use dpar_engine_api::{
 };
 use dpar_export_spec::{DType, GraphSpec};
 use half::{bf16, f16};
+use ort::ErrorCode;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as RawSession, SessionInputValue};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
-use crate::NAME;
+use crate::runtime::Runtime;
+use crate::{NAME, OrtDevice, OrtOptions};
 
 /// A loaded graph with its options.
 pub(crate) struct OrtSession {
@@ -21,32 +23,34 @@ pub(crate) struct OrtSession {
 
 impl OrtSession {
     pub(crate) fn load(
-        environment: &Environment,
+        runtime: &Runtime,
         graph: GraphFile<'_>,
-        threads: Option<usize>,
+        options: &OrtOptions,
     ) -> Result<Self, EngineError> {
+        // On another device only what names the file is the file's fault.
+        let files = [ErrorCode::NoSuchFile, ErrorCode::InvalidProtobuf, ErrorCode::InvalidGraph];
         let refuse = |e: ort::Error| {
+            if options.device != OrtDevice::Cpu && !files.contains(&e.code()) {
+                return options.device.refused(&e).in_graph(&graph.spec.name);
+            }
             let message = format!("{}: {}", graph.path, e.message());
             EngineError::new(EngineErrorKind::Graph, NAME, message).in_graph(&graph.spec.name).hint(
                 "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again",
             )
         };
-        let session = build(environment, graph, threads).map_err(refuse)?;
+        options.device.check(runtime).map_err(|e| e.in_graph(&graph.spec.name))?;
+        let session = build(&runtime.environment, graph, options).map_err(refuse)?;
         let ports = |outlets: &[Outlet]| -> Vec<FilePort> { outlets.iter().map(file_port).collect() };
         check_ports(NAME, graph.spec, &ports(session.inputs()), &ports(session.outputs()))?;
         Ok(Self { spec: graph.spec.clone(), session })
     }
 }
 
-fn build(environment: &Environment, graph: GraphFile<'_>, threads: Option<usize>) -> ort::Result<RawSession> {
+fn build(environment: &Environment, graph: GraphFile<'_>, options: &OrtOptions) -> ort::Result<RawSession> {
     let mut builder = RawSession::builder(environment)?
         .with_no_environment_execution_providers()?
-        // No arena and no memory pattern: a pattern is kept for every shape ever seen, and decoding makes a new
-        // shape at each step; an arena keeps the peak of each of the half dozen sessions of a bundle.
-        .with_execution_providers([ort::ep::CPU::default()
-            .with_arena_allocator(false)
-            .build()
-            .error_on_failure()])?
+        .with_execution_providers([options.device.dispatch(Some(graph.spec))])?
+        // A pattern is kept for every shape ever seen, and decoding makes a new shape at each step.
         .with_memory_pattern(false)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_parallel_execution(false)?
@@ -56,7 +60,10 @@ fn build(environment: &Environment, graph: GraphFile<'_>, threads: Option<usize>
         .with_config_entry("session.force_spinning_stop", "1")?
         .with_log_id(&graph.spec.name)?
         .with_log_level(LogLevel::Warning)?;
-    if let Some(threads) = threads {
+    if options.device != OrtDevice::Cpu {
+        builder = builder.with_disable_cpu_fallback()?;
+    }
+    if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads.max(1))?;
     }
     builder.commit_from_file(graph.path)
