@@ -8,8 +8,7 @@ use camino::Utf8Path;
 use crate::{cargo, command, npz, onnx, step, tidy};
 
 /// Crates that only an optional feature compiles.
-const OPTIONAL: &[&str] = &["dpar-engine-candle", TENSORRT];
-const TENSORRT: &str = "dpar-engine-tensorrt";
+const OPTIONAL: &[&str] = &["dpar-engine-candle", "dpar-engine-tensorrt"];
 /// Every optional engine: one build, so that nothing is compiled twice with other features.
 const ALL_ENGINES: &str = "dpar-export/tensorrt,dpar-export/candle";
 
@@ -59,14 +58,4 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
-}
-
-/// The suite that needs a GPU: loud where there is none.
-pub(crate) fn gpu(root: &Utf8Path) -> Result<()> {
-    if !Utf8Path::new("/dev/nvidiactl").exists() {
-        println!("SKIPPED: there is no NVIDIA driver here (no /dev/nvidiactl). Nothing was tested on a GPU.");
-        return Ok(());
-    }
-    let args = ["test", "-p", TENSORRT, "--features", "gpu-tests", "--test", "gpu", "--", "--nocapture"];
-    step("gpu", || command(root, &cargo(), &args))
 }

@@ -10,7 +10,7 @@ use crate::{cargo, command, onnx};
 pub(crate) const OUT: &str = "out/demo";
 
 /// The two trained systems: name, checkpoint and further options.
-const SYSTEMS: [(&str, &[&str]); 2] = [
+pub(crate) const SYSTEMS: [(&str, &[&str]); 2] = [
     ("dpar", &["fixtures/emoji32/dpar"]),
     (
         "llamagen",
@@ -27,6 +27,11 @@ const SYSTEMS: [(&str, &[&str]); 2] = [
 /// Builds the program as users run it.
 pub(crate) fn program(root: &Utf8Path) -> Result<Utf8PathBuf> {
     command(root, &cargo(), &["build", "--release", "--bin", "dpar-export"])?;
+    built(root)
+}
+
+/// Where a release build puts the program.
+pub(crate) fn built(root: &Utf8Path) -> Result<Utf8PathBuf> {
     let name = format!("dpar-export{}", std::env::consts::EXE_SUFFIX);
     Ok(onnx::target(root)?.join("release").join(name))
 }

@@ -4,6 +4,7 @@
 mod check;
 mod demo;
 mod fetch;
+mod gpu;
 mod npz;
 mod onnx;
 mod parity;
@@ -56,7 +57,7 @@ enum Task {
         #[arg(long)]
         minimal: bool,
     },
-    /// Run the tests that need an NVIDIA GPU, where one is
+    /// Run everything that needs an NVIDIA GPU, where one is, and write a log of it
     Gpu,
     /// Check the invariants in ARCHITECTURE.md that a machine can check
     Tidy,
@@ -88,7 +89,7 @@ fn run() -> Result<()> {
         Task::Parity { engines } => parity::run(&root, &engines),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
         Task::Check { minimal } => check::run(&root, minimal),
-        Task::Gpu => check::gpu(&root),
+        Task::Gpu => gpu::run(&root),
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),

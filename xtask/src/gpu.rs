@@ -1,0 +1,145 @@
+//! `cargo xtask gpu`: everything that needs an NVIDIA GPU, in one command, with a log of what happened.
+
+use std::fmt::Write;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use camino::Utf8Path;
+
+use crate::{cargo, demo};
+
+/// Below the workspace's folder, ignored by git.
+const OUT: &str = "out/gpu";
+
+/// The exit code of `dpar-export` for what is not available.
+const UNAVAILABLE: i32 = 3;
+
+/// Steps that ran, and what they said.
+struct Log<'a> {
+    root: &'a Utf8Path,
+    text: String,
+    /// Name, and whether it passed or need not.
+    steps: Vec<(String, String, bool)>,
+}
+
+impl Log<'_> {
+    /// Runs a program to its end and keeps what it printed; goes on whatever comes back. `optional`: what is not
+    /// available is no failure.
+    fn run(&mut self, name: &str, program: &str, args: &[&str], optional: bool) -> bool {
+        println!("== {name}");
+        let run = Command::new(program).args(args).current_dir(self.root).output();
+        let (code, said) = match &run {
+            Ok(output) => {
+                let said = [&output.stdout[..], &output.stderr[..]].concat();
+                (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+            }
+            Err(e) => (None, format!("`{program}` cannot be started: {e}")),
+        };
+        let passed = code == Some(0);
+        let outcome = match code {
+            Some(0) => "ok".to_owned(),
+            Some(UNAVAILABLE) if optional => "not available here".to_owned(),
+            Some(code) => format!("FAILED with exit code {code}"),
+            None if optional => "not available here".to_owned(),
+            None => "FAILED".to_owned(),
+        };
+        println!("{said}== {name}: {outcome}");
+        let tool = Utf8Path::new(program).file_name().unwrap_or(program);
+        let _ = write!(self.text, "## {name}: {outcome}\n\n```\n$ {tool} {}\n{said}```\n\n", args.join(" "));
+        let fine = passed || (optional && !outcome.starts_with("FAILED"));
+        self.steps.push((name.to_owned(), outcome, fine));
+        passed
+    }
+
+    /// Writes the log and says how every step ended.
+    fn finish(self, file: &Utf8Path) -> Result<()> {
+        if let Some(folder) = file.parent() {
+            fs_err::create_dir_all(folder)?;
+        }
+        fs_err::write(file, &self.text)?;
+        println!("\n== {file}");
+        for (name, outcome, _) in &self.steps {
+            println!("{name}: {outcome}");
+        }
+        let failed: Vec<&str> = self.steps.iter().filter(|s| !s.2).map(|s| s.0.as_str()).collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        bail!("failed: {}", failed.join(", "))
+    }
+}
+
+/// Loud where there is no GPU; else runs everything, also after a failure: a device that TensorRT-RTX refuses is a
+/// result too.
+pub(crate) fn run(root: &Utf8Path) -> Result<()> {
+    if !Utf8Path::new("/dev/nvidiactl").exists() {
+        println!("SKIPPED: there is no NVIDIA driver here (no /dev/nvidiactl). Nothing was tested on a GPU.");
+        return Ok(());
+    }
+    let mut log = Log { root, text: "# A run of `cargo xtask gpu`\n\n".to_owned(), steps: Vec::new() };
+    let query = "--query-gpu=name,compute_cap,driver_version,memory.total";
+    log.run("the device", "nvidia-smi", &[query, "--format=csv"], true);
+    let suite = ["test", "-p", "dpar-engine-tensorrt", "--features", "gpu-tests", "--test", "gpu"];
+    log.run(
+        "engines",
+        &cargo(),
+        &[&suite[..], &["--", "--nocapture", "--test-threads", "1"]].concat(),
+        false,
+    );
+    let build = ["build", "--release", "--features", "tensorrt", "--bin", "dpar-export"];
+    if log.run("the program", &cargo(), &build, false) {
+        let program = demo::built(root).context("the program")?;
+        let program = program.as_str();
+        let cache = format!("{OUT}/cache");
+        for (name, checkpoint) in demo::SYSTEMS {
+            let bundle = format!("{OUT}/{name}");
+            let reference = if name == "dpar" { "fixtures/emoji32" } else { "fixtures/emoji32/llamagen" };
+            let streams = format!("fixtures/emoji32/streams_{name}.safetensors");
+            let target =
+                ["--target", "trt", "--profile", "decode", "--profile", "default", "-o", &bundle, "--force"];
+            if !log.run(&format!("{name}: build"), program, &[&target[..], checkpoint].concat(), false) {
+                continue;
+            }
+            let trt = ["--engine", "tensorrt"];
+            let verify = ["verify", &bundle, "--reference", reference];
+            log.run(&format!("{name}: verify"), program, &[&verify[..], &trt].concat(), false);
+            let graphs = ["--cuda-graphs", "--runtime-cache", cache.as_str()];
+            let what = format!("{name}: verify with CUDA graphs and a runtime cache");
+            log.run(&what, program, &[&verify[..], &trt, &graphs].concat(), false);
+            let sampled = ["verify", &bundle, "--streams", &streams, "--batch", "32"];
+            log.run(&format!("{name}: all streams"), program, &[&sampled[..], &trt].concat(), false);
+            for device in ["cuda", "tensorrt", "nvrtx"] {
+                let ort = ["--engine", "ort", "--device", device];
+                log.run(&format!("{name}: ort on {device}"), program, &[&verify[..], &ort].concat(), true);
+            }
+        }
+    }
+    log.finish(&root.join(OUT).join("log.md"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_run_and_logged_and_a_failure_is_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap();
+        let file = root.join("out/log.md");
+        let log = || Log { root, text: String::new(), steps: Vec::new() };
+        let mut good = log();
+        assert!(good.run("version", &cargo(), &["--version"], false));
+        assert!(!good.run("no such program", "dpar-no-such-program", &[], true));
+        good.finish(&file).unwrap();
+        let text = fs_err::read_to_string(&file).unwrap();
+        assert!(text.contains("## version: ok") && text.contains("--version\ncargo 1."), "{text}");
+        assert!(text.contains("## no such program: not available here"), "{text}");
+
+        let mut bad = log();
+        assert!(!bad.run("wrong", &cargo(), &["no-such-command"], true));
+        assert!(bad.run("version", &cargo(), &["--version"], false));
+        let e = bad.finish(&file).unwrap_err();
+        assert_eq!(e.to_string(), "failed: wrong");
+        assert!(fs_err::read_to_string(&file).unwrap().contains("## wrong: FAILED with exit code 101"));
+    }
+}
