@@ -32,7 +32,20 @@ pub struct EngineOptions<'a> {
 type Make = fn(&EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError>;
 
 /// The one table of engines.
-const ENGINES: &[(&str, Make)] = &[("tract", tract), ("ort", ort), ("tensorrt", tensorrt)];
+const ENGINES: &[(&str, Make)] =
+    &[("tract", tract), ("ort", ort), ("candle", candle), ("tensorrt", tensorrt)];
+
+/// Names of the engines that are compiled in.
+pub fn built() -> impl Iterator<Item = &'static str> {
+    let has = |name: &str| match name {
+        "tract" => cfg!(feature = "tract"),
+        "ort" => cfg!(feature = "ort"),
+        "candle" => cfg!(feature = "candle"),
+        "tensorrt" => cfg!(feature = "tensorrt"),
+        _ => false,
+    };
+    names().filter(move |name| has(name))
+}
 
 /// Names that `--engine` knows.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -67,6 +80,16 @@ fn ort(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
     Err(not_built("ort"))
 }
 
+#[cfg(feature = "candle")]
+fn candle(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(dpar_engine_candle::CandleEngine::new(options.threads)))
+}
+
+#[cfg(not(feature = "candle"))]
+fn candle(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+    Err(not_built("candle"))
+}
+
 #[cfg(feature = "tensorrt")]
 fn tensorrt(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
     use dpar_engine_tensorrt::{Locate, TensorRtEngine, TensorRtOptions};
@@ -95,7 +118,7 @@ fn tensorrt(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
     Err(not_built("tensorrt"))
 }
 
-#[cfg(not(all(feature = "tract", feature = "ort", feature = "tensorrt")))]
+#[cfg(not(all(feature = "tract", feature = "ort", feature = "candle", feature = "tensorrt")))]
 fn not_built(name: &str) -> EngineError {
     EngineError::new(EngineErrorKind::Unavailable, name, "this build does not have it")
         .hint(format!("build with the Cargo feature `{name}`"))

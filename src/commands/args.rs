@@ -175,7 +175,8 @@ pub(crate) struct TalkArgs {
 /// Where a bundle runs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
-    /// Engine: tract (embedded), ort (ONNX Runtime) or tensorrt (engines of a `--target trt` bundle, on a GPU)
+    /// Engine: tract (embedded), ort (ONNX Runtime), candle (feature `candle`) or tensorrt (engines of a `--target trt`
+    /// bundle, on a GPU)
     #[arg(long, default_value = crate::engines::DEFAULT_ENGINE, value_parser = engine_names(), help_heading = "Engine")]
     pub(crate) engine: String,
     /// Threads of one run [default: the engine's choice]

@@ -7,8 +7,17 @@ use dpar_export::runtime::Runtime;
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_spec::Precision;
 
-/// Both engines of the default build.
+/// The engines of this build that run on any machine.
+#[cfg(not(feature = "candle"))]
 pub(crate) const ENGINES: [&str; 2] = ["tract", "ort"];
+/// The engines of this build that run on any machine.
+#[cfg(feature = "candle")]
+pub(crate) const ENGINES: [&str; 3] = ["tract", "ort", "candle"];
+
+/// What an engine is told: two threads, but candle takes its number from the environment.
+pub(crate) fn engine_options(engine: &str) -> EngineOptions<'static> {
+    EngineOptions { threads: (engine != "candle").then_some(2), ..EngineOptions::default() }
+}
 
 /// A path below `fixtures/`.
 pub(crate) fn fixture(path: &str) -> Utf8PathBuf {
@@ -52,8 +61,7 @@ pub(crate) fn llamagen(name: &str) -> (&'static str, LoadOptions) {
 
 /// The bundle on an engine.
 pub(crate) fn on<'a>(bundle: &'a Bundle, engine: &str) -> Runtime<'a> {
-    let engine =
-        engines::create(engine, &EngineOptions { threads: Some(2), ..EngineOptions::default() }).unwrap();
+    let engine = engines::create(engine, &engine_options(engine)).unwrap();
     Runtime::new(bundle, engine)
         .unwrap_or_else(|e| panic!("{e}; hint: {}", e.hint.clone().unwrap_or_default()))
 }

@@ -26,7 +26,17 @@ pub(crate) const SYSTEMS: [(&str, &[&str]); 2] = [
 
 /// Builds the program as users run it.
 pub(crate) fn program(root: &Utf8Path) -> Result<Utf8PathBuf> {
-    command(root, &cargo(), &["build", "--release", "--bin", "dpar-export"])?;
+    program_with(root, &[])
+}
+
+/// Builds the program with features that a plain build has not.
+pub(crate) fn program_with(root: &Utf8Path, features: &[&str]) -> Result<Utf8PathBuf> {
+    let features = features.join(",");
+    let mut args = vec!["build", "--release", "--bin", "dpar-export"];
+    if !features.is_empty() {
+        args.extend(["--features", &features]);
+    }
+    command(root, &cargo(), &args)?;
     built(root)
 }
 

@@ -48,7 +48,7 @@ enum Task {
     /// Measure the README's parity table: every golden case on every engine
     Parity {
         /// Engines
-        #[arg(long = "engine", default_values = ["tract", "ort"])]
+        #[arg(long = "engine", default_values = ["tract", "ort", "candle"])]
         engines: Vec<String>,
     },
     /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check, npz-check

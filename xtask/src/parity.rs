@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use camino::Utf8Path;
 use serde_json::Value;
 
-use crate::demo::{OUT, program};
+use crate::demo::{OUT, program_with};
 
 /// Name, reference folder and export arguments of each case, relative to the workspace's folder.
 const CASES: [(&str, &str, &[&str]); 4] = [
@@ -37,7 +37,7 @@ const COLUMNS: [(&str, &str); 7] = [
 
 /// Verifies every case on every engine and prints a Markdown table.
 pub(crate) fn run(root: &Utf8Path, engines: &[String]) -> Result<()> {
-    let program = program(root)?;
+    let program = program_with(root, &features(engines))?;
     let headings: Vec<&str> = COLUMNS.iter().map(|(h, _)| *h).collect();
     let mut lines = vec![
         format!("| case | engine | {} |", headings.join(" | ")),
@@ -65,6 +65,11 @@ pub(crate) fn run(root: &Utf8Path, engines: &[String]) -> Result<()> {
         bail!("a case failed");
     }
     Ok(())
+}
+
+/// What the build needs beyond a plain one for these engines.
+fn features(engines: &[String]) -> Vec<&str> {
+    engines.iter().map(String::as_str).filter(|e| ["candle", "tensorrt"].contains(e)).collect()
 }
 
 /// The largest difference, or the counts in the detail, of one check.

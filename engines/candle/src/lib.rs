@@ -1,1 +1,140 @@
-//! candle-onnx behind the engine contract.
+//! candle-onnx behind the engine contract: pure Rust, compiled in.
+//!
+//! candle-onnx evaluates a graph node by node. This engine gives it one node at a time, which it can name when it
+//! fails, and drops a value after its last use. Initializers are read once, external ones out of a mapped file, and
+//! nodes that depend on nothing but initializers are evaluated once: a step copies no weight. What candle-onnx
+//! evaluates wrongly, or not at all, is refused when the graph is prepared.
+
+mod file;
+mod plan;
+mod session;
+mod support;
+mod weights;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use candle_core::utils::{barrier_pool, get_num_threads};
+use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+use rayon::ThreadPool;
+
+use session::CandleSession;
+
+/// Name as given to `--engine`.
+const NAME: &str = "candle";
+/// The exact version in the workspace's `Cargo.toml`; a test compares them.
+const VERSION: &str = "0.11.1";
+
+/// The candle engine, on the CPU.
+#[derive(Debug)]
+pub struct CandleEngine {
+    /// Threads asked for; `None` = candle's number.
+    threads: Option<usize>,
+    /// Started by the first probe or graph; the sessions of this engine share it.
+    pool: OnceLock<Result<Arc<ThreadPool>, EngineError>>,
+}
+
+impl CandleEngine {
+    /// An engine whose runs use `threads` threads, or candle's number.
+    ///
+    /// candle takes its number from the environment, once in a process (`RAYON_NUM_THREADS`, or one per physical
+    /// core); an engine that is asked for another number is unavailable, and its probe says so.
+    pub fn new(threads: Option<usize>) -> Self {
+        Self { threads, pool: OnceLock::new() }
+    }
+
+    fn pool(&self) -> Result<Arc<ThreadPool>, EngineError> {
+        let start = || {
+            let own = threads_of_candle();
+            if let Some(asked) = self.threads.filter(|asked| *asked != own) {
+                let message = format!(
+                    "{asked} threads were asked for, but this process runs candle with {own}: it takes the number \
+                     from the environment, once"
+                );
+                return Err(EngineError::new(EngineErrorKind::Unavailable, NAME, message)
+                    .hint(format!("set RAYON_NUM_THREADS={asked} (and no CANDLE_NUM_THREADS)")));
+            }
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(own);
+            pool.thread_name(|i| format!("candle-{i}")).build().map(Arc::new).map_err(|e| {
+                let message = format!("{own} threads could not be started: {e}");
+                EngineError::new(EngineErrorKind::Unavailable, NAME, message)
+                    .hint("set RAYON_NUM_THREADS to a smaller number")
+            })
+        };
+        self.pool.get_or_init(start).clone()
+    }
+
+    fn load(&self, graph: GraphFile<'_>) -> Result<CandleSession, EngineError> {
+        let pool = self.pool()?;
+        let model = file::read(graph)?;
+        let plan = pool.install(|| plan::Plan::new(graph, model))?;
+        Ok(CandleSession::new(graph.spec.clone(), plan, pool))
+    }
+}
+
+/// Threads that candle uses in this process: for matrix products and convolutions, and for large element-wise
+/// operators, which have a pool of their own.
+fn threads_of_candle() -> usize {
+    get_num_threads().max(barrier_pool().n_workers() + 1)
+}
+
+impl Engine for CandleEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn probe(&self) -> Result<EngineInfo, EngineError> {
+        let threads = self.pool()?.current_num_threads();
+        Ok(EngineInfo {
+            engine: NAME.to_owned(),
+            version: VERSION.to_owned(),
+            device: "cpu".to_owned(),
+            provider: "candle-onnx on candle-core with gemm".to_owned(),
+            library: None,
+            threads: Some(threads),
+        })
+    }
+
+    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        // candle-onnx asserts and indexes in places: a graph it cannot take is refused, not a crash.
+        match catch_unwind(AssertUnwindSafe(|| self.load(graph))) {
+            Ok(session) => Ok(Box::new(session?)),
+            Err(panic) => {
+                Err(refusal(graph, format!("candle gave up on the graph: {}", panic_text(&*panic))))
+            }
+        }
+    }
+}
+
+/// A refused graph.
+fn refusal(graph: GraphFile<'_>, message: String) -> EngineError {
+    EngineError::new(EngineErrorKind::Graph, NAME, format!("{}: {message}", graph.path))
+        .in_graph(&graph.spec.name)
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reported_version_is_the_pinned_one() {
+        let manifest = include_str!("../../../Cargo.toml");
+        assert!(manifest.contains(&format!("candle-onnx = {{ version = \"={VERSION}\"")), "update VERSION");
+    }
+
+    #[test]
+    fn another_number_of_threads_than_candles_is_refused_with_the_way_to_get_it() {
+        let own = CandleEngine::new(None).probe().unwrap().threads.unwrap();
+        assert_eq!(own, threads_of_candle());
+        assert_eq!(CandleEngine::new(Some(own)).probe().unwrap().threads, Some(own));
+        let e = CandleEngine::new(Some(own + 1)).probe().unwrap_err();
+        assert_eq!(e.kind, EngineErrorKind::Unavailable);
+        assert!(e.hint.unwrap().contains(&format!("RAYON_NUM_THREADS={}", own + 1)));
+    }
+}

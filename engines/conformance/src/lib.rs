@@ -7,6 +7,8 @@
 
 mod cached;
 mod checks;
+#[cfg(feature = "fixtures")]
+mod fixtures;
 mod hostile;
 mod inputs;
 mod tolerance;
@@ -18,6 +20,8 @@ use camino::Utf8PathBuf;
 use dpar_engine_api::{Engine, GraphFile, Tensor};
 use dpar_export_spec::{AxisRange, GraphSpec};
 
+#[cfg(feature = "fixtures")]
+pub use fixtures::{FIXTURES, fixture};
 pub use inputs::{Inputs, MASKED};
 pub use tolerance::{BATCH_F32, ENGINE_F32, EXACT, Tolerance, Tolerances};
 

@@ -5,41 +5,17 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{Engine, EngineErrorKind, GraphFile, Tensor};
 use dpar_engine_conformance::{
-    Case, Check, Exception, Inputs, Outcome, Reference, Verdict, agree, assert_passed, run, run_with,
+    Case, Check, Exception, FIXTURES, Outcome, Verdict, agree, assert_passed, fixture, run, run_with,
 };
 use dpar_engine_ort::{OrtEngine, OrtOptions};
 use dpar_engine_tract::TractEngine;
-use dpar_export_spec::{DType, Port};
-use serde_json::Value;
-
-fn fixtures() -> Utf8PathBuf {
-    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
-}
-
-fn tensor(port: &Port, value: &Value) -> Tensor {
-    let shape: Vec<usize> = serde_json::from_value(value["shape"].clone()).unwrap();
-    match port.dtype {
-        DType::I64 => Tensor::i64(shape, serde_json::from_value::<Vec<i64>>(value["data"].clone()).unwrap()),
-        _ => Tensor::f32(shape, serde_json::from_value::<Vec<f32>>(value["data"].clone()).unwrap()),
-    }
-}
 
 fn case(name: &str) -> Case {
-    let text = std::fs::read_to_string(fixtures().join(format!("{name}.json"))).unwrap();
-    let document: Value = serde_json::from_str(&text).unwrap();
-    let spec: dpar_export_spec::GraphSpec = serde_json::from_value(document["spec"].clone()).unwrap();
-    let reference = &document["reference"];
-    let inputs = spec.inputs.iter().map(|p| (p.name.clone(), tensor(p, &reference["inputs"][&p.name])));
-    let outputs = spec.outputs.iter().map(|p| tensor(p, &reference["outputs"][&p.name]));
-    let known = Reference { inputs: Inputs(inputs.collect()), outputs: outputs.collect() };
-    let mut case = Case::new(spec, fixtures().join(format!("{name}.onnx")));
-    case.bounds = serde_json::from_value(document["bounds"].clone()).unwrap();
-    case.references.push(known);
-    case
+    fixture(name).unwrap()
 }
 
 fn cases() -> Vec<Case> {
-    ["attention_step", "head", "conv_decode"].map(case).into()
+    FIXTURES.map(case).into()
 }
 
 /// Never skipped: without the library this fails and says how to get it.
