@@ -37,14 +37,13 @@ const ENGINES: &[(&str, Make)] =
 
 /// Names of the engines that are compiled in.
 pub fn built() -> impl Iterator<Item = &'static str> {
-    let has = |name: &str| match name {
-        "tract" => cfg!(feature = "tract"),
-        "ort" => cfg!(feature = "ort"),
-        "candle" => cfg!(feature = "candle"),
-        "tensorrt" => cfg!(feature = "tensorrt"),
-        _ => false,
-    };
-    names().filter(move |name| has(name))
+    let features = [
+        ("tract", cfg!(feature = "tract")),
+        ("ort", cfg!(feature = "ort")),
+        ("candle", cfg!(feature = "candle")),
+        ("tensorrt", cfg!(feature = "tensorrt")),
+    ];
+    names().filter(move |name| features.contains(&(name, true)))
 }
 
 /// Names that `--engine` knows.

@@ -2,7 +2,7 @@
 //! of dynamic patches, and verifies them against reference outputs.
 //!
 //! Data flows one way: checkpoint → component spec → ONNX graphs and manifest ([`bundle`]) → engine
-//! ([`runtime`]) → decoding loop ([`generate`]) → comparison ([`verify`]). Only [`commands`] prints or exits.
+//! ([`runtime`]) → decoding loop ([`generate`]) → comparison ([`verify`], [`parity`]). Only [`commands`] prints or exits.
 
 pub mod arrays;
 pub mod bundle;
@@ -12,6 +12,7 @@ pub mod engines;
 pub mod evaluate;
 pub mod features;
 pub mod generate;
+pub mod parity;
 pub mod patches;
 pub mod picture;
 pub mod runtime;

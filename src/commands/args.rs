@@ -195,7 +195,7 @@ pub(crate) struct EngineArgs {
     pub(crate) batch: u16,
 }
 
-fn engine_names() -> clap::builder::PossibleValuesParser {
+pub(super) fn engine_names() -> clap::builder::PossibleValuesParser {
     crate::engines::names().collect::<Vec<_>>().into()
 }
 
@@ -218,6 +218,8 @@ pub(crate) enum Command {
     Reference(super::reference::ReferenceArgs),
     /// FID, sFID, IS, Precision, Recall, KID of activations
     Metrics(super::metrics::MetricsArgs),
+    /// Compare engines with each other and with a reference: tensors, decisions, near-ties and defects
+    Parity(super::parity::ParityArgs),
     /// Print a shell completion script
     Completions {
         /// The shell
@@ -352,6 +354,9 @@ pub(crate) struct VerifyArgs {
     /// Sampled reference streams, with reference.json beside the file
     #[arg(long, value_name = "FILE")]
     pub(crate) streams: Option<Utf8PathBuf>,
+    /// Leave out the probes that need no reference
+    #[arg(long)]
+    pub(crate) no_probes: bool,
     /// Compare only the first N streams
     #[arg(long, value_name = "N", requires = "streams")]
     pub(crate) limit: Option<usize>,

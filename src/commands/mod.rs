@@ -7,6 +7,7 @@ mod failure;
 mod generate;
 mod inspect;
 mod metrics;
+mod parity;
 mod pixels;
 mod printer;
 mod reference;
@@ -57,6 +58,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         (Some(Command::Verify(a)), _) => verify::run(&a, printer),
         (Some(Command::Reference(a)), _) => reference::run(&a, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(&a, printer),
+        (Some(Command::Parity(a)), _) => parity::run(&a, printer),
         (Some(Command::Completions { shell }), _) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dpar-export", &mut script);

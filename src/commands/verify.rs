@@ -6,7 +6,7 @@ use super::args::VerifyArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
 use super::with_runtime;
-use crate::verify::{Flip, Report, Status, verify_golden, verify_streams};
+use crate::verify::{Flip, Report, Status, probe, verify_golden, verify_streams};
 
 pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> {
     with_runtime(&args.bundle, &args.engine, |runtime| {
@@ -16,6 +16,9 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
         if let Some(folder) = &args.reference {
             checks
                 .extend(verify_golden(runtime, folder, batch, &mut |done, total| bar.advance(done, total))?);
+        }
+        if !args.no_probes {
+            checks.extend(probe(runtime, batch, &mut |done, total| bar.advance(done, total))?);
         }
         if let Some(file) = &args.streams {
             let progress = &mut |done, total| bar.advance(done, total);
@@ -29,7 +32,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
     })
 }
 
-fn word(status: Status) -> &'static str {
+pub(super) fn word(status: Status) -> &'static str {
     match status {
         Status::Pass => "pass",
         Status::Fail => "FAIL",

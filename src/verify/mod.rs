@@ -2,6 +2,7 @@
 //! margin.
 
 mod golden;
+mod probes;
 mod record;
 mod reference;
 mod streams;
@@ -12,6 +13,7 @@ use dpar_export_spec::PatchRule;
 use serde::Serialize;
 
 pub use golden::verify_golden;
+pub use probes::{PREFIX_F32, probe};
 pub use record::{Golden, Provenance, Recording, record};
 pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file};
 pub use streams::verify_streams;

@@ -19,6 +19,10 @@ fn cases(bundle: &Bundle) -> Vec<Case> {
             let mut case = Case::new(graph.spec.clone(), bundle.folder().join(&graph.file));
             // Large enough to differ from the tuned sizes, small enough for an image network.
             case.cap = 6;
+            if graph.spec.component == "vq" {
+                // Convolutions: the slowest of all.
+                case.caps.insert("batch".to_owned(), 2);
+            }
             // The patches of the whole batch stand in one list.
             case.coupled_rows = graph.spec.input("patch_tokens").is_some();
             for port in &graph.spec.inputs {

@@ -7,6 +7,7 @@
 mod cached;
 mod cli;
 mod common;
+mod compare;
 mod device;
 mod engines;
 mod export;

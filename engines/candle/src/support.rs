@@ -115,7 +115,8 @@ fn special(node: &NodeProto) -> Result<(), String> {
                 return unsupported("other than two dimensions with strides here");
             }
             let equal = |key: &str| ints(node, key).windows(2).all(|p| p[0] == p[1]);
-            if !pool && !(equal("strides") && equal("dilations")) {
+            let even = equal("strides") && equal("dilations");
+            if !pool && !even {
                 return unsupported("strides or dilations that differ between axes");
             }
             if ints(node, "pads").iter().any(|p| *p < 0) {

@@ -164,7 +164,7 @@ pub(crate) fn bad_inputs(session: &mut dyn Session, case: &Case) -> Found {
     let mut views = good.views();
     views[0] = (name, deeper);
     verdicts.push(("a wrong rank", session.run(&views)));
-    if let Some(axis) = case.spec.axes.iter().find(|a| a.max < case.cap) {
+    if let Some(axis) = case.spec.axes.iter().find(|a| a.max < case.cap_of(a)) {
         let mut sizes = case.sizes(|a| a.opt);
         sizes.insert(axis.name.clone(), axis.max + 1);
         let beyond = inputs::generate(case, &sizes, 7)?;

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use camino::Utf8PathBuf;
-use dpar_engine_api::{Engine, GraphFile, Tensor};
+use dpar_engine_api::{Engine, GraphFile, Session, Tensor};
 use dpar_export_spec::{AxisRange, GraphSpec};
 
 #[cfg(feature = "fixtures")]
@@ -45,10 +45,15 @@ pub struct Case {
     pub bounds: BTreeMap<String, usize>,
     /// Largest size that an axis is given, to bound the time; sizes below its minimum are never used.
     pub cap: usize,
+    /// Other largest sizes, by axis.
+    pub caps: BTreeMap<String, usize>,
     /// Seed of the inputs.
     pub seed: u64,
     /// Allowed distances.
     pub tolerances: Tolerances,
+    /// Allow the batch tolerance times the largest element of the expected tensor, if that is above 1: rounding is
+    /// relative to the terms of a sum, and a small element of a trained model's logits is a sum of large terms.
+    pub scaled: bool,
     /// Known results.
     pub references: Vec<Reference>,
     /// Inputs that point across rows (flat indices over the whole batch), so that no row can be taken alone.
@@ -63,8 +68,10 @@ impl Case {
             path: path.into(),
             bounds: BTreeMap::new(),
             cap: 64,
+            caps: BTreeMap::new(),
             seed: 1,
             tolerances: Tolerances::default(),
+            scaled: false,
             references: Vec::new(),
             coupled_rows: false,
         }
@@ -81,15 +88,28 @@ impl Case {
         GraphFile { spec: &self.spec, path: &self.path }
     }
 
+    /// The batch tolerance for outputs like these.
+    fn batch_tolerance(&self, expected: &[Tensor]) -> Tolerance {
+        let elements = expected.iter().filter_map(Tensor::to_f32).flatten();
+        let largest = elements.filter(|v| v.is_finite()).fold(1.0_f32, |top, v| top.max(v.abs()));
+        let Tolerance { absolute, relative } = self.tolerances.batch;
+        Tolerance { absolute: absolute * if self.scaled { largest } else { 1.0 }, relative }
+    }
+
+    fn cap_of(&self, axis: &AxisRange) -> usize {
+        self.caps.get(&axis.name).copied().unwrap_or(self.cap)
+    }
+
     fn sizes(&self, size: impl Fn(&AxisRange) -> usize) -> inputs::Sizes {
-        let fit = |a: &AxisRange| size(a).min(self.cap).clamp(a.min, a.max.max(a.min));
+        let fit = |a: &AxisRange| size(a).min(self.cap_of(a)).clamp(a.min, a.max.max(a.min));
         self.spec.axes.iter().map(|a| (a.name.clone(), fit(a))).collect()
     }
 
     /// The shapes that are tried: smallest, tuned for, largest, and beside the tuned one.
     fn shapes(&self) -> Vec<(&'static str, inputs::Sizes)> {
-        let off =
-            |a: &AxisRange| if a.opt < a.max.min(self.cap) { a.opt + 1 } else { a.opt.saturating_sub(1) };
+        let off = |a: &AxisRange| {
+            if a.opt < a.max.min(self.cap_of(a)) { a.opt + 1 } else { a.opt.saturating_sub(1) }
+        };
         vec![
             ("min", self.sizes(|a| a.min)),
             ("opt", self.sizes(|a| a.opt)),
@@ -233,6 +253,13 @@ pub fn run_with(engine: &dyn Engine, cases: &[Case], exceptions: &[Exception]) -
         hostile::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
     }
     outcomes
+}
+
+/// Runs the checks that need no reference and no other files on one prepared graph: shapes, repeated runs, identical
+/// rows, a row alone, masked past entries. `engine` is the engine's name, for the listed exceptions.
+pub fn probes(engine: &'static str, session: &mut dyn Session, case: &Case) -> Vec<Outcome> {
+    let run = |(check, found)| outcome(engine, &case.spec.name, check, found, EXCEPTIONS);
+    checks::without_reference(session, case).into_iter().map(run).collect()
 }
 
 /// Compares an engine with another on the same graphs and inputs.

@@ -1,0 +1,300 @@
+//! `parity`: engines compared with each other and with a reference.
+
+use std::fmt::Write;
+
+use camino::Utf8PathBuf;
+use clap::Args;
+
+use super::args::guidance;
+use super::failure::{Exit, Failure};
+use super::printer::{Printer, table};
+use super::verify::word;
+use crate::bundle::Bundle;
+use crate::engines::{self, EngineOptions};
+use crate::parity::report::{
+    DecisionKind, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport,
+};
+use crate::parity::stats::TensorStats;
+use crate::parity::{Contender, ParityOptions};
+use crate::verify::Status;
+
+#[derive(Debug, Args)]
+pub(crate) struct ParityArgs {
+    /// Bundle folder
+    bundle: Utf8PathBuf,
+    /// Engines to compare, the first that runs being the baseline [default: all that are built in]
+    #[arg(long, value_name = "E,..", value_delimiter = ',', value_parser = super::args::engine_names())]
+    engines: Vec<String>,
+    /// Folder with golden.safetensors and golden.json, compared with each engine
+    #[arg(long, value_name = "DIR")]
+    reference: Option<Utf8PathBuf>,
+    /// Images that every engine draws
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    images: u16,
+    /// Seed of classes and draws
+    #[arg(long, value_name = "K", default_value = "0")]
+    seed: u64,
+    /// Guidance scale; guidance runs above 1
+    #[arg(long, value_name = "S", default_value = "2.0", value_parser = guidance, allow_negative_numbers = true)]
+    cfg_scale: f32,
+    /// Leave out the probes that need no reference
+    #[arg(long)]
+    no_probes: bool,
+    #[command(flatten)]
+    engine: ContenderArgs,
+}
+
+/// Where engines find their libraries, and how they run.
+#[derive(Debug, Args)]
+pub(crate) struct ContenderArgs {
+    /// Threads of one run [default: each engine's choice]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Engine")]
+    threads: Option<u16>,
+    /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
+    #[arg(long, value_name = "FILE", help_heading = "Engine")]
+    ort_lib: Option<Utf8PathBuf>,
+    /// Folder of the TensorRT libraries
+    #[arg(long, value_name = "DIR", help_heading = "Engine")]
+    trt_lib: Option<Utf8PathBuf>,
+    /// Images in one call of a graph
+    #[arg(long, value_name = "B", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Engine")]
+    pub(super) batch: u16,
+}
+
+impl ContenderArgs {
+    /// The engines named, or all that are built in.
+    pub(super) fn contenders(&self, bundle: &Bundle, named: &[String]) -> Result<Vec<Contender>, Failure> {
+        let names: Vec<String> = match named {
+            [] => engines::built().map(str::to_owned).collect(),
+            _ => named.to_vec(),
+        };
+        if let Some(twice) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
+            return Err(Failure::usage(format!("engine {} is named twice", twice.1), None));
+        }
+        for (option, given, engine) in
+            [("--ort-lib", self.ort_lib.is_some(), "ort"), ("--trt-lib", self.trt_lib.is_some(), "tensorrt")]
+        {
+            if given && !names.iter().any(|n| n == engine) {
+                return Err(Failure::usage(
+                    format!("{option} is for engine {engine}, which is not in the run"),
+                    None,
+                ));
+            }
+        }
+        let options = EngineOptions {
+            threads: self.threads.map(usize::from),
+            ort_library: self.ort_lib.clone(),
+            trt_library: self.trt_lib.clone(),
+            bundle: Some(bundle),
+            ..EngineOptions::default()
+        };
+        let make = |name: String| {
+            let library = match name.as_str() {
+                "ort" => self.ort_lib.is_some(),
+                "tensorrt" => self.trt_lib.is_some(),
+                _ => false,
+            };
+            let asked_for = library || !named.is_empty();
+            Contender { engine: engines::create(&name, &options), name, asked_for }
+        };
+        Ok(names.into_iter().map(make).collect())
+    }
+}
+
+pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> {
+    let bundle = Bundle::open(&args.bundle)?;
+    let contenders = args.engine.contenders(&bundle, &args.engines)?;
+    let options = ParityOptions {
+        images: usize::from(args.images),
+        seed: args.seed,
+        cfg_scale: args.cfg_scale,
+        batch: usize::from(args.engine.batch),
+        probes: !args.no_probes,
+    };
+    let bar = printer.progress("comparing", "units");
+    let report =
+        crate::parity::run(&bundle, contenders, args.reference.as_deref(), &options, &mut |done, total| {
+            bar.advance(done, total)
+        })?;
+    drop(bar);
+    printer.result(|| render(&report), &report)?;
+    Ok(exit(&report))
+}
+
+/// A defect outweighs an engine that is missing; a run in which nothing could be compared because of one is its lack.
+fn exit(report: &ParityReport) -> Exit {
+    let ran = report.engines.iter().any(|e| e.status != EngineStatus::NotRun);
+    match report.verdict {
+        Status::Pass if report.missing_engine() => Exit::Unavailable,
+        Status::Pass => Exit::Pass,
+        _ if !ran => Exit::Unavailable,
+        _ if report.missing_engine() && !found_wrong(report) => Exit::Unavailable,
+        _ => Exit::Failed,
+    }
+}
+
+/// Whether something that ran failed.
+fn found_wrong(report: &ParityReport) -> bool {
+    let failed = |c: &crate::verify::Check| c.status == Status::Fail;
+    report.pairs.iter().any(|p| p.status == Status::Fail)
+        || report.engines.iter().any(|e| {
+            e.status == EngineStatus::Failed || e.probes.iter().any(failed) || e.checks.iter().any(failed)
+        })
+}
+
+fn render(report: &ParityReport) -> String {
+    let mut text = String::new();
+    let rows: Vec<Vec<String>> = report.engines.iter().map(|e| engine_row(e, report)).collect();
+    text += &table(&["engine", "what ran", "probes", "checks", "seconds"], &rows);
+    for engine in &report.engines {
+        if let Some(reason) = &engine.reason {
+            let _ = writeln!(text, "{reason}");
+        }
+        if let Some(hint) = &engine.hint {
+            let _ = writeln!(text, " hint: {hint}");
+        }
+        for check in engine.probes.iter().chain(&engine.checks).filter(|c| c.status == Status::Fail) {
+            let _ = writeln!(text, "{}: {} FAILS: {}", engine.engine, check.name, check.detail);
+        }
+    }
+    if !report.pairs.is_empty() {
+        text.push('\n');
+        let rows: Vec<Vec<String>> = report.pairs.iter().map(pair_row).collect();
+        let header =
+            ["compared", "result", "logits", "entropy", "worst output", "given tokens", "own tokens"];
+        text += &table(&header, &rows);
+    }
+    for pair in report.pairs.iter().filter(|p| p.decisions.iter().any(|d| !d.flips.is_empty())) {
+        let _ = writeln!(text, "\n{} against {}: decisions that differ", pair.engine, pair.baseline);
+        let flips = pair.decisions.iter().flat_map(|d| d.flips.iter().map(|f| flip_row(d.mode, f)));
+        text += &table(
+            &["tokens", "image", "slot", "decision", &pair.baseline, &pair.engine, "margin", "verdict"],
+            &flips.collect::<Vec<_>>(),
+        );
+    }
+    let failing = report.pairs.iter().flat_map(|p| p.tensors.iter().map(move |t| (p, t)));
+    let rows: Vec<Vec<String>> = failing
+        .filter(|(_, t)| t.status == Status::Fail)
+        .map(|(p, t)| [vec![format!("{} : {}", p.baseline, p.engine)], tensor_row(t)].concat())
+        .collect();
+    if !rows.is_empty() {
+        text += "\noutputs out of tolerance\n";
+        text +=
+            &table(&["compared", "output", "max abs", "max rel", "ULP", "cosine", "needs", "limit"], &rows);
+    }
+    let missing = if report.missing_engine() { "; an engine that was asked for did not run" } else { "" };
+    let _ = writeln!(
+        text,
+        "\n{}: {} {}{missing}",
+        word(report.verdict),
+        report.bundle.name,
+        report.bundle.precision
+    );
+    text
+}
+
+fn engine_row(engine: &EngineResult, report: &ParityReport) -> Vec<String> {
+    let count = |checks: &[crate::verify::Check]| {
+        let passed = checks.iter().filter(|c| c.status == Status::Pass).count();
+        let ran = checks.iter().filter(|c| c.status != Status::NotRun).count();
+        if ran == 0 { "–".to_owned() } else { format!("{passed} of {ran}") }
+    };
+    let what = match (&engine.info, engine.status) {
+        (Some(i), EngineStatus::Ran) => {
+            let threads = i.threads.map(|n| format!(", {n} threads")).unwrap_or_default();
+            format!("{} {}, {}, {}{threads}", i.version, report.bundle.precision, i.device, i.provider)
+        }
+        (_, status) => {
+            if status == EngineStatus::Failed { "FAILED, see below" } else { "not run, see below" }.to_owned()
+        }
+    };
+    vec![
+        engine.engine.clone(),
+        what,
+        count(&engine.probes),
+        count(&engine.checks),
+        format!("{:.1}", engine.seconds),
+    ]
+}
+
+fn pair_row(pair: &Pair) -> Vec<String> {
+    let of = |name: &str| {
+        let found = pair.tensors.iter().find(|t| t.name == name);
+        found.map_or_else(|| "–".to_owned(), |t| format!("{:.1e}", t.max_abs))
+    };
+    let worst = pair
+        .tensors
+        .iter()
+        .filter(|t| t.name.contains('/'))
+        .max_by(|a, b| a.smallest_tolerance.total_cmp(&b.smallest_tolerance));
+    let decided = |mode: Mode| {
+        let found = pair.decisions.iter().find(|d| d.mode == mode);
+        found.map_or_else(
+            || "–".to_owned(),
+            |d| {
+                let near = d.flips.iter().filter(|f| f.judgement == Judgement::NearTie).count();
+                let defects = d.flips.len() - near;
+                let mut text = format!("{} of {} images equal", d.equal, d.images);
+                if near > 0 {
+                    text += &format!(", {near} near-ties");
+                }
+                if defects > 0 {
+                    text += &format!(", {defects} DEFECTS");
+                }
+                text
+            },
+        )
+    };
+    vec![
+        format!("{} : {}", pair.baseline, pair.engine),
+        word(pair.status).to_owned(),
+        of("logits"),
+        of("entropy"),
+        worst.map_or_else(|| "–".to_owned(), |t| format!("{} {:.1e}, {} ULP", t.name, t.max_abs, t.max_ulp)),
+        decided(Mode::TeacherForced),
+        decided(Mode::FreeRunning),
+    ]
+}
+
+fn tensor_row(t: &TensorStats) -> Vec<String> {
+    vec![
+        t.name.clone(),
+        format!("{:.2e}", t.max_abs),
+        format!("{:.2e}", t.max_rel),
+        t.max_ulp.to_string(),
+        format!("{:.9}", t.cosine),
+        format!("{:.1e}", t.smallest_tolerance),
+        format!("{:.0e}", t.limit),
+    ]
+}
+
+/// A flip as a line of a table.
+fn flip_row(mode: Mode, flip: &JudgedFlip) -> Vec<String> {
+    let value = |i: usize| match (flip.entropy, flip.decision) {
+        (Some(e), _) => {
+            format!("{} (e = {})", if flip.choices[i] == 1 { "opens" } else { "stays" }, e[i])
+        }
+        (None, DecisionKind::Boundary) => if flip.choices[i] == 1 { "opens" } else { "stays" }.to_owned(),
+        _ => flip.choices[i].to_string(),
+    };
+    let margin = flip.margin.map_or_else(
+        || "no rounding explains it".to_owned(),
+        |m| format!("{m:.2e} (rounding explains {:.1e})", flip.limit),
+    );
+    let kind = match flip.decision {
+        DecisionKind::Boundary => "boundary",
+        DecisionKind::Draw => "draw",
+        DecisionKind::ArgMax => "arg-max",
+        DecisionKind::Code => "code",
+    };
+    vec![
+        if mode == Mode::TeacherForced { "given" } else { "own" }.to_owned(),
+        flip.image.to_string(),
+        flip.slot.to_string(),
+        kind.to_owned(),
+        value(0),
+        value(1),
+        margin,
+        if flip.judgement == Judgement::NearTie { "near-tie" } else { "DEFECT" }.to_owned(),
+    ]
+}

@@ -1,0 +1,401 @@
+//! Parity of several engines over one bundle: tensors, decisions, and the errors that separate a near-tie from a
+//! defect. A library: it prints nothing.
+//!
+//! 1. Every engine draws its own images from the same seed (free-running).
+//! 2. Every engine follows the same tokens through the caches (teacher-forced); the baseline's calls are made on the
+//!    others too, with the same inputs, which gives each graph output its own figures.
+//! 3. Decisions are compared slot by slot; a flip is held against the errors seen between the same two sources.
+
+pub mod decisions;
+mod reference;
+pub mod replay;
+pub mod report;
+mod shadow;
+pub mod stats;
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use camino::Utf8Path;
+use dpar_engine_api::{CachedSession, Engine, EngineError, HostCache};
+
+use crate::bundle::Bundle;
+use crate::generate::sampler::{SampleError, SamplerOptions, image_key, random_class};
+use crate::generate::{DecodeError, DecodeOptions, Request, Stream, prepare_model};
+use crate::runtime::{Progress, RunError, Runtime};
+use crate::verify::tolerance::FP32_ABS;
+use crate::verify::{Status, probe, verify_golden};
+use decisions::{Sizes, free_running, teacher_forced};
+use replay::{Follow, Forced, Replay, follow, is_bad_output};
+use report::{
+    BundleId, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE, SCHEMA_VERSION, Settings,
+};
+use shadow::{Shade, Shadowed, Sink};
+
+/// An output of a graph on the same inputs: |a − b| ≤ t · max(1, largest |a|). Engines differ by 1e-6 to 1e-5 of the
+/// largest value in play; a wrong operator, weight or position by 1e-2 and more.
+pub const GRAPH_F32: f64 = 1e-4;
+
+/// An engine of a run: its name, whether the user named it, and the engine or why there is none.
+pub struct Contender {
+    /// Name as given to `--engines`.
+    pub name: String,
+    /// Whether the user named it.
+    pub asked_for: bool,
+    /// The engine.
+    pub engine: Result<Box<dyn Engine>, EngineError>,
+}
+
+/// How to run.
+#[derive(Debug, Clone)]
+pub struct ParityOptions {
+    /// Images of the free run; the teacher-forced run has as many as the reference.
+    pub images: usize,
+    /// Seed of classes and draws.
+    pub seed: u64,
+    /// Guidance scale.
+    pub cfg_scale: f32,
+    /// Images in one call.
+    pub batch: usize,
+    /// Whether to run the reference-free probes.
+    pub probes: bool,
+}
+
+/// What one engine computed.
+struct Outcome<'a> {
+    runtime: Option<Runtime<'a>>,
+    streams: Vec<Stream>,
+    replay: Option<Replay>,
+    result: EngineResult,
+}
+
+/// Runs every engine and compares them with the first that runs, and with the reference where there is one.
+///
+/// # Errors
+/// When the reference cannot be read or does not fit the bundle, or the caller asked to stop. An engine that cannot
+/// run, and every difference, is in the report.
+pub fn run(
+    bundle: &Bundle,
+    engines: Vec<Contender>,
+    reference: Option<&Utf8Path>,
+    options: &ParityOptions,
+    progress: Progress<'_>,
+) -> Result<ParityReport, RunError> {
+    let system = bundle.system();
+    let golden = reference.map(|folder| reference::read(system, folder)).transpose()?;
+    let mut outcomes: Vec<Outcome<'_>> = engines.into_iter().map(|e| start(bundle, e)).collect();
+    for outcome in &mut outcomes {
+        outcome.attempt(|runtime, outcome| {
+            outcome.streams =
+                runtime.decode(&requests(bundle, options), &sampled(options), options.batch, progress)?;
+            if options.probes {
+                outcome.result.probes = probe(runtime, options.batch, progress)?;
+            }
+            if let Some(folder) = reference {
+                outcome.result.checks = verify_golden(runtime, folder, options.batch, progress)?;
+            }
+            Ok(())
+        })?;
+    }
+    let baseline = outcomes.iter().position(|o| o.result.status == EngineStatus::Ran);
+    let mut report = ParityReport {
+        schema_version: SCHEMA_VERSION,
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        verdict: Status::Fail,
+        bundle: identify(bundle),
+        settings: Settings {
+            baseline: baseline.map(|b| outcomes[b].result.engine.clone()),
+            reference: reference.and_then(Utf8Path::file_name).map(str::to_owned),
+            forced_tokens: None,
+            seed: options.seed,
+            cfg_scale: options.cfg_scale,
+            batch: options.batch,
+        },
+        engines: Vec::new(),
+        pairs: Vec::new(),
+    };
+    if let Some(first) = baseline {
+        let forced = match &golden {
+            Some(golden) => golden.forced.clone(),
+            None => drawn(&outcomes[first].streams),
+        };
+        report.settings.forced_tokens = match &golden {
+            Some(_) => Some(REFERENCE.to_owned()),
+            None => report.settings.baseline.clone(),
+        };
+        let sinks = force(bundle, &mut outcomes, first, &forced, options, progress)?;
+        for (i, sink) in sinks.iter().enumerate() {
+            if i != first && outcomes[i].result.status != EngineStatus::NotRun {
+                report.pairs.extend(pair(bundle, &outcomes[first], &outcomes[i], sink, options)?);
+            }
+        }
+        if let Some(golden) = &golden {
+            for outcome in &outcomes {
+                report.pairs.extend(against_reference(bundle, &golden.replay, outcome, options)?);
+            }
+        }
+    }
+    report.engines = outcomes.into_iter().map(|o| o.result).collect();
+    report.judge();
+    Ok(report)
+}
+
+fn identify(bundle: &Bundle) -> BundleId {
+    let system = bundle.system();
+    BundleId {
+        manifest_sha256: bundle.manifest_sha256().to_owned(),
+        name: system.name.clone(),
+        system: system.kind,
+        precision: bundle.manifest().precision,
+        patch_rule: system.patch_rule.clone(),
+        tokens: system.tokens(),
+        vocab: system.vocab,
+        image_size: system.image_size,
+        has_tokenizer: bundle.has_graph("vq_decode"),
+    }
+}
+
+fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Outcome<'a> {
+    let mut result = EngineResult {
+        engine: contender.name,
+        asked_for: contender.asked_for,
+        status: EngineStatus::Ran,
+        info: None,
+        reason: None,
+        hint: None,
+        seconds: 0.0,
+        probes: Vec::new(),
+        checks: Vec::new(),
+        free_running: Vec::new(),
+        teacher_forced: Vec::new(),
+    };
+    let runtime = match contender.engine.and_then(|engine| Runtime::new(bundle, engine)) {
+        Ok(runtime) => {
+            result.info = Some(runtime.info().clone());
+            Some(runtime)
+        }
+        Err(e) => {
+            result.not_run(&e.into());
+            None
+        }
+    };
+    Outcome { runtime, streams: Vec::new(), replay: None, result }
+}
+
+impl EngineResult {
+    /// Records why an engine stopped.
+    fn not_run(&mut self, e: &RunError) {
+        self.status = if is_bad_output(e) { EngineStatus::Failed } else { EngineStatus::NotRun };
+        self.reason = Some(e.to_string());
+        self.hint = match e {
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.hint.clone(),
+            _ => None,
+        };
+    }
+}
+
+impl<'a> Outcome<'a> {
+    /// Runs a piece of work on the engine, if it still runs. What an engine cannot do ends the engine, not the run.
+    fn attempt(
+        &mut self,
+        work: impl FnOnce(&Runtime<'a>, &mut Self) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let Some(runtime) = self.runtime.take().filter(|_| self.result.status == EngineStatus::Ran) else {
+            return Ok(());
+        };
+        let started = Instant::now();
+        let done = work(&runtime, self);
+        self.result.seconds += started.elapsed().as_secs_f64();
+        self.runtime = Some(runtime);
+        match done {
+            Err(e @ (RunError::Engine(_) | RunError::Decode(DecodeError::Engine(_)))) => {
+                self.result.not_run(&e)
+            }
+            Err(e) if is_bad_output(&e) => self.result.not_run(&e),
+            Err(e) => return Err(e),
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+}
+
+fn requests(bundle: &Bundle, options: &ParityOptions) -> Vec<Request> {
+    let classes = bundle.system().num_classes.max(1) as u64;
+    let class = |index| random_class(image_key(options.seed, index), classes) as i64;
+    (0..options.images as u64).map(|index| Request { index, class: class(index) }).collect()
+}
+
+fn sampled(options: &ParityOptions) -> DecodeOptions {
+    DecodeOptions {
+        cfg_scale: options.cfg_scale,
+        cfg_interval: None,
+        sampler: SamplerOptions::default(),
+        seed: options.seed,
+    }
+}
+
+/// Streams as tokens to follow.
+fn drawn(streams: &[Stream]) -> Forced {
+    Forced {
+        tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
+        labels: streams.iter().map(|s| s.request.class).collect(),
+    }
+}
+
+/// The teacher-forced runs. The calls of engine `first` are made on all others too.
+fn force(
+    bundle: &Bundle,
+    outcomes: &mut [Outcome<'_>],
+    first: usize,
+    forced: &Forced,
+    options: &ParityOptions,
+    progress: Progress<'_>,
+) -> Result<Vec<Sink>, RunError> {
+    let system = bundle.system();
+    let how = Follow {
+        rule: &system.patch_rule,
+        tokens: system.tokens(),
+        null_class: system.num_classes as i64,
+        cfg_scale: options.cfg_scale,
+        batch: options.batch,
+    };
+    let sinks: Vec<Sink> = outcomes.iter().map(|_| Arc::new(Mutex::new(Shade::default()))).collect();
+    for (i, outcome) in outcomes.iter_mut().enumerate() {
+        if i != first {
+            outcome.attempt(|runtime, outcome| {
+                let mut model = runtime.model()?;
+                outcome.replay = Some(follow(model.as_mut(), &how, forced, progress)?);
+                Ok(())
+            })?;
+        }
+    }
+    let mut own = outcomes[first].runtime.take();
+    let replay = own.as_ref().map(|runtime| {
+        let mut prepare = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+            let mut shadows = Vec::new();
+            for (other, sink) in outcomes.iter().zip(&sinks) {
+                let ran = other.result.status == EngineStatus::Ran;
+                if let Some(other) = other.runtime.as_ref().filter(|_| ran) {
+                    shadows.push((other.prepare(name)?, sink.clone()));
+                }
+            }
+            // Caches in host memory: the other engines take them as inputs.
+            let session = Box::new(Shadowed::new(runtime.prepare(name)?, shadows));
+            Ok(Box::new(HostCache::new(session)?))
+        };
+        let mut model = prepare_model(system, &mut prepare)?;
+        follow(model.as_mut(), &how, forced, progress)
+    });
+    outcomes[first].runtime = own.take();
+    match replay.transpose() {
+        Ok(replay) => outcomes[first].replay = replay,
+        Err(e) if is_bad_output(&e) || matches!(e, RunError::Engine(_)) => outcomes[first].result.not_run(&e),
+        Err(e) => return Err(e),
+    }
+    for (outcome, sink) in outcomes.iter_mut().zip(&sinks) {
+        if let Some(e) = sink.lock().ok().and_then(|mut s| s.error.take()) {
+            outcome.result.not_run(&e.into());
+        }
+    }
+    trace(outcomes, forced, system.tokens());
+    Ok(sinks)
+}
+
+/// Fills in the traces of the report.
+fn trace(outcomes: &mut [Outcome<'_>], forced: &Forced, tokens: usize) {
+    let some = |e: &[f32]| e.iter().map(|e| e.is_finite().then_some(*e)).collect();
+    for outcome in outcomes {
+        outcome.result.free_running = outcome
+            .streams
+            .iter()
+            .map(|s| ImageTrace {
+                image: s.request.index,
+                class: s.request.class,
+                tokens: s.tokens.clone(),
+                patch_lengths: s.patch_lengths.clone(),
+                entropy: some(&s.entropy),
+                margin: s.margin.clone(),
+            })
+            .collect();
+        let Some(replay) = &outcome.replay else { continue };
+        let images = forced.labels.iter().zip(&replay.patch_lengths).enumerate();
+        outcome.result.teacher_forced = images
+            .map(|(i, (class, lengths))| ImageTrace {
+                image: i as u64,
+                class: *class,
+                tokens: forced.tokens[i * tokens..(i + 1) * tokens].to_vec(),
+                patch_lengths: lengths.clone(),
+                entropy: some(&replay.entropy[i * tokens..(i + 1) * tokens]),
+                margin: Vec::new(),
+            })
+            .collect();
+    }
+}
+
+fn sizes<'a>(bundle: &'a Bundle, options: &ParityOptions) -> Sizes<'a> {
+    let system = bundle.system();
+    Sizes { rule: &system.patch_rule, tokens: system.tokens(), vocab: system.vocab, seed: options.seed }
+}
+
+fn bad_draw(e: SampleError) -> RunError {
+    RunError::Input(format!("logits that nothing can be drawn from: {e}"))
+}
+
+/// Two engines.
+fn pair(
+    bundle: &Bundle,
+    a: &Outcome<'_>,
+    b: &Outcome<'_>,
+    sink: &Sink,
+    options: &ParityOptions,
+) -> Result<Option<Pair>, RunError> {
+    let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
+    let limit = f64::from(FP32_ABS);
+    let forced = teacher_forced(sizes(bundle, options), x, y, true, limit).map_err(bad_draw)?;
+    let mut tensors = Vec::new();
+    if let Ok(shade) = sink.lock() {
+        tensors.extend(shade.outputs.iter().map(|(name, sums)| sums.scaled(name, GRAPH_F32)));
+    }
+    tensors.extend(loop_tensors(&forced, limit));
+    let free = free_running(bundle.patch_rule(), &a.streams, &b.streams, &forced.observed);
+    let mut pair = Pair {
+        baseline: a.result.engine.clone(),
+        engine: b.result.engine.clone(),
+        status: Status::Fail,
+        observed: forced.observed,
+        tensors,
+        decisions: vec![forced.decisions, free],
+    };
+    pair.judge();
+    Ok(Some(pair))
+}
+
+fn loop_tensors(compared: &decisions::Compared, limit: f64) -> Vec<stats::TensorStats> {
+    let mut tensors = vec![compared.logits.finish("logits", limit)];
+    if compared.entropy.largest().is_some() {
+        tensors.push(compared.entropy.finish("entropy", limit));
+    }
+    tensors
+}
+
+/// The reference and an engine: the reference's logits are conditional.
+fn against_reference(
+    bundle: &Bundle,
+    golden: &Replay,
+    outcome: &Outcome<'_>,
+    options: &ParityOptions,
+) -> Result<Option<Pair>, RunError> {
+    let Some(replay) = &outcome.replay else { return Ok(None) };
+    let limit = f64::from(FP32_ABS);
+    let forced = teacher_forced(sizes(bundle, options), golden, replay, false, limit).map_err(bad_draw)?;
+    let mut pair = Pair {
+        baseline: REFERENCE.to_owned(),
+        engine: outcome.result.engine.clone(),
+        status: Status::Fail,
+        observed: forced.observed,
+        tensors: loop_tensors(&forced, limit),
+        decisions: vec![forced.decisions],
+    };
+    pair.judge();
+    Ok(Some(pair))
+}

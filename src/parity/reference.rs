@@ -1,0 +1,55 @@
+//! The teacher-forced part of a golden folder as a source of a comparison.
+
+use camino::Utf8Path;
+use dpar_export_spec::SystemSpec;
+
+use super::replay::{Forced, Replay};
+use crate::arrays::ArrayFile;
+use crate::generate::shift_entropy;
+use crate::patches::unpad;
+use crate::runtime::RunError;
+use crate::verify::array_file;
+
+/// Tokens that a reference gives, and what it computed for them.
+pub(crate) struct Reference {
+    pub(crate) forced: Forced,
+    pub(crate) replay: Replay,
+}
+
+/// Reads the arrays of a golden folder.
+///
+/// # Errors
+/// When it has no teacher-forced logits, or does not fit the system.
+pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, RunError> {
+    let file = ArrayFile::open(array_file(folder)?)?;
+    let (t, vocab) = (system.tokens(), system.vocab);
+    let ids = file.i64("tokens", &[None, Some(t)])?;
+    let n = ids.shape()[0];
+    let labels = file.i64("class_labels", &[Some(n)])?;
+    let logits = file.f32("logits", &[Some(n), Some(t), Some(vocab)])?;
+    let token = |id: &i64| {
+        let fits = u32::try_from(*id).ok().filter(|id| (*id as usize) < vocab);
+        fits.ok_or_else(|| RunError::Input(format!("{}: token {id} is not in 0..{vocab}", file.path())))
+    };
+    let tokens: Vec<u32> = ids.iter().map(token).collect::<Result<_, _>>()?;
+    let lengths = match file.contains("patch_lengths") {
+        true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, file.path().as_str())?,
+        false => vec![vec![1; t]; n],
+    };
+    let entropy = match system.entropy().is_some() && file.contains("entropy") {
+        true => {
+            let next: Vec<f32> = file.f32("entropy", &[Some(n), Some(t)])?.iter().copied().collect();
+            next.chunks(t).flat_map(shift_entropy).collect()
+        }
+        false => vec![f32::NAN; n * t],
+    };
+    Ok(Reference {
+        forced: Forced { tokens, labels: labels.iter().copied().collect() },
+        replay: Replay {
+            patch_lengths: lengths,
+            entropy,
+            conditional: logits.iter().copied().collect(),
+            guided: None,
+        },
+    })
+}

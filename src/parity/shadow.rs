@@ -1,0 +1,77 @@
+//! Every call of a run, made on other engines too: the same inputs, so that each output's difference is the engine's own
+//! and not what built up before.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use dpar_engine_api::{EngineError, Session, Tensor, TensorView};
+use dpar_export_spec::GraphSpec;
+
+use super::stats::Accumulator;
+
+/// What the shadows of one engine came to.
+#[derive(Debug, Default)]
+pub(crate) struct Shade {
+    /// By `graph/output`, in the order of first use.
+    pub(crate) outputs: Vec<(String, Accumulator)>,
+    /// The first error; nothing is run afterwards.
+    pub(crate) error: Option<EngineError>,
+    index: BTreeMap<String, usize>,
+}
+
+impl Shade {
+    fn add(&mut self, spec: &GraphSpec, baseline: &[Tensor], outputs: &[Tensor]) {
+        for (port, (a, b)) in spec.outputs.iter().zip(baseline.iter().zip(outputs)) {
+            let name = format!("{}/{}", spec.name, port.name);
+            let index = *self.index.entry(name.clone()).or_insert_with(|| {
+                self.outputs.push((name, Accumulator::default()));
+                self.outputs.len() - 1
+            });
+            self.outputs[index].1.add(&numbers(a), &numbers(b));
+        }
+    }
+}
+
+/// A tensor's elements as float32; integers of this project are exact in it.
+pub(crate) fn numbers(tensor: &Tensor) -> Vec<f32> {
+    if let Some(values) = tensor.to_f32() {
+        return values;
+    }
+    tensor.as_i64().map(|v| v.iter().map(|v| *v as f32).collect()).unwrap_or_default()
+}
+
+/// Shared by the sessions of one engine.
+pub(crate) type Sink = Arc<Mutex<Shade>>;
+
+/// A session with shadows on other engines.
+pub(crate) struct Shadowed {
+    session: Box<dyn Session>,
+    shadows: Vec<(Box<dyn Session>, Sink)>,
+}
+
+impl Shadowed {
+    pub(crate) fn new(session: Box<dyn Session>, shadows: Vec<(Box<dyn Session>, Sink)>) -> Self {
+        Self { session, shadows }
+    }
+}
+
+impl Session for Shadowed {
+    fn spec(&self) -> &GraphSpec {
+        self.session.spec()
+    }
+
+    fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let outputs = self.session.run_unchecked(inputs)?;
+        for (shadow, sink) in &mut self.shadows {
+            let Ok(mut sink) = sink.lock() else { continue };
+            if sink.error.is_some() {
+                continue;
+            }
+            match shadow.run(inputs) {
+                Ok(others) => sink.add(self.session.spec(), &outputs, &others),
+                Err(e) => sink.error = Some(e),
+            }
+        }
+        Ok(outputs)
+    }
+}
