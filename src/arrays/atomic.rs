@@ -5,6 +5,23 @@ use std::io::{self, Seek, SeekFrom, Write};
 use camino::{Utf8Path, Utf8PathBuf};
 use tempfile::NamedTempFile;
 
+const PREFIX: &str = ".dpar-export-";
+const SUFFIX: &str = ".part";
+
+/// Removes what killed processes left of unfinished files in `folder`, which no other process may be writing to.
+///
+/// # Errors
+/// When the folder cannot be read or a file not removed.
+pub fn remove_unfinished(folder: &Utf8Path) -> io::Result<()> {
+    for entry in folder.read_dir_utf8()? {
+        let entry = entry?;
+        if entry.file_name().starts_with(PREFIX) && entry.file_name().ends_with(SUFFIX) {
+            fs_err::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// A file written beside its destination and renamed over it when complete. Dropped before
 /// [`commit`](Self::commit), it leaves nothing behind and the destination untouched.
 #[derive(Debug)]
@@ -26,7 +43,7 @@ impl AtomicFile {
         }
         let folder = folder_of(path);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".dpar-export-").suffix(".part");
+        builder.prefix(PREFIX).suffix(SUFFIX);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;

@@ -25,6 +25,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// An engine, library or device is not available.
     Unavailable = 3,
+    /// Statistics are inconclusive.
+    Inconclusive = 4,
     /// A file does not match its recorded hash.
     Integrity = 5,
     /// Interrupted by the user (128 + SIGINT).
@@ -46,6 +48,14 @@ impl Failure {
     /// Bad input with a hint.
     pub(crate) fn usage(message: impl Into<String>, hint: Option<&str>) -> Self {
         Self::new(Exit::Usage, anyhow::Error::msg(message.into()), hint.map(str::to_owned))
+    }
+
+    /// With the next step where the user interrupted.
+    pub(crate) fn when_interrupted(mut self, hint: &str) -> Self {
+        if self.exit == Exit::Interrupted {
+            self.hint = Some(hint.to_owned());
+        }
+        self
     }
 
     fn new(exit: Exit, error: impl Into<anyhow::Error>, hint: Option<String>) -> Self {
@@ -158,6 +168,16 @@ impl From<ArrayError> for Failure {
 impl From<PictureError> for Failure {
     fn from(e: PictureError) -> Self {
         Self::new(Exit::Usage, e, None)
+    }
+}
+
+impl From<dpar_export_metrics::Verdict> for Exit {
+    fn from(verdict: dpar_export_metrics::Verdict) -> Self {
+        match verdict {
+            dpar_export_metrics::Verdict::Pass => Self::Pass,
+            dpar_export_metrics::Verdict::Fail => Self::Failed,
+            dpar_export_metrics::Verdict::Inconclusive => Self::Inconclusive,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::evaluate::activations::{Activations, Table, moments_of};
 use crate::evaluate::measure::{Side, measure};
 use crate::evaluate::report::{Metric, Network, Report, Settings};
 
-/// Metrics of activations. Memory: the activations (4 bytes a value; 50,000 × 2048 are 410 MB), and at most 0.6 GB beside them.
+/// Metrics of activations.
 #[derive(Debug, Args)]
 pub(crate) struct MetricsArgs {
     /// Samples: `pool_3` [N, 2048], optional `spatial`, `logits`, `extractor` (its name, u8)

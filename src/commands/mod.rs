@@ -2,6 +2,7 @@
 
 mod args;
 mod component;
+mod evaluate;
 mod export;
 mod failure;
 mod generate;
@@ -57,6 +58,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         (Some(Command::Encode(a)), _) => pixels::encode(&a, printer),
         (Some(Command::Verify(a)), _) => verify::run(&a, printer),
         (Some(Command::Reference(a)), _) => reference::run(&a, printer),
+        (Some(Command::Evaluate(a)), _) => evaluate::run(&a, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(&a, printer),
         (Some(Command::Parity(a)), _) => parity::run(&a, printer),
         (Some(Command::Completions { shell }), _) => {
@@ -115,32 +117,42 @@ fn outside(output: &Utf8Path, bundle: &Utf8Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens a bundle (checking its hashes) and calls `f` with it on the chosen engine.
-fn with_runtime<T>(
-    bundle: &Utf8Path,
-    args: &EngineArgs,
-    f: impl FnOnce(&Runtime<'_>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+/// Libraries are for their engine.
+fn check_engine(args: &EngineArgs) -> Result<(), Failure> {
     if args.ort_lib.is_some() && args.engine != "ort" {
         return Err(Failure::usage("--ort-lib is for --engine ort", None));
     }
     if args.trt_lib.is_some() && args.engine != "tensorrt" {
         return Err(Failure::usage("--trt-lib is for --engine tensorrt", None));
     }
-    if let Some(folder) = &args.device.runtime_cache {
-        outside(folder, bundle)?;
-    }
-    let bundle = Bundle::open(bundle)?;
-    let options = EngineOptions {
+    Ok(())
+}
+
+/// What the engine is told.
+fn engine_options<'a>(args: &EngineArgs, bundle: Option<&'a Bundle>) -> EngineOptions<'a> {
+    EngineOptions {
         threads: args.threads.map(usize::from),
         ort_library: args.ort_lib.clone(),
         trt_library: args.trt_lib.clone(),
         device: args.device.device,
         cuda_graphs: args.device.cuda_graphs,
         runtime_cache: args.device.runtime_cache.clone(),
-        bundle: Some(&bundle),
-    };
-    let engine = engines::create(&args.engine, &options)?;
+        bundle,
+    }
+}
+
+/// Opens a bundle (checking its hashes) and calls `f` with it on the chosen engine.
+fn with_runtime<T>(
+    bundle: &Utf8Path,
+    args: &EngineArgs,
+    f: impl FnOnce(&Runtime<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    check_engine(args)?;
+    if let Some(folder) = &args.device.runtime_cache {
+        outside(folder, bundle)?;
+    }
+    let bundle = Bundle::open(bundle)?;
+    let engine = engines::create(&args.engine, &engine_options(args, Some(&bundle)))?;
     let runtime = Runtime::new(&bundle, engine)?;
     if stopped() {
         return Err(crate::runtime::RunError::Interrupted.into());

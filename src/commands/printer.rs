@@ -85,6 +85,12 @@ impl Bar {
         !stopped()
     }
 
+    /// Begins behind what an earlier run did: the time that is left is told from what this one does.
+    pub(crate) fn start(&self, done: usize) {
+        self.0.set_position(done as u64);
+        self.0.reset_eta();
+    }
+
     /// Shows the phase of a piece of work; false when the user asked to stop.
     #[cfg(feature = "tensorrt")]
     pub(crate) fn phase(&self, what: &str, done: usize, total: usize) -> bool {

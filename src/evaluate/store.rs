@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::EvaluateError;
-use crate::arrays::{Mapped, write_atomic};
+use crate::arrays::{Mapped, remove_unfinished, write_atomic};
 
 const STATE: &str = "state.bin";
 const MAGIC: &[u8; 8] = b"DPXEVAL1";
@@ -152,6 +152,7 @@ impl Store {
 
     /// Cuts off what was not committed.
     fn cut(&self) -> Result<(), EvaluateError> {
+        remove_unfinished(&self.folder).map_err(EvaluateError::io(&self.folder))?;
         for (name, bytes) in self.files() {
             let path = self.folder.join(name);
             let wanted = self.count * bytes;
@@ -284,7 +285,10 @@ impl Store {
             }
         }
         let fail = || EvaluateError::metric("merged features");
-        self.moments.merge(next.moments.clone(), compute).map_err(fail())?;
+        // Pooled features are there: their sums are those of an evaluation that was never cut, bit for bit.
+        let pool = next.pool()?;
+        let rows = Rows::new("features", pool.f32().unwrap_or_default(), mine.widths[0]).map_err(fail())?;
+        self.moments.push(rows, compute).map_err(fail())?;
         if let (Some(all), Some(part)) = (&mut self.spatial, &next.spatial) {
             all.merge(part.clone(), compute).map_err(fail())?;
         }
@@ -407,8 +411,9 @@ mod tests {
         let bytes: Vec<u8> = rest.features.iter().flat_map(|v| v.to_le_bytes()).collect();
         store.write_rows(POOL, 0, &bytes[..50]).unwrap();
         drop(store);
+        fs_err::write(folder.join(".dpar-export-x.part"), b"half").unwrap();
         let mut store = Store::open(&folder, purpose(0, 40)).unwrap();
-        assert_eq!(store.count(), 13);
+        assert_eq!((store.count(), folder.read_dir_utf8().unwrap().count()), (13, 4));
         add(&mut store, 13, 20, &compute);
         add(&mut store, 20, 40, &compute);
         assert_eq!(whole(&store, &compute), whole(&plain, &compute));
@@ -439,9 +444,9 @@ mod tests {
         assert!(merged.append(&a, &compute).is_err() && merged.append(&short, &compute).is_err());
         merged.append(&b, &compute).unwrap();
         let (all, want) = (whole(&merged, &compute), whole(&plain, &compute));
-        assert_eq!((&all.2, &all.3, &all.4), (&want.2, &want.3, &want.4));
-        for (a, b) in all.0.covariance().iter().zip(want.0.covariance()) {
-            // Moments are merged: another order of summation.
+        assert_eq!((&all.0, &all.2, &all.3, &all.4), (&want.0, &want.2, &want.3, &want.4));
+        for (a, b) in all.1.unwrap().covariance().iter().zip(want.1.unwrap().covariance()) {
+            // Spatial features are not kept, their sums are merged: another order of summation.
             assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0));
         }
     }

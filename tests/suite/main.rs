@@ -10,6 +10,7 @@ mod common;
 mod compare;
 mod device;
 mod engines;
+mod evaluate;
 mod export;
 mod extractor;
 mod integrity;

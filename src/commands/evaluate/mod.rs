@@ -1,0 +1,468 @@
+//! `evaluate`: from images, or from a bundle that draws them, to `metrics.json`; resumable, in shards.
+
+mod args;
+mod source;
+
+use std::fs::TryLockError;
+
+use camino::Utf8Path;
+use dpar_export_metrics::{Compute, Moments, Rows, Variant};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::failure::{Exit, Failure};
+use super::metrics::{compute, text};
+use super::printer::Printer;
+use super::{check_engine, engine_options, outside, with_runtime};
+use crate::arrays::{ArrayFile, ArrayRef, Mapped, remove_unfinished, write_atomic, write_npz};
+use crate::bundle;
+use crate::engines;
+use crate::evaluate::EvaluateError;
+use crate::evaluate::activations::{Activations, Table, moments_of};
+use crate::evaluate::compare::{Comparison, compare};
+use crate::evaluate::images::ImageSet;
+use crate::evaluate::measure::{Side, measure};
+use crate::evaluate::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, Samples};
+use crate::evaluate::report::{Metric, Network};
+use crate::evaluate::store::{Chunk, Purpose, Store};
+use crate::features::{ExtractorOptions, FeatureExtractor};
+use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::{DecodeOptions, Request};
+pub(crate) use args::EvaluateArgs;
+use source::Source;
+
+/// What an output folder holds.
+const METRICS: &str = "metrics.json";
+const COMPARISON: &str = "comparison.json";
+const STATISTICS: &str = "statistics.npz";
+const SAMPLES: &str = "samples";
+const REFERENCE: &str = "reference";
+const LOCK: &str = "lock";
+
+pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure> {
+    let draw = &args.draw;
+    let Some(path) = &draw.bundle else {
+        let path =
+            args.samples.as_ref().ok_or_else(|| Failure::usage("no --samples and no --bundle", None))?;
+        check_engine(&args.engine)?;
+        let source = Source::Images(ImageSet::open(path, args.limit)?);
+        let job = Job::new(args, printer)?;
+        let _lock = lock(&args.output, args.resume)?;
+        return job.run(&source).map_err(resumable);
+    };
+    let sampler = SamplerOptions {
+        temperature: draw.temperature,
+        top_k: draw.top_k,
+        top_p: draw.top_p,
+        greedy: draw.greedy,
+    };
+    sampler.validate().map_err(|e| Failure::usage(e.to_string(), None))?;
+    outside(&args.output, path)?;
+    let options = DecodeOptions {
+        cfg_scale: draw.cfg_scale,
+        cfg_interval: draw.cfg_interval.flatten(),
+        sampler,
+        seed: draw.seed,
+    };
+    with_runtime(path, &args.engine, |runtime| {
+        // Asked first: decoding thousands of images to find no tokenizer would waste hours.
+        runtime.bundle().with_graph("vq_decode", |_| Ok::<_, Failure>(()))?;
+        let classes = runtime.bundle().system().num_classes as u64;
+        let request = |index| {
+            let class = random_class(image_key(draw.seed, index), classes) as i64;
+            Request { index, class }
+        };
+        let requests = (0..draw.num.unwrap_or_default()).map(request).collect();
+        let batch = usize::from(args.engine.batch);
+        let source = Source::Bundle { runtime, requests, options, batch };
+        let job = Job::new(args, printer)?;
+        let _lock = lock(&args.output, args.resume)?;
+        job.run(&source).map_err(resumable)
+    })
+}
+
+fn resumable(failure: Failure) -> Failure {
+    failure.when_interrupted("go on with the same command line and --resume")
+}
+
+/// Holds the output folder for this process. A folder with anything in it is only gone on with when asked.
+fn lock(output: &Utf8Path, resume: bool) -> Result<fs_err::File, Failure> {
+    let begun = output.join(LOCK).exists();
+    let empty = !output.exists() || output.read_dir_utf8()?.next().is_none();
+    let goes_on = resume && begun;
+    if !empty && !goes_on {
+        let hint =
+            if begun { "go on with --resume, or choose another --output" } else { "choose another --output" };
+        return Err(Failure::usage(format!("{output} already exists"), Some(hint)));
+    }
+    fs_err::create_dir_all(output)?;
+    let path = output.join(LOCK);
+    let file = fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+    match file.file().try_lock() {
+        Ok(()) => {
+            remove_unfinished(output)?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => Err(Failure::usage(
+            format!("{output} is being written by another process"),
+            Some("wait for it to end"),
+        )),
+        Err(TryLockError::Error(e)) => Err(e.into()),
+    }
+}
+
+/// An evaluation with its network.
+struct Job<'a> {
+    args: &'a EvaluateArgs,
+    printer: Printer,
+    compute: Compute,
+    extractor: FeatureExtractor,
+    network: Network,
+}
+
+/// The reference: statistics, features of its images, what it is.
+struct Reference {
+    pool: Option<Moments>,
+    spatial: Option<Moments>,
+    rows: Option<Features>,
+    id: ReferenceId,
+}
+
+/// Features of every image.
+enum Features {
+    Table(Table),
+    Mapped(Mapped, usize),
+}
+
+impl Features {
+    fn rows(&self) -> Result<Rows<'_>, EvaluateError> {
+        match self {
+            Self::Table(table) => table.rows("features"),
+            Self::Mapped(mapped, width) => Rows::new("features", mapped.f32().unwrap_or_default(), *width)
+                .map_err(EvaluateError::metric("features")),
+        }
+    }
+}
+
+impl<'a> Job<'a> {
+    fn new(args: &'a EvaluateArgs, printer: Printer) -> Result<Self, Failure> {
+        let compute = compute(args.engine.threads)?;
+        let engine = engines::create(&args.engine.engine, &engine_options(&args.engine, None))?;
+        let variant = args.protocol.settings(args.metric_seed).variant;
+        let options = ExtractorOptions {
+            // The network's own rule, unless another tool's is asked for.
+            resize: (variant != Variant::GuidedDiffusion).then(|| variant.resize()),
+            batch: usize::from(args.engine.batch),
+            threads: compute.threads(),
+            input_size: args.input_size,
+        };
+        let extractor = FeatureExtractor::open(&args.extractor, engine, &options)?;
+        let inception = extractor.identity().distance == "FID";
+        let network =
+            if inception { Network::inception() } else { Network::named(&extractor.identity().name) };
+        Ok(Self { args, printer, compute, extractor, network })
+    }
+
+    fn run(mut self, source: &Source<'_>) -> Result<Exit, Failure> {
+        let total = source.count();
+        if let Some(path) = &self.args.compare {
+            // Before hours of work: all but the reference, which is known after it was looked at.
+            let other = read_metrics(path)?.protocol;
+            like(path, &self.protocol(source, other.reference.clone())?, &other)?;
+        }
+        let range = match self.args.shard {
+            Some(shard) => shard.range(total, self.chunk()),
+            None => (0, total),
+        };
+        let folder = self.args.output.join(SAMPLES);
+        let mut samples = Store::open(&folder, self.purpose(&source.signature(), total, range)?)?;
+        if self.args.merge.is_empty() {
+            self.fill(&mut samples, "evaluating", source.size(), &mut |range, chunk, f| {
+                source.chunks(range, chunk, f)
+            })?;
+        } else {
+            self.merge(&mut samples)?;
+        }
+        if let Some(shard) = self.args.shard {
+            let (n, count) = (samples.count(), shard.count);
+            let output = &self.args.output;
+            let text = || format!("{output}: {n} of {total} images; merge all {count} shards with --merge");
+            let value =
+                json!({ "output": output, "images": n, "of": total, "shard": shard.index, "shards": count });
+            self.printer.result(text, &value)?;
+            return Ok(Exit::Pass);
+        }
+        let reference = self.reference()?;
+        self.finish(source, &samples, &reference)
+    }
+
+    fn chunk(&self) -> usize {
+        usize::from(self.args.chunk)
+    }
+
+    fn purpose(&self, signature: &Value, total: usize, range: (usize, usize)) -> Result<Purpose, Failure> {
+        let key = json!({
+            "images": signature, "extractor": self.extractor.identity(), "chunk": self.chunk(),
+            "batch": self.args.engine.batch, "device": format!("{:?}", self.args.engine.device.device), "tool": env!("CARGO_PKG_VERSION"),
+        });
+        let key = hex::encode(Sha256::digest(serde_json::to_vec(&key)?));
+        let (total, from, to) = (total as u64, range.0 as u64, range.1 as u64);
+        Ok(Purpose { key, total, from, to, widths: self.extractor.widths() })
+    }
+
+    /// Looks at the images that the store does not hold yet.
+    fn fill(
+        &mut self,
+        store: &mut Store,
+        what: &str,
+        size: (usize, usize),
+        chunks: Chunks<'_>,
+    ) -> Result<(), Failure> {
+        let (from, to) = (store.purpose().from, store.purpose().to);
+        let bar = self.printer.progress(what, "images");
+        // The rate is that of this run, not of the one that was interrupted.
+        bar.start(store.count() as usize);
+        let total = (to - from) as usize;
+        let image = (size.0 * size.1 * 3).max(1);
+        let next = ((from + store.count()) as usize, to as usize);
+        let (extractor, compute, chunk) = (&mut self.extractor, &self.compute, usize::from(self.args.chunk));
+        chunks(next, chunk, &mut |pixels| {
+            let done = store.count() as usize;
+            let found = extractor.run(pixels, size, &mut |n, _| bar.advance(done + n, total))?;
+            let chunk = Chunk { features: found.features, spatial: found.spatial, logits: found.logits };
+            store.add(pixels.len() / image, pixels, &chunk, compute)?;
+            if bar.advance(store.count() as usize, total) { Ok(()) } else { Err(EvaluateError::Interrupted) }
+        })?;
+        if store.count() != (to - from) {
+            let message = format!("{} of {} images were there", store.count(), to - from);
+            return Err(Failure::usage(message, None));
+        }
+        Ok(())
+    }
+
+    fn merge(&self, samples: &mut Store) -> Result<(), Failure> {
+        let mut shards = Vec::new();
+        for folder in &self.args.merge {
+            shards.push(Store::read(&folder.join(SAMPLES))?);
+        }
+        shards.sort_by_key(|s| s.purpose().from);
+        for shard in shards.iter().filter(|s| s.count() > 0) {
+            // Merged already, before an interruption.
+            if shard.purpose().to > samples.count() || shard.purpose().from >= samples.count() {
+                samples.append(shard, &self.compute)?;
+            }
+        }
+        if samples.count() != samples.purpose().total {
+            let (there, total) = (samples.count(), samples.purpose().total);
+            let message = format!("the shards hold {there} of {total} images");
+            return Err(Failure::usage(message, Some("merge every shard once, and finished")));
+        }
+        Ok(())
+    }
+
+    fn reference(&mut self) -> Result<Reference, Failure> {
+        let path = self.args.reference.clone();
+        let stored = !path.is_dir() && {
+            let file = ArrayFile::open(&path)?;
+            file.contains("mu") || file.contains("pool_3")
+        };
+        if !stored {
+            let store = self.reference_images(&path)?;
+            let width = store.purpose().widths[0];
+            return Ok(Reference {
+                pool: Some(store.moments(&self.compute)?),
+                spatial: store.spatial_moments(&self.compute)?,
+                id: ReferenceId {
+                    stored_statistics: false,
+                    sha256: store.pixels_sha256()?,
+                    images: Some(store.count()),
+                },
+                rows: Some(Features::Mapped(store.pool()?, width)),
+            });
+        }
+        let found = Activations::read(&path)?;
+        if found.network != self.network {
+            let (a, b) = (&found.network.name, &self.network.name);
+            let message = format!("{path} holds features of {a}, --extractor is {b}");
+            return Err(Failure::usage(
+                message,
+                Some("give the reference as images, or the network it was made with"),
+            ));
+        }
+        let of = |moments: &Option<Moments>, table: &Option<Table>, what| match (moments, table) {
+            (Some(moments), _) => Ok(Some(moments.clone())),
+            (None, table) => table.as_ref().map(|t| moments_of(t, what, &self.compute)).transpose(),
+        };
+        let pool = of(&found.pool_moments, &found.pool, "pool_3")?;
+        let spatial = of(&found.spatial_moments, &found.spatial, "spatial")?;
+        let width = self.extractor.widths()[0];
+        if pool.as_ref().is_some_and(|m| m.width() != width) {
+            let there = pool.as_ref().map_or(0, Moments::width);
+            let message = format!("{path} has {there} features, --extractor {width}");
+            return Err(Failure::usage(message, None));
+        }
+        let rows = match found.pool {
+            Some(table) => Some(Features::Table(table)),
+            None if found.images => {
+                let store = self.reference_images(&path)?;
+                Some(Features::Mapped(store.pool()?, width))
+            }
+            None => None,
+        };
+        let images = rows.as_ref().map(|f| f.rows().map(|r| r.count() as u64)).transpose()?;
+        let id = ReferenceId { stored_statistics: true, sha256: bundle::digest(&path)?.1, images };
+        Ok(Reference { pool, spatial, rows, id })
+    }
+
+    fn reference_images(&mut self, path: &Utf8Path) -> Result<Store, Failure> {
+        let set = ImageSet::open(path, None)?;
+        let purpose = self.purpose(&json!(set.signature()), set.count(), (0, set.count()))?;
+        let mut store = Store::open(&self.args.output.join(REFERENCE), purpose)?;
+        self.fill(&mut store, "reference", set.size(), &mut |range, chunk, f| set.chunks(range, chunk, f))?;
+        Ok(store)
+    }
+
+    fn finish(&self, source: &Source<'_>, samples: &Store, reference: &Reference) -> Result<Exit, Failure> {
+        let settings = self.args.protocol.settings(self.args.metric_seed);
+        let (pool, logits) = (samples.pool()?, samples.logits()?);
+        let [width, _, classes] = samples.purpose().widths;
+        let (moments, spatial) = (samples.moments(&self.compute)?, samples.spatial_moments(&self.compute)?);
+        let fail = || EvaluateError::metric("features");
+        let side = Side {
+            pool_moments: Some(&moments),
+            spatial_moments: spatial.as_ref(),
+            pool: Some(Rows::new("features", pool.f32().unwrap_or_default(), width).map_err(fail())?),
+            logits: match &logits {
+                Some(mapped) => {
+                    Some(Rows::new("logits", mapped.f32().unwrap_or_default(), classes).map_err(fail())?)
+                }
+                None => None,
+            },
+        };
+        let other = Side {
+            pool_moments: reference.pool.as_ref(),
+            spatial_moments: reference.spatial.as_ref(),
+            pool: reference.rows.as_ref().map(Features::rows).transpose()?,
+            logits: None,
+        };
+        let bar = self.printer.progress("metrics", "steps");
+        let report =
+            measure(side, other, &self.network, &settings, &self.compute, &mut |what| bar.step(what))?;
+        drop(bar);
+        self.write_statistics(&moments, spatial.as_ref())?;
+        let file = MetricsFile {
+            schema: SCHEMA,
+            protocol: self.protocol(source, reference.id.clone())?,
+            samples: Samples { pixels_sha256: samples.pixels_sha256()?, generated: source.generated() },
+            report,
+        };
+        let mut bytes = serde_json::to_vec_pretty(&file)?;
+        bytes.push(b'\n');
+        write_atomic(&self.args.output.join(METRICS), &bytes)?;
+        let comparison = match (&self.args.compare, &reference.pool) {
+            (Some(other), Some(moments)) => Some(self.compare(other, &file, samples, moments)?),
+            _ => None,
+        };
+        let mut value = serde_json::to_value(&file)?;
+        if let Some(comparison) = &comparison {
+            value["comparison"] = serde_json::to_value(comparison)?;
+        }
+        let words = || {
+            let mut out = text(&file.report, &self.network, &settings);
+            if let Some(c) = &comparison {
+                out += &format!(
+                    "difference {:+.4} ({:.4} here, {:.4} there), 90 % interval {:+.4} to {:+.4}, margin {:.4}: {}\n",
+                    c.difference, c.here, c.there, c.interval_90[0], c.interval_90[1], c.margin, c.verdict
+                );
+            }
+            out + &format!("{}: {} images\n", self.args.output.join(METRICS), samples.count())
+        };
+        self.printer.result(words, &value)?;
+        Ok(comparison.map_or(Exit::Pass, |c| c.verdict.into()))
+    }
+
+    fn protocol(&self, source: &Source<'_>, reference: ReferenceId) -> Result<Protocol, Failure> {
+        Ok(Protocol {
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            network: self.network.clone(),
+            extractor: serde_json::to_value(self.extractor.identity())?,
+            settings: self.args.protocol.settings(self.args.metric_seed),
+            images: source.count() as u64,
+            image_size: [source.size().0, source.size().1],
+            sampling: source.sampling()?,
+            reference,
+        })
+    }
+
+    /// The samples' statistics, in the layout of a reference file.
+    fn write_statistics(&self, pool: &Moments, spatial: Option<&Moments>) -> Result<(), Failure> {
+        let d = pool.width();
+        let (vector, matrix) = ([d], [d, d]);
+        let mut arrays = vec![
+            ("mu", ArrayRef::f64(&vector, pool.mean())),
+            ("sigma", ArrayRef::f64(&matrix, pool.covariance())),
+        ];
+        let s = spatial.map_or(0, Moments::width);
+        let (vector_s, matrix_s) = ([s], [s, s]);
+        if let Some(spatial) = spatial {
+            arrays.push(("mu_s", ArrayRef::f64(&vector_s, spatial.mean())));
+            arrays.push(("sigma_s", ArrayRef::f64(&matrix_s, spatial.covariance())));
+        }
+        let name = self.network.name.as_bytes();
+        let length = [name.len()];
+        if !self.network.inception {
+            arrays.push(("extractor", ArrayRef::u8(&length, name)));
+        }
+        Ok(write_npz(&self.args.output.join(STATISTICS), &arrays)?)
+    }
+
+    fn compare(
+        &self,
+        path: &Utf8Path,
+        own: &MetricsFile,
+        samples: &Store,
+        reference: &Moments,
+    ) -> Result<Comparison, Failure> {
+        let other = read_metrics(path)?;
+        like(path, &own.protocol, &other.protocol)?;
+        let folder = path.parent().unwrap_or(Utf8Path::new("")).join(SAMPLES);
+        let store = Store::read(&folder)?;
+        if store.pixels_sha256()? != other.samples.pixels_sha256 {
+            return Err(Failure::usage(format!("{folder} does not hold the samples of {path}"), None));
+        }
+        let metric = if self.network.inception { Metric::Fid } else { Metric::FrechetDistance };
+        let value = |file: &MetricsFile| file.report.metrics.get(&metric).map(|m| m.value);
+        let (Some(here), Some(there)) = (value(own), value(&other)) else {
+            return Err(Failure::usage("no Fréchet distance to compare", None));
+        };
+        let found =
+            compare((samples, here), (&store, there), reference, self.args.metric_seed, &self.compute)?;
+        let mut bytes = serde_json::to_vec_pretty(&found)?;
+        bytes.push(b'\n');
+        write_atomic(&self.args.output.join(COMPARISON), &bytes)?;
+        Ok(found)
+    }
+}
+
+fn read_metrics(path: &Utf8Path) -> Result<MetricsFile, Failure> {
+    let text = fs_err::read_to_string(path)?;
+    serde_json::from_str(&text)
+        .map_err(|e| Failure::usage(format!("{path} is no metrics.json of this version: {e}"), None))
+}
+
+/// Refuses to compare numbers of different protocols.
+fn like(path: &Utf8Path, own: &Protocol, other: &Protocol) -> Result<(), Failure> {
+    let unlike = own.differences(other);
+    if unlike.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{path} was made by another protocol: {}", unlike.join(", "));
+    Err(Failure::usage(message, Some("compare evaluations with equal options and references")))
+}
+
+/// Calls its last argument with the pixels of consecutive chunks of a range of images.
+type Chunks<'a> = &'a mut dyn FnMut(
+    (usize, usize),
+    usize,
+    &mut dyn FnMut(&[u8]) -> Result<(), EvaluateError>,
+) -> Result<(), EvaluateError>;

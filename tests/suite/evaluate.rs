@@ -1,0 +1,298 @@
+//! `evaluate`: interrupted, in shards, from a bundle, compared; hostile images.
+//!
+//! The feature network is `features/tiny.onnx`, the mean of each channel: three features an image.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export::arrays::{ArrayFile, ArrayRef, write_npz};
+use dpar_export_checkpoint::LoadOptions;
+use serde_json::Value;
+
+use crate::cli::{Run, json, run};
+use crate::common::{Temp, export, fixture};
+
+const SIDE: usize = 32;
+
+/// Noise of a seed as `arr_0`; `spread` moves each image's colour.
+fn images(path: &Utf8Path, n: usize, seed: u64, spread: u64) {
+    let word = |i: u64| (i.wrapping_add(seed << 32).wrapping_add(1)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mix = |i: u64| (word(i) ^ (word(i) >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40;
+    let size = SIDE * SIDE * 3;
+    let pixel = |i: usize| {
+        let colour = mix((i / size * 3 + i % 3) as u64) % spread.max(1);
+        (64 + colour + mix(i as u64 + (1 << 31)) % 64) as u8
+    };
+    let pixels: Vec<u8> = (0..n * size).map(pixel).collect();
+    write_npz(path, &[("arr_0", ArrayRef::u8(&[n, SIDE, SIDE, 3], &pixels))]).unwrap();
+}
+
+struct Case {
+    temp: Temp,
+    samples: Utf8PathBuf,
+    reference: Utf8PathBuf,
+}
+
+impl Case {
+    fn new(n: usize) -> Self {
+        let temp = Temp::new();
+        let (samples, reference) = (temp.path("samples.npz"), temp.path("reference.npz"));
+        images(&samples, n, 1, 100);
+        images(&reference, 150, 2, 100);
+        Self { temp, samples, reference }
+    }
+
+    fn args(&self, out: &str, more: &[&str]) -> Vec<String> {
+        let out = self.temp.path(out);
+        let network = fixture("features/tiny.onnx");
+        let mut args =
+            vec!["evaluate", "--samples", self.samples.as_str(), "--reference", self.reference.as_str()];
+        args.extend([
+            "--extractor",
+            network.as_str(),
+            "--input-size",
+            "16",
+            "--chunk",
+            "16",
+            "-o",
+            out.as_str(),
+        ]);
+        args.extend(["--threads", "1", "--kid-subset-size", "100", "--json"]);
+        args.extend(more);
+        args.into_iter().map(str::to_owned).collect()
+    }
+
+    fn run(&self, out: &str, more: &[&str]) -> Run {
+        run(&self.args(out, more))
+    }
+
+    fn metrics(&self, out: &str) -> Vec<u8> {
+        fs_err::read(self.temp.path(out).join("metrics.json")).unwrap()
+    }
+
+    fn start(&self, out: &str, more: &[&str]) -> Child {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("dpar-export"));
+        command.args(self.args(out, more)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Images that a running evaluation has looked at.
+    fn done(&self, out: &str) -> u64 {
+        let file = self.temp.path(out).join("samples/pool_3.f32");
+        fs_err::metadata(&file).map_or(0, |m| m.len()) / 12
+    }
+
+    /// Waits until more than `images` were looked at; false when the process ended before.
+    fn wait(&self, child: &mut Child, out: &str, images: u64) -> bool {
+        let started = Instant::now();
+        while self.done(out) <= images {
+            assert!(started.elapsed() < Duration::from_secs(60), "no progress");
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
+#[test]
+fn killed_and_resumed_it_writes_the_same_bytes() {
+    let case = Case::new(2000);
+    let whole = case.run("whole", &[]);
+    assert_eq!(whole.code, 0, "{}", whole.stderr);
+    let mut interrupted = 0;
+    for after in [0, 300, 900, 1500] {
+        let mut child = case.start("killed", &["--resume"]);
+        let running = case.wait(&mut child, "killed", after);
+        // SIGKILL: no handler runs.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let done = case.done("killed");
+        interrupted += usize::from(running && done > 0 && done < 2000);
+        assert!(!running || !case.temp.path("killed/metrics.json").exists());
+    }
+    assert!(interrupted > 0, "no evaluation was killed in the middle");
+    let end = case.run("killed", &["--resume"]);
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    assert!(case.metrics("killed") == case.metrics("whole"), "{} {}", end.stdout, whole.stdout);
+    assert_eq!(end.stdout, whole.stdout);
+    assert_eq!(json(&end)["protocol"]["images"], 2000);
+
+    // Interrupted politely: the exit code and the way to go on.
+    let mut child = case.start("ctrl-c", &[]);
+    assert!(case.wait(&mut child, "ctrl-c", 100));
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(130) && stderr.contains("--resume"), "{stderr}");
+    assert_eq!(case.run("ctrl-c", &["--resume"]).code, 0);
+    assert!(case.metrics("ctrl-c") == case.metrics("whole"));
+
+    // A run goes on only with the same images and options, and only when asked.
+    let again = case.run("whole", &[]);
+    assert!(again.code == 2 && again.stderr.contains("--resume"), "{}", again.stderr);
+    let other = case.run("whole", &["--resume", "--limit", "100"]);
+    assert!(other.code == 2 && other.stderr.contains("other options"), "{}", other.stderr);
+    let foreign = case.temp.path("foreign");
+    fs_err::create_dir(&foreign).unwrap();
+    fs_err::write(foreign.join("precious"), b"1").unwrap();
+    let refused = case.run("foreign", &["--resume"]);
+    assert!(refused.code == 2 && refused.stderr.contains("already exists"), "{}", refused.stderr);
+}
+
+#[test]
+fn shards_give_the_numbers_of_the_whole() {
+    let case = Case::new(200);
+    assert_eq!(case.run("whole", &[]).code, 0);
+    for shard in ["1/3", "2/3", "3/3"] {
+        let out = case.run(&format!("s{}", &shard[..1]), &["--shard", shard]);
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        assert_eq!(json(&out)["of"], 200);
+    }
+    let folders: Vec<String> = ["s3", "s1", "s2"].map(|s| case.temp.path(s).to_string()).into();
+    let merge: Vec<&str> = ["--merge"].into_iter().chain(folders.iter().map(String::as_str)).collect();
+    let merged = case.run("merged", &merge);
+    assert_eq!(merged.code, 0, "{}", merged.stderr);
+    assert!(case.metrics("merged") == case.metrics("whole"));
+    let short = case.run("short", &merge[..3]);
+    assert!(short.code == 2 && short.stderr.contains("comes next"), "{}", short.stderr);
+    let unlike = case.run("unlike", &[&merge[..], &["--batch", "3"]].concat());
+    assert!(unlike.code == 2 && unlike.stderr.contains("other options"), "{}", unlike.stderr);
+}
+
+#[test]
+fn comparisons_have_three_verdicts_and_refuse_other_protocols() {
+    let mut case = Case::new(300);
+    assert_eq!(case.run("a", &[]).code, 0);
+    let a = case.temp.path("a/metrics.json");
+    let compare = ["--compare", a.as_str()];
+    let same = case.run("same", &compare);
+    assert_eq!(same.code, 0, "{}", same.stderr);
+    let found = &json(&same)["comparison"];
+    assert_eq!((&found["difference"], &found["same_images"]), (&Value::from(0.0), &Value::from(true)));
+    assert!(case.temp.path("same/comparison.json").is_file());
+
+    let first = case.samples.clone();
+    for (name, spread, code, verdict) in [("flat", 5, 1, "fail"), ("near", 78, 4, "inconclusive")] {
+        case.samples = case.temp.path(&format!("{name}.npz"));
+        images(&case.samples, 300, 3, spread);
+        let out = case.run(name, &compare);
+        assert_eq!(out.code, code, "{}{}", out.stdout, out.stderr);
+        let found = &json(&out)["comparison"];
+        assert_eq!(found["verdict"], verdict);
+        // The bootstrap agrees with the influence function.
+        let width = |key: &str| found[key][1].as_f64().unwrap() - found[key][0].as_f64().unwrap();
+        assert!((width("bootstrap_90") / width("interval_90") - 1.0).abs() < 0.15, "{found}");
+    }
+    case.samples = first;
+    for (name, more) in [("protocol", ["--pr-mode", "adm"]), ("number", ["--limit", "200"])] {
+        let out = case.run(name, &[&compare[..], &more].concat());
+        assert!(out.code == 2 && out.stderr.contains("another protocol"), "{}", out.stderr);
+        assert!(out.stderr.contains("here") && !case.temp.path(name).join("metrics.json").exists());
+    }
+    case.reference = case.temp.path("other.npz");
+    images(&case.reference, 150, 9, 100);
+    let out = case.run("reference", &compare);
+    assert!(out.code == 2 && out.stderr.contains("reference.sha256"), "{}", out.stderr);
+}
+
+#[test]
+fn statistics_are_written_in_the_layout_of_reference_files() {
+    let mut case = Case::new(120);
+    assert_eq!(case.run("a", &[]).code, 0);
+    let statistics = case.temp.path("a/statistics.npz");
+    let file = ArrayFile::open(&statistics).unwrap();
+    file.f64("mu", &[Some(3)]).unwrap();
+    file.f64("sigma", &[Some(3), Some(3)]).unwrap();
+    case.reference = statistics;
+    let out = case.run("b", &[]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let report = json(&out);
+    assert!(report["metrics"]["frechet_distance"]["value"].as_f64().unwrap().abs() < 1e-12, "{report}");
+    assert_eq!(report["protocol"]["reference"]["stored_statistics"], true);
+    assert!(!out.stdout.contains("\"fid\"") && report["metrics"]["precision"].is_null());
+    // Statistics that name no network are FID-Inception's.
+    case.reference = fixture("metrics/numpy/reference.npz");
+    let out = case.run("c", &[]);
+    assert!(out.code == 2 && out.stderr.contains("features of inception"), "{}", out.stderr);
+}
+
+#[test]
+fn a_bundle_draws_the_images_that_generate_writes() {
+    let case = Case::new(40);
+    let (bundle, folder) = (case.temp.path("bundle"), case.temp.path("images"));
+    export("emoji32/dpar", &LoadOptions::default(), &bundle);
+    let draw = ["--num", "6", "--cfg-scale", "2", "--seed", "5", "--batch", "3"];
+    let made = run(&[&["generate", bundle.as_str(), "-o", folder.as_str()], &draw[..]].concat());
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let network = fixture("features/tiny.onnx");
+    let common = [
+        "--reference",
+        case.reference.as_str(),
+        "--extractor",
+        network.as_str(),
+        "--input-size",
+        "16",
+        "--json",
+    ];
+    let evaluate = |out: &str, more: &[&str]| {
+        let out = case.temp.path(out);
+        let out = run(&[&["evaluate", "-o", out.as_str(), "--chunk", "4"], &common[..], more].concat());
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        json(&out)
+    };
+    let drawn = evaluate("drawn", &[&["--bundle", bundle.as_str()], &draw[..]].concat());
+    let folder_of_files = evaluate("read", &["--samples", folder.as_str(), "--batch", "3"]);
+    let archive = evaluate("npz", &["--samples", folder.join("samples.npz").as_str(), "--batch", "3"]);
+    assert_eq!(drawn["samples"]["generated"]["seed"], 5);
+    for other in [&folder_of_files, &archive] {
+        assert_eq!(drawn["samples"]["pixels_sha256"], other["samples"]["pixels_sha256"]);
+        assert_eq!(drawn["metrics"], other["metrics"]);
+    }
+    let classes = |v: &Value| v["protocol"]["sampling"]["classes_sha256"].clone();
+    assert!(classes(&drawn).is_string() && classes(&drawn) == classes(&folder_of_files));
+    let inside = bundle.join("evaluation");
+    let refused =
+        run(&[&["evaluate", "-o", inside.as_str(), "--bundle", bundle.as_str()], &common[..], &draw[..]]
+            .concat());
+    assert!(refused.code == 2 && refused.stderr.contains("lies in the bundle"), "{}", refused.stderr);
+}
+
+#[test]
+fn hostile_images_are_refused_and_leave_nothing() {
+    let mut case = Case::new(20);
+    let good = fs_err::read(&case.samples).unwrap();
+    let refused = |case: &Case, why: &str| {
+        let out = case.run("out", &[]);
+        assert_eq!(out.code, 2, "{why}: {}", out.stderr);
+        assert!(out.stderr.contains(why) && out.stdout.is_empty(), "{why}: {}", out.stderr);
+        assert!(!case.temp.path("out").exists(), "{why}");
+    };
+    case.samples = case.temp.path("bad.npz");
+    for end in [0, 100, good.len() / 2, good.len() - 30] {
+        fs_err::write(&case.samples, &good[..end]).unwrap();
+        refused(&case, "bad.npz");
+    }
+    // A header that promises more images than there are bytes.
+    let mut more = good.clone();
+    let at = more.windows(4).position(|w| w == b"(20,").unwrap();
+    more[at..at + 4].copy_from_slice(b"(90,");
+    fs_err::write(&case.samples, &more).unwrap();
+    refused(&case, "truncated");
+    write_npz(&case.samples, &[("arr_0", ArrayRef::f32(&[1, 2, 2, 3], &[0.0; 12]))]).unwrap();
+    refused(&case, "float32");
+    write_npz(&case.samples, &[("images", ArrayRef::u8(&[1, 2, 2, 3], &[0; 12]))]).unwrap();
+    refused(&case, "the file holds `images`");
+    write_npz(&case.samples, &[("arr_0", ArrayRef::u8(&[0, 2, 2, 3], &[]))]).unwrap();
+    refused(&case, "no images");
+    case.samples = fixture("metrics/numpy/object.npz");
+    refused(&case, "no such array");
+    case.samples = case.temp.path("empty");
+    fs_err::create_dir(&case.samples).unwrap();
+    refused(&case, "holds no .png");
+    fs_err::write(case.samples.join("000000.png"), b"\x89PNG no picture").unwrap();
+    refused(&case, "000000.png");
+    case.samples = case.temp.path("missing.npz");
+    refused(&case, "missing.npz");
+}
