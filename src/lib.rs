@@ -15,6 +15,7 @@ pub mod generate;
 pub mod parity;
 pub mod patches;
 pub mod picture;
+pub mod reproduce;
 pub mod runtime;
 pub mod staging;
 pub mod targets;

@@ -212,6 +212,8 @@ pub(crate) enum Command {
     Decode(DecodeArgs),
     /// Turn images into tokens
     Encode(EncodeArgs),
+    /// Generate a reference run again, or hold runs against the published table, with statistics; exit 1 or 4
+    Reproduce(super::reproduce::ReproduceArgs),
     /// Compare a bundle with reference outputs; exit 1 on a mismatch
     Verify(VerifyArgs),
     /// Record reference outputs of an engine for `verify --reference`

@@ -25,7 +25,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// An engine, library or device is not available.
     Unavailable = 3,
-    /// Statistics are inconclusive.
+    /// The statistics decide nothing: more images or seeds are needed.
     Inconclusive = 4,
     /// A file does not match its recorded hash.
     Integrity = 5,

@@ -12,6 +12,7 @@ mod parity;
 mod pixels;
 mod printer;
 mod reference;
+mod reproduce;
 mod score;
 mod verify;
 
@@ -56,6 +57,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         (Some(Command::Generate(a)), _) => generate::run(&a, printer),
         (Some(Command::Decode(a)), _) => pixels::decode(&a, printer),
         (Some(Command::Encode(a)), _) => pixels::encode(&a, printer),
+        (Some(Command::Reproduce(a)), _) => reproduce::run(&a, printer),
         (Some(Command::Verify(a)), _) => verify::run(&a, printer),
         (Some(Command::Reference(a)), _) => reference::run(&a, printer),
         (Some(Command::Evaluate(a)), _) => evaluate::run(&a, printer),

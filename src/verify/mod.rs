@@ -16,7 +16,7 @@ pub use golden::verify_golden;
 pub use probes::{PREFIX_F32, probe};
 pub use record::{Golden, Provenance, Recording, record};
 pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file};
-pub use streams::verify_streams;
+pub use streams::{ReferenceStreams, verify_streams};
 
 /// Result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

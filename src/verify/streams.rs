@@ -2,6 +2,7 @@
 //! everything for every token.
 
 use camino::Utf8Path;
+use dpar_export_spec::{PatchRule, SystemSpec};
 use serde::Deserialize;
 
 use super::tolerance::{BOUNDARY_TIE, DRAW_TIE, FP32_ABS};
@@ -42,6 +43,100 @@ fn one_f64() -> f64 {
     1.0
 }
 
+/// Sampled streams of a reference, with the settings they were drawn with.
+#[derive(Debug)]
+pub struct ReferenceStreams {
+    settings: Settings,
+    /// Tokens of one image, T.
+    length: usize,
+    /// Codes `[N, T]` in raster order.
+    pub tokens: Vec<i64>,
+    /// Class of each image.
+    pub labels: Vec<i64>,
+    /// `[N, T]`: how near each draw was to another token.
+    margins: Vec<f32>,
+    /// Patch lengths of each image.
+    pub lengths: Vec<Vec<usize>>,
+    /// `[N, T]`, e_t at column t, where the file and the system have entropies.
+    entropy: Option<Vec<f32>>,
+}
+
+impl ReferenceStreams {
+    /// Reads a streams file and the `reference.json` beside it.
+    ///
+    /// # Errors
+    /// When a file cannot be read or does not fit the system.
+    pub fn open(path: &Utf8Path, system: &SystemSpec) -> Result<Self, RunError> {
+        let settings_path = path.with_file_name("reference.json");
+        let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{settings_path}: {e}"));
+        let text = fs_err::read_to_string(&settings_path).map_err(|e| bad(&e))?;
+        let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        let file = ArrayFile::open(path)?;
+        let t = system.tokens();
+        let tokens = file.i64("tokens", &[None, Some(t)])?;
+        let n = tokens.shape()[0];
+        let lengths = match file.contains("patch_lengths") {
+            true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, path.as_str())?,
+            false => vec![vec![1; t]; n],
+        };
+        let entropy = match system.entropy().is_some() && file.contains("entropy") {
+            true => Some(file.f32("entropy", &[Some(n), Some(t)])?.iter().copied().collect()),
+            false => None,
+        };
+        Ok(Self {
+            settings,
+            length: t,
+            tokens: tokens.iter().copied().collect(),
+            labels: file.i64("class_labels", &[Some(n)])?.iter().copied().collect(),
+            margins: file.f32("margin", &[Some(n), Some(t)])?.iter().copied().collect(),
+            lengths,
+            entropy,
+        })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// How they were decoded.
+    pub fn options(&self) -> DecodeOptions {
+        let s = &self.settings;
+        DecodeOptions {
+            cfg_scale: s.cfg_scale,
+            cfg_interval: None,
+            sampler: SamplerOptions {
+                temperature: s.temperature,
+                top_k: s.top_k,
+                top_p: s.top_p,
+                greedy: false,
+            },
+            seed: s.seed,
+        }
+    }
+
+    /// The first `n` images with the classes that follow from the seed.
+    pub fn requests(&self, n: usize, num_classes: usize) -> Vec<Request> {
+        let class = |index| random_class(image_key(self.settings.seed, index), num_classes as u64) as i64;
+        (0..n as u64).map(|index| Request { index, class: class(index) }).collect()
+    }
+
+    /// The first decision of each stream that differs, judged; `streams` are the first images.
+    pub fn first_flips(&self, rule: &PatchRule, streams: &[Stream]) -> Vec<Flip> {
+        let of = |(i, stream): (usize, &Stream)| {
+            let row =
+                |slot: usize| (self.tokens[i * self.length + slot], self.margins[i * self.length + slot]);
+            first_flip(rule, i, stream, &row, &self.lengths[i])
+        };
+        streams.iter().enumerate().filter_map(of).collect()
+    }
+}
+
 /// Decodes the first `limit` images of a streams file with the seed and settings of the `reference.json` beside
 /// it, and compares tokens, patch lengths and steps up to each image's first near-tie.
 ///
@@ -55,71 +150,31 @@ pub fn verify_streams(
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, RunError> {
     let system = runtime.bundle().system();
-    let settings_path = path.with_file_name("reference.json");
-    let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{settings_path}: {e}"));
-    let text = fs_err::read_to_string(&settings_path).map_err(|e| bad(&e))?;
-    let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
-    let file = ArrayFile::open(path)?;
+    let reference = ReferenceStreams::open(path, system)?;
     let t = system.tokens();
-    let tokens = file.i64("tokens", &[None, Some(t)])?;
-    let all = tokens.shape()[0];
-    let n = limit.unwrap_or(all).min(all);
-    let labels = file.i64("class_labels", &[Some(all)])?;
-    let margins = file.f32("margin", &[Some(all), Some(t)])?;
-    let lengths = match file.contains("patch_lengths") {
-        true => unpad(&file.i64("patch_lengths", &[Some(all), None])?, t, path.as_str())?,
-        false => vec![vec![1; t]; all],
-    };
-    let entropy = match system.entropy().is_some() && file.contains("entropy") {
-        true => {
-            let array = file.f32("entropy", &[Some(all), Some(t)])?;
-            Some(array.into_dimensionality::<ndarray::Ix2>().map_err(|e| RunError::Input(e.to_string()))?)
-        }
-        false => None,
-    };
+    let n = limit.unwrap_or(reference.len()).min(reference.len());
+    let requests = reference.requests(n, system.num_classes);
+    let label_flips = requests.iter().zip(&reference.labels).filter(|(r, l)| r.class != **l).count();
+    let streams = runtime.decode(&requests, &reference.options(), batch, progress)?;
 
-    let mut label_flips = 0;
-    let requests: Vec<Request> = (0..n)
-        .map(|i| {
-            let key = image_key(settings.seed, i as u64);
-            let class = random_class(key, system.num_classes as u64) as i64;
-            label_flips += usize::from(class != labels[i]);
-            Request { index: i as u64, class }
-        })
-        .collect();
-    let options = DecodeOptions {
-        cfg_scale: settings.cfg_scale,
-        cfg_interval: None,
-        sampler: SamplerOptions {
-            temperature: settings.temperature,
-            top_k: settings.top_k,
-            top_p: settings.top_p,
-            greedy: false,
-        },
-        seed: settings.seed,
-    };
-    let streams = runtime.decode(&requests, &options, batch, progress)?;
-
-    let mut flips = Vec::new();
+    let flips = reference.first_flips(runtime.bundle().patch_rule(), &streams);
     let mut entropies = (Vec::new(), Vec::new());
-    for (i, stream) in streams.iter().enumerate() {
-        let row = |slot: usize| (tokens[[i, slot]], margins[[i, slot]]);
-        let flip = first_flip(runtime, i, stream, &row, &lengths[i]);
-        if let (Some(reference), None) = (&entropy, &flip) {
+    if let Some(entropy) = &reference.entropy {
+        for (i, stream) in streams.iter().enumerate().filter(|(i, _)| flips.iter().all(|f| f.image != *i)) {
             // Column 0 is NaN on both sides.
-            entropies.0.extend(reference.row(i).iter().skip(1));
+            entropies.0.extend_from_slice(&entropy[i * t + 1..(i + 1) * t]);
             entropies.1.extend_from_slice(&stream.entropy[1..]);
         }
-        flips.extend(flip);
     }
     let equal = n - flips.len();
     let ties = flips.iter().filter(|f| f.near_tie).count();
     let detail = format!("{equal} of {n} streams equal, {ties} part at a near-tie, batch {batch}");
     // Over all images the reference's own count holds, over a part that of its patch lengths.
+    let settings = &reference.settings;
     let own = if system.dpar().is_some() { &settings.dpar } else { &settings.llamagen };
     let counted = match own.as_ref().filter(|s| s.images == n) {
         Some(own) => own.mean_steps,
-        None => mean(lengths[..n].iter().map(Vec::len)),
+        None => mean(reference.lengths[..n].iter().map(Vec::len)),
     };
     let found = mean(streams.iter().map(Stream::steps));
     let labels = format!("{} of {n} equal", n - label_flips);
@@ -128,7 +183,7 @@ pub fn verify_streams(
         Check::mean_steps("stream mean steps", counted, found, &flips),
         Check::decisions("stream tokens", detail, flips, equal > 0),
     ];
-    if entropy.is_some() {
+    if reference.entropy.is_some() {
         let shape = [equal, t - 1];
         checks.push(Check::tensor("stream entropy", &shape, &entropies.0, &entropies.1, FP32_ABS));
     }
@@ -138,7 +193,7 @@ pub fn verify_streams(
 /// The first decision of a sampled stream that differs from the reference; `row(slot)` is the reference's token
 /// and draw margin.
 fn first_flip(
-    runtime: &Runtime<'_>,
+    rule: &PatchRule,
     image: usize,
     stream: &Stream,
     row: &dyn Fn(usize) -> (i64, f32),
@@ -147,7 +202,6 @@ fn first_flip(
     let (reference, found) = (starts(lengths), starts(&stream.patch_lengths));
     for (slot, &token) in stream.tokens.iter().enumerate() {
         if reference.get(slot) != found.get(slot) {
-            let rule = runtime.bundle().patch_rule();
             let opens = reference.get(slot) == Some(&true);
             return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, BOUNDARY_TIE));
         }

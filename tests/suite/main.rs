@@ -17,6 +17,7 @@ mod integrity;
 mod metrics;
 mod parity;
 mod reference;
+mod reproduce;
 mod streams;
 #[cfg(feature = "tensorrt")]
 mod trt;

@@ -47,7 +47,7 @@ pub(crate) fn built(root: &Utf8Path) -> Result<Utf8PathBuf> {
 }
 
 /// Runs one command line, shown as a user would type it.
-fn shown(root: &Utf8Path, program: &Utf8Path, args: &[&str]) -> Result<()> {
+pub(crate) fn shown(root: &Utf8Path, program: &Utf8Path, args: &[&str]) -> Result<()> {
     println!("\n$ dpar-export {}", args.join(" "));
     command(root, program.as_str(), args)
 }

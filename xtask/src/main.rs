@@ -8,6 +8,7 @@ mod gpu;
 mod npz;
 mod onnx;
 mod parity;
+mod reproduce;
 mod setup;
 mod tidy;
 
@@ -44,6 +45,15 @@ enum Task {
         /// Only the first N images
         #[arg(long)]
         limit: Option<usize>,
+    },
+    /// Reproduce the reference run of both trained systems (1,024 images), with distances on EfficientNet-Lite0
+    Reproduce {
+        /// Engines
+        #[arg(long = "engine", default_values = ["tract", "ort"])]
+        engines: Vec<String>,
+        /// Only the first N images
+        #[arg(long)]
+        num: Option<usize>,
     },
     /// Measure the README's parity table: every golden case on every engine
     Parity {
@@ -87,6 +97,7 @@ fn run() -> Result<()> {
         Task::Setup { minimal } => setup::run(&root, minimal),
         Task::Demo => demo::run(&root),
         Task::Parity { engines } => parity::run(&root, &engines),
+        Task::Reproduce { engines, num } => reproduce::run(&root, &engines, num),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
         Task::Check { minimal } => check::run(&root, minimal),
         Task::Gpu => gpu::run(&root),

@@ -1,0 +1,295 @@
+//! Reference results made again: the trained systems pass on every engine, changed ones do not.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export::arrays::{ArrayRef, write_safetensors};
+use dpar_export::bundle::{ExtractorSpec, write_extractor};
+use dpar_export::features::{ExtractorOptions, FeatureExtractor};
+use dpar_export::reproduce::{ReferenceFolder, ReproduceOptions, SystemReport, reproduce};
+use dpar_export_checkpoint::{LoadOptions, TensorFile, load_extractor};
+use dpar_export_metrics::Verdict;
+use dpar_export_spec::ComponentKind;
+
+use crate::cli::{json, run};
+use crate::common::{ENGINES, Temp, export, fixture, llamagen, on};
+use crate::extractor::{efficientnet_weights, open};
+
+/// Fewest images that tell the trained system from the changed ones by every gate that must.
+const IMAGES: usize = 32;
+/// Real images of the distances in these tests.
+const REAL: usize = 64;
+/// Input side of the extractor in these tests, for speed; the network is the same.
+const SIDE: usize = 96;
+
+fn options(num: usize) -> ReproduceOptions {
+    ReproduceOptions { num: Some(num), batch: 32, threads: 2 }
+}
+
+/// EfficientNet-Lite0 at [`SIDE`] pixels.
+fn small_extractor(temp: &Temp) -> Utf8PathBuf {
+    let kind = ComponentKind::EfficientnetLite0;
+    let loaded = load_extractor(&efficientnet_weights(), kind, Some(SIDE), None).unwrap();
+    let spec = ExtractorSpec::of(&loaded, None, None).unwrap();
+    let out = temp.path("extractor");
+    write_extractor(&loaded, &spec, &out, false, &mut |_| true).unwrap();
+    out
+}
+
+fn emoji32() -> ReferenceFolder {
+    ReferenceFolder::open(&fixture("emoji32"), None, Some(REAL)).unwrap()
+}
+
+fn verdict(report: &SystemReport, gate: &str) -> Verdict {
+    let found = report.gates.iter().find(|g| g.name == gate);
+    found.unwrap_or_else(|| panic!("no gate {gate}: {:#?}", report.gates)).verdict
+}
+
+/// The DPAR fixture with another configuration and weights that `change` may alter.
+fn changed_dpar(temp: &Temp, threshold: &str, change: fn(&str, &mut [f32])) -> Utf8PathBuf {
+    let from = fixture("emoji32/dpar");
+    let folder = temp.path("changed/dpar");
+    let weights = "checkpoints/final/model.safetensors";
+    fs_err::create_dir_all(folder.join("checkpoints/final")).unwrap();
+    let config = fs_err::read_to_string(from.join("config.yaml")).unwrap();
+    assert!(config.contains("threshold: 4.35"));
+    fs_err::write(folder.join("config.yaml"), config.replace("threshold: 4.35", threshold)).unwrap();
+    let file = TensorFile::open(&from.join(weights)).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file
+        .names()
+        .map(|name| {
+            let tensor = file.get(name).unwrap();
+            let mut values = tensor.to_f32().unwrap().into_owned();
+            change(name, &mut values);
+            (name.to_owned(), tensor.shape.clone(), values)
+        })
+        .collect();
+    let arrays: Vec<(&str, ArrayRef<'_>)> =
+        tensors.iter().map(|(n, shape, v)| (n.as_str(), ArrayRef::f32(shape, v))).collect();
+    write_safetensors(&folder.join(weights), &arrays).unwrap();
+    let bundle = temp.path("changed/b");
+    let parts = LoadOptions {
+        entropy: Some(fixture("emoji32/entropy")),
+        vq: Some(fixture("emoji32/vq.pt")),
+        ..LoadOptions::default()
+    };
+    export(folder.as_str(), &parts, &bundle);
+    bundle
+}
+
+fn again(bundle: &Utf8Path, extractor: Option<&mut FeatureExtractor>, num: usize) -> SystemReport {
+    let bundle = dpar_export::bundle::Bundle::open(bundle).unwrap();
+    reproduce(&on(&bundle, "ort"), &mut emoji32(), extractor, options(num), &mut |_, _, _| true).unwrap()
+}
+
+#[test]
+fn the_trained_dpar_passes_on_every_engine() {
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let mut extractor = open(&small_extractor(&temp), "ort", &ExtractorOptions::default());
+    let mut reference = emoji32();
+    for engine in ENGINES {
+        let report = reproduce(
+            &on(&bundle, engine),
+            &mut reference,
+            Some(&mut extractor),
+            options(IMAGES),
+            &mut |_, _, _| true,
+        )
+        .unwrap();
+        assert_eq!(report.verdict, Verdict::Pass, "{engine}: {:#?}", report.gates);
+        let names: Vec<&str> = report.gates.iter().map(|g| g.name.as_str()).collect();
+        let distance = "Fréchet distance on efficientnet-lite0";
+        assert_eq!(names, ["classes", "streams", "mean steps", distance, "KID"], "{engine}");
+        assert!(report.flips.len() <= 3, "{engine}: {:#?}", report.flips);
+        assert_eq!(report.steps.histogram.iter().map(|(_, n)| n).sum::<usize>(), IMAGES);
+        let metrics = report.metrics.unwrap();
+        assert!(metrics.distance.unwrap() > 0.0 && metrics.score.unwrap() > 1.0, "{metrics:?}");
+        assert!((0.0..=1.0).contains(&metrics.precision.unwrap()), "{metrics:?}");
+    }
+}
+
+#[test]
+fn the_baseline_passes_on_every_engine() {
+    let temp = Temp::new();
+    let (file, parts) = llamagen("emoji32");
+    let bundle = export(file, &parts, &temp.path("b"));
+    for engine in ENGINES {
+        let runtime = on(&bundle, engine);
+        let report = reproduce(&runtime, &mut emoji32(), None, options(IMAGES), &mut |_, _, _| true).unwrap();
+        assert_eq!(report.verdict, Verdict::Pass, "{engine}: {:#?}", report.gates);
+        assert_eq!((report.steps.mean, report.steps.std), (64.0, 0.0));
+        assert_eq!((report.metrics.is_none(), report.parameters > 3_000_000), (true, true));
+    }
+}
+
+#[test]
+fn a_threshold_ten_percent_higher_or_lower_fails_by_streams_and_by_steps() {
+    for threshold in ["threshold: 4.785", "threshold: 3.915"] {
+        let temp = Temp::new();
+        let report = again(&changed_dpar(&temp, threshold, |_, _| {}), None, IMAGES);
+        assert_eq!(report.verdict, Verdict::Fail, "{:#?}", report.gates);
+        for gate in ["streams", "mean steps"] {
+            assert_eq!(verdict(&report, gate), Verdict::Fail, "{threshold} {gate}: {:#?}", report.gates);
+        }
+    }
+}
+
+#[test]
+fn perturbed_weights_fail_and_the_distances_say_how_sure_they_are() {
+    let temp = Temp::new();
+    let bundle = changed_dpar(&temp, "threshold: 4.35", |name, values| {
+        if name.contains("feed_forward") {
+            values.iter_mut().enumerate().for_each(|(i, v)| *v *= if i % 2 == 0 { 1.02 } else { 0.98 });
+        }
+    });
+    let mut extractor = open(&small_extractor(&temp), "ort", &ExtractorOptions::default());
+    let report = again(&bundle, Some(&mut extractor), IMAGES);
+    assert_eq!((report.verdict, verdict(&report, "streams")), (Verdict::Fail, Verdict::Fail));
+    for gate in report.gates.iter().filter(|g| g.margin.is_some()) {
+        assert!(gate.standard_error.unwrap() > 0.0, "{gate:#?}");
+        let [low, high] = gate.interval_90.unwrap();
+        assert!(low < gate.difference.unwrap() && gate.difference.unwrap() < high, "{gate:#?}");
+    }
+    // So few images that all differ cannot show that two distances agree.
+    assert_ne!(verdict(&report, "KID"), Verdict::Pass);
+}
+
+#[test]
+fn perturbed_weights_of_the_baseline_fail_by_their_streams() {
+    let temp = Temp::new();
+    let (file, parts) = llamagen("emoji32");
+    let weights = TensorFile::open(&fixture(file)).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = weights
+        .names()
+        .map(|name| {
+            let tensor = weights.get(name).unwrap();
+            let scale = if name.contains("wo") { 1.01 } else { 1.0 };
+            let values = tensor.to_f32().unwrap().iter().map(|v| v * scale).collect();
+            (name.to_owned(), tensor.shape.clone(), values)
+        })
+        .collect();
+    let arrays: Vec<(&str, ArrayRef<'_>)> =
+        tensors.iter().map(|(n, shape, v)| (n.as_str(), ArrayRef::f32(shape, v))).collect();
+    let changed = temp.path("c2i.safetensors");
+    write_safetensors(&changed, &arrays).unwrap();
+    export(changed.as_str(), &parts, &temp.path("b"));
+    let report = again(&temp.path("b"), None, IMAGES);
+    assert_eq!((report.verdict, verdict(&report, "streams")), (Verdict::Fail, Verdict::Fail));
+    assert_eq!(verdict(&report, "mean steps"), Verdict::Pass, "a baseline always takes a step a token");
+}
+
+#[test]
+fn the_command_prints_the_posters_table_and_its_exit_code_is_the_verdict() {
+    let temp = Temp::new();
+    let (dpar, baseline) = (temp.path("dpar"), temp.path("llamagen"));
+    export("emoji32/dpar", &LoadOptions::default(), &dpar);
+    let (file, parts) = llamagen("emoji32");
+    export(file, &parts, &baseline);
+    let extractor = small_extractor(&temp);
+    let reference = fixture("emoji32");
+    let base = ["reproduce", dpar.as_str(), "--reference", reference.as_str()];
+    let with = |more: &[&str]| run(&[&base[..], more].concat());
+    let both = with(&[
+        "--baseline",
+        baseline.as_str(),
+        "--extractor",
+        extractor.as_str(),
+        "--extractor-engine",
+        "ort",
+        "--engine",
+        "ort",
+        "--num",
+        "8",
+        "--real",
+        "16",
+    ]);
+    assert_eq!(both.code, 0, "{}{}", both.stdout, both.stderr);
+    for text in
+        ["Fréchet distance on efficientnet-lite0", "emoji32 (dpar)", "(llamagen)", "3.7M", "KID·10³", "64.00"]
+    {
+        assert!(both.stdout.contains(text), "{text}: {}", both.stdout);
+    }
+    assert!(!both.stdout.contains("FID"), "another network's distance is no FID: {}", both.stdout);
+    let few = json(&with(&["--num", "4", "--engine", "ort", "--json"]));
+    assert_eq!((&few["verdict"], &few["systems"][0]["images"]), (&"pass".into(), &4.into()));
+
+    let many = with(&["--num", "5000"]);
+    assert!(many.code == 2 && many.stderr.contains("the reference has 1024"), "{}", many.stderr);
+    let nowhere = run(&["reproduce", dpar.as_str(), "--reference", "nowhere"]);
+    assert!(nowhere.code == 2 && nowhere.stderr.contains("reference.json"), "{}", nowhere.stderr);
+    let system = with(&["--extractor", dpar.as_str(), "--num", "4"]);
+    assert!(system.code == 2 && system.stderr.contains("not a feature extractor"), "{}", system.stderr);
+    let wrong = run(&["reproduce", extractor.as_str(), "--reference", reference.as_str()]);
+    assert!(wrong.code == 2 && wrong.stderr.contains("is a feature extractor"), "{}", wrong.stderr);
+}
+
+#[test]
+fn runs_are_held_against_the_published_table() {
+    let temp = Temp::new();
+    let report = |name: &str, fid: f64, images: u64| {
+        let path = temp.path(name);
+        let text = format!(
+            r#"{{"images": {images}, "mean_steps": 142.3, "metrics": {{"fid": {{"value": {fid}}}, "recall": 0.492}}}}"#
+        );
+        fs_err::write(&path, text).unwrap();
+        path.to_string()
+    };
+    let paper =
+        |files: &[&str]| run(&[&["reproduce", "--paper", "DPAR-B", "--json", "--runs"], files].concat());
+    let good = [report("a", 3.97, 50_000), report("b", 4.01, 50_000), report("c", 3.99, 50_000)];
+    let good: Vec<&str> = good.iter().map(String::as_str).collect();
+    let pass = paper(&good);
+    assert_eq!((pass.code, &json(&pass)["gates"][0]["name"]), (0, &"FID".into()), "{}", pass.stderr);
+    assert_eq!(paper(&good[..1]).code, 4, "one run within 1.3 % decides nothing");
+    let off = report("d", 4.3, 50_000);
+    assert_eq!(paper(&[&off]).code, 1);
+    let with = |name: &str, extractor: &str, pixels: &str| {
+        let path = temp.path(name);
+        let text = format!(
+            r#"{{"mean_steps": 142, "protocol": {{"images": 50000, "extractor": "{extractor}", "sampling": {{"seed": 1}}}},
+                "samples": {{"pixels_sha256": "{pixels}"}}, "metrics": {{"fid": {{"value": 3.98}}}}}}"#
+        );
+        fs_err::write(&path, text).unwrap();
+        path.to_string()
+    };
+    let [one, two, three] = [with("g", "x", "1"), with("h", "x", "2"), with("k", "x", "4")];
+    let [other, twice] = [with("i", "y", "3"), with("j", "x", "1")];
+    assert_eq!(paper(&[&one, &two, &three]).code, 0);
+    let unlike = paper(&[&one, &two, &other]);
+    assert!(unlike.code == 2 && unlike.stderr.contains("different protocols"), "{}", unlike.stderr);
+    let same = paper(&[&one, &two, &twice]);
+    assert!(same.code == 2 && same.stderr.contains("same samples"), "{}", same.stderr);
+    let few = report("e", 3.98, 10_000);
+    assert_eq!(paper(&[good[0], good[1], &few]).code, 4, "another number of images is not compared");
+    let unknown = run(&["reproduce", "--paper", "DPAR-Q", "--runs", good[0]]);
+    assert!(unknown.code == 2 && unknown.stderr.contains("DPAR-384-XXL"), "{}", unknown.stderr);
+    fs_err::write(temp.path("f"), "{}").unwrap();
+    let empty = paper(&[temp.path("f").as_str()]);
+    assert!(empty.code == 2 && empty.stderr.contains("metrics.fid"), "{}", empty.stderr);
+}
+
+#[test]
+fn several_seeds_of_a_bundle_are_runs() {
+    let temp = Temp::new();
+    export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let bundle = temp.path("b").to_string();
+    let reference = fixture("emoji32").to_string();
+    let base = [
+        "reproduce",
+        &bundle,
+        "--reference",
+        &reference,
+        "--paper",
+        "DPAR-B",
+        "--num",
+        "4",
+        "--engine",
+        "ort",
+    ];
+    let with = |more: &[&str]| run(&[&base[..], more].concat());
+    // 36 steps of 64 tokens are not the 142 of 256 that were printed.
+    let three = with(&["--seeds", "1,2,3", "--json"]);
+    assert_eq!((three.code, json(&three)["runs"].as_array().unwrap().len()), (1, 3), "{}", three.stderr);
+    let twice = with(&["--seeds", "1,1,2"]);
+    assert!(twice.code == 2 && twice.stderr.contains("twice"), "{}", twice.stderr);
+    assert_eq!(with(&[]).code, 2, "no seeds");
+}
