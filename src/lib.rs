@@ -8,6 +8,7 @@ pub mod arrays;
 pub mod bundle;
 pub mod commands;
 pub mod device;
+pub mod doctor;
 pub mod engines;
 pub mod evaluate;
 pub mod features;

@@ -3,6 +3,9 @@
 use dpar_export_spec::{AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind};
 use serde::{Deserialize, Serialize};
 
+use crate::targets::plan::Weights;
+use crate::targets::tuning::Tuning;
+
 /// The manifest layout this version writes and reads.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -84,7 +87,7 @@ pub struct ProfileEntry {
 }
 
 /// An engine that was built from a graph, bound to the bytes it was built from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineEntry {
     /// Graph name.
@@ -103,8 +106,17 @@ pub struct EngineEntry {
     pub optimization_level: Option<u8>,
     /// Largest scratch memory of a layer in bytes; `None` = no limit.
     pub workspace: Option<u64>,
+    /// Where its weights are.
+    #[serde(default)]
+    pub weights: Weights,
+    /// Whether it keeps names and kernels of its layers for inspection.
+    #[serde(default)]
+    pub detailed: bool,
     /// Optimization profiles in the order of the build.
     pub profiles: Vec<ProfileEntry>,
+    /// What the opt points of the profiles follow from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<Tuning>,
     /// SHA-256 of the graph it was built from.
     pub graph_sha256: String,
     /// SHA-256 of the weights it was built from.
@@ -116,10 +128,15 @@ pub struct EngineEntry {
 }
 
 impl EngineEntry {
+    /// What goes into a build: without its results, and without where the profiles' numbers come from.
+    #[must_use]
+    pub fn settings(&self) -> Self {
+        Self { layers: 0, warnings: Vec::new(), tuning: None, ..self.clone() }
+    }
+
     /// Whether another build with the same inputs and settings made `other`.
     pub fn same_build(&self, other: &Self) -> bool {
-        let key = |e: &Self| Self { layers: 0, warnings: Vec::new(), ..e.clone() };
-        key(self) == key(other)
+        self.settings() == other.settings()
     }
 }
 

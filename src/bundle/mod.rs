@@ -149,6 +149,25 @@ impl Bundle {
         for graph in &manifest.graphs {
             check_references(folder, graph, &manifest)?;
         }
+        Self::assemble(folder, manifest, manifest_sha256)
+    }
+
+    /// A bundle that is being written: its graphs and `config.json` are in the folder, the manifest is not yet. It can
+    /// run; its digest is that of the manifest so far.
+    ///
+    /// # Errors
+    /// When the configuration does not fit the manifest.
+    pub fn unwritten(folder: &Utf8Path, manifest: &Manifest) -> Result<Self, BundleError> {
+        let config = |e: serde_json::Error| BundleError::Config {
+            path: folder.join(MANIFEST),
+            message: e.to_string(),
+        };
+        let sha256 = hex::encode(Sha256::digest(manifest.to_bytes().map_err(config)?));
+        Self::assemble(folder, manifest.clone(), sha256)
+    }
+
+    /// Reads `config.json` and holds it against the manifest.
+    fn assemble(folder: &Utf8Path, manifest: Manifest, manifest_sha256: String) -> Result<Self, BundleError> {
         let config = folder.join(CONFIG);
         let system: SystemSpec = serde_json::from_slice(&read_small(&config)?)
             .map_err(|e| BundleError::Config { path: config.clone(), message: e.to_string() })?;

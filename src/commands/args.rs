@@ -5,8 +5,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dpar_export_checkpoint::LoadOptions;
 
 mod device;
+mod trt;
 
+pub(crate) use super::doctor::DoctorArgs;
 pub(crate) use device::DeviceArgs;
+pub(crate) use trt::TrtArgs;
 
 /// Turn trained DPAR and LlamaGen checkpoints into ONNX bundles, run them, verify them.
 ///
@@ -66,48 +69,6 @@ pub(crate) struct ExportArgs {
     /// Read and check everything, write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-}
-
-/// How TensorRT engines are built.
-#[derive(Debug, Args)]
-pub(crate) struct TrtArgs {
-    /// Folder of the TensorRT libraries [default: $DPAR_TRT_LIB, then what `cargo xtask setup` fetched, then the system's]
-    #[arg(long, value_name = "DIR", help_heading = "TensorRT")]
-    pub(crate) trt_lib: Option<Utf8PathBuf>,
-    /// Optimization profile, may be repeated: `default` (the ranges of the manifest), `decode` (one new slot a step), or
-    /// an axis with its size, e.g. `batch=8`
-    #[arg(long, value_name = "PROFILE", help_heading = "TensorRT")]
-    pub(crate) profile: Vec<String>,
-    /// Smallest shape of an input, e.g. tokens:1x1
-    #[arg(long, value_name = "NAME:1x3", value_delimiter = ',', help_heading = "TensorRT")]
-    pub(crate) min_shapes: Vec<String>,
-    /// Shape of an input to tune for
-    #[arg(long, value_name = "NAME:1x3", value_delimiter = ',', help_heading = "TensorRT")]
-    pub(crate) opt_shapes: Vec<String>,
-    /// Largest shape of an input
-    #[arg(long, value_name = "NAME:1x3", value_delimiter = ',', help_heading = "TensorRT")]
-    pub(crate) max_shapes: Vec<String>,
-    /// Device to build for, e.g. 8.9 [default: all of Ampere and later]
-    #[arg(long, value_name = "X.Y", value_delimiter = ',', help_heading = "TensorRT")]
-    pub(crate) compute_capability: Vec<String>,
-    /// 0 (fastest build) to 5
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5), help_heading = "TensorRT")]
-    pub(crate) builder_optimization_level: Option<u8>,
-    /// Largest scratch memory of a layer in MiB
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..), help_heading = "TensorRT")]
-    pub(crate) workspace: Option<u32>,
-}
-
-impl TrtArgs {
-    /// Whether any was given.
-    pub(crate) fn any(&self) -> bool {
-        let lists =
-            [&self.profile, &self.min_shapes, &self.opt_shapes, &self.max_shapes, &self.compute_capability];
-        self.trt_lib.is_some()
-            || self.builder_optimization_level.is_some()
-            || self.workspace.is_some()
-            || lists.iter().any(|l| !l.is_empty())
-    }
 }
 
 /// Where the parts of a checkpoint are.
@@ -204,6 +165,8 @@ pub(super) fn engine_names() -> clap::builder::PossibleValuesParser {
 pub(crate) enum Command {
     /// Show what is in a bundle or a checkpoint: components, parameters, axes, patch rule, hashes
     Inspect(InspectArgs),
+    /// Say which engines can run here, and why not: libraries, driver, GPUs; exit 3 if the wanted one cannot
+    Doctor(DoctorArgs),
     /// Teacher-forced logits, entropies and patch lengths of given tokens
     Score(ScoreArgs),
     /// Generate images: PNGs, samples.npz, trace.npz, grid.png
@@ -242,6 +205,12 @@ pub(crate) enum Command {
 pub(crate) struct InspectArgs {
     /// Bundle, experiment folder or weight file
     pub(crate) path: Utf8PathBuf,
+    /// Show the layers of the bundle's TensorRT engines; needs an NVIDIA GPU
+    #[arg(long)]
+    pub(crate) layers: bool,
+    /// Folder of the TensorRT libraries, for --layers
+    #[arg(long, value_name = "DIR", requires = "layers")]
+    pub(crate) trt_lib: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub(crate) parts: CheckpointArgs,
 }

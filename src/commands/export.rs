@@ -7,10 +7,12 @@ use dpar_export_checkpoint::Loaded;
 use dpar_export_spec::{Precision, SystemSpec};
 use serde_json::json;
 
-use super::args::{ExportArgs, Target, TrtArgs};
+use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer};
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest};
+use crate::targets::plan::TrtPlan;
+use crate::targets::trtexec::{self, Commands, SCRIPT};
 #[cfg(not(feature = "tensorrt"))]
 use crate::targets::{TargetError, TargetErrorKind};
 
@@ -27,11 +29,21 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         let message = format!("{checkpoint} is a bundle: its parts cannot be chosen any more");
         return Err(Failure::usage(message, Some("leave the checkpoint options out")));
     }
+    if let Some((message, hint)) = args.trt.refused() {
+        return Err(Failure::usage(message, Some(hint)));
+    }
+    let plan = args.trt.plan();
     let bar = printer.progress("exporting", "steps");
-    let mut built = Vec::new();
+    let (mut built, mut commands, mut script) = (Vec::new(), Vec::new(), String::new());
     let mut engines = |folder: &Utf8Path, manifest: &mut Manifest| {
-        if args.target == Target::Trt {
-            built = build_engines(folder, manifest, &args.trt, &bar)?;
+        match args.target {
+            Target::Onnx => {}
+            Target::Trt if args.trt.emit_trtexec => {
+                commands = emit_trtexec(folder, manifest, &plan, &bar)?;
+                let path = folder.join(SCRIPT);
+                script = fs_err::read_to_string(&path).map_err(|e| BundleError::Io { path, source: e })?;
+            }
+            Target::Trt => built = build_engines(folder, manifest, &plan, &bar)?,
         }
         Ok(())
     };
@@ -74,7 +86,13 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
             started.elapsed().as_secs_f64(),
         )
     };
-    printer.result(text, &json!({ "output": output, "manifest": manifest, "engines": built }))?;
+    let mut value = json!({ "output": output, "manifest": manifest, "engines": built });
+    if args.trt.emit_trtexec {
+        value["commands"] = json!(commands);
+        printer.result(|| format!("{script}\n# {}/{SCRIPT}", output), &value)?;
+        return Ok(Exit::Pass);
+    }
+    printer.result(text, &value)?;
     Ok(Exit::Pass)
 }
 
@@ -84,29 +102,34 @@ fn dry_run(printer: Printer, from: &Utf8Path, summary: &str, system: &SystemSpec
     Ok(Exit::Pass)
 }
 
+/// Writes the builds down for other tools.
+fn emit_trtexec(
+    folder: &Utf8Path,
+    manifest: &mut Manifest,
+    plan: &TrtPlan,
+    bar: &Bar,
+) -> Result<Vec<Commands>, BundleError> {
+    let (tuning, profiles) =
+        trtexec::resolve(folder, manifest, plan, &mut |done, total| bar.advance(done, total))?;
+    trtexec::add_script(folder, manifest, plan, &profiles, &tuning)
+}
+
 #[cfg(feature = "tensorrt")]
 fn build_engines(
     folder: &Utf8Path,
     manifest: &mut Manifest,
-    args: &TrtArgs,
+    plan: &TrtPlan,
     bar: &Bar,
 ) -> Result<Vec<crate::targets::trt::BuiltGraph>, BundleError> {
-    let plan = crate::targets::trt::TrtPlan {
-        library_dir: args.trt_lib.clone(),
-        profiles: args.profile.clone(),
-        shapes: [args.min_shapes.clone(), args.opt_shapes.clone(), args.max_shapes.clone()],
-        compute_capabilities: args.compute_capability.clone(),
-        optimization_level: args.builder_optimization_level,
-        workspace: args.workspace.map(|mib| (mib as usize) << 20),
-    };
-    crate::targets::trt::add_engines(folder, manifest, &plan, &mut |graph, phase, step, total| {
+    crate::targets::trt::add_engines(folder, manifest, plan, &mut |graph, phase, step, total| {
         bar.phase(&format!("{graph}: {phase}"), step, total)
     })
 }
 
 #[cfg(not(feature = "tensorrt"))]
-fn build_engines(_: &Utf8Path, _: &mut Manifest, _: &TrtArgs, _: &Bar) -> Result<Vec<()>, BundleError> {
-    let hint = "build with the Cargo feature `tensorrt` (docs/tensorrt.md)";
+fn build_engines(_: &Utf8Path, _: &mut Manifest, _: &TrtPlan, _: &Bar) -> Result<Vec<()>, BundleError> {
+    let hint = "build with the Cargo feature `tensorrt` (docs/tensorrt.md); --emit-trtexec writes the command lines of \
+                NVIDIA's tools without it";
     Err(BundleError::Target(TargetError {
         kind: TargetErrorKind::Unavailable,
         message: "this build cannot make TensorRT engines".to_owned(),

@@ -4,12 +4,13 @@ use std::fmt::Write;
 
 use camino::Utf8Path;
 use dpar_export_spec::{ComponentSpec, PatchRule, Port, SystemSpec};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
 use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, digest, is_extractor};
+use crate::targets::tuning::{Tuning, TuningSource};
 
 pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
     if args.path.join(MANIFEST).is_file() {
@@ -18,15 +19,26 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
             return Err(Failure::usage(message, Some("leave the checkpoint options out")));
         }
         if is_extractor(&args.path)? {
+            if args.layers {
+                return Err(Failure::usage("a feature extractor has no engines to show layers of", None));
+            }
             return extractor(&args.path, printer);
         }
         let bundle = Bundle::open(&args.path)?;
-        let value = json!({
+        let layers = if args.layers { layers(&bundle, args)? } else { Vec::new() };
+        let mut value = json!({
             "kind": "bundle", "manifest": bundle.manifest(), "config": bundle.system(),
             "manifest_sha256": bundle.manifest_sha256(),
         });
-        printer.result(|| bundle_text(&bundle), &value)?;
+        if args.layers {
+            value["layers"] = layers.iter().cloned().collect::<serde_json::Map<_, _>>().into();
+        }
+        printer.result(|| bundle_text(&bundle) + &layers_text(&layers), &value)?;
         return Ok(Exit::Pass);
+    }
+    if args.layers {
+        let message = format!("{} is no bundle: only engines have layers to show", args.path);
+        return Err(Failure::usage(message, Some("build them with `dpar-export --target trt`")));
     }
     let loaded = dpar_export_checkpoint::load(&args.path, &args.parts.options())?;
     let mut sources = Vec::new();
@@ -84,6 +96,52 @@ fn extractor(folder: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
     Ok(Exit::Pass)
 }
 
+/// Layers of the bundle's engines, by graph.
+fn layers(bundle: &Bundle, args: &InspectArgs) -> Result<Vec<(String, Value)>, Failure> {
+    if bundle.manifest().engines.is_empty() {
+        let message = format!("{} has no engines", bundle.folder());
+        return Err(Failure::usage(message, Some("build them with `dpar-export --target trt BUNDLE`")));
+    }
+    #[cfg(feature = "tensorrt")]
+    return Ok(crate::targets::trt::layers(bundle, args.trt_lib.as_deref())?);
+    #[cfg(not(feature = "tensorrt"))]
+    {
+        let _ = args;
+        let engine = crate::engines::create("tensorrt", &crate::engines::EngineOptions::default());
+        Err(engine.err().map_or_else(|| Failure::usage("no TensorRT in this build", None), Failure::from))
+    }
+}
+
+/// One line per layer: its name, or what TensorRT says of it.
+fn layers_text(layers: &[(String, Value)]) -> String {
+    let mut text = String::new();
+    for (graph, value) in layers {
+        let _ = writeln!(text, "\nlayers of {graph}");
+        let list = value["Layers"].as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+        for (i, layer) in list.iter().enumerate() {
+            let name = layer.as_str().or(layer["Name"].as_str());
+            let kind = layer["LayerType"].as_str().map(|t| format!(" ({t})")).unwrap_or_default();
+            let _ = match name {
+                Some(name) => writeln!(text, "{i:4} {name}{kind}"),
+                None => writeln!(text, "{i:4} {layer}"),
+            };
+        }
+    }
+    text
+}
+
+/// What the opt points of a bundle's engines follow from.
+fn tuning_text(tuning: &Tuning) -> String {
+    let source = match tuning.source {
+        TuningSource::Rule => "the patch rule".to_owned(),
+        TuningSource::Table => "the paper's table".to_owned(),
+        TuningSource::Assumed => "the paper's 256-px systems, as nothing else is known".to_owned(),
+        TuningSource::Trace => format!("a trace of {} images", tuning.images.unwrap_or_default()),
+        TuningSource::Calibration => format!("{} generated images", tuning.images.unwrap_or_default()),
+    };
+    format!("tuned for {:.2} patches of {} tokens an image, from {source}\n", tuning.patches, tuning.tokens)
+}
+
 fn bundle_text(bundle: &Bundle) -> String {
     let manifest = bundle.manifest();
     let components: Vec<(String, u64)> =
@@ -134,6 +192,14 @@ fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: &str, sha256: &st
     if !engines.is_empty() {
         text += "\n";
         text += &table(&["engine", "builder", "precision", "devices", "profiles", "layers"], &engines);
+        if let Some(tuning) = manifest.engines.iter().find_map(|e| e.tuning.as_ref()) {
+            text += &tuning_text(tuning);
+        }
+        for (graph, warning) in
+            manifest.engines.iter().flat_map(|e| e.warnings.iter().map(move |w| (&e.graph, w)))
+        {
+            let _ = writeln!(text, "warning of {graph}: {warning}");
+        }
     }
     let sources: Vec<_> =
         manifest.sources.iter().map(|s| (s.role.clone(), s.name.clone(), s.size, s.sha256.clone())).collect();

@@ -2,6 +2,7 @@
 
 mod args;
 mod component;
+mod doctor;
 mod evaluate;
 mod export;
 mod failure;
@@ -53,6 +54,7 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
     match (cli.command, &cli.export.checkpoint) {
         (Some(Command::Inspect(a)), _) => inspect::run(&a, printer),
+        (Some(Command::Doctor(a)), _) => doctor::run(&a, printer),
         (Some(Command::Score(a)), _) => score::run(&a, printer),
         (Some(Command::Generate(a)), _) => generate::run(&a, printer),
         (Some(Command::Decode(a)), _) => pixels::decode(&a, printer),

@@ -1,12 +1,16 @@
 //! Targets beyond ONNX: engines that are built from a bundle's graphs.
 
+pub mod engine_cache;
+pub mod plan;
 #[cfg(feature = "tensorrt")]
 pub mod trt;
+pub mod trtexec;
+pub mod tuning;
 
 /// What kind of failure it was; the command line maps it to an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetErrorKind {
-    /// A library is missing or does not fit, or this build does not have the target.
+    /// A library or device is missing or does not fit, or this build does not have the target.
     Unavailable,
     /// A setting, a profile or a graph is refused.
     Refused,

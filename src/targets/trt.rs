@@ -1,34 +1,23 @@
 //! `--target trt`: one TensorRT engine per graph of a bundle.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use std::time::Instant;
+
+use camino::Utf8Path;
 use dpar_engine_api::{EngineError, EngineErrorKind, GraphFile};
 use dpar_engine_tensorrt::{
-    BuildError, BuildRequest, BuildSettings, Capability, EngineBuilder, EngineFile, Override, Point, Profile,
+    BuildError, BuildRequest, BuildSettings, Capability, EngineBuilder, EngineFile, Profile, TensorRtEngine,
+    TensorRtOptions, WeightMode,
 };
-use dpar_export_spec::GraphSpec;
 
+use super::engine_cache::{EngineCache, Found};
+use super::plan::{TrtPlan, Weights};
+use super::trtexec::{self, put, resolve};
+use super::tuning::Tuning;
 use super::{TargetError, TargetErrorKind};
-use crate::bundle::{Bundle, BundleError, EngineEntry, FileEntry, Manifest, ProfileEntry, TRT, digest};
+use crate::bundle::{Bundle, BundleError, EngineEntry, Manifest, ProfileEntry, TRT};
 
 /// The product in manifest entries.
 const BUILDER: &str = if cfg!(feature = "tensorrt-enterprise") { "TensorRT" } else { "TensorRT-RTX" };
-
-/// How engines are built.
-#[derive(Debug, Clone, Default)]
-pub struct TrtPlan {
-    /// Folder of the shared libraries; `None` = search.
-    pub library_dir: Option<Utf8PathBuf>,
-    /// Profiles: `default`, `decode`, or `AXIS=N`; none = `default`.
-    pub profiles: Vec<String>,
-    /// Sizes of inputs, `name:1x3`, at min, opt and max.
-    pub shapes: [Vec<String>; 3],
-    /// Devices; none = all of Ampere and later.
-    pub compute_capabilities: Vec<String>,
-    /// Builder optimization level.
-    pub optimization_level: Option<u8>,
-    /// Largest scratch memory of a layer in bytes.
-    pub workspace: Option<usize>,
-}
 
 /// What was done for one graph.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -37,10 +26,12 @@ pub struct BuiltGraph {
     pub graph: String,
     /// Bytes of the engine.
     pub size: u64,
-    /// Seconds of the build; 0 where the engine was there already.
+    /// Seconds it took; 0 where the bundle had the engine already.
     pub seconds: f64,
-    /// Whether an engine of the same inputs and settings was taken over.
+    /// Whether an engine of the same inputs and settings was taken over, from the bundle or the engine cache.
     pub reused: bool,
+    /// Whether it came from the engine cache.
+    pub from_cache: bool,
 }
 
 /// Called with graph, phase, step and total; returns false to stop.
@@ -50,7 +41,7 @@ impl From<BuildError> for TargetError {
     fn from(e: BuildError) -> Self {
         let kind = match &e {
             BuildError::Stopped { .. } => TargetErrorKind::Stopped,
-            BuildError::Unavailable(_) => TargetErrorKind::Unavailable,
+            BuildError::Unavailable(_) | BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
             _ => TargetErrorKind::Refused,
         };
         let message = e.to_string();
@@ -84,7 +75,7 @@ pub fn engine_file(bundle: &Bundle, graph: GraphFile<'_>) -> EngineFile {
 }
 
 /// Builds the engines of all graphs into `folder/trt` and lists them in the manifest. Engines that the manifest
-/// lists already, built from the same bytes with the same settings, are kept.
+/// lists already, or that the engine cache holds, built from the same bytes with the same settings, are kept.
 ///
 /// # Errors
 /// When the library is missing, or a setting, profile or graph is refused; when writing fails; when stopped.
@@ -100,64 +91,103 @@ pub fn add_engines(
         .iter()
         .map(|c| c.parse().map_err(|e| TargetError::from(BuildError::Capability(e))))
         .collect::<Result<_, _>>()?;
-    let mut jobs = Vec::new();
-    for graph in &manifest.graphs {
-        let profiles = profiles(&graph.spec, plan)?;
-        for profile in &profiles {
-            profile.check(&graph.spec).map_err(|e| TargetError::from(BuildError::Profile(e)))?;
-        }
-        let settings = BuildSettings {
-            profiles,
-            compute_capabilities: capabilities.clone(),
-            optimization_level: plan.optimization_level,
-            workspace: plan.workspace,
-            ..BuildSettings::default()
-        };
-        jobs.push((graph.clone(), settings));
-    }
-    check_shapes(manifest, plan)?;
+    let settings = BuildSettings {
+        compute_capabilities: capabilities,
+        optimization_level: plan.optimization_level,
+        workspace: plan.workspace,
+        weights: match plan.weights {
+            Weights::Embedded => WeightMode::Embedded,
+            Weights::Refittable => WeightMode::Refittable,
+            Weights::Stripped => WeightMode::Stripped,
+        },
+        detailed: plan.detailed,
+        ..BuildSettings::default()
+    };
+    settings.check().map_err(TargetError::from)?;
+    let io = |path: &Utf8Path, e| BundleError::Io { path: path.to_owned(), source: e };
+    let cache =
+        plan.engine_cache.as_deref().map(|c| EngineCache::open(c).map_err(|e| io(c, e))).transpose()?;
+    let mut tuned = |done, total| progress("calibration", "generating images", done, total);
+    let (tuning, profiles) = resolve(folder, manifest, plan, &mut tuned)?;
     let builder = EngineBuilder::open(plan.library_dir.as_deref()).map_err(TargetError::from)?;
     let trt = folder.join(TRT);
-    fs_err::create_dir_all(&trt).map_err(|e| BundleError::Io { path: trt.clone(), source: e })?;
+    fs_err::create_dir_all(&trt).map_err(|e| io(&trt, e))?;
 
     let old = std::mem::take(&mut manifest.engines);
     let mut done = Vec::new();
-    for (graph, settings) in jobs {
-        let file = format!("{TRT}/{}.engine", graph.spec.name);
-        let path = folder.join(&file);
-        let mut entry = entry(manifest, &graph.spec.name, &file, builder.version(), &settings)?;
+    for (graph, profiles) in manifest.graphs.clone().into_iter().zip(&profiles) {
+        let settings = BuildSettings { profiles: profiles.clone(), ..settings.clone() };
+        let (name, file) = (graph.spec.name.clone(), format!("{TRT}/{}.engine", graph.spec.name));
+        let mut entry = entry(manifest, &name, &file, builder.version(), &settings, &tuning)?;
         if let Some(same) = old.iter().find(|e| e.same_build(&entry)) {
             let size = manifest.files.iter().find(|f| f.path == file).map_or(0, |f| f.size);
-            done.push(BuiltGraph { graph: graph.spec.name.clone(), size, seconds: 0.0, reused: true });
-            manifest.engines.push(same.clone());
+            done.push(BuiltGraph { graph: name, size, seconds: 0.0, reused: true, from_cache: false });
+            manifest.engines.push(EngineEntry { tuning: entry.tuning, ..same.clone() });
             continue;
         }
-        let source = folder.join(&graph.file);
-        let name = graph.spec.name.clone();
-        let mut report = |p: dpar_engine_tensorrt::Progress<'_>| progress(&name, p.phase, p.step, p.total);
-        let request = BuildRequest {
-            graph: GraphFile { spec: &graph.spec, path: &source },
-            settings,
-            progress: Some(&mut report),
-        };
-        let built = builder.build(request).map_err(TargetError::from)?;
-        // A linked file of the bundle that is being replaced must keep its bytes.
-        let write = || -> std::io::Result<()> {
-            if path.exists() {
-                fs_err::remove_file(&path)?;
+        let started = Instant::now();
+        let cached = cache.as_ref().map_or(Found::Nothing, |cache| cache.find(&entry));
+        if let Found::Damaged(why) = &cached {
+            tracing::warn!("the engine cache is not used for `{name}`: {why}; the engine is built again");
+        }
+        let from_cache = matches!(cached, Found::Engine(..));
+        let bytes = if let Found::Engine(bytes, found) = cached {
+            (entry.layers, entry.warnings) = (found.layers, found.warnings);
+            bytes
+        } else {
+            let source = folder.join(&graph.file);
+            let mut report =
+                |p: dpar_engine_tensorrt::Progress<'_>| progress(&name, p.phase, p.step, p.total);
+            let request = BuildRequest {
+                graph: GraphFile { spec: &graph.spec, path: &source },
+                settings,
+                progress: Some(&mut report),
+            };
+            let built = builder.build(request).map_err(TargetError::from)?;
+            (entry.layers, entry.warnings) = (built.layers as u64, built.warnings);
+            if let Some(cache) = &cache
+                && let Err(e) = cache.keep(&entry, &built.bytes)
+            {
+                return Err(io(plan.engine_cache.as_deref().unwrap_or(folder), e));
             }
-            fs_err::write(&path, &built.bytes)
+            built.bytes
         };
-        write().map_err(|e| BundleError::Io { path: path.clone(), source: e })?;
-        let (size, sha256) = digest(&path)?;
-        manifest.files.retain(|f| f.path != file);
-        manifest.files.push(FileEntry { path: file, size, sha256 });
-        entry.layers = built.layers as u64;
-        entry.warnings = built.warnings;
+        put(folder, manifest, &file, &bytes)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let size = bytes.len() as u64;
         manifest.engines.push(entry);
-        done.push(BuiltGraph { graph: name, size, seconds: built.seconds, reused: false });
+        done.push(BuiltGraph { graph: name, size, seconds, reused: from_cache, from_cache });
+        if !progress(&graph.spec.name, "written", 1, 1) {
+            return Err(TargetError::from(BuildError::Stopped { graph: graph.spec.name }).into());
+        }
+    }
+    // Command lines of other profiles would be wrong beside these engines.
+    if manifest.files.iter().any(|f| f.path == trtexec::SCRIPT) {
+        trtexec::add_script(folder, manifest, plan, &profiles, &tuning)?;
     }
     Ok(done)
+}
+
+/// The layers of every engine of a bundle as TensorRT's inspector gives them, by graph. Needs a GPU; more than names
+/// are there where the engines were built with [`TrtPlan::detailed`].
+///
+/// # Errors
+/// When the bundle has no engines, one is damaged, or this machine cannot load them.
+pub fn layers(
+    bundle: &Bundle,
+    library_dir: Option<&Utf8Path>,
+) -> Result<Vec<(String, serde_json::Value)>, EngineError> {
+    let library_dir = library_dir.map(Utf8Path::to_owned);
+    let engine = TensorRtEngine::new(TensorRtOptions { library_dir, ..TensorRtOptions::default() });
+    let mut found = Vec::new();
+    for entry in &bundle.manifest().engines {
+        let text =
+            engine.inspect(&bundle.folder().join(&entry.file)).map_err(|e| e.in_graph(&entry.graph))?;
+        // Not JSON is still what TensorRT said.
+        let value = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
+        found.push((entry.graph.clone(), value));
+    }
+    Ok(found)
 }
 
 /// The manifest entry of a build, without its results.
@@ -167,6 +197,7 @@ fn entry(
     file: &str,
     version: &str,
     settings: &BuildSettings,
+    tuning: &Tuning,
 ) -> Result<EngineEntry, TargetError> {
     let Some((graph_sha256, weights_sha256)) = manifest.sources_of(graph) else {
         return Err(TargetError::refused(format!("graph `{graph}` has no weights in the manifest"), None));
@@ -184,76 +215,17 @@ fn entry(
         compute_capabilities: settings.compute_capabilities.iter().map(ToString::to_string).collect(),
         optimization_level: settings.optimization_level,
         workspace: settings.workspace.map(|w| w as u64),
+        weights: match settings.weights {
+            WeightMode::Embedded => Weights::Embedded,
+            WeightMode::Refittable => Weights::Refittable,
+            WeightMode::Stripped => Weights::Stripped,
+        },
+        detailed: settings.detailed,
         profiles: profiles.collect(),
+        tuning: Some(tuning.clone()),
         graph_sha256: graph_sha256.clone(),
         weights_sha256: weights_sha256.clone(),
         layers: 0,
         warnings: Vec::new(),
     })
-}
-
-/// The profiles of one graph, with the overrides that concern it.
-fn profiles(spec: &GraphSpec, plan: &TrtPlan) -> Result<Vec<Profile>, TargetError> {
-    let refuse = |e| TargetError::from(BuildError::Profile(e));
-    let mut profiles = Vec::new();
-    for name in &plan.profiles {
-        match name.split_once('=') {
-            None if name == "default" => profiles.push(Profile::from_spec(name.as_str(), spec)),
-            // A graph without a cache has nothing to decode step by step: its ranges serve.
-            None if name == "decode" => profiles.extend(Profile::decode(name.as_str(), spec)),
-            Some((axis, size)) => {
-                let size: usize = size.parse().map_err(|_| bad_profile(name))?;
-                if spec.axis(axis).is_some() {
-                    let at = |point| Override::Axis { axis: axis.to_owned(), point, size };
-                    let profile = Profile::from_spec(name.as_str(), spec);
-                    profiles.push(profile.with(spec, &[at(Point::Opt), at(Point::Max)]).map_err(refuse)?);
-                }
-            }
-            None => return Err(bad_profile(name)),
-        }
-    }
-    if profiles.is_empty() {
-        profiles.push(Profile::from_spec("default", spec));
-    }
-    let mut overrides = Vec::new();
-    for (point, shapes) in Point::ALL.into_iter().zip(&plan.shapes) {
-        for text in shapes {
-            let (port, sizes) = shape(text)?;
-            if spec.input(&port).is_some() {
-                overrides.push(Override::Port { port, point, sizes });
-            }
-        }
-    }
-    profiles.into_iter().map(|p| p.with(spec, &overrides).map_err(refuse)).collect()
-}
-
-fn bad_profile(name: &str) -> TargetError {
-    let hint = "a profile is `default`, `decode`, or an axis with its size, such as `batch=8`";
-    TargetError::refused(format!("`{name}` is no profile"), Some(hint))
-}
-
-/// `name:1x3x4`.
-fn shape(text: &str) -> Result<(String, Vec<usize>), TargetError> {
-    let parsed = text.rsplit_once(':').and_then(|(name, sizes)| {
-        let sizes: Option<Vec<usize>> = sizes.split('x').map(|n| n.parse().ok()).collect();
-        sizes.map(|s| (name.to_owned(), s))
-    });
-    parsed.ok_or_else(|| {
-        TargetError::refused(
-            format!("`{text}` is no shape"),
-            Some("write it as name:1x3, sizes outermost first"),
-        )
-    })
-}
-
-/// Every input that a shape names is an input of some graph.
-fn check_shapes(manifest: &Manifest, plan: &TrtPlan) -> Result<(), TargetError> {
-    for text in plan.shapes.iter().flatten() {
-        let (port, _) = shape(text)?;
-        if !manifest.graphs.iter().any(|g| g.spec.input(&port).is_some()) {
-            let message = format!("no graph has an input `{port}`");
-            return Err(TargetError::refused(message, Some("`dpar-export inspect BUNDLE` lists them")));
-        }
-    }
-    Ok(())
 }

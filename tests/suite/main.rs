@@ -9,6 +9,7 @@ mod cli;
 mod common;
 mod compare;
 mod device;
+mod doctor;
 mod engines;
 mod evaluate;
 mod export;
@@ -21,3 +22,7 @@ mod reproduce;
 mod streams;
 #[cfg(feature = "tensorrt")]
 mod trt;
+#[cfg(feature = "tensorrt")]
+mod trt_errors;
+mod trt_files;
+mod trtexec;

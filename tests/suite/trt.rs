@@ -4,9 +4,59 @@ use camino::Utf8Path;
 
 use crate::cli::{json, run};
 use crate::common::{Temp, fixture};
+use crate::trt_files::schema_errors;
+
+/// Every engine of a checkpoint is built, listed and bound to its graph; a second build takes them over.
+fn all_engines(checkpoint: &[&str]) {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    let out = run(&[&["--target", "trt", "-o", bundle.as_str(), "--json"], checkpoint].concat());
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let result = json(&out);
+    let manifest = &result["manifest"];
+    let digest = |path: &str| {
+        let file = manifest["files"].as_array().unwrap().iter().find(|f| f["path"] == path).unwrap();
+        file["sha256"].clone()
+    };
+    let graphs = manifest["graphs"].as_array().unwrap();
+    assert_eq!(manifest["engines"].as_array().unwrap().len(), graphs.len());
+    for (engine, graph) in manifest["engines"].as_array().unwrap().iter().zip(graphs) {
+        assert_eq!(engine["graph"], graph["name"]);
+        assert_eq!(engine["graph_sha256"], digest(graph["file"].as_str().unwrap()));
+        assert_eq!(engine["precision"], manifest["precision"]);
+        assert!(
+            engine["layers"].as_u64().unwrap() > 0 && engine["version"].as_str().unwrap().starts_with("1.7.")
+        );
+        assert_eq!(digest(engine["file"].as_str().unwrap()).as_str().unwrap().len(), 64);
+        let weights =
+            manifest["components"].as_array().unwrap().iter().find(|c| c["kind"] == graph["component"]);
+        assert_eq!(engine["weights_sha256"], digest(weights.unwrap()["weights"].as_str().unwrap()));
+    }
+    let again = json(&run(&["--target", "trt", bundle.as_str(), "--json"]));
+    assert!(again["engines"].as_array().unwrap().iter().all(|e| e["reused"] == true), "{again}");
+    assert_eq!(again["manifest"], *manifest);
+    assert!(schema_errors(&bundle).is_empty(), "{:?}", schema_errors(&bundle));
+}
+
+#[test]
+fn every_engine_of_the_trained_dpar_is_built() {
+    all_engines(&[fixture("emoji32/dpar").as_str()]);
+}
+
+#[test]
+fn every_engine_of_the_trained_llamagen_is_built() {
+    let (config, vq) = (fixture("emoji32/llamagen/config.yaml"), fixture("emoji32/vq.pt"));
+    let file = fixture("emoji32/llamagen/c2i_emoji32.pt");
+    all_engines(&[file.as_str(), "--config", config.as_str(), "--vq", vq.as_str()]);
+}
+
+#[test]
+fn every_engine_of_the_golden_dpar_is_built() {
+    all_engines(&[fixture("dpar-small/dpar").as_str()]);
+}
 
 /// Exports a tiny DPAR with its engines.
-fn engines(out: &Utf8Path, more: &[&str]) -> crate::cli::Run {
+pub(crate) fn engines(out: &Utf8Path, more: &[&str]) -> crate::cli::Run {
     let checkpoint = fixture("variants/token/dpar");
     let mut args = vec!["--target", "trt", checkpoint.as_str(), "-o", out.as_str(), "--json"];
     args.extend_from_slice(more);
@@ -43,6 +93,12 @@ fn engines_are_built_listed_checked_and_kept() {
     assert!(other["engines"].as_array().unwrap().iter().all(|e| e["reused"] == false), "{other}");
     let text = run(&["inspect", bundle.as_str()]).stdout;
     assert!(text.contains("TensorRT-RTX 1.7") && text.contains("decode, batch=2"), "{text}");
+    assert!(text.contains("tuned for 16.00 patches of 16 tokens an image, from the patch rule"), "{text}");
+    assert!(schema_errors(&bundle).is_empty(), "{:?}", schema_errors(&bundle));
+    if !std::path::Path::new("/dev/nvidiactl").exists() {
+        let out = run(&["inspect", bundle.as_str(), "--layers"]);
+        assert!(out.code == 3 && out.stderr.contains("driver"), "{}: {}", out.code, out.stderr);
+    }
 
     // An engine that was changed is found by every command, whatever the engine that runs.
     let file = bundle.join("trt/start.engine");

@@ -1,5 +1,7 @@
 //! `cargo xtask onnx-check`: the reference checker on exported graphs.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -66,6 +68,7 @@ fn export(root: &Utf8Path, scratch: &Utf8Path, built: bool) -> Result<Vec<Utf8Pa
             args.extend(["--config", config.as_str()]);
         }
         command(root, program.as_str(), &args).with_context(|| format!("exporting {fixture}"))?;
+        emit_commands(root, &program, &out)?;
         bundles.push(out);
     }
     Ok(bundles)
@@ -78,6 +81,21 @@ pub(crate) fn program(root: &Utf8Path, built: bool) -> Result<Utf8PathBuf> {
         command(root, &cargo(), &["build", "--quiet", "--bin", "dpar-export"])?;
     }
     Ok(program)
+}
+
+/// The command lines for NVIDIA's tools, beside the bundle, where the checker looks for them.
+fn emit_commands(root: &Utf8Path, program: &Utf8Path, bundle: &Utf8Path) -> Result<()> {
+    let profiles = ["--profile", "decode", "--profile", "default", "--compute-capability", "8.9"];
+    let output = Command::new(program)
+        .args(["--target", "trt", bundle.as_str(), "--emit-trtexec", "--json"])
+        .args(profiles)
+        .current_dir(root)
+        .output()?;
+    if !output.status.success() {
+        bail!("--emit-trtexec of {bundle}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    fs_err::write(format!("{bundle}.commands.json"), output.stdout)?;
+    Ok(())
 }
 
 /// Cargo's target folder.

@@ -12,6 +12,7 @@
 mod cached;
 mod error;
 mod host_cache;
+pub mod places;
 mod ports;
 mod tensor;
 mod validate;

@@ -16,10 +16,13 @@
 
 mod device;
 mod library;
+mod providers;
 mod runtime;
 mod session;
 
 use camino::Utf8PathBuf;
+pub use providers::{providers, searched};
+
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
 
 pub use device::OrtDevice;

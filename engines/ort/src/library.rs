@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char, c_void};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::EngineError;
+use dpar_engine_api::places::{Place, Places, SYSTEM_LOADER, Wanted};
 use libloading::Library;
 
 use crate::unavailable;
@@ -14,8 +15,8 @@ pub(crate) const API_VERSION: u32 = 31;
 /// Where `cargo xtask setup` puts the library, below the checkout.
 const SETUP_FOLDER: &str = "third_party/onnxruntime";
 
-/// The last resort.
-const SYSTEM_LOADER: &str = "the system loader";
+/// The environment variable that names the library.
+pub(crate) const VARIABLE: &str = "ORT_DYLIB_PATH";
 
 /// A checked library. Keeping `handle` keeps it loaded.
 #[derive(Debug)]
@@ -23,28 +24,6 @@ pub(crate) struct Checked {
     pub(crate) path: Utf8PathBuf,
     pub(crate) version: String,
     pub(crate) handle: Library,
-}
-
-/// What decides where to look; taken from the process in [`Places::here`] and written out in tests.
-#[derive(Debug, Default)]
-pub(crate) struct Places {
-    /// `ORT_DYLIB_PATH`.
-    pub(crate) variable: Option<Utf8PathBuf>,
-    /// The running program.
-    pub(crate) executable: Option<Utf8PathBuf>,
-    /// `CARGO_MANIFEST_DIR`.
-    pub(crate) manifest: Option<Utf8PathBuf>,
-}
-
-impl Places {
-    pub(crate) fn here() -> Self {
-        let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty()).map(Utf8PathBuf::from);
-        Self {
-            variable: variable("ORT_DYLIB_PATH"),
-            executable: std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok()),
-            manifest: variable("CARGO_MANIFEST_DIR"),
-        }
-    }
 }
 
 /// A library and who named it.
@@ -59,25 +38,19 @@ pub(crate) fn file_name() -> String {
     format!("{}onnxruntime{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
 }
 
+/// Every place that is looked at, the one that is taken last.
+pub(crate) fn search(explicit: Option<&Utf8Path>, places: &Places) -> Vec<Place> {
+    let name = file_name();
+    let wanted = Wanted { variable: VARIABLE, setup_folder: SETUP_FOLDER, loader_name: &name };
+    wanted.search(explicit, places, &|folder| Some(folder.join(&name)).filter(|p| p.is_file()))
+}
+
 /// Picks the library by the order in the crate documentation; touches files, loads nothing.
 pub(crate) fn choose(explicit: Option<&Utf8Path>, places: &Places) -> Choice {
-    if let Some(path) = explicit {
-        return Choice { path: path.to_owned(), origin: "the library option" };
+    match search(explicit, places).pop() {
+        Some(Place { origin, path, .. }) => Choice { path, origin },
+        None => Choice { path: file_name().into(), origin: SYSTEM_LOADER },
     }
-    if let Some(path) = &places.variable {
-        return Choice { path: path.clone(), origin: "ORT_DYLIB_PATH" };
-    }
-    let name = file_name();
-    let beside = places.executable.as_deref().and_then(Utf8Path::parent).map(|p| p.join(&name));
-    if let Some(path) = beside.filter(|p| p.is_file()) {
-        return Choice { path, origin: "the executable's folder" };
-    }
-    let roots = [&places.executable, &places.manifest].into_iter().flatten();
-    let mut set_up = roots.flat_map(|p| p.ancestors()).map(|p| p.join(SETUP_FOLDER).join(&name));
-    if let Some(path) = set_up.find(|p| p.is_file()) {
-        return Choice { path, origin: SETUP_FOLDER };
-    }
-    Choice { path: name.into(), origin: SYSTEM_LOADER }
 }
 
 impl Choice {
@@ -216,30 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn the_places_are_searched_in_order() {
+    fn a_folder_offers_the_file_and_the_option_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let root = Utf8Path::from_path(dir.path()).unwrap();
-        let make = |folder: &str| {
-            let path = root.join(folder).join(file_name());
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(&path, b"").unwrap();
-            path
-        };
-        let mut places = Places {
-            executable: Some(root.join("built/target/debug/deps/tool")),
-            manifest: Some(root.join("checkout/engines/ort")),
-            variable: None,
-        };
-        let chosen = |places: &Places| choose(None, places).path;
-        assert_eq!(chosen(&places), file_name());
-        let by_manifest = make("checkout/third_party/onnxruntime");
-        assert_eq!(chosen(&places), by_manifest);
-        let by_executable = make("built/third_party/onnxruntime");
-        assert_eq!(chosen(&places), by_executable);
-        let beside = make("built/target/debug/deps");
-        assert_eq!(chosen(&places), beside);
-        places.variable = Some("named.so".into());
-        assert_eq!(chosen(&places), "named.so");
+        let places = Places { executable: Some(root.join("tool")), ..Places::default() };
+        assert_eq!(choose(None, &places), Choice { path: file_name().into(), origin: SYSTEM_LOADER });
+        let path = root.join(file_name());
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(choose(None, &places).path, path);
         assert_eq!(choose(Some("asked.so".into()), &places).path, "asked.so");
     }
 

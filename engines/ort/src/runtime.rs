@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::EngineError;
+use dpar_engine_api::places::Places;
 use libloading::Library;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
-use crate::library::{self, Places};
+use crate::library;
 use crate::unavailable;
 
 /// A started ONNX Runtime.
@@ -26,7 +27,7 @@ static RUNTIME: Mutex<Option<Arc<Runtime>>> = Mutex::new(None);
 
 /// Starts ONNX Runtime, or returns the one that runs if it is the one that is asked for.
 pub(crate) fn start(library: Option<&Utf8Path>) -> Result<Arc<Runtime>, EngineError> {
-    let choice = library::choose(library, &Places::here());
+    let choice = library::choose(library, &Places::here(library::VARIABLE));
     let mut running = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(runtime) = running.as_ref() {
         if choice.resolve()? == runtime.path {

@@ -71,6 +71,37 @@ pub struct BuildSettings {
     pub detailed: bool,
 }
 
+impl BuildSettings {
+    /// Checks what does not depend on a graph: everything here that a library or this machine refuses.
+    ///
+    /// # Errors
+    /// [`BuildError::Setting`] for a value that no machine takes, [`BuildError::NoDevice`] for one that needs a GPU.
+    pub fn check(&self) -> Result<(), BuildError> {
+        if let Some(level) = self.optimization_level.filter(|l| *l > MAX_LEVEL) {
+            return Err(BuildError::Setting {
+                setting: format!("builder optimization level {level}"),
+                reason: format!("TensorRT has levels 0 to {MAX_LEVEL}"),
+                hint: format!("give a number from 0 to {MAX_LEVEL}"),
+            });
+        }
+        flavour::check_build(&self.compute_capabilities)?;
+        if self.weights != WeightMode::Embedded
+            && let Err(e) = cuda::driver()
+        {
+            let setting = match self.weights {
+                WeightMode::Stripped => "an engine without weights",
+                _ => "a refittable engine",
+            };
+            return Err(BuildError::NoDevice {
+                setting: setting.to_owned(),
+                reason: format!("TensorRT-RTX compiles it on a GPU while it builds, and {}", e.message),
+                hint: "build it where a GPU is, or leave the weights in the engine".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
 /// How far a build is. Phases nest: each step of one may contain others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {
@@ -246,28 +277,7 @@ fn check_settings(graph: GraphFile<'_>, settings: &BuildSettings) -> Result<(), 
         }
         profile.check(graph.spec)?;
     }
-    if let Some(level) = settings.optimization_level.filter(|l| *l > MAX_LEVEL) {
-        return Err(BuildError::Setting {
-            setting: format!("builder optimization level {level}"),
-            reason: format!("TensorRT has levels 0 to {MAX_LEVEL}"),
-            hint: format!("give a number from 0 to {MAX_LEVEL}"),
-        });
-    }
-    flavour::check_build(&settings.compute_capabilities)?;
-    if settings.weights != WeightMode::Embedded
-        && let Err(e) = cuda::driver()
-    {
-        let setting = match settings.weights {
-            WeightMode::Stripped => "an engine without weights",
-            _ => "a refittable engine",
-        };
-        return Err(BuildError::Setting {
-            setting: setting.to_owned(),
-            reason: format!("TensorRT-RTX compiles it on a GPU while it builds, and {}", e.message),
-            hint: "build it where a GPU is, or leave the weights in the engine".to_owned(),
-        });
-    }
-    Ok(())
+    settings.check()
 }
 
 /// What the thread that builds hands back.

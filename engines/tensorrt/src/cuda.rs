@@ -21,7 +21,7 @@ type Handle = *mut c_void;
 pub(crate) type Address = u64;
 
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
-const CAPABILITY: [c_int; 2] = [75, 76];
+pub(crate) const CAPABILITY: [c_int; 2] = [75, 76];
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
 
@@ -52,10 +52,12 @@ macro_rules! entry_points {
 
 entry_points! {
     init = "cuInit": fn(u32);
+    driver_version = "cuDriverGetVersion": fn(*mut c_int);
     device_count = "cuDeviceGetCount": fn(*mut c_int);
     device_get = "cuDeviceGet": fn(*mut c_int, c_int);
     device_name = "cuDeviceGetName": fn(*mut c_char, c_int, c_int);
     device_attribute = "cuDeviceGetAttribute": fn(*mut c_int, c_int, c_int);
+    total_memory = "cuDeviceTotalMem_v2": fn(*mut usize, c_int);
     context_retain = "cuDevicePrimaryCtxRetain": fn(*mut Handle, c_int);
     context_set = "cuCtxSetCurrent": fn(Handle);
     memory_info = "cuMemGetInfo_v2": fn(*mut usize, *mut usize);
@@ -88,7 +90,7 @@ pub(crate) fn driver() -> Result<&'static Arc<Driver>, EngineError> {
     DRIVER.get_or_init(|| open(LIBRARY).map(Arc::new)).as_ref().map_err(Clone::clone)
 }
 
-fn no_driver(message: String) -> EngineError {
+pub(crate) fn no_driver(message: String) -> EngineError {
     EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(DRIVER_HINT)
 }
 
@@ -112,7 +114,7 @@ fn open(name: &str) -> Result<Driver, EngineError> {
 
 impl Driver {
     /// The driver's own words for a failure.
-    fn check(&self, call: &str, status: Status) -> Result<(), String> {
+    pub(crate) fn check(&self, call: &str, status: Status) -> Result<(), String> {
         if status == 0 {
             return Ok(());
         }

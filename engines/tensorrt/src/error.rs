@@ -31,6 +31,16 @@ pub enum BuildError {
         /// The next step.
         hint: String,
     },
+    /// A setting that the library meets on a GPU only.
+    #[error("{setting}: {reason}")]
+    NoDevice {
+        /// What was asked for.
+        setting: String,
+        /// Why it cannot be here.
+        reason: String,
+        /// The next step.
+        hint: String,
+    },
     /// The file is not an ONNX graph that TensorRT reads.
     #[error("graph `{graph}`: {path}: {}", fault)]
     Parse {
@@ -158,7 +168,7 @@ impl BuildError {
             Self::Profile(_) => Some("change the shapes, or leave them to the ranges in the manifest".into()),
             Self::Capability(e) => Some(e.hint()),
             Self::Precision(e) => Some(e.hint()),
-            Self::Setting { hint, .. } => Some(hint.clone()),
+            Self::Setting { hint, .. } | Self::NoDevice { hint, .. } => Some(hint.clone()),
             Self::Parse { fault, .. } if fault.node.is_none() => Some(
                 "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again"
                     .into(),
@@ -186,6 +196,7 @@ impl From<BuildError> for EngineError {
             BuildError::Stopped { graph } => {
                 (EngineErrorKind::Run, Some(graph), "the build was stopped".to_owned())
             }
+            other @ BuildError::NoDevice { .. } => (EngineErrorKind::Unavailable, None, other.to_string()),
             other => (EngineErrorKind::Input, None, other.to_string()),
         };
         Self { kind, engine: NAME.to_owned(), graph, message, hint }

@@ -125,8 +125,8 @@ mod chosen {
     }
 
     /// Whether a file is a whole engine, as far as its header tells.
-    pub(crate) fn check_plan(bytes: &[u8]) -> Result<(), crate::PlanFault> {
-        crate::read_plan_header(bytes).map(|_| ())
+    pub(crate) fn check_plan(bytes: &[u8]) -> Result<Option<crate::PlanHeader>, crate::PlanFault> {
+        crate::read_plan_header(bytes).map(Some)
     }
 }
 
@@ -210,8 +210,8 @@ mod chosen {
     }
 
     /// Left to the library, whose format this does not know.
-    pub(crate) fn check_plan(_: &[u8]) -> Result<(), crate::PlanFault> {
-        Ok(())
+    pub(crate) fn check_plan(_: &[u8]) -> Result<Option<crate::PlanHeader>, crate::PlanFault> {
+        Ok(None)
     }
 }
 

@@ -38,6 +38,7 @@ mod ports;
 mod profile;
 mod session;
 mod start;
+mod survey;
 
 use std::fmt;
 use std::sync::Arc;
@@ -50,6 +51,7 @@ pub use capability::{Capability, CapabilityError};
 pub use error::{BuildError, ParseFault, PrecisionFlag, PrecisionRefused};
 pub use plan::{PlanFault, PlanHeader, read_plan_header};
 pub use profile::{Override, Point, Profile, ProfileError};
+pub use survey::{DriverFound, Gpu, LibraryFound, Survey, survey};
 
 /// Name as given to `--engine`.
 const NAME: &str = "tensorrt";
@@ -222,8 +224,24 @@ fn read_engine(path: &Utf8Path) -> Result<Vec<u8>, EngineError> {
     };
     // `fs_err` names the path.
     let bytes = fs_err::read(path).map_err(|e| refuse(e.to_string()))?;
-    flavour::check_plan(&bytes).map_err(|e| refuse(format!("{path}: {e}")))?;
+    if let Some(header) = flavour::check_plan(&bytes).map_err(|e| refuse(format!("{path}: {e}")))? {
+        library::check_plan_version(&header.version).map_err(|reason| {
+            let message = format!("{path}: {reason}");
+            EngineError::new(EngineErrorKind::Unavailable, NAME, message)
+                .hint("build the engines again with `dpar-export --target trt BUNDLE`, or use the version that built them")
+        })?;
+    }
     Ok(bytes)
+}
+
+/// Checks what can be told of an engine file without a library and without a device: that it is a whole engine, of a
+/// version that this build runs. Gives the version where the format says it.
+///
+/// # Errors
+/// When it is not.
+pub fn check_engine_file(path: &Utf8Path) -> Result<Option<String>, EngineError> {
+    let bytes = read_engine(path)?;
+    Ok(flavour::check_plan(&bytes).ok().flatten().map(|h| h.version))
 }
 
 /// An error that names no graph.

@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_int};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::EngineError;
+use dpar_engine_api::places::{Place, Places, SYSTEM_LOADER, Wanted};
 use libloading::Library;
 use trtx::trtx_sys;
 
@@ -11,10 +12,7 @@ use crate::flavour::{CORE, PARSER, PRODUCT, SETUP_FOLDER};
 use crate::{elf, unavailable};
 
 /// The environment variable that names the folder.
-const VARIABLE: &str = "DPAR_TRT_LIB";
-
-/// The last resort.
-const SYSTEM_LOADER: &str = "the system loader";
+pub(crate) const VARIABLE: &str = "DPAR_TRT_LIB";
 
 /// A checked library. Keeping `handle` keeps it loaded.
 #[derive(Debug)]
@@ -22,28 +20,6 @@ pub(crate) struct Checked {
     pub(crate) path: Utf8PathBuf,
     pub(crate) version: String,
     pub(crate) handle: Library,
-}
-
-/// What decides where to look; taken from the process in [`Places::here`] and written out in tests.
-#[derive(Debug, Default)]
-pub(crate) struct Places {
-    /// `DPAR_TRT_LIB`.
-    pub(crate) variable: Option<Utf8PathBuf>,
-    /// The running program.
-    pub(crate) executable: Option<Utf8PathBuf>,
-    /// `CARGO_MANIFEST_DIR`.
-    pub(crate) manifest: Option<Utf8PathBuf>,
-}
-
-impl Places {
-    pub(crate) fn here() -> Self {
-        let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty()).map(Utf8PathBuf::from);
-        Self {
-            variable: variable(VARIABLE),
-            executable: std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok()),
-            manifest: variable("CARGO_MANIFEST_DIR"),
-        }
-    }
 }
 
 /// A folder and who named it; no folder leaves the search to the system loader.
@@ -58,24 +34,18 @@ fn find(folder: &Utf8Path, names: &[&str]) -> Option<Utf8PathBuf> {
     names.iter().map(|n| folder.join(n)).find(|p| p.is_file())
 }
 
+/// Every place that is looked at, the one that is taken last.
+pub(crate) fn search(explicit: Option<&Utf8Path>, places: &Places) -> Vec<Place> {
+    let wanted = Wanted { variable: VARIABLE, setup_folder: SETUP_FOLDER, loader_name: CORE[0] };
+    wanted.search(explicit, places, &|folder| find(folder, CORE).map(|_| folder.to_owned()))
+}
+
 /// Picks the folder by the order in the crate documentation; touches files, loads nothing.
 pub(crate) fn choose(explicit: Option<&Utf8Path>, places: &Places) -> Choice {
-    if let Some(folder) = explicit {
-        return Choice { folder: Some(folder.to_owned()), origin: "the library option" };
+    match search(explicit, places).pop() {
+        Some(Place { origin, path, .. }) if origin != SYSTEM_LOADER => Choice { folder: Some(path), origin },
+        _ => Choice { folder: None, origin: SYSTEM_LOADER },
     }
-    if let Some(folder) = &places.variable {
-        return Choice { folder: Some(folder.clone()), origin: VARIABLE };
-    }
-    let beside = places.executable.as_deref().and_then(Utf8Path::parent);
-    if let Some(folder) = beside.filter(|f| find(f, CORE).is_some()) {
-        return Choice { folder: Some(folder.to_owned()), origin: "the executable's folder" };
-    }
-    let roots = [&places.executable, &places.manifest].into_iter().flatten();
-    let mut set_up = roots.flat_map(|p| p.ancestors()).map(|p| p.join(SETUP_FOLDER));
-    if let Some(folder) = set_up.find(|f| find(f, CORE).is_some()) {
-        return Choice { folder: Some(folder), origin: SETUP_FOLDER };
-    }
-    Choice { folder: None, origin: SYSTEM_LOADER }
 }
 
 impl Choice {
@@ -200,6 +170,18 @@ fn check_version(version: u32, built_for: u32) -> Result<(), String> {
     ))
 }
 
+/// Whether an engine built by version `1.7.1.116`, say, is one that the library of this build runs. Engines are not
+/// carried over between minor versions.
+pub(crate) fn check_plan_version(version: &str) -> Result<(), String> {
+    // SAFETY: a function of the bindings without arguments that returns a constant.
+    let built_for = unsafe { trtx_sys::get_tensorrt_version() };
+    let wanted = format!("{}.{}", built_for / 10_000, built_for / 100 % 100);
+    if version.strip_prefix(&wanted).is_some_and(|rest| rest.starts_with('.')) {
+        return Ok(());
+    }
+    Err(format!("the engine was built by {PRODUCT} {version}, this build runs {PRODUCT} {wanted}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,30 +198,23 @@ mod tests {
     }
 
     #[test]
-    fn the_places_are_searched_in_order() {
+    fn engines_of_other_minor_versions_are_refused() {
+        check_plan_version("1.7.1.116").unwrap();
+        check_plan_version("1.7.9.1").unwrap();
+        for other in ["1.6.0.0", "1.70.1.1", "2.7.1.1", "1.7"] {
+            let e = check_plan_version(other).unwrap_err();
+            assert!(e.contains(other) && e.contains("this build runs"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_folder_is_taken_for_its_library_and_the_option_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let root = Utf8Path::from_path(dir.path()).unwrap();
-        let make = |folder: &str| {
-            let folder = root.join(folder);
-            std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join(CORE[0]), b"").unwrap();
-            Some(folder)
-        };
-        let mut places = Places {
-            executable: Some(root.join("built/target/debug/deps/tool")),
-            manifest: Some(root.join("checkout/engines/tensorrt")),
-            variable: None,
-        };
-        let chosen = |places: &Places| choose(None, places).folder;
-        assert_eq!(chosen(&places), None);
-        let by_manifest = make("checkout/third_party/tensorrt-rtx");
-        assert_eq!(chosen(&places), by_manifest);
-        let by_executable = make("built/third_party/tensorrt-rtx");
-        assert_eq!(chosen(&places), by_executable);
-        let beside = make("built/target/debug/deps");
-        assert_eq!(chosen(&places), beside);
-        places.variable = Some("named".into());
-        assert_eq!(chosen(&places), Some("named".into()));
+        let places = Places { executable: Some(root.join("tool")), ..Places::default() };
+        assert_eq!(choose(None, &places).folder, None);
+        std::fs::write(root.join(CORE[0]), b"").unwrap();
+        assert_eq!(choose(None, &places).folder.as_deref(), Some(root));
         assert_eq!(choose(Some("asked".into()), &places).folder, Some("asked".into()));
     }
 
@@ -265,7 +240,7 @@ mod tests {
     /// The folder that the other tests use; without it they fail, and so does this.
     #[cfg(target_os = "linux")]
     fn real() -> Choice {
-        choose(None, &Places::here())
+        choose(None, &Places::here(VARIABLE))
     }
 
     #[cfg(target_os = "linux")]

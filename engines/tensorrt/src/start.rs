@@ -4,10 +4,11 @@ use std::sync::{Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::EngineError;
+use dpar_engine_api::places::Places;
 use libloading::Library;
 
 use crate::flavour::{CORE, PARSER};
-use crate::library::{self, Choice, Places};
+use crate::library::{self, Choice, VARIABLE};
 use crate::unavailable;
 
 /// A loaded and checked TensorRT.
@@ -29,7 +30,7 @@ static PARSER_LIBRARY: Mutex<Option<Loaded>> = Mutex::new(None);
 
 /// Loads the library that builds and runs engines, or returns the one that is loaded if it is the one asked for.
 pub(crate) fn core(folder: Option<&Utf8Path>) -> Result<Started, EngineError> {
-    let choice = library::choose(folder, &Places::here());
+    let choice = library::choose(folder, &Places::here(VARIABLE));
     start(&CORE_LIBRARY, &choice, CORE, Choice::open_core, |path| {
         trtx::dynamically_load_tensorrt(Some(path.as_std_path()))
     })
@@ -37,7 +38,7 @@ pub(crate) fn core(folder: Option<&Utf8Path>) -> Result<Started, EngineError> {
 
 /// Loads the library that reads ONNX files, in the same way.
 pub(crate) fn parser(folder: Option<&Utf8Path>) -> Result<Started, EngineError> {
-    let choice = library::choose(folder, &Places::here());
+    let choice = library::choose(folder, &Places::here(VARIABLE));
     start(&PARSER_LIBRARY, &choice, PARSER, Choice::open_parser, |path| {
         trtx::dynamically_load_tensorrt_onnxparser(Some(path.as_std_path()))
     })

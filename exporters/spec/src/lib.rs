@@ -8,12 +8,14 @@ mod extractor;
 mod graph;
 mod patch;
 mod precision;
+mod profile;
 mod system;
 
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
 pub use graph::{AxisRange, DType, Dim, GraphSpec, Port};
 pub use patch::{PatchMode, PatchRule, PatchRuleError};
 pub use precision::Precision;
+pub use profile::{Override, Point, Profile, ProfileError};
 pub use system::{
     ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec,
     VqLevel, VqSpec, VqStack,

@@ -91,6 +91,16 @@ unsafe extern "system" fn one(out: *mut c_int) -> Status {
     unsafe { *out = 1 };
     0
 }
+unsafe extern "system" fn version(out: *mut c_int) -> Status {
+    // SAFETY: the caller gives a place to write.
+    unsafe { *out = 12_080 };
+    0
+}
+unsafe extern "system" fn total(out: *mut usize, _: c_int) -> Status {
+    // SAFETY: the caller gives a place to write.
+    unsafe { *out = CAPACITY };
+    0
+}
 unsafe extern "system" fn same(out: *mut c_int, index: c_int) -> Status {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = index };
@@ -213,10 +223,12 @@ unsafe extern "system" fn error_text(status: Status, out: *mut *const c_char) ->
 pub(crate) fn driver() -> Arc<Driver> {
     let api = Api {
         init,
+        driver_version: version,
         device_count: one,
         device_get: same,
         device_name: name,
         device_attribute: attribute,
+        total_memory: total,
         context_retain: handle,
         context_set: current,
         memory_info: memory,

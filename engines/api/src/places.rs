@@ -1,0 +1,144 @@
+//! Where an engine's shared library is looked for: the same order for every engine, in one place.
+//!
+//! 1. what the caller named;
+//! 2. an environment variable, unless it is empty;
+//! 3. beside the executable;
+//! 4. the folder that `cargo xtask setup` fills, in a folder above the executable, then in one above
+//!    `CARGO_MANIFEST_DIR`, which cargo sets for what it runs;
+//! 5. the system loader, by name.
+//!
+//! The first place that names a library is final: one that was asked for and does not fit is an error and never a
+//! silent fallback. The current directory and its parents are not searched: running a program on somebody's files must
+//! not run code that lies beside them.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+/// Origin of a library that the caller named.
+pub const BY_OPTION: &str = "the library option";
+/// Origin of a library beside the program.
+pub const BESIDE_EXECUTABLE: &str = "the executable's folder";
+/// Origin of a library that the system loader is to find.
+pub const SYSTEM_LOADER: &str = "the system loader";
+
+/// What decides where to look; taken from the process by [`Places::here`].
+#[derive(Debug, Default, Clone)]
+pub struct Places {
+    /// Value of the environment variable.
+    pub variable: Option<Utf8PathBuf>,
+    /// The running program.
+    pub executable: Option<Utf8PathBuf>,
+    /// `CARGO_MANIFEST_DIR`.
+    pub manifest: Option<Utf8PathBuf>,
+}
+
+impl Places {
+    /// Those of this process; `variable` is the name of the environment variable.
+    pub fn here(variable: &str) -> Self {
+        let value = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty()).map(Utf8PathBuf::from);
+        Self {
+            variable: value(variable),
+            executable: std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok()),
+            manifest: value("CARGO_MANIFEST_DIR"),
+        }
+    }
+}
+
+/// A place that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Who names it: an option, a variable, a folder, or [`SYSTEM_LOADER`].
+    pub origin: &'static str,
+    /// The file or folder; for the system loader a bare name.
+    pub path: Utf8PathBuf,
+    /// Whether the library is taken from here.
+    pub taken: bool,
+}
+
+/// A library to look for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The environment variable that names it.
+    pub variable: &'static str,
+    /// The folder that `cargo xtask setup` fills, below a checkout.
+    pub setup_folder: &'static str,
+    /// Its name for the system loader.
+    pub loader_name: &'a str,
+}
+
+impl Wanted<'_> {
+    /// Every place in order, up to the one that is taken, which is the last. `holds` gives what a folder offers, if
+    /// anything: the library's file, or the folder itself. Touches files, loads nothing.
+    pub fn search(
+        &self,
+        explicit: Option<&Utf8Path>,
+        places: &Places,
+        holds: &dyn Fn(&Utf8Path) -> Option<Utf8PathBuf>,
+    ) -> Vec<Place> {
+        let named = |origin, path: &Utf8Path| vec![Place { origin, path: path.to_owned(), taken: true }];
+        if let Some(path) = explicit {
+            return named(BY_OPTION, path);
+        }
+        if let Some(path) = &places.variable {
+            return named(self.variable, path);
+        }
+        let beside = places.executable.as_deref().and_then(Utf8Path::parent).map(Utf8Path::to_owned);
+        let roots = [&places.executable, &places.manifest].into_iter().flatten();
+        let set_up =
+            roots.flat_map(|p| p.ancestors()).map(|p| (self.setup_folder, p.join(self.setup_folder)));
+        let mut looked = Vec::new();
+        for (origin, folder) in beside.map(|p| (BESIDE_EXECUTABLE, p)).into_iter().chain(set_up) {
+            let found = holds(&folder);
+            let taken = found.is_some();
+            looked.push(Place { origin, path: found.unwrap_or(folder), taken });
+            if taken {
+                return looked;
+            }
+        }
+        looked.push(Place { origin: SYSTEM_LOADER, path: self.loader_name.into(), taken: true });
+        looked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: Wanted<'_> =
+        Wanted { variable: "SOME_LIB", setup_folder: "third_party/some", loader_name: "libsome.so" };
+
+    #[test]
+    fn the_places_are_searched_in_order() {
+        let mut there: Vec<Utf8PathBuf> = Vec::new();
+        let mut places = Places {
+            executable: Some("/built/target/debug/deps/tool".into()),
+            manifest: Some("/checkout/engines/some".into()),
+            variable: None,
+        };
+        let last = |there: &[Utf8PathBuf], places: &Places| {
+            let holds =
+                |folder: &Utf8Path| there.iter().any(|t| t == folder).then(|| folder.join("libsome.so"));
+            let looked = WANTED.search(None, places, &holds);
+            assert!(looked.iter().rev().skip(1).all(|p| !p.taken), "{looked:?}");
+            let last = looked.last().unwrap();
+            assert!(last.taken);
+            (last.origin, last.path.to_string(), looked.len())
+        };
+        // The executable's folder, five and four folders above the two roots, the loader.
+        let (origin, path, looked) = last(&there, &places);
+        assert_eq!((origin, path.as_str(), looked), (SYSTEM_LOADER, "libsome.so", 12));
+        for (folder, origin) in [
+            ("/checkout/third_party/some", "third_party/some"),
+            ("/built/third_party/some", "third_party/some"),
+            ("/built/target/debug/deps", BESIDE_EXECUTABLE),
+        ] {
+            there.push(folder.into());
+            let found = last(&there, &places);
+            assert_eq!((found.0, found.1), (origin, format!("{folder}/libsome.so")));
+        }
+        places.variable = Some("named".into());
+        assert_eq!(last(&there, &places), ("SOME_LIB", "named".into(), 1));
+        let asked = WANTED.search(Some("asked".into()), &places, &|_| None);
+        assert_eq!(asked, [Place { origin: BY_OPTION, path: "asked".into(), taken: true }]);
+    }
+}

@@ -1,0 +1,116 @@
+//! `doctor`: which engines can run here, and why not.
+
+use std::fmt::Write;
+
+use camino::Utf8PathBuf;
+use clap::Args;
+
+use super::failure::{Exit, Failure};
+use super::printer::Printer;
+use crate::bundle::Bundle;
+use crate::doctor::{DriverReport, EngineReport, Report, examine};
+use crate::engines::{self, DEFAULT_ENGINE, EngineOptions};
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Bundle to run: its hashes, and its engines against this machine's library and GPU
+    pub(crate) bundle: Option<Utf8PathBuf>,
+    /// Engine that must work for exit code 0 [default: the default engine]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::from(engines::names().collect::<Vec<_>>()))]
+    pub(crate) engine: Option<String>,
+    /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ort_lib: Option<Utf8PathBuf>,
+    /// Folder of the TensorRT libraries [default: $DPAR_TRT_LIB, then what `cargo xtask setup` fetched, then the system's]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) trt_lib: Option<Utf8PathBuf>,
+}
+
+pub(super) fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> {
+    let bundle = args.bundle.as_deref().map(Bundle::open).transpose()?;
+    let options = EngineOptions {
+        ort_library: args.ort_lib.clone(),
+        trt_library: args.trt_lib.clone(),
+        bundle: bundle.as_ref(),
+        ..EngineOptions::default()
+    };
+    let report = examine(&options);
+    let asked = args.engine.as_deref().unwrap_or(DEFAULT_ENGINE);
+    printer.result(|| text(&report, asked), &report)?;
+    let works = report.engine(asked).is_some_and(|e| e.works);
+    Ok(if works { Exit::Pass } else { Exit::Unavailable })
+}
+
+fn text(report: &Report, asked: &str) -> String {
+    let mut text = String::new();
+    for engine in &report.engines {
+        engine_text(&mut text, engine);
+    }
+    match &report.driver {
+        None => text += "NVIDIA driver: not asked, this build has no feature `tensorrt`\n",
+        Some(driver) => driver_text(&mut text, driver),
+    }
+    let verdict = match report.engine(asked) {
+        Some(e) if e.works && report.bundle.is_some() => "runs this bundle here",
+        Some(e) if e.works => "runs here",
+        _ if report.bundle.is_some() => "does NOT run this bundle here",
+        _ => "does NOT run here",
+    };
+    let _ = writeln!(text, "{asked} {verdict}");
+    text
+}
+
+fn engine_text(text: &mut String, e: &EngineReport) {
+    let state = match (e.works, e.built_in) {
+        (true, _) => "works",
+        (false, true) => "DOES NOT WORK",
+        (false, false) => "not built in",
+    };
+    let _ = writeln!(text, "{}: {state}", e.name);
+    if let Some(info) = &e.info {
+        let _ = writeln!(text, "  version {}, {} on {}", info.version, info.provider, info.device);
+    }
+    if let Some(reason) = &e.reason {
+        let _ = writeln!(text, "  reason: {reason}");
+    }
+    if let Some(hint) = &e.hint {
+        let _ = writeln!(text, "  hint: {hint}");
+    }
+    for library in &e.libraries {
+        let _ = writeln!(text, "  library: {} ({})", library.path, library.version);
+    }
+    for place in &e.searched {
+        let mark = if place.taken { "taken from" } else { "not in" };
+        let _ = writeln!(text, "  {mark} {} ({})", place.path, place.origin);
+    }
+    if !e.providers.is_empty() {
+        let _ = writeln!(text, "  execution providers in the library: {}", e.providers.join(", "));
+    }
+    for file in &e.files {
+        let devices = match file.compute_capabilities.as_slice() {
+            [] => "Ampere and later".to_owned(),
+            some => some.join(", "),
+        };
+        let fits = file.reason.as_deref().unwrap_or("nothing against it");
+        let _ = writeln!(text, "  {} ({}, {devices}): {fits}", file.file, file.version);
+    }
+}
+
+fn driver_text(text: &mut String, driver: &DriverReport) {
+    match (&driver.cuda, &driver.reason) {
+        (Some(cuda), _) => {
+            let _ = writeln!(text, "NVIDIA driver: CUDA {cuda}, {} devices", driver.gpus.len());
+        }
+        (None, reason) => {
+            let _ = writeln!(text, "NVIDIA driver: {}", reason.as_deref().unwrap_or("none"));
+        }
+    }
+    for gpu in &driver.gpus {
+        let memory = gpu.memory as f64 / f64::from(1 << 30);
+        let _ = writeln!(
+            text,
+            "  cuda:{} {}, compute capability {}, {memory:.1} GiB",
+            gpu.ordinal, gpu.name, gpu.compute_capability
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! What engines are to be built: profiles, devices and settings, resolved against a bundle's graphs. No TensorRT takes
+//! part, so that the same plan can be built here and written down for other tools ([`super::trtexec`]).
+
+use camino::Utf8PathBuf;
+use dpar_export_spec::{GraphSpec, Override, Point, Profile, ProfileError};
+use serde::{Deserialize, Serialize};
+
+use super::TargetError;
+use super::tuning::Tuning;
+use crate::bundle::Manifest;
+
+/// How an engine holds its weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// In the engine, for good.
+    #[default]
+    Embedded,
+    /// In the engine, replaceable (`--refit`).
+    Refittable,
+    /// Not in the engine: they must be put in before it runs (`--strip-weights`).
+    Stripped,
+}
+
+/// Where the sizes to tune for come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum TuneFor {
+    /// The paper's table where it lists the system, else its ratio; see [`Tuning::of_system`].
+    #[default]
+    Table,
+    /// The patch lengths of a `generate` run.
+    Trace(Utf8PathBuf),
+    /// That many images, generated for this.
+    Images(u32),
+}
+
+/// How engines are built.
+#[derive(Debug, Clone, Default)]
+pub struct TrtPlan {
+    /// Folder of the shared libraries; `None` = search.
+    pub library_dir: Option<Utf8PathBuf>,
+    /// Profiles: `default`, `decode`, or `AXIS=N`; none = `default`.
+    pub profiles: Vec<String>,
+    /// Sizes of inputs, `name:1x3`, at min, opt and max.
+    pub shapes: [Vec<String>; 3],
+    /// What the opt points follow from.
+    pub tune_for: TuneFor,
+    /// Devices; none = all of Ampere and later.
+    pub compute_capabilities: Vec<String>,
+    /// Builder optimization level.
+    pub optimization_level: Option<u8>,
+    /// Largest scratch memory of a layer in bytes.
+    pub workspace: Option<usize>,
+    /// Where the weights are.
+    pub weights: Weights,
+    /// Whether the engine keeps names and kernels of its layers for inspection.
+    pub detailed: bool,
+    /// Folder of engines that were built before, of this bundle or another.
+    pub engine_cache: Option<Utf8PathBuf>,
+}
+
+impl From<ProfileError> for TargetError {
+    fn from(e: ProfileError) -> Self {
+        Self::refused(e.to_string(), Some("change the shapes, or leave them to the ranges in the manifest"))
+    }
+}
+
+impl TrtPlan {
+    /// The profiles of every graph, in the manifest's order, checked against the graphs' ranges.
+    ///
+    /// # Errors
+    /// When a profile or shape is malformed, names no axis or input of any graph, or does not fit.
+    pub fn profiles(&self, manifest: &Manifest, tuning: &Tuning) -> Result<Vec<Vec<Profile>>, TargetError> {
+        self.check_names(manifest)?;
+        manifest
+            .graphs
+            .iter()
+            .map(|graph| {
+                let profiles = self.of_graph(&graph.spec, tuning)?;
+                profiles.iter().try_for_each(|p| p.check(&graph.spec))?;
+                Ok(profiles)
+            })
+            .collect()
+    }
+
+    /// The profiles of one graph, with the overrides that concern it.
+    fn of_graph(&self, spec: &GraphSpec, tuning: &Tuning) -> Result<Vec<Profile>, TargetError> {
+        let tuned = |name: &str| {
+            let mut profile = Profile::from_spec(name, spec);
+            tuning.apply(spec, &mut profile);
+            profile
+        };
+        let mut profiles = Vec::new();
+        for name in &self.profiles {
+            match name.split_once('=') {
+                None if name == "default" => profiles.push(tuned(name)),
+                // A graph without a cache has nothing to decode step by step: its ranges serve.
+                None if name == "decode" => {
+                    profiles.extend(Profile::decode(name.as_str(), spec).map(|mut profile| {
+                        tuning.apply(spec, &mut profile);
+                        profile
+                    }));
+                }
+                Some((axis, size)) => {
+                    let size: usize = size.parse().map_err(|_| bad_profile(name))?;
+                    if spec.axis(axis).is_some() {
+                        let at = |point| Override::Axis { axis: axis.to_owned(), point, size };
+                        profiles.push(tuned(name).with(spec, &[at(Point::Opt), at(Point::Max)])?);
+                    }
+                }
+                None => return Err(bad_profile(name)),
+            }
+        }
+        if profiles.is_empty() {
+            profiles.push(tuned("default"));
+        }
+        let mut overrides = Vec::new();
+        for (point, shapes) in Point::ALL.into_iter().zip(&self.shapes) {
+            for text in shapes {
+                let (port, sizes) = shape(text)?;
+                if spec.input(&port).is_some() {
+                    overrides.push(Override::Port { port, point, sizes });
+                }
+            }
+        }
+        profiles.into_iter().map(|p| Ok(p.with(spec, &overrides)?)).collect()
+    }
+
+    /// Every axis and input that is named is one of some graph.
+    fn check_names(&self, manifest: &Manifest) -> Result<(), TargetError> {
+        let hint = Some("`dpar-export inspect BUNDLE` lists them");
+        for (axis, _) in self.profiles.iter().filter_map(|p| p.split_once('=')) {
+            if !manifest.graphs.iter().any(|g| g.spec.axis(axis).is_some()) {
+                return Err(TargetError::refused(format!("no graph has an axis `{axis}`"), hint));
+            }
+        }
+        for text in self.shapes.iter().flatten() {
+            let (port, _) = shape(text)?;
+            if !manifest.graphs.iter().any(|g| g.spec.input(&port).is_some()) {
+                return Err(TargetError::refused(format!("no graph has an input `{port}`"), hint));
+            }
+        }
+        for (i, name) in self.profiles.iter().enumerate() {
+            if self.profiles[..i].contains(name) {
+                return Err(TargetError::refused(format!("profile `{name}` is given twice"), None));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bad_profile(name: &str) -> TargetError {
+    let hint = "a profile is `default`, `decode`, or an axis with its size, such as `batch=8`";
+    TargetError::refused(format!("`{name}` is no profile"), Some(hint))
+}
+
+/// `name:1x3x4`.
+fn shape(text: &str) -> Result<(String, Vec<usize>), TargetError> {
+    let parsed = text.rsplit_once(':').and_then(|(name, sizes)| {
+        let sizes: Option<Vec<usize>> = sizes.split('x').map(|n| n.parse().ok()).collect();
+        sizes.map(|s| (name.to_owned(), s))
+    });
+    parsed.ok_or_else(|| {
+        TargetError::refused(
+            format!("`{text}` is no shape"),
+            Some("write it as name:1x3, sizes outermost first"),
+        )
+    })
+}

@@ -1,0 +1,125 @@
+//! `doctor`: what runs here, and why not.
+
+use dpar_export_checkpoint::LoadOptions;
+
+use crate::cli::{json, run};
+use crate::common::{Temp, export};
+use crate::trt_files::forge;
+
+#[test]
+fn every_engine_is_reported_and_the_default_decides() {
+    let out = run(&["doctor", "--json"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let report = json(&out);
+    let engine =
+        |name: &str| report["engines"].as_array().unwrap().iter().find(|e| e["name"] == name).unwrap();
+    assert_eq!(engine("tract")["works"], true);
+    let ort = engine("ort");
+    assert!(
+        ort["works"] == true && ort["libraries"][0]["version"].as_str().unwrap().starts_with("1."),
+        "{ort}"
+    );
+    assert!(ort["providers"].as_array().unwrap().iter().any(|p| p == "CPUExecutionProvider"), "{ort}");
+    let taken: Vec<bool> = ort["searched"].as_array().unwrap().iter().map(|p| p["taken"] == true).collect();
+    assert!(taken.ends_with(&[true]) && taken.iter().filter(|t| **t).count() == 1, "{ort}");
+    let text = run(&["doctor", "--engine", "ort"]);
+    assert!(text.code == 0 && text.stdout.ends_with("ort runs here\n"), "{}", text.stdout);
+}
+
+#[test]
+fn a_library_that_does_not_fit_is_exit_3_and_named_on_stdout() {
+    let temp = Temp::new();
+    let wrong = temp.path("libonnxruntime.so");
+    fs_err::write(&wrong, "this is no library").unwrap();
+    let args = ["doctor", "--engine", "ort", "--ort-lib", wrong.as_str()];
+    let out = run(&args);
+    assert!(out.code == 3 && out.stdout.contains("libonnxruntime.so"), "{}", out.stdout);
+    assert!(out.stdout.ends_with("ort does NOT run here\n"), "{}", out.stdout);
+    let report = json(&run(&[&args[..], &["--json"]].concat()));
+    let ort = report["engines"].as_array().unwrap().iter().find(|e| e["name"] == "ort").unwrap();
+    assert!(ort["works"] == false && ort["hint"].as_str().unwrap().contains("cargo xtask setup"), "{ort}");
+    // The default engine still runs: another engine's library is no reason to fail.
+    assert_eq!(run(&["doctor", "--ort-lib", wrong.as_str()]).code, 0);
+    assert_eq!(run(&["doctor", "--engine", "nothing"]).code, 2);
+}
+
+#[test]
+fn a_bundle_is_checked_first() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export("variants/token/dpar", &LoadOptions::default(), &bundle);
+    let out = run(&["doctor", bundle.as_str()]);
+    assert!(out.code == 0 && out.stdout.ends_with("tract runs this bundle here\n"), "{}", out.stdout);
+    forge(&bundle, "onnx/start.onnx", |b| b);
+    fs_err::write(bundle.join("onnx/start.onnx"), "x").unwrap();
+    let out = run(&["doctor", bundle.as_str()]);
+    assert!(out.code == 5 && out.stderr.contains("start.onnx"), "{}", out.stderr);
+    assert_eq!(run(&["doctor", temp.path("none").as_str()]).code, 2);
+}
+
+#[test]
+#[cfg(not(feature = "tensorrt"))]
+fn an_engine_that_is_not_built_in_is_exit_3_with_its_feature() {
+    let out = run(&["doctor", "--engine", "tensorrt"]);
+    assert!(out.code == 3 && out.stdout.contains("feature `tensorrt`"), "{}", out.stdout);
+}
+
+#[cfg(feature = "tensorrt")]
+mod tensorrt {
+    use super::*;
+    use crate::trt::engines;
+
+    /// Reason of the engine, and reasons of the bundle's files.
+    fn reasons(bundle: &str) -> (String, Vec<String>) {
+        let out = run(&["doctor", bundle, "--engine", "tensorrt", "--json"]);
+        assert_eq!(out.code, 3, "{}", out.stdout);
+        let report = json(&out);
+        let engine = report["engines"].as_array().unwrap().iter().find(|e| e["name"] == "tensorrt").unwrap();
+        let files = engine["files"].as_array().unwrap();
+        let files = files.iter().filter_map(|f| f["reason"].as_str().map(str::to_owned)).collect();
+        (engine["reason"].as_str().unwrap_or_default().to_owned(), files)
+    }
+
+    #[test]
+    fn libraries_driver_and_engine_files_are_held_against_each_other() {
+        let temp = Temp::new();
+        let driver = std::path::Path::new("/dev/nvidiactl").exists();
+        let out = run(&["doctor", "--engine", "tensorrt"]);
+        assert!(out.stdout.contains("libtensorrt_rtx.so.1 (1.7."), "{}", out.stdout);
+        assert!(out.stdout.contains("libtensorrt_onnxparser_rtx.so.1"), "{}", out.stdout);
+        if !driver {
+            assert_eq!(out.code, 3);
+            assert!(out.stdout.contains("NVIDIA driver: no NVIDIA driver was found"), "{}", out.stdout);
+        }
+        let wrong = temp.path("wrong");
+        fs_err::create_dir(&wrong).unwrap();
+        let out = run(&["doctor", "--engine", "tensorrt", "--trt-lib", wrong.as_str()]);
+        assert!(out.code == 3 && out.stdout.contains("has no `libtensorrt_rtx.so.1`"), "{}", out.stdout);
+
+        let bundle = temp.path("b");
+        export("variants/token/dpar", &LoadOptions::default(), &bundle);
+        assert!(reasons(bundle.as_str()).0.contains("no engine of graph"));
+        let built = temp.path("e");
+        assert_eq!(engines(&built, &["--compute-capability", "8.9"]).code, 0);
+        let out = run(&["doctor", built.as_str(), "--engine", "tensorrt"]);
+        assert!(out.stdout.contains("trt/score.engine (1.7.1.116, 8.9)"), "{}", out.stdout);
+
+        // Cut short; of another version; both with digests that match.
+        forge(&built, "trt/start.engine", |b| b[..b.len() / 2].to_vec());
+        forge(&built, "trt/score.engine", |mut b| {
+            b[25] = 6;
+            b
+        });
+        let (reason, files) = reasons(built.as_str());
+        assert!(reason.contains("`start`") || reason.contains("`score`"), "{reason}");
+        assert!(
+            files.iter().any(|r| r.contains("start.engine") && r.contains("the engine is damaged")),
+            "{files:?}"
+        );
+        assert!(files.iter().any(|r| r.contains("built by TensorRT-RTX 1.6.1.116")), "{files:?}");
+        // `inspect --layers` refuses the damaged one before it asks for a driver, and says driver otherwise.
+        let out = run(&["inspect", built.as_str(), "--layers"]);
+        assert!(out.code == 2 || out.code == 3, "{}: {}", out.code, out.stderr);
+        assert_eq!(run(&["inspect", bundle.as_str(), "--layers"]).code, 2);
+    }
+}
