@@ -10,7 +10,7 @@ use crate::{cargo, command, npz, onnx, step, tidy};
 /// Crates that only an optional feature compiles.
 const OPTIONAL: &[&str] = &["dpar-engine-candle", "dpar-engine-tensorrt"];
 /// Every optional engine: one build, so that nothing is compiled twice with other features.
-const ALL_ENGINES: &str = "dpar-export/tensorrt,dpar-export/candle";
+pub(crate) const ALL_ENGINES: &str = "dpar-export/tensorrt,dpar-export/candle";
 
 /// Runs every step, also after one failed, and fails if any did. `minimal` is a build without optional engines.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {

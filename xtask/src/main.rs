@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask setup`, `demo`, `check`, `streams`, `tidy`, `onnx-check` and `npz-check`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench_model;
 mod check;
 mod demo;
 mod fetch;
@@ -11,6 +12,7 @@ mod parity;
 mod reproduce;
 mod setup;
 mod tidy;
+mod trt_bench;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -69,6 +71,15 @@ enum Task {
     },
     /// Run everything that needs an NVIDIA GPU, where one is, and write a log of it
     Gpu,
+    /// Measure what building TensorRT engines takes: the trained systems, dpar-small, and a DPAR-B with random weights
+    TrtBench {
+        /// Precisions
+        #[arg(long = "precision", default_values = ["fp32"])]
+        precisions: Vec<String>,
+        /// Leave DPAR-B out
+        #[arg(long)]
+        small: bool,
+    },
     /// Check the invariants in ARCHITECTURE.md that a machine can check
     Tidy,
     /// Let numpy read the .npz files that this tool writes, and this tool those that numpy writes
@@ -101,6 +112,7 @@ fn run() -> Result<()> {
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
         Task::Check { minimal } => check::run(&root, minimal),
         Task::Gpu => gpu::run(&root),
+        Task::TrtBench { precisions, small } => trt_bench::run(&root, &precisions, small),
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),

@@ -1,0 +1,206 @@
+//! Checkpoints of the paper's smallest size with seeded random weights, in the authors' layout: what building costs does
+//! not depend on what a model has learned.
+
+use std::borrow::Cow;
+
+use anyhow::Result;
+use camino::{Utf8Path, Utf8PathBuf};
+use safetensors::{Dtype, View};
+
+/// Width D, FFN width and codebook of DPAR-B, LlamaGen-B and the entropy model.
+const WIDTH: usize = 768;
+const FFN: usize = 2048;
+const VOCAB: usize = 16_384;
+/// Classes with the null class.
+const CLASS_ROWS: usize = 1001;
+/// Encoder, global and decoder layers of DPAR-B; layers of GPT-B.
+const DPAR_LAYERS: [usize; 3] = [1, 8, 3];
+const GPT_LAYERS: usize = 12;
+/// Standard deviation of the weights, as they are initialised in training.
+const DEVIATION: f32 = 0.02;
+
+const DPAR_CONFIG: &str = "model:
+  gpt_model: DGPT-B
+  gpt_type: c2i
+  cls_token_num: 1
+  codebook_size: 16384
+  codebook_embed_dim: 8
+  downsample_size: 16
+  embedding_type: dynamic_4d
+dataset:
+  image_size: 256
+  num_classes: 1000
+patcher:
+  patching_mode: entropy_row_boundary
+  threshold: 7.8
+  max_patch_length: 4
+  block_size: 16
+  entropy_model_checkpoint_config: ../entropy/config.yaml
+  entropy_model_checkpoint: ../entropy/checkpoints/final/model.safetensors
+training: {}
+";
+
+const ENTROPY_CONFIG: &str = "model:
+  gpt_model: GPT-B
+  gpt_type: ucond
+  cls_token_num: 0
+  codebook_size: 16384
+  codebook_embed_dim: 8
+  downsample_size: 16
+dataset:
+  image_size: 256
+  num_classes: 1000
+";
+
+/// A tensor whose elements are made when it is written.
+struct Random {
+    shape: Vec<usize>,
+    seed: u64,
+}
+
+impl Random {
+    /// Norm weights are 1, everything else is uniform with mean 0. SplitMix64's output function numbers the elements.
+    fn element(&self, i: u64) -> f32 {
+        if self.shape.len() == 1 {
+            return 1.0;
+        }
+        let mut z = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(i + 1));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let uniform = ((z ^ (z >> 31)) >> 40) as f32 / (1_u64 << 24) as f32;
+        // A uniform variable on [-1/2, 1/2] has standard deviation 1/sqrt(12).
+        (uniform - 0.5) * DEVIATION * 12.0_f32.sqrt()
+    }
+}
+
+impl View for &Random {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let n = self.shape.iter().product::<usize>() as u64;
+        (0..n).flat_map(|i| self.element(i).to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * size_of::<f32>()
+    }
+}
+
+/// Names and shapes of the tensors of a stack of blocks.
+fn blocks(prefix: &str, layers: usize) -> Vec<(String, Vec<usize>)> {
+    let (d, f) = (WIDTH, FFN);
+    let block = |i: usize| {
+        [
+            ("attention.wqkv", vec![3 * d, d]),
+            ("attention.wo", vec![d, d]),
+            ("feed_forward.w1", vec![f, d]),
+            ("feed_forward.w3", vec![f, d]),
+            ("feed_forward.w2", vec![d, f]),
+            ("attention_norm", vec![d]),
+            ("ffn_norm", vec![d]),
+        ]
+        .map(|(name, shape)| (format!("{prefix}layers.{i}.{name}.weight"), shape))
+    };
+    (0..layers).flat_map(block).collect()
+}
+
+fn dpar() -> Vec<(String, Vec<usize>)> {
+    let d = WIDTH;
+    let [encoder, global, decoder] = DPAR_LAYERS;
+    let mut tensors =
+        [blocks("local_encoder.", encoder), blocks("", global), blocks("local_decoder.", decoder)].concat();
+    for i in 0..encoder {
+        for (name, shape) in [
+            ("cross_attn_norm_q", vec![d]),
+            ("cross_attn_norm_kv", vec![d]),
+            ("wq", vec![d, d]),
+            ("wk", vec![d, d]),
+            ("wv", vec![d, d]),
+            ("wo", vec![d, d]),
+        ] {
+            tensors.push((format!("local_encoder.cross_attn_layers.{i}.{name}.weight"), shape));
+        }
+    }
+    // The full decoder attention of the 120M variant: wq, wk and wv too.
+    for i in 0..decoder {
+        for (name, shape) in [
+            ("cross_attn_norm_q", vec![d]),
+            ("cross_attn_norm_kv", vec![d]),
+            ("wq", vec![d, d]),
+            ("wk", vec![d, d]),
+            ("wv", vec![d, d]),
+            ("wo", vec![d, d]),
+        ] {
+            tensors.push((format!("local_decoder.cross_attn_layers.{i}.{name}.weight"), shape));
+        }
+    }
+    tensors.push(("cls_embedding.embedding_table.weight".to_owned(), vec![CLASS_ROWS, d]));
+    tensors.push(("decoder_start_embedding.weight".to_owned(), vec![1, d]));
+    tensors.extend(ends());
+    tensors
+}
+
+fn entropy() -> Vec<(String, Vec<usize>)> {
+    let mut tensors = blocks("", GPT_LAYERS);
+    tensors.extend(ends());
+    tensors
+}
+
+fn ends() -> [(String, Vec<usize>); 3] {
+    [
+        ("tok_embeddings.weight".to_owned(), vec![VOCAB, WIDTH]),
+        ("norm.weight".to_owned(), vec![WIDTH]),
+        ("output.weight".to_owned(), vec![VOCAB, WIDTH]),
+    ]
+}
+
+fn parameters(tensors: &[(String, Vec<usize>)]) -> usize {
+    tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}
+
+/// Writes a DPAR-B with its entropy model below `folder` and gives the checkpoint to export, and the parameters of both.
+pub(crate) fn write(folder: &Utf8Path) -> Result<(Utf8PathBuf, [usize; 2])> {
+    let parts = [("dpar", DPAR_CONFIG, dpar()), ("entropy", ENTROPY_CONFIG, entropy())];
+    for (name, config, tensors) in &parts {
+        let place = folder.join(name).join("checkpoints/final");
+        fs_err::create_dir_all(&place)?;
+        fs_err::write(folder.join(name).join("config.yaml"), config)?;
+        let views: Vec<(String, Random)> = (1..)
+            .zip(tensors)
+            .map(|(seed, (name, shape))| (name.clone(), Random { shape: shape.clone(), seed: seed << 32 }))
+            .collect();
+        let views = views.iter().map(|(name, view)| (name, view));
+        safetensors::serialize_to_file(views, None, place.join("model.safetensors").as_std_path())?;
+    }
+    Ok((folder.join("dpar"), [parameters(&parts[0].2), parameters(&parts[1].2)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sizes_are_the_papers() {
+        // DPAR-B with full decoder attention 120.3M, the entropy model 111M less its class table.
+        assert_eq!(parameters(&dpar()) / 100_000, 1203);
+        assert_eq!(parameters(&entropy()) / 1_000_000, 110);
+    }
+
+    #[test]
+    fn weights_are_seeded_and_have_the_scale_of_training() {
+        let weights = Random { shape: vec![100, 100], seed: 7 };
+        let values: Vec<f32> = (0..10_000).map(|i| weights.element(i)).collect();
+        let mean = values.iter().sum::<f32>() / 1e4;
+        let deviation = (values.iter().map(|v| v * v).sum::<f32>() / 1e4).sqrt();
+        assert!(mean.abs() < 1e-3 && (deviation - DEVIATION).abs() < 1e-3, "{mean} {deviation}");
+        let other = Random { shape: vec![100, 100], seed: 8 };
+        assert_ne!(other.element(0), weights.element(0));
+        assert_eq!(Random { shape: vec![3], seed: 1 }.element(0), 1.0);
+    }
+}
