@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use crate::demo::{OUT, SYSTEMS, program, shown};
 
 /// The extractor's weights, fetched by setup.
-const WEIGHTS: &str = "third_party/efficientnet-lite0/efficientnet-lite0-57934424.pth";
+pub(crate) const WEIGHTS: &str = "third_party/efficientnet-lite0/efficientnet-lite0-57934424.pth";
 
 /// Every image of the reference, or the first `num`, on every engine.
 pub(crate) fn run(root: &Utf8Path, engines: &[String], num: Option<usize>) -> Result<()> {
