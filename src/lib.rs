@@ -5,6 +5,7 @@
 //! ([`runtime`]) → decoding loop ([`generate`]) → comparison ([`verify`], [`parity`]). Only [`commands`] prints or exits.
 
 pub mod arrays;
+pub mod attest;
 pub mod bundle;
 pub mod commands;
 pub mod device;
@@ -16,6 +17,7 @@ pub mod generate;
 pub mod parity;
 pub mod patches;
 pub mod picture;
+pub mod report;
 pub mod reproduce;
 pub mod runtime;
 pub mod staging;

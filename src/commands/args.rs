@@ -181,6 +181,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Record reference outputs of an engine for `verify --reference`
     Reference(super::reference::ReferenceArgs),
+    /// Sign a statement over a bundle's files, or over a report
+    Attest(super::attest::AttestArgs),
     /// FID, sFID, IS, Precision, Recall, KID of images, or of images that a bundle draws; resumable, in shards
     ///
     /// Writes metrics.json with its protocol fingerprint. The output folder also keeps the features of every image (4 bytes a
@@ -324,9 +326,9 @@ pub(crate) struct EncodeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["reference", "streams"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["reference", "streams", "attestation"])))]
 pub(crate) struct VerifyArgs {
-    /// Bundle folder
+    /// Bundle folder; with --attestation also a file that was attested
     pub(crate) bundle: Utf8PathBuf,
     /// Folder with golden.safetensors or golden.npz, and golden.json
     #[arg(long, value_name = "DIR")]
@@ -340,6 +342,10 @@ pub(crate) struct VerifyArgs {
     /// Compare only the first N streams
     #[arg(long, value_name = "N", requires = "streams")]
     pub(crate) limit: Option<usize>,
+    #[command(flatten)]
+    pub(crate) attested: super::attest::AttestedArgs,
+    #[command(flatten)]
+    pub(crate) reports: super::report::ReportArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

@@ -5,6 +5,7 @@ use dpar_export_checkpoint::CheckpointError;
 use dpar_export_onnx::ExportError;
 
 use crate::arrays::ArrayError;
+use crate::attest::AttestError;
 use crate::bundle::BundleError;
 use crate::evaluate::EvaluateError;
 use crate::generate::DecodeError;
@@ -137,6 +138,25 @@ impl From<BundleError> for Failure {
             }
             e => Self::new(Exit::Usage, e, None),
         }
+    }
+}
+
+impl From<AttestError> for Failure {
+    fn from(e: AttestError) -> Self {
+        let e = match e {
+            AttestError::Bundle(e) => return e.into(),
+            e => e,
+        };
+        let (exit, hint) = match &e {
+            AttestError::Rejected { .. } => {
+                let hint =
+                    "do not use these files: get the bundle and its attestation from their maker again";
+                (Exit::Integrity, Some(hint.to_owned()))
+            }
+            AttestError::Key { hint, .. } => (Exit::Usage, Some(hint.clone())),
+            _ => (Exit::Usage, None),
+        };
+        Self::new(exit, e, hint)
     }
 }
 

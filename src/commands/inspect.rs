@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
-use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, digest, is_extractor};
+use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor};
 use crate::targets::tuning::{Tuning, TuningSource};
 
 pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
@@ -28,7 +28,7 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
         let layers = if args.layers { layers(&bundle, args)? } else { Vec::new() };
         let mut value = json!({
             "kind": "bundle", "manifest": bundle.manifest(), "config": bundle.system(),
-            "manifest_sha256": bundle.manifest_sha256(),
+            "manifest_sha256": bundle.manifest_sha256(), "provenance": bundle.provenance(),
         });
         if args.layers {
             value["layers"] = layers.iter().cloned().collect::<serde_json::Map<_, _>>().into();
@@ -72,7 +72,7 @@ fn extractor(folder: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
     let (manifest, spec) = (bundle.manifest(), bundle.spec());
     let value = json!({
         "kind": "extractor", "manifest": manifest, "config": spec, "distance": spec.distance_name(),
-        "manifest_sha256": bundle.manifest_sha256(),
+        "manifest_sha256": bundle.manifest_sha256(), "provenance": bundle.manifest().provenance(),
     });
     let text = || {
         let parts: Vec<Vec<String>> = manifest
@@ -201,15 +201,38 @@ fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: &str, sha256: &st
             let _ = writeln!(text, "warning of {graph}: {warning}");
         }
     }
-    let sources: Vec<_> =
-        manifest.sources.iter().map(|s| (s.role.clone(), s.name.clone(), s.size, s.sha256.clone())).collect();
-    text += &source_table(&sources);
+    text += &provenance_text(&manifest.provenance());
     let files: Vec<Vec<String>> =
         manifest.files.iter().map(|f| vec![f.path.clone(), f.size.to_string(), f.sha256.clone()]).collect();
     text += "\n";
     text += &table(&["file", "bytes", "sha256"], &files);
-    let _ = writeln!(text, "{MANIFEST} sha256 {sha256}");
+    let _ = writeln!(text, "{MANIFEST} sha256 {sha256} (reports carry it as `bundle`)");
     text
+}
+
+/// checkpoint → weights → graph → engine.
+fn provenance_text(chain: &Provenance) -> String {
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    let mut row =
+        |step: &str, file: String, sha256: &str| rows.push([step.to_owned(), file, sha256.to_owned()]);
+    for source in &chain.shared_sources {
+        row("checkpoint", format!("{} ({})", source.name, source.role), &source.sha256);
+    }
+    for component in &chain.components {
+        for source in &component.sources {
+            row("checkpoint", format!("{} ({})", source.name, source.role), &source.sha256);
+        }
+        row(" → weights", component.weights.file.clone(), &component.weights.sha256);
+        for graph in &component.graphs {
+            row("   → graph", graph.link.file.clone(), &graph.link.sha256);
+            for engine in &graph.engines {
+                let file = format!("{} ({} {})", engine.link.file, engine.builder, engine.version);
+                row("     → engine", file, &engine.link.sha256);
+            }
+        }
+    }
+    let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
+    format!("\n{}", table(&["provenance", "file", "sha256"], &rows))
 }
 
 fn port_row(side: &str, port: &Port) -> Vec<String> {

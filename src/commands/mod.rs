@@ -1,6 +1,7 @@
 //! The commands: the only part that prints or exits.
 
 mod args;
+mod attest;
 mod component;
 mod doctor;
 mod evaluate;
@@ -13,6 +14,7 @@ mod parity;
 mod pixels;
 mod printer;
 mod reference;
+mod report;
 mod reproduce;
 mod score;
 mod verify;
@@ -29,6 +31,11 @@ use crate::runtime::Runtime;
 use args::{Cli, Command, EngineArgs, TalkArgs};
 use failure::{Exit, Failure};
 use printer::{Printer, STOP, stopped};
+
+/// Names of the subcommands, in the order of the help.
+pub fn subcommands() -> Vec<String> {
+    Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect()
+}
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -62,6 +69,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         (Some(Command::Reproduce(a)), _) => reproduce::run(&a, printer),
         (Some(Command::Verify(a)), _) => verify::run(&a, printer),
         (Some(Command::Reference(a)), _) => reference::run(&a, printer),
+        (Some(Command::Attest(a)), _) => attest::run(&a, printer),
         (Some(Command::Evaluate(a)), _) => evaluate::run(&a, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(&a, printer),
         (Some(Command::Parity(a)), _) => parity::run(&a, printer),

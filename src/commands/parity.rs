@@ -16,7 +16,9 @@ use crate::parity::report::{
 };
 use crate::parity::stats::TensorStats;
 use crate::parity::{Contender, ParityOptions};
-use crate::verify::Status;
+use crate::report::{Draw, Page, Samples};
+use crate::runtime::Runtime;
+use crate::verify::{GOLDEN_JSON, Status, array_file};
 
 #[derive(Debug, Args)]
 pub(crate) struct ParityArgs {
@@ -40,6 +42,8 @@ pub(crate) struct ParityArgs {
     /// Leave out the probes that need no reference
     #[arg(long)]
     no_probes: bool,
+    #[command(flatten)]
+    reports: super::report::ReportArgs,
     #[command(flatten)]
     engine: ContenderArgs,
 }
@@ -102,6 +106,7 @@ impl ContenderArgs {
 }
 
 pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> {
+    args.reports.check(&args.bundle)?;
     let bundle = Bundle::open(&args.bundle)?;
     let contenders = args.engine.contenders(&bundle, &args.engines)?;
     let options = ParityOptions {
@@ -117,8 +122,35 @@ pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> 
             bar.advance(done, total)
         })?;
     drop(bar);
+    if args.reports.any() {
+        let mut page = Page::of_parity(&report, &bundle);
+        if let Some(folder) = &args.reference {
+            page.compared = super::report::compared(&[array_file(folder)?, folder.join(GOLDEN_JSON)])?;
+        }
+        page.samples = samples(args, &bundle, &report, printer)?;
+        args.reports.write(&page)?;
+    }
     printer.result(|| render(&report), &report)?;
     Ok(exit(&report))
+}
+
+/// The images that the first engine which ran has drawn, for the report.
+fn samples(
+    args: &ParityArgs,
+    bundle: &Bundle,
+    report: &ParityReport,
+    printer: Printer,
+) -> Result<Option<Samples>, Failure> {
+    let ran = report.engines.iter().find(|e| e.status == EngineStatus::Ran && !e.free_running.is_empty());
+    let (Some(ran), Some(num)) = (ran, args.reports.images()) else { return Ok(None) };
+    let again = args.engine.contenders(bundle, std::slice::from_ref(&ran.engine))?;
+    let Some(contender) = again.into_iter().next() else { return Ok(None) };
+    let runtime = Runtime::new(bundle, contender.engine?)?;
+    let settings = &report.settings;
+    let draw = Draw { num, seed: settings.seed, cfg_scale: settings.cfg_scale, batch: settings.batch };
+    let bar = printer.progress("decoding", "images");
+    let traces = &ran.free_running;
+    Ok(Some(Samples::of_traces(&runtime, draw, traces, &mut |done, total| bar.advance(done, total))?))
 }
 
 /// A defect outweighs an engine that is missing; a run in which nothing could be compared because of one is its lack.

@@ -2,16 +2,36 @@
 
 use std::fmt::Write;
 
+use serde_json::json;
+
 use super::args::VerifyArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
 use super::with_runtime;
-use crate::verify::{Flip, Report, Status, probe, verify_golden, verify_streams};
+use crate::attest::Attested;
+use crate::report::{Column, Page};
+use crate::verify::{
+    Check, Flip, GOLDEN_JSON, RecordedFile, Report, Status, array_file, guidance_of, probe, verify_golden,
+    verify_streams,
+};
 
 pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> {
+    let compares = args.reference.is_some() || args.streams.is_some();
+    if args.reports.any() && !compares {
+        let message = "--report and --junit report a comparison";
+        return Err(Failure::usage(message, Some("add --reference DIR or --streams FILE")));
+    }
+    args.reports.check(&args.bundle)?;
+    let attested = args.attested.check(&args.bundle)?;
+    if let (Some(attested), false) = (&attested, compares) {
+        let text = || attested_text(attested);
+        printer.result(text, &json!({ "verdict": Status::Pass, "attestation": attested }))?;
+        return Ok(Exit::Pass);
+    }
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let batch = usize::from(args.engine.batch);
-        let mut checks = Vec::new();
+        let mut checks: Vec<Check> = attested.as_ref().map(attested_check).into_iter().collect();
+        let references = references(args)?;
         let bar = printer.progress("verifying", "units");
         if let Some(folder) = &args.reference {
             checks
@@ -26,10 +46,48 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
         }
         drop(bar);
         let bundle = runtime.bundle().manifest_sha256().to_owned();
-        let report = Report::new(runtime.info().clone(), bundle, checks);
+        let report = Report::new(runtime.info().clone(), bundle, checks).compared_with(references);
+        if args.reports.any() {
+            let guidance = args.reference.as_deref().map(guidance_of).transpose()?.flatten();
+            let column = Column::new(report.engine.clone(), report.checks.clone());
+            let mut page = Page::new("verify", runtime.bundle(), vec![column]);
+            page.samples = args.reports.samples(runtime, guidance.unwrap_or(1.0), batch, printer)?;
+            page.compared.clone_from(&report.references);
+            args.reports.write(&page)?;
+        }
         printer.result(|| render(&report), &report)?;
         Ok(if report.verdict == Status::Pass { Exit::Pass } else { Exit::Failed })
     })
+}
+
+/// The files that are compared with, by name and digest.
+fn references(args: &VerifyArgs) -> Result<Vec<RecordedFile>, Failure> {
+    let mut paths = Vec::new();
+    if let Some(folder) = &args.reference {
+        paths.push(array_file(folder)?);
+        paths.push(folder.join(GOLDEN_JSON));
+    }
+    if let Some(file) = &args.streams {
+        paths.push(file.clone());
+        paths.push(file.with_file_name("reference.json"));
+    }
+    super::report::compared(&paths)
+}
+
+fn attested_text(attested: &Attested) -> String {
+    let noun = if attested.subjects == 1 { "file is" } else { "files are" };
+    format!("pass: {} {noun} what the key {} signed", attested.subjects, attested.key_id)
+}
+
+fn attested_check(attested: &Attested) -> Check {
+    Check {
+        name: "attestation".to_owned(),
+        status: Status::Pass,
+        max_abs: None,
+        limit: None,
+        detail: format!("{} files signed by {}", attested.subjects, attested.key_id),
+        flips: Vec::new(),
+    }
 }
 
 pub(super) fn word(status: Status) -> &'static str {

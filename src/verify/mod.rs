@@ -12,10 +12,12 @@ use dpar_engine_api::EngineInfo;
 use dpar_export_spec::PatchRule;
 use serde::Serialize;
 
+use crate::bundle::ToolEntry;
+
 pub use golden::verify_golden;
 pub use probes::{PREFIX_F32, probe};
 pub use record::{Golden, Provenance, Recording, record};
-pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file};
+pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
 pub use streams::{ReferenceStreams, verify_streams};
 
 /// Result of one check.
@@ -213,6 +215,10 @@ pub struct Report {
     pub engine: EngineInfo,
     /// SHA-256 of the bundle's manifest.
     pub bundle: String,
+    /// The program that compared.
+    pub tool: ToolEntry,
+    /// Files that were compared with.
+    pub references: Vec<RecordedFile>,
     /// Every check.
     pub checks: Vec<Check>,
 }
@@ -223,7 +229,14 @@ impl Report {
         let failed = checks.iter().any(|c| c.status == Status::Fail);
         let ran = checks.iter().any(|c| c.status == Status::Pass);
         let verdict = if failed || !ran { Status::Fail } else { Status::Pass };
-        Self { verdict, engine, bundle, checks }
+        Self { verdict, engine, bundle, tool: ToolEntry::this(), references: Vec::new(), checks }
+    }
+
+    /// Names the files that were compared with.
+    #[must_use]
+    pub fn compared_with(mut self, references: Vec<RecordedFile>) -> Self {
+        self.references = references;
+        self
     }
 }
 

@@ -86,6 +86,14 @@ pub(super) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), RunError>
     Ok((ArrayFile::open(&arrays)?, settings))
 }
 
+/// Guidance of a golden folder's greedy images, where its settings say it.
+///
+/// # Errors
+/// When `golden.json` is there and cannot be read.
+pub fn guidance_of(folder: &Utf8Path) -> Result<Option<f32>, RunError> {
+    Ok(settings(folder)?.cfg_scale)
+}
+
 fn settings(folder: &Utf8Path) -> Result<Settings, RunError> {
     let path = folder.join(GOLDEN_JSON);
     if !path.is_file() {

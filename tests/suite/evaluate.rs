@@ -16,7 +16,7 @@ use crate::common::{Temp, export, fixture};
 const SIDE: usize = 32;
 
 /// Noise of a seed as `arr_0`; `spread` moves each image's colour.
-fn images(path: &Utf8Path, n: usize, seed: u64, spread: u64) {
+pub(crate) fn images(path: &Utf8Path, n: usize, seed: u64, spread: u64) {
     let word = |i: u64| (i.wrapping_add(seed << 32).wrapping_add(1)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mix = |i: u64| (word(i) ^ (word(i) >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40;
     let size = SIDE * SIDE * 3;

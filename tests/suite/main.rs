@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod attest;
 mod cached;
 mod cli;
 mod common;
@@ -18,6 +19,7 @@ mod integrity;
 mod metrics;
 mod parity;
 mod reference;
+mod report;
 mod reproduce;
 mod streams;
 #[cfg(feature = "tensorrt")]

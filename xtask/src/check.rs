@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use camino::Utf8Path;
 
-use crate::{cargo, command, npz, onnx, step, tidy};
+use crate::{cargo, command, npz, onnx, report, step, tidy};
 
 /// Crates that only an optional feature compiles.
 const OPTIONAL: &[&str] = &["dpar-engine-candle", "dpar-engine-tensorrt"];
@@ -44,6 +44,12 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
                 Box::new(|| run_cargo(&["clippy", "--quiet", "--", "-D", "warnings"])),
             ),
         );
+        steps.push(("report-check", Box::new(|| report::run(root))));
+    } else {
+        println!(
+            "SKIPPED: report-check needs a Chromium, which `cargo xtask setup` (without --minimal) installs."
+        );
+        println!("SKIPPED: no report was opened in a browser.");
     }
     let start = Instant::now();
     let mut failed = Vec::new();

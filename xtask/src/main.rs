@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench_model;
+mod browser;
 mod check;
 mod demo;
 mod fetch;
@@ -9,6 +10,7 @@ mod gpu;
 mod npz;
 mod onnx;
 mod parity;
+mod report;
 mod reproduce;
 mod setup;
 mod tidy;
@@ -84,6 +86,8 @@ enum Task {
     Tidy,
     /// Let numpy read the .npz files that this tool writes, and this tool those that numpy writes
     NpzCheck,
+    /// Open the HTML reports in a headless Chromium: light, dark and phone-wide; screenshots stay in out/report
+    ReportCheck,
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
     OnnxCheck {
         /// Bundle folders
@@ -115,6 +119,7 @@ fn run() -> Result<()> {
         Task::TrtBench { precisions, small } => trt_bench::run(&root, &precisions, small),
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
+        Task::ReportCheck => step("report-check", || report::run(&root)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }
 }

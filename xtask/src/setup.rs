@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::{cargo, command, fetch, step};
+use crate::{browser, cargo, command, fetch, step};
 
 /// A package of the Python package index of which setup takes shared libraries.
 struct Package {
@@ -173,6 +173,7 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
         step("protoc", || package(root, &PROTOC))?;
         step("tensorrt-rtx", || package(root, &TENSORRT))?;
         step("libclang", || libclang(root))?;
+        step("chromium", || chromium(root))?;
     }
     step("python venv", || venv(root))?;
     step("cargo-nextest", || nextest(root))
@@ -268,6 +269,18 @@ fn libclang(root: &Utf8Path) -> Result<()> {
     println!("installing the Debian packages {}", packages.join(" and "));
     command(root, "apt-get", &["update", "-qq"]).context(advice)?;
     command(root, "apt-get", &["install", "-y", "-qq", packages[0], packages[1]]).context(advice)
+}
+
+/// The browser that `report-check` opens reports in.
+fn chromium(root: &Utf8Path) -> Result<()> {
+    if let Some(program) = browser::program() {
+        println!("{program} is there");
+        return Ok(());
+    }
+    let advice = "install Chromium yourself, on Debian `apt-get install chromium`";
+    println!("installing the Debian package chromium");
+    command(root, "apt-get", &["update", "-qq"]).context(advice)?;
+    command(root, "apt-get", &["install", "-y", "-qq", "--no-install-recommends", "chromium"]).context(advice)
 }
 
 fn pip_download(package: &str, platform: &str, folder: &Utf8Path) -> Result<()> {

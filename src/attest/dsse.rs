@@ -1,0 +1,97 @@
+//! Dead Simple Signing Envelope, version 1, as a line of a `.intoto.jsonl` file.
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use serde::{Deserialize, Serialize};
+
+use super::key::key_id;
+
+/// The payload of an in-toto statement.
+pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
+
+/// A signed payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`PAYLOAD_TYPE`].
+    #[serde(rename = "payloadType")]
+    pub payload_type: String,
+    /// The payload in base64.
+    pub payload: String,
+    /// Signatures over the payload and its type.
+    pub signatures: Vec<EnvelopeSignature>,
+}
+
+/// One signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvelopeSignature {
+    /// SHA-256 of the public key: a hint, never trusted.
+    #[serde(default)]
+    pub keyid: String,
+    /// The signature in base64.
+    pub sig: String,
+}
+
+/// The bytes that are signed: DSSE's pre-authentication encoding.
+pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let head = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len());
+    [head.as_bytes(), payload].concat()
+}
+
+/// Both alphabets are allowed by the format.
+fn decode(text: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(text).or_else(|_| URL_SAFE.decode(text)).ok()
+}
+
+impl Envelope {
+    /// Signs a payload.
+    pub fn sign(payload: &[u8], key: &SigningKey) -> Self {
+        let signature = key.sign(&pae(PAYLOAD_TYPE, payload));
+        Self {
+            payload_type: PAYLOAD_TYPE.to_owned(),
+            payload: STANDARD.encode(payload),
+            signatures: vec![EnvelopeSignature {
+                keyid: key_id(&key.verifying_key()),
+                sig: STANDARD.encode(signature.to_bytes()),
+            }],
+        }
+    }
+
+    /// Reads the one line of a file.
+    ///
+    /// # Errors
+    /// When it holds no envelope, or several.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
+        let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+        match lines.as_slice() {
+            [line] => serde_json::from_str(line).map_err(|e| format!("it is no DSSE envelope: {e}")),
+            other => Err(format!("it holds {} lines, one envelope is expected", other.len())),
+        }
+    }
+
+    /// The payload, if the key signed it.
+    ///
+    /// # Errors
+    /// Why it is not accepted.
+    pub fn open(&self, key: &VerifyingKey) -> Result<Vec<u8>, String> {
+        if self.payload_type != PAYLOAD_TYPE {
+            return Err(format!("its payload is `{}`, not `{PAYLOAD_TYPE}`", self.payload_type));
+        }
+        let payload = decode(&self.payload).ok_or("its payload is not base64")?;
+        let message = pae(&self.payload_type, &payload);
+        let valid = |s: &EnvelopeSignature| {
+            let signature = decode(&s.sig).and_then(|b| Signature::from_slice(&b).ok());
+            // Strict: a weak public key, for which one signature fits many messages, is refused.
+            signature.is_some_and(|signature| key.verify_strict(&message, &signature).is_ok())
+        };
+        if self.signatures.iter().any(valid) {
+            return Ok(payload);
+        }
+        let own = key_id(key);
+        match self.signatures.iter().any(|s| s.keyid == own) {
+            true => Err("the signature does not fit: payload or signature were changed".to_owned()),
+            false => Err(format!("no signature is by this key ({own})")),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The page's frame: head, verdict, summary figures, sections, foot.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
+
+use super::sections;
+use super::{Page, Verdict};
+use crate::verify::Status;
+
+/// Nothing is loaded and nothing runs, whatever a text in the page says.
+const POLICY: &str =
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+/// The page as one HTML file.
+pub fn html(page: &Page) -> String {
+    let parts = sections::all(page);
+    let title = format!("{} {}: {}", page.job, page.provenance.name, word(page.verdict));
+    let document = markup! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="referrer" content="no-referrer";
+                // Without it a browser asks for one.
+                link rel="icon" href="data:,";
+                title { (title) }
+                style { (PreEscaped(include_str!("style.css"))) }
+            }
+            body {
+                a.skip href="#checks" { "Skip to the checks" }
+                header.top {
+                    (verdict(page))
+                    nav aria-label="Sections" {
+                        ul { @for part in &parts { li { a href={ "#" (part.id) } { (part.title) } } } }
+                    }
+                    (tiles(page))
+                }
+                main {
+                    @for part in &parts {
+                        section id=(part.id) aria-labelledby={ (part.id) "-title" } {
+                            h2 id={ (part.id) "-title" } { (part.title) }
+                            (part.body)
+                        }
+                    }
+                }
+                footer {
+                    p {
+                        "Made by " (page.provenance.tool.name) " " (env!("CARGO_PKG_VERSION"))
+                        ". This file loads nothing from anywhere. Bundle " code { (page.bundle) } "."
+                    }
+                }
+            }
+        }
+    };
+    document.into_string()
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail => "FAIL",
+        Verdict::Inconclusive => "inconclusive",
+    }
+}
+
+fn verdict(page: &Page) -> Markup {
+    let (class, sign, title) = match page.verdict {
+        Verdict::Pass => ("verdict pass", "✓", "Pass"),
+        Verdict::Fail => ("verdict fail", "✗", "Fail"),
+        Verdict::Inconclusive => ("verdict", "?", "Inconclusive"),
+    };
+    let failed: Vec<String> = page
+        .columns
+        .iter()
+        .flat_map(|column| {
+            let bad = column.checks.iter().filter(|c| c.status == Status::Fail);
+            let absent = column.missing().then(|| format!("{} did not run", column.label));
+            absent
+                .into_iter()
+                .chain(bad.map(|c| format!("{} on {}", c.name, column.label)))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let ran_on = page.columns.iter().filter(|c| c.not_run.is_none());
+    let engines: Vec<&str> = ran_on.map(|c| c.label.as_str()).collect();
+    let ran = page.count(Status::Pass) + page.count(Status::Fail);
+    markup! {
+        div class=(class) {
+            h1 { span aria-hidden="true" { (sign) } (title) ": " (page.job) " of " (page.provenance.name) }
+            @if page.verdict == Verdict::Inconclusive {
+                p { "The numbers do not decide it." }
+            } @else if failed.is_empty() && ran == 0 {
+                p { "Nothing was compared, so nothing is proven." }
+            } @else if failed.is_empty() {
+                p { "All " (ran) " checks passed on " (engines.join(", ")) " (" (page.provenance.precision) ")." }
+            } @else {
+                p { "Failed: " (failed.join("; ")) "." }
+            }
+        }
+    }
+}
+
+/// The figures that people ask for first.
+fn tiles(page: &Page) -> Markup {
+    let [pass, fail, skipped] = [Status::Pass, Status::Fail, Status::NotRun].map(|s| page.count(s));
+    let logits = page
+        .columns
+        .iter()
+        .flat_map(|c| &c.checks)
+        .filter(|c| c.name.split(' ').next() == Some("logits"))
+        .filter_map(|c| c.max_abs.zip(c.limit))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    let flips = page.flips();
+    let defects = flips.iter().filter(|(_, _, f)| !f.near_tie).count();
+    markup! {
+        dl.tiles {
+            div {
+                dt { "Checks passed" }
+                dd { (pass) " of " (pass + fail) @if skipped > 0 { small { (skipped) " not in the reference" } } }
+            }
+            @if let Some((found, limit)) = logits {
+                div {
+                    dt { "Largest logit difference" }
+                    dd { (format!("{found:.1e}")) small { "allowed " (format!("{limit:.0e}")) } }
+                }
+            }
+            div {
+                dt { "Decisions that differ" }
+                dd { (flips.len()) small { (defects) " defects, " (flips.len() - defects) " near-ties" } }
+            }
+            @if let Some(samples) = page.samples.as_ref().filter(|s| !s.items.is_empty()) {
+                div {
+                    dt { "Mean steps an image" }
+                    dd {
+                        (format!("{:.1}", samples.mean_steps()))
+                        small {
+                            "of " (samples.tokens) " tokens, "
+                            (format!("{:.2}", samples.tokens as f64 / samples.mean_steps())) " a step"
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `cargo xtask report-check`: the HTML report in a real browser. Fails on a console message, a request, sideways
+//! scrolling, low contrast or a missing label; screenshots stay in `out/report/`.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
+
+use crate::browser::Browser;
+use crate::check::ALL_ENGINES;
+use crate::{cargo, command, onnx};
+
+/// Screenshots and pages, ignored by git.
+const OUT: &str = "out/report";
+/// A view of a page: name, width, height, colour scheme.
+const VIEWS: [(&str, u32, u32, &str); 4] = [
+    ("light", 1280, 900, "light"),
+    ("dark", 1280, 900, "dark"),
+    ("phone", 360, 780, "light"),
+    ("phone-dark", 360, 780, "dark"),
+];
+/// Largest page.
+const LARGEST: u64 = 3_000_000;
+
+/// Makes a report of every kind and looks at each in every view.
+pub(crate) fn run(root: &Utf8Path) -> Result<()> {
+    let program = build(root)?;
+    let out = root.join(OUT);
+    fs_err::create_dir_all(&out)?;
+    let pages = pages(root, &program, &out)?;
+    let mut browser = Browser::start(&out)?;
+    println!("{}", browser.version()?);
+    let mut problems = Vec::new();
+    for page in &pages {
+        let size = fs_err::metadata(page)?.len();
+        if size > LARGEST {
+            problems.push(format!("{page}: {size} bytes, {LARGEST} are allowed"));
+        }
+        for (view, width, height, scheme) in VIEWS {
+            let name = page.file_stem().unwrap_or_default();
+            let found = browser.look(page, width, height, scheme, &out.join(format!("{name}-{view}.png")))?;
+            problems.extend(found.into_iter().map(|p| format!("{name} ({view}): {p}")));
+        }
+    }
+    // What the checks above would miss if they never fired.
+    let bad = out.join("bad.html");
+    fs_err::write(&bad, BAD)?;
+    let found = browser.look(&bad, 360, 780, "light", &out.join("bad.png"))?;
+    for word in ["console", "request", "scrolls", "contrast", "alt", "scope", "heading"] {
+        if !found.iter().any(|p| p.contains(word)) {
+            problems.push(format!("the check for `{word}` does not fire on a bad page: {found:?}"));
+        }
+    }
+    for name in ["bad.html", "bad.png"] {
+        fs_err::remove_file(out.join(name))?;
+    }
+    if !problems.is_empty() {
+        bail!("{} problems:\n  {}", problems.len(), problems.join("\n  "));
+    }
+    println!("{} pages in {} views: screenshots in {OUT}", pages.len(), VIEWS.len());
+    Ok(())
+}
+
+/// A page with everything that is looked for.
+const BAD: &str = r#"<!DOCTYPE html><html lang="en"><meta name="viewport" content="width=device-width"><title>x</title><h3>x</h3><p style="color:#999;background:#fff">pale</p>
+<img src="http://192.0.2.1/x.png"><div style="width:900px">wide</div><table><tr><th>x</th></tr></table>
+<script>console.error("x")</script></html>"#;
+
+/// The program as the tests built it.
+fn build(root: &Utf8Path) -> Result<Utf8PathBuf> {
+    let scope = ["--workspace", "--features", ALL_ENGINES];
+    command(root, &cargo(), &[&["build", "--quiet", "--bin", "dpar-export"], &scope[..]].concat())?;
+    Ok(onnx::target(root)?.join("debug").join(format!("dpar-export{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// Reports of a pass, of a failure, and of several engines.
+fn pages(root: &Utf8Path, program: &Utf8Path, out: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let good = out.join("bundle");
+    let bad = out.join("bundle-of-other-weights");
+    command(root, program.as_str(), &["fixtures/emoji32/dpar", "-o", good.as_str(), "--force", "-q"])?;
+    let export = ["fixtures/wrappings/experiment", "--epoch", "3", "-o", bad.as_str(), "--force", "-q"];
+    command(root, program.as_str(), &export)?;
+    let good = good.as_str();
+    let runs: [(&str, i32, &[&str]); 3] = [
+        ("verify", 0, &["verify", good, "--reference", "fixtures/emoji32", "--engine", "ort"]),
+        ("failed", 1, &["verify", bad.as_str(), "--reference", "fixtures/wrappings"]),
+        (
+            "parity",
+            0,
+            &["parity", good, "--engines", "tract,ort", "--reference", "fixtures/emoji32", "--images", "12"],
+        ),
+    ];
+    let mut pages = Vec::new();
+    for (name, code, args) in runs {
+        let page = out.join(format!("{name}.html"));
+        let junit = out.join(format!("{name}.xml"));
+        let more = ["--report", page.as_str(), "--junit", junit.as_str(), "-q"];
+        let output = Command::new(program).args(args).args(more).current_dir(root).output()?;
+        if output.status.code() != Some(code) {
+            let talk = String::from_utf8_lossy(&output.stderr);
+            bail!("the report `{name}` ended with {}, expected {code}: {talk}", output.status);
+        }
+        pages.push(page);
+    }
+    Ok(pages)
+}
+
+impl Browser {
+    /// Shows a page, takes a screenshot of all of it, and says what is wrong with it.
+    fn look(
+        &mut self,
+        page: &Utf8Path,
+        width: u32,
+        height: u32,
+        scheme: &str,
+        shot: &Utf8Path,
+    ) -> Result<Vec<String>> {
+        let url = format!("file://{page}");
+        let tab = self.tab()?;
+        let screen =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
+        self.call(&tab, "Emulation.setDeviceMetricsOverride", screen)?;
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        self.call(&tab, "Emulation.setEmulatedMedia", json!({ "features": features }))?;
+        self.forget();
+        self.call(&tab, "Page.navigate", json!({ "url": url }))?;
+        self.wait_for("Page.loadEventFired")?;
+        let script = json!({ "expression": include_str!("report.js"), "returnByValue": true });
+        let answer = self.call(&tab, "Runtime.evaluate", script)?;
+        let list = answer["result"]["value"]
+            .as_array()
+            .with_context(|| format!("the page check failed: {answer}"))?;
+        let mut problems: Vec<String> = list.iter().filter_map(|p| p.as_str().map(str::to_owned)).collect();
+        let options = json!({ "format": "png", "captureBeyondViewport": true });
+        let picture = self.call(&tab, "Page.captureScreenshot", options)?;
+        let bytes = base64::Engine::decode(
+            &base64::engine::general_purpose::STANDARD,
+            picture["data"].as_str().unwrap_or_default(),
+        )?;
+        fs_err::write(shot, bytes)?;
+        for event in self.events() {
+            let params = &event["params"];
+            match event["method"].as_str().unwrap_or_default() {
+                "Runtime.consoleAPICalled" => problems.push(format!("console: {}", params["args"])),
+                "Runtime.exceptionThrown" => {
+                    problems.push(format!("console: {}", params["exceptionDetails"]))
+                }
+                "Log.entryAdded" => problems.push(format!("console: {}", params["entry"]["text"])),
+                "Network.requestWillBeSent" => {
+                    let asked = params["request"]["url"].as_str().unwrap_or_default();
+                    if asked != url && !asked.starts_with("data:") {
+                        problems.push(format!("request: {asked}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.close(&tab)?;
+        Ok(problems)
+    }
+}
