@@ -31,6 +31,9 @@ fn without_a_driver_it_says_driver() {
     assert!(e.hint.unwrap().contains("--engine"));
     let e = engine.prepare(copied.graph.file()).map(|_| ()).unwrap_err();
     assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Unavailable, Some("head")));
+    let e = engine.prepare_cached(copied.graph.file()).map(|_| ()).unwrap_err();
+    assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Unavailable, Some("head")));
+    assert_eq!(engine.free_memory().unwrap_err().kind, EngineErrorKind::Unavailable);
     let e = engine.inspect(&copied.root().join("trt/head.engine")).unwrap_err();
     assert_eq!(e.kind, EngineErrorKind::Unavailable);
 }
