@@ -6,7 +6,6 @@ use dpar_engine_api::places::Place;
 use dpar_engine_api::{EngineError, EngineInfo};
 use serde::Serialize;
 
-use crate::bundle::Bundle;
 use crate::engines::{self, EngineOptions};
 
 /// Everything that was found.
@@ -215,7 +214,7 @@ impl EngineReport {
 
     /// Every graph needs an engine that fits.
     #[cfg(feature = "tensorrt")]
-    fn judge_files(&mut self, bundle: &Bundle) {
+    fn judge_files(&mut self, bundle: &crate::bundle::Bundle) {
         let missing = bundle
             .manifest()
             .graphs
@@ -238,7 +237,11 @@ impl EngineReport {
 
 /// Engine files against the library that would run them and the device they would run on.
 #[cfg(feature = "tensorrt")]
-fn files(bundle: &Bundle, library: Option<&str>, gpu: Option<&GpuReport>) -> Vec<EngineFileReport> {
+fn files(
+    bundle: &crate::bundle::Bundle,
+    library: Option<&str>,
+    gpu: Option<&GpuReport>,
+) -> Vec<EngineFileReport> {
     let check = |entry: &crate::bundle::EngineEntry| {
         let file = dpar_engine_tensorrt::check_engine_file(&bundle.folder().join(&entry.file));
         let reason = match (file, library) {
