@@ -137,8 +137,13 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
         pool: reference.pool.as_ref().map(|t| t.rows("pool_3 of the reference")).transpose()?,
         logits: None,
     };
-    let report =
+    let mut report =
         measure(samples_side, reference_side, network, &settings, &compute, &mut |what| bar.step(what))?;
+    if reference.images && reference.pool.is_none() {
+        report.reason(
+            "the reference's images (`arr_0`) need a feature network: `dpar-export evaluate --extractor`",
+        );
+    }
     drop(bar);
     let digest = |path| bundle::digest(path).map(|(_, sha)| sha);
     let value = json!({

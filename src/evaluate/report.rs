@@ -101,6 +101,15 @@ impl Report {
         self.metrics.insert(metric, measured);
     }
 
+    /// Says more about why metrics of single images were not computed.
+    pub(crate) fn reason(&mut self, reason: &str) {
+        for metric in [Metric::Precision, Metric::Recall, Metric::Kid, Metric::KidSubsets] {
+            if let Some(text) = self.not_computed.get_mut(&metric) {
+                *text = format!("{text}; {reason}");
+            }
+        }
+    }
+
     /// Notes that a metric was not computed.
     pub(super) fn skip(&mut self, metric: Metric, reason: impl Into<String>) {
         self.not_computed.insert(metric, reason.into());

@@ -212,6 +212,34 @@ fn statistics_are_written_in_the_layout_of_reference_files() {
     assert!(report["metrics"]["frechet_distance"]["value"].as_f64().unwrap().abs() < 1e-12, "{report}");
     assert_eq!(report["protocol"]["reference"]["stored_statistics"], true);
     assert!(!out.stdout.contains("\"fid\"") && report["metrics"]["precision"].is_null());
+    // With images, which serve Precision, Recall and KID: those of an evaluation against the images alone.
+    let plain = json(&case.run("plain", &[]));
+    assert!(plain["metrics"]["precision"].is_null());
+    let (mu, sigma) = (file.f64("mu", &[Some(3)]).unwrap(), file.f64("sigma", &[Some(3), Some(3)]).unwrap());
+    let both = case.temp.path("both.npz");
+    let source = case.temp.path("reference.npz");
+    let pixels = ArrayFile::open(&source).unwrap().u8("arr_0", &[None; 4]).unwrap();
+    let shape = pixels.shape().to_vec();
+    let name = b"tiny.onnx";
+    write_npz(
+        &both,
+        &[
+            ("mu", ArrayRef::f64(&[3], mu.as_slice().unwrap())),
+            ("sigma", ArrayRef::f64(&[3, 3], sigma.as_slice().unwrap())),
+            ("arr_0", ArrayRef::u8(&shape, pixels.as_slice().unwrap())),
+            ("extractor", ArrayRef::u8(&[name.len()], name)),
+        ],
+    )
+    .unwrap();
+    case.reference = both;
+    let served = json(&case.run("both", &[]));
+    case.reference = source;
+    let images = json(&case.run("images", &[]));
+    for metric in ["precision", "recall", "kid", "kid_subsets"] {
+        assert!(images["metrics"][metric].is_object());
+        assert_eq!(served["metrics"][metric], images["metrics"][metric], "{metric}");
+    }
+    assert_eq!(served["metrics"]["frechet_distance"], report["metrics"]["frechet_distance"]);
     // Statistics that name no network are FID-Inception's.
     case.reference = fixture("metrics/numpy/reference.npz");
     let out = case.run("c", &[]);

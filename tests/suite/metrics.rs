@@ -59,7 +59,8 @@ fn numbers_are_those_of_numpy() {
     near(value(&report, "fid"), "fid");
     near(value(&report, "sfid"), "sfid");
     for key in ["precision", "recall", "kid"] {
-        assert!(report["not_computed"][key].as_str().unwrap().contains("both sides"), "{report}");
+        let reason = report["not_computed"][key].as_str().unwrap();
+        assert!(reason.contains("both sides") && reason.contains("evaluate --extractor"), "{report}");
     }
     let other =
         json(&metrics(&numpy("saved.npz"), &numpy("reference.npz"), &["--variant", "torch-fidelity"]));

@@ -226,13 +226,18 @@ impl<'a> Job<'a> {
         let image = (size.0 * size.1 * 3).max(1);
         let next = ((from + store.count()) as usize, to as usize);
         let (extractor, compute, chunk) = (&mut self.extractor, &self.compute, usize::from(self.args.chunk));
+        let (mut looked, mut seconds) = (0, 0.0);
         chunks(next, chunk, &mut |pixels| {
             let done = store.count() as usize;
+            let started = std::time::Instant::now();
             let found = extractor.run(pixels, size, &mut |n, _| bar.advance(done + n, total))?;
+            looked += found.count;
+            seconds += started.elapsed().as_secs_f64();
             let chunk = Chunk { features: found.features, spatial: found.spatial, logits: found.logits };
             store.add(pixels.len() / image, pixels, &chunk, compute)?;
             if bar.advance(store.count() as usize, total) { Ok(()) } else { Err(EvaluateError::Interrupted) }
         })?;
+        tracing::info!(images = looked, seconds, "{what}: features taken");
         if store.count() != (to - from) {
             let message = format!("{} of {} images were there", store.count(), to - from);
             return Err(Failure::usage(message, None));
