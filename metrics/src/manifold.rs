@@ -3,7 +3,7 @@
 use crate::compute::ranges;
 use crate::linalg::dots_f32;
 use crate::precision_recall::RANK;
-use crate::screen::{Projection, Shadow, dot, hits};
+use crate::screen::{Projection, Shadow, dot, dot_f32, hits};
 use crate::{Compute, Rows};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -57,6 +57,25 @@ impl<'a> Points<'a> {
     pub(crate) fn new(rows: Rows<'a>, compute: &Compute) -> Self {
         let slack = vec![0.0; rows.count()];
         Self { rows, distance: Distance::Wide, square: squares(rows, compute), slack }
+    }
+
+    /// Bounds of the distance, from a product in f32; none where that overflowed.
+    fn between(&self, i: usize, other: &Points<'_>, j: usize, product: f32) -> (f64, f64) {
+        // Error of 2·product: (d + 2)·2⁻²⁴ of |u|² + |v|², with room for the second order and for underflow.
+        if !product.is_finite() {
+            return (f64::NEG_INFINITY, f64::INFINITY);
+        }
+        let d = self.rows.width() as f64;
+        let both = self.square[i] + other.square[j];
+        let error = (d + 2.0) * f64::from(f32::EPSILON) / 2.0 * 1.01;
+        let slack = self.slack[i] + other.slack[j] + both * error + d * 1e-44;
+        let middle = both - 2.0 * f64::from(product);
+        (middle - slack, (middle + slack).max(0.0))
+    }
+
+    /// [`between`](Self::between) of one pair.
+    fn near(&self, i: usize, other: &Points<'_>, j: usize) -> (f64, f64) {
+        self.between(i, other, j, dot_f32(self.rows.row(i), other.rows.row(j)))
     }
 
     fn product(&self, i: usize, other: &Points<'_>, j: usize) -> f64 {
@@ -136,17 +155,11 @@ impl Open {
         self.products.clear();
         self.products.resize(h * w, 0.0);
         dots_f32(&mut self.products, u.rows.slice(a.0, a.1), v.rows.slice(b.0, b.1), d);
-        // Error of 2·product: (d + 2)·2⁻²⁴ of |u|² + |v|², with room for the second order and for underflow.
-        let error = (d + 2) as f64 * f64::from(f32::EPSILON) / 2.0 * 1.01;
         let products = &self.products;
         self.pairs.retain(|&(i, j)| {
-            let at = i as usize * w + j as usize;
+            let product = products[i as usize * w + j as usize];
             let (i, j) = (a.0 + i as usize, b.0 + j as usize);
-            let both = u.square[i] + v.square[j];
-            let slack = u.slack[i] + v.slack[j] + both * error + d as f64 * 1e-44;
-            // A product that overflowed keeps its pair.
-            let far = both - 2.0 * f64::from(products[at]) - slack > reach(i, j);
-            !far
+            u.between(i, v, j, product).0 <= reach(i, j)
         });
     }
 }
@@ -227,9 +240,7 @@ fn reaches(set: &Set<'_>, compute: &Compute) -> Vec<f64> {
         for (i, reach) in out.iter_mut().enumerate() {
             let i = block * 64 + i;
             let there = lists[i].kept.iter().filter(|k| k.1 != u32::MAX);
-            let mut near: Vec<f64> = there
-                .map(|k| points.distance(i, points, k.1 as usize, points.product(i, points, k.1 as usize)))
-                .collect();
+            let mut near: Vec<f64> = there.map(|k| points.near(i, points, k.1 as usize).1).collect();
             near.sort_by(f64::total_cmp);
             *reach = near.get(RANK - 1).copied().unwrap_or(f64::INFINITY);
         }
@@ -260,11 +271,14 @@ fn radii(set: &Set<'_>, compute: &Compute) -> Vec<f64> {
         let bounds = |i: usize| (inner[rows.0 + i], low[rows.0 + i]);
         open.find((set, rows), (set, cols), bounds, &low[cols.0..cols.1], second);
         open.narrow((points, rows), (points, cols), |i, j| reach[i].max(reach[j]));
-        let found = open.pairs.iter().map(|&(i, j)| {
+        let found = open.pairs.iter().filter_map(|&(i, j)| {
             let (at, to) = (rows.0 + i as usize, cols.0 + j as usize);
+            if points.near(at, points, to).0 > reach[at].max(reach[to]) {
+                return None;
+            }
             let product = points.product(at, points, to);
             let there = points.distance(at, points, to, product);
-            (i, j, there, points.distance(to, points, at, product))
+            Some((i, j, there, points.distance(to, points, at, product)))
         });
         let found: Vec<_> = found.collect();
         let mut list = locked(&lists[a]);
@@ -310,7 +324,17 @@ pub(crate) fn manifolds(samples: &Points<'_>, reference: &Points<'_>, compute: &
             if s_in[j].load(Ordering::Relaxed) && r_in[i].load(Ordering::Relaxed) {
                 continue;
             }
-            let d = reference.distance(i, samples, j, reference.product(i, samples, j));
+            let (least, most) = reference.near(i, samples, j);
+            if least > r_radii[i].max(s_radii[j]) {
+                continue;
+            }
+            // Inside both for certain, or outside one: only the rest needs f64.
+            let sure = |radius: f64| most <= radius || least > radius;
+            let d = if sure(r_radii[i]) && sure(s_radii[j]) {
+                most
+            } else {
+                reference.distance(i, samples, j, reference.product(i, samples, j))
+            };
             if d <= r_radii[i] {
                 s_in[j].store(true, Ordering::Relaxed);
             }

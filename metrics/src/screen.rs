@@ -201,6 +201,30 @@ pub(crate) fn hits(products: &[f32], x: f32, first: &[f32], y: f32, second: &[f3
     pulp::Arch::new().dispatch(Scan(products, x, first, y, second, out));
 }
 
+/// In f32: off by less than (d + 2)·2⁻²⁴ of |u|·|v|, in any order of summation.
+pub(crate) fn dot_f32(u: &[f32], v: &[f32]) -> f32 {
+    const LANES: usize = 64;
+    struct Dot<'a>(&'a [f32], &'a [f32]);
+    impl pulp::WithSimd for Dot<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> f32 {
+            let mut lanes = [0.0f32; LANES];
+            let (us, ur) = self.0.as_chunks::<LANES>();
+            let (vs, vr) = self.1.as_chunks::<LANES>();
+            for (a, b) in us.iter().zip(vs) {
+                for i in 0..LANES {
+                    lanes[i] += a[i] * b[i];
+                }
+            }
+            let rest: f32 = ur.iter().zip(vr).map(|(a, b)| a * b).sum();
+            lanes.iter().sum::<f32>() + rest
+        }
+    }
+    pulp::Arch::new().dispatch(Dot(u, v))
+}
+
 /// In f64, in a fixed order of summation that is symmetric in its arguments, so that equal pairs have equal
 /// products on every processor.
 pub(crate) fn dot(u: &[f32], v: &[f32]) -> f64 {

@@ -223,43 +223,54 @@ fn bounds_decide_nothing_that_all_distances_would_not() {
     };
     let far: Vec<f32> = small(70, d, 31).iter().map(|v| v + 64.0).collect();
     let other: Vec<f32> = small(80, d, 32).iter().map(|v| v + 64.0).collect();
-    let mut outlier = small(700, d, 33);
+    let mut outlier = small(250, d, 33);
     outlier[..d].iter_mut().for_each(|v| *v *= 65536.0 * 65536.0);
     outlier.copy_within(5 * d..6 * d, 9 * d);
+    // Products beyond f32.
+    let mut overflow = small(80, d, 35);
+    overflow[..d].iter_mut().for_each(|v| *v *= 2f32.powi(64));
+    overflow[d..2 * d].iter_mut().for_each(|v| *v *= -(2f32.powi(65)));
     for (x, y, name) in [
-        (small(600, d, 21), small(550, d, 22), "steep"),
+        (small(560, d, 21), small(200, d, 22), "steep"),
         (flat(150, 1), flat(140, 2), "flat"),
         (far, other, "offset"),
         (outlier, small(90, d, 34), "outlier"),
+        (overflow, small(70, d, 36), "overflow"),
     ] {
-        let run = |mode| precision_recall(rows(&x, d), rows(&y, d), mode, compute()).unwrap();
-        let distances = |u: &[f32], v: &[f32]| -> f64 {
-            let dot = |u: &[f32], v: &[f32]| -> f64 {
-                u.iter().zip(v).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-            };
-            (dot(u, u) + dot(v, v) - 2.0 * dot(u, v)).max(0.0)
+        agrees_with_all_distances(&x, &y, d, name);
+    }
+    // Wide enough for the further coordinates.
+    let d = 700;
+    agrees_with_all_distances(&small(150, d, 41), &small(130, d, 42), d, "wide");
+}
+
+fn agrees_with_all_distances(x: &[f32], y: &[f32], d: usize, name: &str) {
+    let run = |mode| precision_recall(rows(x, d), rows(y, d), mode, compute()).unwrap();
+    let distances = |u: &[f32], v: &[f32]| -> f64 {
+        let dot = |u: &[f32], v: &[f32]| -> f64 {
+            u.iter().zip(v).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
         };
-        let radii = |x: &[f32]| -> Vec<f64> {
-            x.chunks(d)
-                .map(|u| {
-                    let mut all: Vec<f64> = x.chunks(d).map(|v| distances(u, v)).collect();
-                    all.sort_by(f64::total_cmp);
-                    all[3]
-                })
-                .collect()
-        };
-        let (rx, ry) = (radii(&x), radii(&y));
-        let inside = x.chunks(d).filter(|u| y.chunks(d).zip(&ry).any(|(v, r)| distances(u, v) <= *r)).count();
-        let covered =
-            y.chunks(d).filter(|v| x.chunks(d).zip(&rx).any(|(u, r)| distances(u, v) <= *r)).count();
-        let exact = run(PrMode::F32);
-        assert_eq!((exact.precision_count, exact.recall_count), (inside, covered), "{name}");
-        let off = (exact.sample_radii_sum - rx.iter().sum::<f64>()).abs();
-        assert!(off <= 1e-12 * rx.iter().sum::<f64>(), "{name}: radii off by {off:e}");
-        if name != "outlier" && name != "offset" {
-            let adm = run(PrMode::Adm);
-            assert_eq!((adm.precision_count, adm.recall_count), by_hand(&x, &y, d), "{name}, f16");
-        }
+        (dot(u, u) + dot(v, v) - 2.0 * dot(u, v)).max(0.0)
+    };
+    let radii = |x: &[f32]| -> Vec<f64> {
+        x.chunks(d)
+            .map(|u| {
+                let mut all: Vec<f64> = x.chunks(d).map(|v| distances(u, v)).collect();
+                all.sort_by(f64::total_cmp);
+                all[3]
+            })
+            .collect()
+    };
+    let (rx, ry) = (radii(x), radii(y));
+    let inside = x.chunks(d).filter(|u| y.chunks(d).zip(&ry).any(|(v, r)| distances(u, v) <= *r)).count();
+    let covered = y.chunks(d).filter(|v| x.chunks(d).zip(&rx).any(|(u, r)| distances(u, v) <= *r)).count();
+    let exact = run(PrMode::F32);
+    assert_eq!((exact.precision_count, exact.recall_count), (inside, covered), "{name}");
+    let off = (exact.sample_radii_sum - rx.iter().sum::<f64>()).abs();
+    assert!(off <= 1e-12 * rx.iter().sum::<f64>(), "{name}: radii off by {off:e}");
+    if !["outlier", "overflow", "offset"].contains(&name) {
+        let adm = run(PrMode::Adm);
+        assert_eq!((adm.precision_count, adm.recall_count), by_hand(x, y, d), "{name}, f16");
     }
 }
 
