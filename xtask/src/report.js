@@ -2,8 +2,8 @@
 (() => {
   const problems = [];
   const root = document.documentElement;
-  if (root.scrollWidth > window.innerWidth) {
-    problems.push(`the page scrolls sideways: ${root.scrollWidth} px in ${window.innerWidth}`);
+  if (root.scrollWidth > root.clientWidth) {
+    problems.push(`the page scrolls sideways: ${root.scrollWidth} px in ${root.clientWidth}`);
   }
   let level = 0;
   for (const h of document.querySelectorAll("h1,h2,h3,h4")) {
