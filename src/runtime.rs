@@ -2,7 +2,8 @@
 
 use camino::Utf8PathBuf;
 use dpar_engine_api::{
-    CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, Session, Tensor, TensorData, TensorView,
+    CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, Tensor, TensorData,
+    TensorView,
 };
 
 use crate::arrays::ArrayError;
@@ -96,6 +97,14 @@ impl<'a> Runtime<'a> {
     pub fn prepare(&self, graph: &str) -> Result<Box<dyn Session>, RunError> {
         tracing::info!(graph, engine = self.engine.name(), "preparing");
         self.bundle.with_graph(graph, |file| Ok(self.engine.prepare(file)?))
+    }
+
+    /// Prepares a graph that lies outside the bundle, one derived from it.
+    ///
+    /// # Errors
+    /// When the engine refuses it.
+    pub(crate) fn prepare_file(&self, file: GraphFile<'_>) -> Result<Box<dyn Session>, RunError> {
+        Ok(self.engine.prepare(file)?)
     }
 
     /// Prepares one graph with its cache.

@@ -196,6 +196,8 @@ pub(crate) enum Command {
     Metrics(super::metrics::MetricsArgs),
     /// Compare engines with each other and with a reference: tensors, decisions, near-ties and defects
     Parity(super::parity::ParityArgs),
+    /// Find the first slot, graph and node at which two engines, or a bundle and a reference, part
+    Bisect(super::bisect::BisectArgs),
     /// Print a shell completion script
     Completions {
         /// The shell

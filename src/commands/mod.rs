@@ -2,6 +2,7 @@
 
 mod args;
 mod attest;
+mod bisect;
 mod component;
 mod doctor;
 mod evaluate;
@@ -73,6 +74,7 @@ fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
         (Some(Command::Evaluate(a)), _) => evaluate::run(&a, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(&a, printer),
         (Some(Command::Parity(a)), _) => parity::run(&a, printer),
+        (Some(Command::Bisect(a)), _) => bisect::run(&a, printer),
         (Some(Command::Completions { shell }), _) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dpar-export", &mut script);

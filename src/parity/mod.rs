@@ -6,6 +6,7 @@
 //!    others too, with the same inputs, which gives each graph output its own figures.
 //! 3. Decisions are compared slot by slot; a flip is held against the errors seen between the same two sources.
 
+pub mod bisect;
 pub mod decisions;
 mod reference;
 pub mod replay;
@@ -235,7 +236,7 @@ fn sampled(options: &ParityOptions) -> DecodeOptions {
 }
 
 /// Streams as tokens to follow.
-fn drawn(streams: &[Stream]) -> Forced {
+pub(crate) fn drawn(streams: &[Stream]) -> Forced {
     Forced {
         tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
         labels: streams.iter().map(|s| s.request.class).collect(),

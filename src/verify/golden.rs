@@ -78,10 +78,18 @@ impl Golden<'_> {
         } else {
             None
         };
+        let rule = self.rule_check(n, lengths.as_deref())?;
+        let longest = system.dpar().map_or(1, |d| d.longest_patch);
+        if lengths.iter().flatten().flatten().any(|l| *l > longest) {
+            let why =
+                format!("the reference has patches of more than {longest} tokens, this bundle has none");
+            let rest = names.iter().map(|n| Check::not_run(n, why.as_str()));
+            return Ok(std::iter::once(rule).chain(rest).collect());
+        }
         // The reference's own patches, so that a flipped boundary does not hide the logits' difference.
         let scores =
             self.runtime.score(&flat(&ids), &flat(&labels), lengths.as_deref(), self.batch, progress)?;
-        let mut checks = Vec::new();
+        let mut checks = vec![rule];
         match (&scores.entropy, self.has("entropy")) {
             (Some(found), true) => {
                 let reference = self.file.f32("entropy", &[Some(n), Some(t)])?;
@@ -97,6 +105,37 @@ impl Golden<'_> {
         let shape = [n, t, system.vocab];
         checks.push(Check::tensor("logits", &shape, &flat(&reference), &scores.logits, FP32_ABS));
         Ok(checks)
+    }
+
+    /// The bundle's patch rule on the reference's own entropies gives the reference's patches: no rounding is involved,
+    /// so nothing is a near-tie.
+    fn rule_check(&self, n: usize, lengths: Option<&[Vec<usize>]>) -> Result<Check, RunError> {
+        const NAME: &str = "patch rule";
+        let system = self.runtime.bundle().system();
+        let (rule, t) = (&system.patch_rule, self.tokens());
+        let Some(lengths) = lengths else { return Ok(Check::not_run(NAME, "the reference has no patches")) };
+        let entropy = match (rule.mode.uses_entropy(), self.has("entropy")) {
+            (true, false) => return Ok(Check::not_run(NAME, "the reference has no entropies")),
+            (true, true) => flat(&self.file.f32("entropy", &[Some(n), Some(t)])?),
+            (false, _) => vec![f32::NAN; n * t],
+        };
+        let mut flips = Vec::new();
+        for (image, (reference, next)) in lengths.iter().zip(entropy.chunks(t)).enumerate() {
+            let (r, f) = (starts(reference), starts(&rule.lengths(t, &shift_entropy(next))));
+            flips.extend((0..t).find(|slot| r.get(*slot) != f.get(*slot)).map(|slot| Flip {
+                decision: Decision::Boundary,
+                image,
+                slot,
+                reference: i64::from(r.get(slot) == Some(&true)),
+                found: i64::from(f.get(slot) == Some(&true)),
+                margin: None,
+                limit: 0.0,
+                near_tie: false,
+            }));
+        }
+        let detail =
+            format!("{} of {n} images get the reference's patches from its entropies", n - flips.len());
+        Ok(Check::decisions(NAME, detail, flips, true))
     }
 
     /// Boundaries from this engine's entropies against the reference's patch lengths.

@@ -57,6 +57,7 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
             ]),
         ),
         ("parity", reads(&[&["parity", b, "--engines", "tract,ort", "--images", "1", "--no-probes"]])),
+        ("bisect", reads(&[&["bisect", b, "--engines", "tract,ort", "--images", "1"]])),
         ("reference", reads(&[&["reference", b, "--num", "1", "-o", &out("r")]])),
         ("attest", reads(&[&["attest", b, "--key", &key, "-o", &out("a.jsonl")]])),
         (

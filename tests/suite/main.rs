@@ -15,6 +15,7 @@ mod engines;
 mod evaluate;
 mod export;
 mod extractor;
+mod faults;
 mod integrity;
 mod metrics;
 mod parity;

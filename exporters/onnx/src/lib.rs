@@ -21,6 +21,7 @@ mod axes;
 mod blocks;
 mod builder;
 mod convnet;
+pub mod derive;
 mod dpar;
 mod efficientnet;
 mod error;
