@@ -2,8 +2,8 @@
 
 use camino::Utf8PathBuf;
 use dpar_engine_api::{
-    CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, Tensor, TensorData,
-    TensorView,
+    Arithmetic, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, Tensor,
+    TensorData, TensorView,
 };
 
 use crate::arrays::ArrayError;
@@ -68,21 +68,28 @@ pub struct Runtime<'a> {
     bundle: &'a Bundle,
     engine: Box<dyn Engine>,
     info: EngineInfo,
+    arithmetic: Arithmetic,
 }
 
 impl<'a> Runtime<'a> {
-    /// Probes the engine.
+    /// Probes the engine, and asks what it computes the bundle's precision with.
     ///
     /// # Errors
-    /// When the engine cannot run here.
+    /// When the engine cannot run here, or not in that precision.
     pub fn new(bundle: &'a Bundle, engine: Box<dyn Engine>) -> Result<Self, EngineError> {
+        let arithmetic = engine.arithmetic(bundle.manifest().precision)?;
         let info = engine.probe()?;
-        Ok(Self { bundle, engine, info })
+        Ok(Self { bundle, engine, info, arithmetic })
     }
 
     /// What runs.
     pub fn info(&self) -> &EngineInfo {
         &self.info
+    }
+
+    /// What the engine computes the bundle's precision with.
+    pub fn arithmetic(&self) -> &Arithmetic {
+        &self.arithmetic
     }
 
     /// The bundle.

@@ -196,6 +196,16 @@ pub enum ManifestError {
     /// An engine was built from other bytes than the bundle holds.
     #[error("the engine of graph `{0}` was built from another graph or other weights")]
     StaleEngine(String),
+    /// An engine has another precision than the graphs.
+    #[error("the engine of graph `{graph}` is {found}, the graphs are {precision}")]
+    EnginePrecision {
+        /// Graph name.
+        graph: String,
+        /// The engine's.
+        found: Precision,
+        /// The graphs'.
+        precision: Precision,
+    },
     /// A name or path occurs twice.
     #[error("`{0}` is listed twice")]
     Duplicate(String),
@@ -211,7 +221,14 @@ impl ManifestError {
     /// Whether no version of this tool would have written it: paths that lead elsewhere, entries that contradict
     /// each other. The others are what a damaged file or another version looks like.
     pub fn is_tampering(&self) -> bool {
-        matches!(self, Self::Path(_) | Self::Unlisted { .. } | Self::StaleEngine(_) | Self::Duplicate(_))
+        matches!(
+            self,
+            Self::Path(_)
+                | Self::Unlisted { .. }
+                | Self::StaleEngine(_)
+                | Self::EnginePrecision { .. }
+                | Self::Duplicate(_)
+        )
     }
 }
 
@@ -272,6 +289,10 @@ impl Manifest {
             listed(&engine.graph, &engine.file)?;
             if self.sources_of(&engine.graph) != Some((&engine.graph_sha256, &engine.weights_sha256)) {
                 return Err(ManifestError::StaleEngine(engine.graph.clone()));
+            }
+            if engine.precision != self.precision {
+                let (graph, found) = (engine.graph.clone(), engine.precision);
+                return Err(ManifestError::EnginePrecision { graph, found, precision: self.precision });
             }
         }
         for (i, component) in self.components.iter().enumerate() {

@@ -13,7 +13,7 @@ use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
-use dpar_export_spec::{PatchRule, SystemKind, SystemSpec};
+use dpar_export_spec::{PatchRule, Precision, SystemKind, SystemSpec};
 use sha2::{Digest, Sha256};
 
 pub(crate) use extractor::port_width;
@@ -90,6 +90,16 @@ pub enum BundleError {
         /// The file.
         path: Utf8PathBuf,
         /// What differs.
+        message: String,
+    },
+    /// A graph has another precision than the manifest says.
+    #[error("graph `{graph}` is not {precision} as the manifest says: {message}")]
+    Precision {
+        /// The graph.
+        graph: String,
+        /// The manifest's word.
+        precision: Precision,
+        /// What is of another type.
         message: String,
     },
     /// The bundle has no such graph.
@@ -363,7 +373,8 @@ fn check_unlisted(folder: &Utf8Path, place: &Utf8Path, manifest: &Manifest) -> R
     Ok(())
 }
 
-/// A graph's weights are in its component's file, and nowhere else.
+/// A graph's weights are in its component's file, and nowhere else; and the graph has the precision that the manifest
+/// says, without which its outputs would be held against the wrong tolerances.
 fn check_references(folder: &Utf8Path, graph: &GraphEntry, manifest: &Manifest) -> Result<(), BundleError> {
     let path = folder.join(&graph.file);
     let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
@@ -379,5 +390,7 @@ fn check_references(folder: &Utf8Path, graph: &GraphEntry, manifest: &Manifest) 
             )));
         }
     }
-    Ok(())
+    let (name, precision) = (graph.spec.name.clone(), manifest.precision);
+    dpar_export_onnx::check_precision(&bytes, &graph.spec, precision)
+        .map_err(|message| BundleError::Precision { graph: name, precision, message })
 }

@@ -4,6 +4,8 @@ use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dpar_export_checkpoint::LoadOptions;
 
+use super::precision::PrecisionArgs;
+
 mod device;
 mod trt;
 
@@ -57,6 +59,8 @@ pub(crate) struct ExportArgs {
     /// What to export to
     #[arg(long, value_enum, default_value = "onnx")]
     pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
     #[command(flatten)]
     pub(crate) parts: CheckpointArgs,
     #[command(flatten)]

@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use clap::{Args, ValueEnum};
 use dpar_export_checkpoint::load_extractor;
 use dpar_export_metrics::Resize;
-use dpar_export_spec::ComponentKind;
+use dpar_export_spec::{ComponentKind, Precision};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target};
@@ -99,6 +99,10 @@ pub(super) fn run(
     if args.parts.any_but_map() {
         let message = "--entropy, --vq, --epoch and --config are for systems, not for feature extractors";
         return Err(Failure::usage(message, Some("leave them out")));
+    }
+    if args.precision.asked()?.is_some_and(|p| p != Precision::Fp32) {
+        let message = "feature extractors are float32: a metric of other features could not be compared";
+        return Err(Failure::usage(message, Some("leave --precision out")));
     }
     let own = &args.component;
     let (normalise, input_size) = (own.normalise()?, own.input_size.map(usize::from));

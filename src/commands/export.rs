@@ -21,6 +21,7 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         return super::component::run(component, checkpoint, args, printer);
     }
     let started = Instant::now();
+    let precision = args.precision.asked()?;
     let from_bundle = args.target == Target::Trt && checkpoint.join(MANIFEST).is_file();
     if args.target == Target::Onnx && args.trt.any() {
         return Err(Failure::usage("TensorRT options without engines", Some("add --target trt")));
@@ -49,6 +50,7 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     };
     let (summary, manifest, output) = if from_bundle {
         let bundle = Bundle::open(checkpoint)?;
+        check_asked(precision, bundle.manifest())?;
         if args.dry_run {
             return dry_run(printer, checkpoint, &bundle.manifest().name, bundle.system());
         }
@@ -66,7 +68,14 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         let progress = &mut |graph: &str| bar.step(graph);
         (
             summary,
-            bundle::write(&loaded, Precision::Fp32, output, args.force, progress, &mut engines)?,
+            bundle::write(
+                &loaded,
+                precision.unwrap_or_default(),
+                output,
+                args.force,
+                progress,
+                &mut engines,
+            )?,
             output.as_path(),
         )
     };
@@ -94,6 +103,18 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     }
     printer.result(text, &value)?;
     Ok(Exit::Pass)
+}
+
+/// The graphs of a bundle have their precision already.
+fn check_asked(asked: Option<Precision>, manifest: &Manifest) -> Result<(), Failure> {
+    match asked.filter(|p| *p != manifest.precision) {
+        None => Ok(()),
+        Some(asked) => {
+            let message = format!("the graphs of this bundle are {}, not {asked}", manifest.precision);
+            let hint = format!("export the checkpoint with --precision {asked}, and build engines from that");
+            Err(Failure::usage(message, Some(&hint)))
+        }
+    }
 }
 
 fn dry_run(printer: Printer, from: &Utf8Path, summary: &str, system: &SystemSpec) -> Result<Exit, Failure> {

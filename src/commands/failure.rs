@@ -3,6 +3,7 @@
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_checkpoint::CheckpointError;
 use dpar_export_onnx::ExportError;
+use dpar_export_spec::Precision;
 
 use crate::arrays::ArrayError;
 use crate::attest::AttestError;
@@ -110,6 +111,11 @@ impl From<BundleError> for Failure {
             BundleError::Checkpoint(e) => e.into(),
             BundleError::Staging(e) => e.into(),
             BundleError::Target(e) => e.into(),
+            BundleError::Export(ExportError::Overflow { precision, .. }) => {
+                let wider =
+                    if precision == Precision::Fp16 { "bf16, which has the range of fp32" } else { "fp32" };
+                Self::new(Exit::Usage, e, Some(format!("use --precision {wider}")))
+            }
             BundleError::Export(ExportError::Interrupted) => Self::new(Exit::Interrupted, e, None),
             BundleError::Integrity { .. } => {
                 let hint = "the bundle was changed after it was written: export it again";
@@ -117,6 +123,10 @@ impl From<BundleError> for Failure {
             }
             BundleError::Manifest { ref source, .. } if source.is_tampering() => {
                 let hint = "no version of this tool wrote this manifest: export the checkpoint again";
+                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
+            }
+            BundleError::Precision { .. } => {
+                let hint = "a graph and the manifest are not of the same export: export again";
                 Self::new(Exit::Integrity, e, Some(hint.to_owned()))
             }
             BundleError::NotABundle(_) => {

@@ -13,6 +13,7 @@ mod inspect;
 mod metrics;
 mod parity;
 mod pixels;
+mod precision;
 mod printer;
 mod reference;
 mod report;

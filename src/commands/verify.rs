@@ -45,8 +45,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
             checks.extend(verify_streams(runtime, file, args.limit, batch, progress)?);
         }
         drop(bar);
-        let bundle = runtime.bundle().manifest_sha256().to_owned();
-        let report = Report::new(runtime.info().clone(), bundle, checks).compared_with(references);
+        let report = Report::new(runtime, checks).compared_with(references);
         if args.reports.any() {
             let guidance = args.reference.as_deref().map(guidance_of).transpose()?.flatten();
             let column = Column::new(report.engine.clone(), report.checks.clone());
@@ -117,12 +116,14 @@ fn render(report: &Report) -> String {
     let e = &report.engine;
     let _ = writeln!(
         text,
-        "\n{}: {} {} on {} ({})",
+        "\n{}: {} {} on {} ({}); {} graphs, computed in {}",
         word(report.verdict),
         e.engine,
         e.version,
         e.device,
-        e.provider
+        e.provider,
+        report.precision,
+        report.arithmetic.text
     );
     text
 }

@@ -18,13 +18,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use camino::Utf8Path;
-use dpar_engine_api::{CachedSession, Engine, EngineError, HostCache};
+use dpar_engine_api::{ArithmeticKind, CachedSession, Engine, EngineError, HostCache};
+use dpar_export_spec::Precision;
 
 use crate::bundle::Bundle;
 use crate::generate::sampler::{SampleError, SamplerOptions, image_key, random_class};
 use crate::generate::{DecodeError, DecodeOptions, Request, Stream, prepare_model};
 use crate::runtime::{Progress, RunError, Runtime};
-use crate::verify::tolerance::FP32_ABS;
+use crate::verify::tolerance::Limits;
 use crate::verify::{Status, probe, verify_golden};
 use decisions::{Sizes, free_running, teacher_forced};
 use replay::{Follow, Forced, Replay, follow, is_bad_output};
@@ -36,6 +37,21 @@ use shadow::{Shade, Shadowed, Sink};
 /// An output of a graph on the same inputs: |a − b| ≤ t · max(1, largest |a|). Engines differ by 1e-6 to 1e-5 of the
 /// largest value in play; a wrong operator, weight or position by 1e-2 and more.
 pub const GRAPH_F32: f64 = 1e-4;
+/// As [`GRAPH_F32`] for fp16 graphs, in which a result is off by 5e-4 of itself when it is rounded, once per operator.
+pub const GRAPH_F16: f64 = 2e-2;
+/// As [`GRAPH_F16`] for bf16, which has three bits less.
+pub const GRAPH_BF16: f64 = 1.6e-1;
+
+/// The tolerance of graph outputs and the limit of logits and entropies between two sources in a precision.
+fn limits(precision: Precision) -> (f64, f64) {
+    let graph = match precision {
+        Precision::Fp32 => GRAPH_F32,
+        Precision::Fp16 => GRAPH_F16,
+        Precision::Bf16 => GRAPH_BF16,
+    };
+    // Two engines may each round elsewhere: the wider kind covers both.
+    (graph, f64::from(Limits::between(precision, precision, ArithmeticKind::Wider).logits))
+}
 
 /// An engine of a run: its name, whether the user named it, and the engine or why there is none.
 pub struct Contender {
@@ -351,11 +367,11 @@ fn pair(
     options: &ParityOptions,
 ) -> Result<Option<Pair>, RunError> {
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
-    let limit = f64::from(FP32_ABS);
+    let (graph_limit, limit) = limits(bundle.manifest().precision);
     let forced = teacher_forced(sizes(bundle, options), x, y, true, limit).map_err(bad_draw)?;
     let mut tensors = Vec::new();
     if let Ok(shade) = sink.lock() {
-        tensors.extend(shade.outputs.iter().map(|(name, sums)| sums.scaled(name, GRAPH_F32)));
+        tensors.extend(shade.outputs.iter().map(|(name, sums)| sums.scaled(name, graph_limit)));
     }
     tensors.extend(loop_tensors(&forced, limit));
     let free = free_running(bundle.patch_rule(), &a.streams, &b.streams, &forced.observed);
@@ -387,7 +403,7 @@ fn against_reference(
     options: &ParityOptions,
 ) -> Result<Option<Pair>, RunError> {
     let Some(replay) = &outcome.replay else { return Ok(None) };
-    let limit = f64::from(FP32_ABS);
+    let (_, limit) = limits(bundle.manifest().precision);
     let forced = teacher_forced(sizes(bundle, options), golden, replay, false, limit).map_err(bad_draw)?;
     let mut pair = Pair {
         baseline: REFERENCE.to_owned(),

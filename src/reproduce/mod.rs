@@ -22,6 +22,7 @@ use crate::generate::sampler::{image_key, random_class};
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::picture::to_u8_nhwc;
 use crate::runtime::{RunError, Runtime};
+use crate::verify::tolerance::Limits;
 use crate::verify::{Flip, ReferenceStreams};
 
 pub use reference::{RealImages, ReferenceFolder};
@@ -195,7 +196,8 @@ pub fn reproduce(
     let requests = recorded.requests(n, system.num_classes);
     let mut tell = |done, total| step("decoding streams", done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
-    let flips = recorded.first_flips(bundle.patch_rule(), &streams);
+    let limits = Limits::between(Precision::Fp32, bundle.manifest().precision, runtime.arithmetic().kind);
+    let flips = recorded.first_flips(bundle.patch_rule(), &limits, &streams);
     let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();

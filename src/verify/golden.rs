@@ -2,10 +2,11 @@
 //! code, or recorded from an engine.
 
 use camino::Utf8Path;
+use dpar_export_spec::Precision;
 use ndarray::ArrayD;
 
 use super::reference::{self, Settings};
-use super::tolerance::{BOUNDARY_TIE, FP32_ABS, GREEDY_TIE, IMAGE_LSB};
+use super::tolerance::Limits;
 use super::{Check, Decision, Flip, Status, boundary_flip, mean, starts};
 use crate::arrays::ArrayFile;
 use crate::generate::sampler::SamplerOptions;
@@ -25,12 +26,19 @@ pub fn verify_golden(
     batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, RunError> {
-    let (file, settings) = reference::open(folder)?;
-    let golden = Golden { runtime, file, batch, settings };
-    let mut checks = golden.teacher_forced(progress)?;
-    checks.extend(golden.greedy(progress)?);
-    checks.push(golden.images(progress)?);
-    checks.push(golden.codes(progress)?);
+    let mut checks = Golden::open(runtime, folder, batch)?.all(progress)?;
+    let precision = runtime.bundle().manifest().precision;
+    if precision != Precision::Fp32 {
+        let own = folder.join(precision.name());
+        if own.is_dir() {
+            for check in Golden::open(runtime, &own, batch)?.all(progress)? {
+                checks.push(Check { name: format!("{precision} {}", check.name), ..check });
+            }
+        } else {
+            let why = format!("the reference has no folder {precision} with outputs in that type");
+            checks.push(Check::not_run(&format!("{precision} reference"), why));
+        }
+    }
     Ok(checks)
 }
 
@@ -44,15 +52,38 @@ struct Golden<'a> {
     file: ArrayFile,
     batch: usize,
     settings: Settings,
+    limits: Limits,
 }
 
-impl Golden<'_> {
+impl<'a> Golden<'a> {
+    fn open(runtime: &'a Runtime<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, RunError> {
+        let (file, settings) = reference::open(folder)?;
+        let found = runtime.bundle().manifest().precision;
+        let limits = Limits::between(settings.precision(), found, runtime.arithmetic().kind);
+        Ok(Self { runtime, file, batch, settings, limits })
+    }
+
+    fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+        let mut checks = self.teacher_forced(progress)?;
+        checks.extend(self.greedy(progress)?);
+        checks.push(self.images(progress)?);
+        checks.push(self.codes(progress)?);
+        Ok(checks)
+    }
+
     fn has(&self, name: &str) -> bool {
         self.file.contains(name)
     }
 
     fn boundary_flip(&self, image: usize, slot: usize, opens: bool, entropy: &[f32]) -> Flip {
-        boundary_flip(self.runtime.bundle().patch_rule(), image, slot, opens, entropy, BOUNDARY_TIE)
+        boundary_flip(
+            self.runtime.bundle().patch_rule(),
+            image,
+            slot,
+            opens,
+            entropy,
+            self.limits.boundary_tie,
+        )
     }
 
     fn tokens(&self) -> usize {
@@ -93,7 +124,7 @@ impl Golden<'_> {
         match (&scores.entropy, self.has("entropy")) {
             (Some(found), true) => {
                 let reference = self.file.f32("entropy", &[Some(n), Some(t)])?;
-                checks.push(Check::tensor("entropy", &[n, t], &flat(&reference), found, FP32_ABS));
+                checks.push(Check::tensor("entropy", &[n, t], &flat(&reference), found, self.limits.entropy));
             }
             (None, true) => checks.push(Check::impossible("entropy", "the bundle has no entropy model")),
             (_, false) => checks.push(Check::not_run("entropy", "not in the reference")),
@@ -103,7 +134,7 @@ impl Golden<'_> {
             None => checks.push(Check::not_run("patch lengths", "not in the reference")),
         }
         let shape = [n, t, system.vocab];
-        checks.push(Check::tensor("logits", &shape, &flat(&reference), &scores.logits, FP32_ABS));
+        checks.push(Check::tensor("logits", &shape, &flat(&reference), &scores.logits, self.limits.logits));
         Ok(checks)
     }
 
@@ -160,7 +191,7 @@ impl Golden<'_> {
         let means = [mean(counted.iter().copied()), mean(steps.iter().copied())];
         let steps = Check::mean_steps("mean steps", means[0], means[1], &flips);
         let detail = format!("{equal} of {n} images equal");
-        [Check::decisions("patch lengths", detail, flips, equal > 0), steps]
+        [self.judged("patch lengths", detail, flips, n), steps]
     }
 
     /// Arg-max decoding with guidance, cached, from nothing but the class.
@@ -207,7 +238,7 @@ impl Golden<'_> {
         }
         let equal = n - flips.len();
         let detail = format!("{equal} of {n} images equal, cfg {cfg_scale}");
-        let mut checks = vec![Check::decisions("greedy tokens", detail, flips.clone(), equal > 0)];
+        let mut checks = vec![self.judged("greedy tokens", detail, flips.clone(), n)];
         if let Some(lengths) = lengths {
             let own = self.settings.steps_greedy.clone();
             let counted = own.unwrap_or_else(|| lengths.iter().map(Vec::len).collect());
@@ -215,6 +246,11 @@ impl Golden<'_> {
             checks.push(Check::mean_steps("greedy mean steps", mean(counted.into_iter()), found, &flips));
         }
         Ok(checks)
+    }
+
+    /// A check of the decisions of `images` images, of which each is compared up to its first flip.
+    fn judged(&self, name: &str, detail: String, flips: Vec<Flip>, images: usize) -> Check {
+        Check::streams(name, detail, flips, images, self.tokens(), &self.limits)
     }
 
     /// The first decision of a greedy stream that differs from the reference.
@@ -240,7 +276,7 @@ impl Golden<'_> {
                     reference: token,
                     found: i64::from(stream.tokens[slot]),
                     margin: Some(stream.margin[slot]),
-                    limit: GREEDY_TIE,
+                    limit: self.limits.greedy_tie,
                     near_tie: false,
                 };
                 return Some(flip.judged());
@@ -271,12 +307,12 @@ impl Golden<'_> {
             worst = worst.max(d);
             count += usize::from(d > 0);
         }
-        let pass = reference.len() == found.len() && worst <= IMAGE_LSB;
+        let pass = reference.len() == found.len() && worst <= self.limits.image_lsb;
         Ok(Check {
             name: name.to_owned(),
             status: if pass { Status::Pass } else { Status::Fail },
             max_abs: Some(f64::from(worst)),
-            limit: Some(f64::from(IMAGE_LSB)),
+            limit: Some(f64::from(self.limits.image_lsb)),
             detail: format!("{n} images, {count} of {} values differ (in steps of 1/255)", found.len()),
             flips: Vec::new(),
         })
@@ -310,7 +346,8 @@ impl Golden<'_> {
                 near_tie: false,
             });
         }
+        let same = reference.len() == found.len();
         let detail = format!("{} of {} codes equal", reference.len() - flips.len(), reference.len());
-        Ok(Check::decisions(name, detail, flips, reference.len() == found.len()))
+        Ok(Check::codes(name, detail, flips, reference.len(), same, &self.limits))
     }
 }

@@ -8,14 +8,16 @@ mod reference;
 mod streams;
 pub mod tolerance;
 
-use dpar_engine_api::EngineInfo;
-use dpar_export_spec::PatchRule;
+use dpar_engine_api::{Arithmetic, EngineInfo};
+use dpar_export_spec::{PatchRule, Precision};
 use serde::Serialize;
 
 use crate::bundle::ToolEntry;
+use crate::runtime::Runtime;
+use tolerance::Limits;
 
 pub use golden::verify_golden;
-pub use probes::{PREFIX_F32, probe};
+pub use probes::{PREFIX_BF16, PREFIX_F16, PREFIX_F32, probe};
 pub use record::{Golden, Provenance, Recording, record};
 pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
 pub use streams::{ReferenceStreams, verify_streams};
@@ -147,6 +149,53 @@ impl Check {
         Self::decisions(name, detail, Vec::new(), reference == found || tied)
     }
 
+    /// A check of the decisions of `images` streams of `slots` slots, each compared up to its first flip: every flip is a
+    /// near-tie, and there are no more of them than the precision allows.
+    fn streams(
+        name: &str,
+        mut detail: String,
+        flips: Vec<Flip>,
+        images: usize,
+        slots: usize,
+        limits: &Limits,
+    ) -> Self {
+        if limits.tie_rate.is_none() {
+            let equal = images > flips.len();
+            return Self::decisions(name, detail, flips, equal);
+        }
+        let skipped: usize = flips.iter().map(|f| slots.saturating_sub(f.slot + 1)).sum();
+        let compared = (images * slots).saturating_sub(skipped);
+        let allowed = limits.ties(compared);
+        if !flips.is_empty() {
+            detail +=
+                &format!(", {} flips in {compared} decisions ({allowed} near-ties allowed)", flips.len());
+        }
+        let few = flips.len() <= allowed;
+        Self::decisions(name, detail, flips, few)
+    }
+
+    /// A check of codes, whose margins no graph gives: in a half type a named share of them may differ.
+    fn codes(
+        name: &str,
+        mut detail: String,
+        flips: Vec<Flip>,
+        count: usize,
+        same: bool,
+        limits: &Limits,
+    ) -> Self {
+        let allowed = (count as f64 * limits.code_rate).floor() as usize;
+        if !flips.is_empty() && allowed > 0 {
+            detail += &format!(", {allowed} may differ by rounding");
+        }
+        let few = flips.len() <= allowed;
+        let mut check = Self::decisions(name, detail, Vec::new(), same && few);
+        check.flips = flips;
+        for flip in &mut check.flips {
+            flip.near_tie = few;
+        }
+        check
+    }
+
     /// A check of decisions: passes when every flip is a near-tie and nothing else is wrong.
     fn decisions(name: &str, detail: String, flips: Vec<Flip>, otherwise_equal: bool) -> Self {
         let pass = otherwise_equal && flips.iter().all(|f| f.near_tie);
@@ -213,6 +262,10 @@ pub struct Report {
     pub verdict: Status,
     /// What ran.
     pub engine: EngineInfo,
+    /// Precision of the bundle's graphs.
+    pub precision: Precision,
+    /// What the engine computed them with.
+    pub arithmetic: Arithmetic,
     /// SHA-256 of the bundle's manifest.
     pub bundle: String,
     /// The program that compared.
@@ -225,11 +278,23 @@ pub struct Report {
 
 impl Report {
     /// The verdict over `checks`: a failure fails, and so does a report in which nothing ran.
-    pub fn new(engine: EngineInfo, bundle: String, checks: Vec<Check>) -> Self {
+    pub fn new(runtime: &Runtime<'_>, checks: Vec<Check>) -> Self {
+        let bundle = runtime.bundle().manifest_sha256().to_owned();
+        let precision = runtime.bundle().manifest().precision;
+        let (engine, arithmetic) = (runtime.info().clone(), runtime.arithmetic().clone());
         let failed = checks.iter().any(|c| c.status == Status::Fail);
         let ran = checks.iter().any(|c| c.status == Status::Pass);
         let verdict = if failed || !ran { Status::Fail } else { Status::Pass };
-        Self { verdict, engine, bundle, tool: ToolEntry::this(), references: Vec::new(), checks }
+        Self {
+            verdict,
+            engine,
+            precision,
+            arithmetic,
+            bundle,
+            tool: ToolEntry::this(),
+            references: Vec::new(),
+            checks,
+        }
     }
 
     /// Names the files that were compared with.
@@ -255,6 +320,27 @@ mod tests {
         assert_eq!(c.status, Status::Fail);
         let c = Check::tensor("x", &[1], &[1.0], &[1.05], 0.1);
         assert_eq!(c.status, Status::Pass);
+    }
+
+    #[test]
+    fn too_many_near_ties_fail_in_a_half_type() {
+        let limits =
+            Limits::between(Precision::Fp32, Precision::Fp16, dpar_engine_api::ArithmeticKind::AsGraph);
+        let flip = |image| {
+            let (decision, margin, limit) = (Decision::Token, Some(1e-3), limits.greedy_tie);
+            Flip { decision, image, slot: 24, reference: 1, found: 2, margin, limit, near_tie: false }
+                .judged()
+        };
+        let check = |n: usize| Check::streams("x", String::new(), (0..n).map(flip).collect(), 4, 50, &limits);
+        // Of four images of 50 slots, those with a flip are compared over 25: 2 % of 150 decisions, then of 125.
+        assert_eq!(check(2).status, Status::Pass);
+        assert_eq!(check(3).status, Status::Pass);
+        let four = check(4);
+        assert_eq!(four.status, Status::Fail);
+        assert!(four.detail.contains("4 flips in 100 decisions (2 near-ties allowed)"), "{}", four.detail);
+        let codes =
+            |n: usize| Check::codes("x", String::new(), (0..n).map(flip).collect(), 100, true, &limits);
+        assert_eq!((codes(4).status, codes(5).status), (Status::Pass, Status::Fail));
     }
 
     #[test]

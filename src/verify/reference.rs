@@ -1,6 +1,7 @@
 //! The files of a golden folder: arrays in one of two formats, and `golden.json` beside them.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::arrays::ArrayFile;
@@ -36,6 +37,22 @@ pub(super) struct Settings {
     pub(super) steps_greedy: Option<Vec<usize>>,
     /// Sizes and digests, where the reference was recorded with them.
     files: Vec<RecordedFile>,
+    /// What it was computed with, where it says so.
+    provenance: Option<Source>,
+}
+
+/// The part of a provenance that a comparison depends on.
+#[derive(Debug, Deserialize)]
+struct Source {
+    #[serde(default)]
+    precision: Precision,
+}
+
+impl Settings {
+    /// Arithmetic of the reference: fp32 unless it says otherwise.
+    pub(super) fn precision(&self) -> Precision {
+        self.provenance.as_ref().map(|s| s.precision).unwrap_or_default()
+    }
 }
 
 /// The array file of a golden folder.

@@ -2,10 +2,10 @@
 //! everything for every token.
 
 use camino::Utf8Path;
-use dpar_export_spec::{PatchRule, SystemSpec};
+use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
-use super::tolerance::{BOUNDARY_TIE, DRAW_TIE, FP32_ABS};
+use super::tolerance::Limits;
 use super::{Check, Decision, Flip, boundary_flip, mean, starts};
 use crate::arrays::ArrayFile;
 use crate::generate::sampler::{SamplerOptions, image_key, random_class};
@@ -127,11 +127,11 @@ impl ReferenceStreams {
     }
 
     /// The first decision of each stream that differs, judged; `streams` are the first images.
-    pub fn first_flips(&self, rule: &PatchRule, streams: &[Stream]) -> Vec<Flip> {
+    pub fn first_flips(&self, rule: &PatchRule, limits: &Limits, streams: &[Stream]) -> Vec<Flip> {
         let of = |(i, stream): (usize, &Stream)| {
             let row =
                 |slot: usize| (self.tokens[i * self.length + slot], self.margins[i * self.length + slot]);
-            first_flip(rule, i, stream, &row, &self.lengths[i])
+            first_flip(rule, limits, i, stream, &row, &self.lengths[i])
         };
         streams.iter().enumerate().filter_map(of).collect()
     }
@@ -151,13 +151,15 @@ pub fn verify_streams(
 ) -> Result<Vec<Check>, RunError> {
     let system = runtime.bundle().system();
     let reference = ReferenceStreams::open(path, system)?;
+    let precision = runtime.bundle().manifest().precision;
+    let limits = Limits::between(Precision::Fp32, precision, runtime.arithmetic().kind);
     let t = system.tokens();
     let n = limit.unwrap_or(reference.len()).min(reference.len());
     let requests = reference.requests(n, system.num_classes);
     let label_flips = requests.iter().zip(&reference.labels).filter(|(r, l)| r.class != **l).count();
     let streams = runtime.decode(&requests, &reference.options(), batch, progress)?;
 
-    let flips = reference.first_flips(runtime.bundle().patch_rule(), &streams);
+    let flips = reference.first_flips(runtime.bundle().patch_rule(), &limits, &streams);
     let mut entropies = (Vec::new(), Vec::new());
     if let Some(entropy) = &reference.entropy {
         for (i, stream) in streams.iter().enumerate().filter(|(i, _)| flips.iter().all(|f| f.image != *i)) {
@@ -181,11 +183,11 @@ pub fn verify_streams(
     let mut checks = vec![
         Check::decisions("stream labels", labels, vec![], label_flips == 0),
         Check::mean_steps("stream mean steps", counted, found, &flips),
-        Check::decisions("stream tokens", detail, flips, equal > 0),
+        Check::streams("stream tokens", detail, flips, n, t, &limits),
     ];
     if reference.entropy.is_some() {
         let shape = [equal, t - 1];
-        checks.push(Check::tensor("stream entropy", &shape, &entropies.0, &entropies.1, FP32_ABS));
+        checks.push(Check::tensor("stream entropy", &shape, &entropies.0, &entropies.1, limits.entropy));
     }
     Ok(checks)
 }
@@ -194,6 +196,7 @@ pub fn verify_streams(
 /// and draw margin.
 fn first_flip(
     rule: &PatchRule,
+    limits: &Limits,
     image: usize,
     stream: &Stream,
     row: &dyn Fn(usize) -> (i64, f32),
@@ -203,7 +206,7 @@ fn first_flip(
     for (slot, &token) in stream.tokens.iter().enumerate() {
         if reference.get(slot) != found.get(slot) {
             let opens = reference.get(slot) == Some(&true);
-            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, BOUNDARY_TIE));
+            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, limits.boundary_tie));
         }
         let (wanted, margin) = row(slot);
         if wanted != i64::from(token) {
@@ -214,7 +217,7 @@ fn first_flip(
                 reference: wanted,
                 found: i64::from(token),
                 margin: Some(margin),
-                limit: DRAW_TIE,
+                limit: limits.draw_tie,
                 near_tie: false,
             };
             return Some(flip.judged());

@@ -1,4 +1,7 @@
-//! Every tolerance, with its reason.
+//! Every tolerance, with its reason. docs/precision.md has the measurements behind those of the half types.
+
+use dpar_engine_api::ArithmeticKind;
+use dpar_export_spec::Precision;
 
 /// Logits and entropies, absolute, fp32. The engines sum in other orders than PyTorch: differences of 1e-6 to
 /// 2e-5 are normal for logits of magnitude 10; a wrong position, mask or weight moves them by 1e-2 and more.
@@ -18,3 +21,171 @@ pub const DRAW_TIE: f32 = 1e-5;
 
 /// Pixels, in steps of 1/255: truncation to u8 moves a value that is near an integer by one.
 pub const IMAGE_LSB: u8 = 1;
+
+// Half types against a float32 reference. "Worst seen" is over the trained DPAR and LlamaGen, dpar-small and the
+// variant `combined`, on every engine that runs the type and in the numpy reference; a limit is that times 2.5 or more.
+
+/// Logits of fp16 graphs; worst seen 1.9e-2. A wrong position or mask moves them by 1e-1 and more.
+pub const FP16_LOGITS: f32 = 5e-2;
+/// Entropies of fp16 graphs; worst seen 4.9e-3.
+pub const FP16_ENTROPY: f32 = 1.25e-2;
+/// Gap of the two best guided logits below which an fp16 graph may choose another token; largest seen at a flip 3.9e-3.
+pub const FP16_GREEDY_TIE: f32 = 2e-2;
+/// Share of the compared decisions that may be near-ties in fp16; worst seen 0.6 %.
+pub const FP16_TIE_RATE: f64 = 0.02;
+/// Pixels of fp16 graphs; worst seen 2.
+pub const FP16_IMAGE_LSB: u8 = 5;
+/// Pixels of fp16 graphs where the engine keeps sums in fp16 too; worst seen 14, where a convolution adds 1,152 products.
+pub const FP16_NARROW_IMAGE_LSB: u8 = 35;
+/// Share of codes that may differ in fp16, whose margins no graph gives; worst seen 1.6 %.
+pub const FP16_CODE_RATE: f64 = 0.04;
+
+/// Logits of bf16 graphs; worst seen 1.9e-1.
+pub const BF16_LOGITS: f32 = 5e-1;
+/// Entropies of bf16 graphs; worst seen 5.7e-2.
+pub const BF16_ENTROPY: f32 = 1.5e-1;
+/// As [`FP16_GREEDY_TIE`] for bf16; largest seen at a flip 6.3e-2.
+pub const BF16_GREEDY_TIE: f32 = 1.6e-1;
+/// As [`FP16_TIE_RATE`] for bf16; worst seen 2.1 %.
+pub const BF16_TIE_RATE: f64 = 0.055;
+/// Pixels of bf16 graphs; worst seen 20.
+pub const BF16_IMAGE_LSB: u8 = 50;
+/// As [`FP16_CODE_RATE`] for bf16; worst seen 6.3 % (2 of 32).
+pub const BF16_CODE_RATE: f64 = 0.16;
+
+/// A sampled draw of a half type (probability): a logit that is off by d moves a cumulative sum by at most d / 2 times the
+/// guidance's 2s − 1; draws are compared at scale 2, and the logits' usual error is a tenth of the limit.
+const DRAW_TIE_PER_LOGIT: f32 = 0.15;
+
+// Half types against a reference in the same type: what is left is the order of sums, which decides at some places how a
+// result is rounded.
+
+/// Logits of fp16 graphs against an fp16 reference; worst seen 1.3e-2.
+pub const FP16_SAME_LOGITS: f32 = 2.5e-2;
+/// Entropies of fp16 graphs against an fp16 reference; worst seen 2.8e-3.
+pub const FP16_SAME_ENTROPY: f32 = 7.5e-3;
+/// Logits of bf16 graphs against a bf16 reference: eight times the fp16 limit, as bf16 has three bits less.
+pub const BF16_SAME_LOGITS: f32 = 2e-1;
+/// Entropies of bf16 graphs against a bf16 reference: as for the logits.
+pub const BF16_SAME_ENTROPY: f32 = 6e-2;
+
+/// What a comparison allows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Logits, absolute.
+    pub logits: f32,
+    /// Entropies, absolute, in nats.
+    pub entropy: f32,
+    /// Distance of an entropy to the threshold below which a boundary is a near-tie.
+    pub boundary_tie: f32,
+    /// Gap of the two best guided logits below which a greedy token is a near-tie.
+    pub greedy_tie: f32,
+    /// Distance of a draw to its boundary below which it is a near-tie.
+    pub draw_tie: f32,
+    /// Near-ties per compared decision; `None` = as many as there are, as long as one image is equal to its end.
+    pub tie_rate: Option<f64>,
+    /// Pixels, in steps of 1/255.
+    pub image_lsb: u8,
+    /// Share of codes that may differ.
+    pub code_rate: f64,
+}
+
+impl Limits {
+    /// For a bundle of precision `found` on an engine with this arithmetic, against a reference of precision `reference`.
+    pub fn between(reference: Precision, found: Precision, arithmetic: ArithmeticKind) -> Self {
+        let half = match (reference, found) {
+            (Precision::Fp32, Precision::Fp32) => return Self::FP32,
+            (Precision::Bf16, _) | (_, Precision::Bf16) => Self::BF16,
+            _ => Self::FP16,
+        };
+        let half = match (found, arithmetic) {
+            (Precision::Fp16, ArithmeticKind::NarrowSums) if half == Self::FP16 => {
+                Self { image_lsb: FP16_NARROW_IMAGE_LSB, ..half }
+            }
+            _ => half,
+        };
+        match (reference == found, arithmetic) {
+            // An engine that does not round where the graph does is as far from the reference as float32 is.
+            (true, ArithmeticKind::Wider) | (false, _) => half,
+            (true, _) => half.same(found),
+        }
+    }
+
+    /// fp32 against fp32.
+    pub const FP32: Self = Self {
+        logits: FP32_ABS,
+        entropy: FP32_ABS,
+        boundary_tie: BOUNDARY_TIE,
+        greedy_tie: GREEDY_TIE,
+        draw_tie: DRAW_TIE,
+        tie_rate: None,
+        image_lsb: IMAGE_LSB,
+        code_rate: 0.0,
+    };
+
+    const FP16: Self = Self {
+        logits: FP16_LOGITS,
+        entropy: FP16_ENTROPY,
+        // The reference's entropy and this one lie on both sides of the threshold: no further apart than they may be.
+        boundary_tie: FP16_ENTROPY,
+        greedy_tie: FP16_GREEDY_TIE,
+        draw_tie: FP16_LOGITS * DRAW_TIE_PER_LOGIT,
+        tie_rate: Some(FP16_TIE_RATE),
+        image_lsb: FP16_IMAGE_LSB,
+        code_rate: FP16_CODE_RATE,
+    };
+
+    const BF16: Self = Self {
+        logits: BF16_LOGITS,
+        entropy: BF16_ENTROPY,
+        boundary_tie: BF16_ENTROPY,
+        greedy_tie: BF16_GREEDY_TIE,
+        draw_tie: BF16_LOGITS * DRAW_TIE_PER_LOGIT,
+        tie_rate: Some(BF16_TIE_RATE),
+        image_lsb: BF16_IMAGE_LSB,
+        code_rate: BF16_CODE_RATE,
+    };
+
+    fn same(self, precision: Precision) -> Self {
+        let (logits, entropy) = match precision {
+            Precision::Bf16 => (BF16_SAME_LOGITS, BF16_SAME_ENTROPY),
+            _ => (FP16_SAME_LOGITS, FP16_SAME_ENTROPY),
+        };
+        Self { logits, entropy, boundary_tie: entropy, ..self }
+    }
+
+    /// How many of `compared` decisions may be near-ties: at least one, since an image of a few slots may hold it.
+    pub fn ties(&self, compared: usize) -> usize {
+        self.tie_rate.map_or(usize::MAX, |rate| (compared as f64 * rate).ceil() as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ArithmeticKind::{AsGraph, NarrowSums, Wider};
+    use Precision::{Bf16, Fp16, Fp32};
+
+    #[test]
+    fn a_coarser_type_has_wider_limits_and_its_own_reference_narrower_ones() {
+        assert_eq!(Limits::between(Fp32, Fp32, AsGraph), Limits::FP32);
+        let logits = |r, f, kind| Limits::between(r, f, kind).logits;
+        assert_eq!(logits(Fp32, Fp16, AsGraph), FP16_LOGITS);
+        assert_eq!(logits(Fp16, Fp32, AsGraph), FP16_LOGITS);
+        assert_eq!(logits(Fp16, Fp16, AsGraph), FP16_SAME_LOGITS);
+        assert_eq!(logits(Fp16, Fp16, NarrowSums), FP16_SAME_LOGITS);
+        assert_eq!(logits(Fp16, Fp16, Wider), FP16_LOGITS);
+        assert_eq!(logits(Fp32, Bf16, AsGraph), BF16_LOGITS);
+        assert_eq!(logits(Fp16, Bf16, AsGraph), BF16_LOGITS);
+        assert_eq!(logits(Bf16, Bf16, AsGraph), BF16_SAME_LOGITS);
+        assert_eq!(Limits::between(Fp32, Fp16, NarrowSums).image_lsb, FP16_NARROW_IMAGE_LSB);
+        assert_eq!(Limits::between(Fp32, Fp16, Wider).image_lsb, FP16_IMAGE_LSB);
+    }
+
+    #[test]
+    fn near_ties_are_counted_per_decision() {
+        let fp16 = Limits::between(Fp32, Fp16, AsGraph);
+        assert_eq!([1, 50, 51, 576].map(|n| fp16.ties(n)), [1, 1, 2, 12]);
+        assert_eq!(Limits::FP32.ties(1), usize::MAX);
+    }
+}

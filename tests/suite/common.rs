@@ -39,8 +39,18 @@ impl Temp {
 
 /// Exports a checkpoint below `fixtures/` into `out`.
 pub(crate) fn export(checkpoint: &str, options: &LoadOptions, out: &Utf8Path) -> Bundle {
+    export_as(checkpoint, Precision::Fp32, options, out)
+}
+
+/// The same in any precision.
+pub(crate) fn export_as(
+    checkpoint: &str,
+    precision: Precision,
+    options: &LoadOptions,
+    out: &Utf8Path,
+) -> Bundle {
     let loaded = load(&fixture(checkpoint), options).unwrap();
-    bundle::write(&loaded, Precision::Fp32, out, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
+    bundle::write(&loaded, precision, out, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
     Bundle::open(out).unwrap()
 }
 

@@ -19,6 +19,7 @@ mod faults;
 mod integrity;
 mod metrics;
 mod parity;
+mod precision;
 mod reference;
 mod report;
 mod reproduce;

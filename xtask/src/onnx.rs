@@ -26,6 +26,9 @@ const FIXTURES: &[&str] = &[
     "variants/token/dpar",
 ];
 
+/// Of these, the ones that are exported in the half types too: every graph and operator is among them.
+const HALVES: &[&str] = &["variants/combined/dpar", "llamagen-small/c2i_tiny.pt"];
+
 /// Checks the given bundles, or exports of the fixtures. `built` = the program was just built, by the tests: with their
 /// features another `cargo build` would compile half the dependencies again.
 pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf], built: bool) -> Result<()> {
@@ -55,13 +58,15 @@ pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf], built: bool) -> Resu
 fn export(root: &Utf8Path, scratch: &Utf8Path, built: bool) -> Result<Vec<Utf8PathBuf>> {
     let program = program(root, built)?;
     let mut bundles = Vec::new();
-    for fixture in FIXTURES {
+    let halves = HALVES.iter().flat_map(|f| [(f, "fp16"), (f, "bf16")]);
+    for (fixture, precision) in FIXTURES.iter().map(|f| (f, "fp32")).chain(halves) {
         let fixture = root.join("fixtures").join(fixture);
         if !fixture.exists() {
             bail!("{fixture} is missing");
         }
         let out = scratch.join(format!("bundle-{}", bundles.len()));
-        let mut args = vec!["--target", "onnx", fixture.as_str(), "-o", out.as_str()];
+        let mut args =
+            vec!["--target", "onnx", "--precision", precision, fixture.as_str(), "-o", out.as_str()];
         // An experiment folder holds its configuration; a weight file lies beside it.
         let config = fixture.with_file_name("config.yaml");
         if fixture.is_file() {

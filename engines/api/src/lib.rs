@@ -18,7 +18,7 @@ mod tensor;
 mod validate;
 
 use camino::Utf8Path;
-use dpar_export_spec::GraphSpec;
+use dpar_export_spec::{GraphSpec, Precision};
 use serde::Serialize;
 
 pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
@@ -45,6 +45,39 @@ pub struct EngineInfo {
     pub threads: Option<usize>,
 }
 
+/// How an engine computes graphs of one precision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Arithmetic {
+    /// In words, for reports.
+    pub text: String,
+    /// How it relates to the types of the graph.
+    pub kind: ArithmeticKind,
+}
+
+/// How an engine's arithmetic relates to the types of a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArithmeticKind {
+    /// Every operator rounds its result where the graph does.
+    AsGraph,
+    /// As the graph says, and the partial sums of products are kept in the same narrow type.
+    NarrowSums,
+    /// Operators compute in a wider type, and results that only other operators see are not rounded.
+    Wider,
+}
+
+impl Arithmetic {
+    /// From its parts.
+    pub fn new(kind: ArithmeticKind, text: impl Into<String>) -> Self {
+        Self { text: text.into(), kind }
+    }
+
+    /// fp32 graphs in float32.
+    pub fn float32() -> Self {
+        Self::new(ArithmeticKind::AsGraph, "float32")
+    }
+}
+
 /// A graph on disk together with its interface.
 #[derive(Debug, Clone, Copy)]
 pub struct GraphFile<'a> {
@@ -65,6 +98,17 @@ pub trait Engine: Send + Sync {
     /// [`EngineErrorKind::Unavailable`] with what is missing and how to get it.
     fn probe(&self) -> Result<EngineInfo, EngineError>;
 
+    /// What the engine really computes with in graphs of a precision. Without an implementation: fp32 graphs in float32.
+    ///
+    /// # Errors
+    /// [`EngineErrorKind::Unavailable`] when it cannot compute them, with what to use instead.
+    fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
+        match precision {
+            Precision::Fp32 => Ok(Arithmetic::float32()),
+            _ => Err(no_precision(self.name(), precision, "it has no arithmetic of that type")),
+        }
+    }
+
     /// Level 2: loads a graph. One session serves every shape within the graph's axis ranges.
     ///
     /// # Errors
@@ -78,6 +122,16 @@ pub trait Engine: Send + Sync {
     fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
         Ok(Box::new(HostCache::new(self.prepare(graph)?)?))
     }
+}
+
+/// The refusal of an engine that cannot compute graphs of a precision.
+pub fn no_precision(engine: &str, precision: Precision, why: &str) -> EngineError {
+    let instead = match precision {
+        Precision::Fp16 => "run it on another engine (tract and ort take fp16)",
+        _ => "build TensorRT engines from it (--target trt)",
+    };
+    EngineError::new(EngineErrorKind::Unavailable, engine, format!("cannot run {precision} graphs: {why}"))
+        .hint(format!("{instead}, or export the checkpoint with --precision fp32"))
 }
 
 /// A prepared graph.

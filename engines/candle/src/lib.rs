@@ -15,7 +15,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::utils::{barrier_pool, get_num_threads};
-use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+use dpar_engine_api::{
+    Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
+    no_precision,
+};
+use dpar_export_spec::Precision;
 use rayon::ThreadPool;
 
 use session::CandleSession;
@@ -93,6 +97,20 @@ impl Engine for CandleEngine {
             library: None,
             threads: Some(threads),
         })
+    }
+
+    fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
+        match precision {
+            Precision::Fp32 => Ok(Arithmetic::float32()),
+            Precision::Fp16 => {
+                let text = "fp16 as in the graph, sums of products of single rows in fp16 too";
+                Ok(Arithmetic::new(ArithmeticKind::NarrowSums, text))
+            }
+            Precision::Bf16 => {
+                let why = "candle has no bfloat16 kernels for matrix products on the CPU";
+                Err(no_precision(NAME, precision, why))
+            }
+        }
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {

@@ -23,7 +23,7 @@ use dpar_export_spec::{AxisRange, GraphSpec};
 #[cfg(feature = "fixtures")]
 pub use fixtures::{FIXTURES, fixture};
 pub use inputs::{Inputs, MASKED};
-pub use tolerance::{BATCH_F32, ENGINE_F32, EXACT, Tolerance, Tolerances};
+pub use tolerance::{BATCH_BF16, BATCH_F16, BATCH_F32, ENGINE_F32, EXACT, Tolerance, Tolerances};
 
 /// Inputs with the outputs they must give, in the order of the spec.
 #[derive(Debug, Clone, PartialEq)]

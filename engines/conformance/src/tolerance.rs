@@ -19,6 +19,13 @@ pub const EXACT: Tolerance = Tolerance { absolute: 0.0, relative: 0.0 };
 /// graphs of this project and there are some tens of layers, so 1e-5 is about ten times what is seen.
 pub const BATCH_F32: Tolerance = Tolerance { absolute: 1e-5, relative: 1e-5 };
 
+/// As [`BATCH_F32`] for graphs whose products, sums and activations are float16: candle computes a single row with another
+/// kernel than several, and a key moves by up to 1.4e-3 of the largest; times 3.5.
+pub const BATCH_F16: Tolerance = Tolerance { absolute: 5e-3, relative: 5e-3 };
+
+/// As [`BATCH_F16`] for bfloat16, which has three bits less.
+pub const BATCH_BF16: Tolerance = Tolerance { absolute: 4e-2, relative: 4e-2 };
+
 /// Float32 results of two engines, or of an engine and a stored reference: other kernels, other fusions, another
 /// `exp`. Measured between ONNX Runtime and tract: 1.7e-6 for transformers, 4e-6 for convolutions with
 /// normalisation. A wrong operator is off by 1e-2 and more.

@@ -23,7 +23,11 @@ mod session;
 use camino::Utf8PathBuf;
 pub use providers::{providers, searched};
 
-use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+use dpar_engine_api::{
+    Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
+    no_precision,
+};
+use dpar_export_spec::Precision;
 
 pub use device::OrtDevice;
 
@@ -33,6 +37,9 @@ const NAME: &str = "ort";
 /// The next step where no usable library is found.
 const INSTALL_HINT: &str = "run `cargo xtask setup` in a checkout, or `pip install onnxruntime==1.31.1` and set \
     ORT_DYLIB_PATH to its onnxruntime/capi/libonnxruntime.so.1.31.1";
+
+/// Why bf16 graphs are refused.
+const NO_BFLOAT16: &str = "ONNX Runtime's CPU provider has no bfloat16 operators";
 
 /// What may be chosen about the engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,6 +85,22 @@ impl Engine for OrtEngine {
             library: Some(runtime.path.to_string()),
             threads: self.options.threads.map(|n| n.max(1)),
         })
+    }
+
+    fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
+        match precision {
+            Precision::Fp32 => Ok(Arithmetic::float32()),
+            // No node is left to the CPU, and the GPU providers have kernels of both half types.
+            half if self.options.device != OrtDevice::Cpu => {
+                Ok(Arithmetic::new(ArithmeticKind::AsGraph, format!("{half} as in the graph")))
+            }
+            // The CPU provider has no fp16 kernels for these operators. It casts their inputs to float32 and drops
+            // every cast back to fp16 that is followed by another operator, also those of the graph.
+            Precision::Fp16 => {
+                Ok(Arithmetic::new(ArithmeticKind::Wider, "float32 with fp16 weights and KV caches"))
+            }
+            Precision::Bf16 => Err(no_precision(NAME, precision, NO_BFLOAT16)),
+        }
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {

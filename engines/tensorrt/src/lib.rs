@@ -44,7 +44,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_engine_api::{CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+use dpar_engine_api::{
+    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile,
+    Session,
+};
+use dpar_export_spec::Precision;
 
 pub use build::{BuildRequest, BuildSettings, BuiltEngine, EngineBuilder, Progress, WeightMode};
 pub use capability::{Capability, CapabilityError};
@@ -193,6 +197,15 @@ impl TensorRtEngine {
 impl Engine for TensorRtEngine {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
+        // The network is strongly typed: every tensor has the type that the graph gives it.
+        let text = match precision {
+            Precision::Fp32 => "float32 without TF32".to_owned(),
+            half => format!("{half} as in the graph"),
+        };
+        Ok(Arithmetic::new(ArithmeticKind::AsGraph, text))
     }
 
     fn probe(&self) -> Result<EngineInfo, EngineError> {

@@ -1,7 +1,7 @@
 //! Reading an `.onnx` file and finding its ports.
 
-use dpar_engine_api::{EngineError, EngineErrorKind, FilePort, GraphFile, check_ports};
-use dpar_export_spec::{DType, Port};
+use dpar_engine_api::{EngineError, FilePort, GraphFile, check_ports, no_precision};
+use dpar_export_spec::{DType, Port, Precision};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as DimValue;
 use tract_onnx::pb::{ModelProto, ValueInfoProto, type_proto};
@@ -29,19 +29,11 @@ pub(crate) fn read(graph: GraphFile<'_>) -> Result<ModelProto, EngineError> {
         .collect();
     let outputs: Vec<FilePort> = body.output.iter().map(file_port).collect();
     check_ports(crate::NAME, graph.spec, &inputs, &outputs)?;
-    match body.initializer.iter().find(|w| w.data_type == DataType::Bfloat16 as i32) {
-        Some(weight) => Err(no_bfloat16(graph, &weight.name)),
-        None => Ok(proto),
+    if body.initializer.iter().any(|w| w.data_type == DataType::Bfloat16 as i32) {
+        let e = no_precision(crate::NAME, Precision::Bf16, crate::NO_BFLOAT16);
+        return Err(e.in_graph(&graph.spec.name));
     }
-}
-
-/// tract has no bfloat16, and must not compute in another precision than the graph's.
-fn no_bfloat16(graph: GraphFile<'_>, weight: &str) -> EngineError {
-    let message =
-        format!("the graph computes in bf16 (`{weight}`), which tract {} does not have", crate::VERSION);
-    EngineError::new(EngineErrorKind::Unavailable, crate::NAME, message).in_graph(&graph.spec.name).hint(
-        "run this bundle with `--engine ort` or as TensorRT engines, or export it with `--precision fp32`",
-    )
+    Ok(proto)
 }
 
 fn file_port(info: &ValueInfoProto) -> FilePort {

@@ -11,7 +11,11 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
-use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session};
+use dpar_engine_api::{
+    Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
+    no_precision,
+};
+use dpar_export_spec::Precision;
 use tract_linalg::isa;
 use tract_linalg::multithread::Executor;
 use tract_onnx::prelude::*;
@@ -24,6 +28,9 @@ use session::TractSession;
 const NAME: &str = "tract";
 /// The exact version in the workspace's `Cargo.toml`; a test compares them.
 const VERSION: &str = "0.23.9";
+
+/// Why bf16 graphs are refused.
+const NO_BFLOAT16: &str = "tract has no bfloat16";
 
 /// The tract engine.
 #[derive(Debug)]
@@ -105,6 +112,18 @@ impl Engine for TractEngine {
             library: None,
             threads: Some(self.threads),
         })
+    }
+
+    fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
+        match precision {
+            Precision::Fp32 => Ok(Arithmetic::float32()),
+            // Its fp16 kernels for this architecture round every partial sum of a matrix product or convolution.
+            Precision::Fp16 => Ok(Arithmetic::new(
+                ArithmeticKind::NarrowSums,
+                "fp16 as in the graph, sums of products in fp16 too",
+            )),
+            Precision::Bf16 => Err(no_precision(NAME, precision, NO_BFLOAT16)),
+        }
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {

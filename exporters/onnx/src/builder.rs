@@ -230,6 +230,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         shape: &[usize],
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
     ) -> Result<Value, ExportError> {
+        debug_assert!(crate::precision::is_float_table(name), "{name}");
         self.initializer(name, shape, DType::F32, make)
     }
 

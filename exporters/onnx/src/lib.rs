@@ -29,6 +29,7 @@ mod external;
 mod foreign;
 mod gpt;
 mod inception;
+mod precision;
 pub mod proto;
 mod rope;
 mod store;
@@ -47,6 +48,7 @@ pub use builder::{OPSET, opset};
 pub use error::ExportError;
 pub use external::external_files;
 pub use foreign::{Foreign, ForeignPort, read_foreign};
+pub use precision::check_precision;
 pub use store::{Weights, WeightsError};
 
 /// Fills a graph builder.

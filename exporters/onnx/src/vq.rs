@@ -13,6 +13,8 @@ use crate::{ExportError, Parts};
 /// GroupNorm groups and epsilon.
 const GROUPS: usize = 32;
 const EPS: f32 = 1e-6;
+/// The normalised codebook, transposed: float32 in graphs of every precision.
+pub(crate) const NEAREST_TABLE: &str = "codebook.T";
 /// Smallest norm of a codebook row, as in `torch.nn.functional.normalize`.
 const MIN_NORM: f32 = 1e-12;
 
@@ -197,7 +199,7 @@ fn decode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
 /// `vq_encode`: image `[batch, 3, H, W]` in [-1, 1] in, codes `[batch, T]` out.
 ///
 /// The nearest row between normalised vectors is the row of the largest dot product, whatever the positive
-/// length of the encoded vector. That product is float32: in a half type many codes would tie.
+/// length of the encoded vector. That product is float32, and so is its table: in a half type many codes would tie.
 fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError> {
     let tokens = spec.grid * spec.grid;
     let batch = Sizes::new(tokens, 1).batch(g, false);
@@ -213,7 +215,7 @@ fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
     let width = spec.code_width;
     let z = g.reshape(&z.value, &[0, width as i64, tokens as i64]);
     let z = g.transpose(&z, &[0, 2, 1]);
-    let table = g.weight("codebook.T", &[width, spec.codebook], |s| {
+    let table = g.float_table(NEAREST_TABLE, &[width, spec.codebook], |s| {
         let rows = codebook(s, spec)?;
         Ok(Cow::Owned(
             (0..width)
@@ -221,7 +223,7 @@ fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
                 .collect(),
         ))
     })?;
-    let (z, table) = (g.widen(&z), g.widen(&table));
+    let z = g.widen(&z);
     let similarity = g.matmul(&z, &table);
     let attributes = vec![crate::builder::int("axis", 2), crate::builder::int("keepdims", 0)];
     let codes = g.op("ArgMax", &[&similarity], attributes);

@@ -1,0 +1,134 @@
+//! What precision a graph file has: the types of its weights and ports against the word in a manifest.
+
+use dpar_export_spec::{DType, GraphSpec, Port, Precision};
+use prost::Message;
+
+use crate::proto::{BFLOAT16, FLOAT, FLOAT16, INT64, ModelProto, ValueInfoProto, elem_type};
+
+/// Initializers that are float32 in graphs of every precision.
+pub(crate) fn is_float_table(name: &str) -> bool {
+    name.starts_with("rotary.") || name.starts_with("const/") || name == crate::vq::NEAREST_TABLE
+}
+
+/// Whether a port belongs to a KV cache, and so has the type of the graph.
+fn is_cache(name: &str) -> bool {
+    ["past_key_", "past_value_", "new_key_", "new_value_"].iter().any(|p| name.starts_with(p))
+}
+
+fn word(data_type: i32) -> String {
+    match data_type {
+        FLOAT => "float32".to_owned(),
+        FLOAT16 => "float16".to_owned(),
+        BFLOAT16 => "bfloat16".to_owned(),
+        INT64 => "int64".to_owned(),
+        other => format!("ONNX type {other}"),
+    }
+}
+
+/// Checks that `bytes`, an `.onnx` file with this interface, holds a graph of `precision`: weights, KV caches and every
+/// other port have the types that the exporter gives them.
+///
+/// # Errors
+/// What is not of that precision: the weight or port, its type, and the type that `precision` has there.
+pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> Result<(), String> {
+    let model = ModelProto::decode(bytes).map_err(|e| format!("not a readable ONNX file: {e}"))?;
+    let Some(graph) = model.graph else { return Err("the file holds no graph".to_owned()) };
+    let wrong = |what: &str, name: &str, found: i32, wanted: i32| {
+        Err(format!("{what} `{name}` is {}, in {precision} it is {}", word(found), word(wanted)))
+    };
+    let own = elem_type(precision.dtype());
+    for weight in &graph.initializer {
+        let name = weight.name.as_deref().unwrap_or_default();
+        let found = weight.data_type.unwrap_or_default();
+        let wanted = if is_float_table(name) { FLOAT } else { own };
+        if found != wanted && found != INT64 {
+            return wrong("weight", name, found, wanted);
+        }
+    }
+    let sides = [("input", &spec.inputs, &graph.input), ("output", &spec.outputs, &graph.output)];
+    for (side, ports, infos) in sides {
+        for Port { name, dtype, .. } in ports {
+            let float = if is_cache(name) { precision.dtype() } else { DType::F32 };
+            let wanted = elem_type(if dtype.is_float() { float } else { *dtype });
+            if elem_type(*dtype) != wanted {
+                return wrong(&format!("in the manifest, {side}"), name, elem_type(*dtype), wanted);
+            }
+            let found = infos.iter().find(|i| i.name.as_deref() == Some(name)).and_then(data_type);
+            if let Some(found) = found.filter(|f| *f != wanted) {
+                return wrong(side, name, found, wanted);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn data_type(info: &ValueInfoProto) -> Option<i32> {
+    info.r#type.as_ref()?.tensor_type.as_ref()?.elem_type
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{GraphProto, TensorProto, TensorTypeProto, TypeProto};
+
+    fn info(name: &str, data_type: i32) -> ValueInfoProto {
+        let tensor_type = TensorTypeProto { elem_type: Some(data_type), shape: None };
+        ValueInfoProto {
+            name: Some(name.to_owned()),
+            r#type: Some(TypeProto { tensor_type: Some(tensor_type) }),
+            doc_string: None,
+        }
+    }
+
+    /// A graph with one weight, one mask and one cache input.
+    fn graph(weight: i32, mask: i32, past: i32) -> Vec<u8> {
+        let initializer = |name: &str, data_type| TensorProto {
+            name: Some(name.to_owned()),
+            data_type: Some(data_type),
+            ..TensorProto::default()
+        };
+        let graph = GraphProto {
+            initializer: vec![
+                initializer("layers.0.w.T", weight),
+                initializer("rotary.token.cos", FLOAT),
+                initializer("const/i64[0]", INT64),
+            ],
+            input: vec![info("mask", mask), info("past_key_0", past)],
+            ..GraphProto::default()
+        };
+        ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec()
+    }
+
+    fn spec(past: DType) -> GraphSpec {
+        GraphSpec {
+            name: "g".into(),
+            component: "c".into(),
+            inputs: vec![Port::new("mask", DType::F32, vec![]), Port::new("past_key_0", past, vec![])],
+            outputs: vec![],
+            axes: vec![],
+        }
+    }
+
+    #[test]
+    fn weights_and_ports_must_have_the_type_of_the_precision() {
+        for precision in Precision::ALL {
+            let own = elem_type(precision.dtype());
+            check_precision(&graph(own, FLOAT, own), &spec(precision.dtype()), precision).unwrap();
+        }
+        let refused = |bytes: &[u8], past, precision, text: &str| {
+            let e = check_precision(bytes, &spec(past), precision).unwrap_err();
+            assert_eq!(e, text);
+        };
+        let half = graph(FLOAT16, FLOAT, FLOAT16);
+        let float = graph(FLOAT, FLOAT, FLOAT);
+        let weight = "weight `layers.0.w.T` is";
+        refused(&float, DType::F32, Precision::Fp16, &format!("{weight} float32, in fp16 it is float16"));
+        refused(&half, DType::F16, Precision::Fp32, &format!("{weight} float16, in fp32 it is float32"));
+        refused(&half, DType::F16, Precision::Bf16, &format!("{weight} float16, in bf16 it is bfloat16"));
+        let text = "in the manifest, input `past_key_0` is float32, in fp16 it is float16";
+        refused(&half, DType::F32, Precision::Fp16, text);
+        let text = "input `mask` is float16, in fp16 it is float32";
+        refused(&graph(FLOAT16, FLOAT16, FLOAT16), DType::F16, Precision::Fp16, text);
+        assert!(check_precision(b"\xff", &spec(DType::F32), Precision::Fp32).is_err());
+    }
+}

@@ -1,0 +1,59 @@
+//! `--precision`, and the spellings of it that are explained instead of taken.
+
+use clap::{Args, ValueEnum};
+use dpar_export_spec::Precision;
+
+use super::failure::Failure;
+
+/// Arithmetic of the graphs.
+#[derive(Debug, Args)]
+pub(crate) struct PrecisionArgs {
+    /// Type of weights, matrix products and KV caches in the graphs [default: fp32; of a bundle: its own]
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    precision: Option<Word>,
+    #[arg(long, hide = true)]
+    fp16: bool,
+    #[arg(long, hide = true)]
+    bf16: bool,
+    #[arg(long, hide = true)]
+    best: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Word {
+    /// 32-bit floats
+    Fp32,
+    /// 16-bit IEEE floats, with float32 islands
+    Fp16,
+    /// bfloat16, with float32 islands; no CPU engine runs it
+    Bf16,
+}
+
+impl PrecisionArgs {
+    /// The precision that was asked for, if one was.
+    ///
+    /// # Errors
+    /// When a switch of weakly typed builders was given: it would say something else than the graph.
+    pub(crate) fn asked(&self) -> Result<Option<Precision>, Failure> {
+        let halves = [(self.fp16, "fp16"), (self.bf16, "bf16")];
+        if let Some((_, word)) = halves.iter().find(|(given, _)| *given) {
+            let hint = format!("export the graphs so: --precision {word}");
+            return Err(Failure::usage(explained(word), Some(&hint)));
+        }
+        if self.best {
+            return Err(Failure::usage(explained("best"), Some("there is --precision fp32, fp16 and bf16")));
+        }
+        Ok(self.precision.map(|word| match word {
+            Word::Fp32 => Precision::Fp32,
+            Word::Fp16 => Precision::Fp16,
+            Word::Bf16 => Precision::Bf16,
+        }))
+    }
+}
+
+fn explained(word: &str) -> String {
+    format!(
+        "`--{word}` is no switch here: it lets a weakly typed builder choose, and TensorRT's builder is strongly typed, so \
+         that precision is the graph's"
+    )
+}
