@@ -8,6 +8,11 @@ use serde::Serialize;
 
 use crate::engines::{self, EngineOptions};
 
+/// The next step on a device that TensorRT-RTX does not list.
+#[cfg(feature = "tensorrt")]
+const TRY_HINT: &str =
+    "`dpar-export verify BUNDLE --engine tensorrt` tries it; the ONNX graphs run with another engine";
+
 /// Everything that was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -88,7 +93,7 @@ pub struct EngineFileReport {
     pub version: String,
     /// Devices it was built for; empty = all of Ampere and later.
     pub compute_capabilities: Vec<String>,
-    /// Why it does not run here, if the reason is the file, the library's version or the device.
+    /// Why it does not run here, or is not known to, if the reason is the file, the library's version or the device.
     pub reason: Option<String>,
 }
 
@@ -124,7 +129,13 @@ pub fn examine(options: &EngineOptions<'_>) -> Report {
             Ok(engine) => {
                 entry.built_in = true;
                 match engine.probe() {
-                    Ok(info) => (entry.works, entry.info) = (true, Some(info)),
+                    Ok(info) => {
+                        (entry.works, entry.info) = (true, Some(info));
+                        let precision = options.bundle.map(|b| b.manifest().precision);
+                        if let Some(Err(e)) = precision.map(|p| engine.arithmetic(p)) {
+                            entry.fails(&e);
+                        }
+                    }
                     Err(e) => entry.fails(&e),
                 }
                 match name {
@@ -159,7 +170,7 @@ impl EngineReport {
         {
             self.library(&path, &version);
         }
-        if self.works
+        if self.info.is_some()
             && let Ok(providers) = dpar_engine_ort::providers(library)
         {
             self.providers = providers;
@@ -207,14 +218,14 @@ impl EngineReport {
         if let Some(bundle) = options.bundle {
             let library = found.core.as_ref().ok().map(|l| l.version.as_str());
             self.files = files(bundle, library, driver.gpus.first());
-            self.judge_files(bundle);
+            self.judge_files(bundle, driver.gpus.first());
         }
         Some(driver)
     }
 
     /// Every graph needs an engine that fits.
     #[cfg(feature = "tensorrt")]
-    fn judge_files(&mut self, bundle: &crate::bundle::Bundle) {
+    fn judge_files(&mut self, bundle: &crate::bundle::Bundle, gpu: Option<&GpuReport>) {
         let missing = bundle
             .manifest()
             .graphs
@@ -225,11 +236,16 @@ impl EngineReport {
             .files
             .iter()
             .find_map(|f| f.reason.as_ref().map(|r| format!("the engine of graph `{}`: {r}", f.graph)));
+        let complete = missing.is_none();
         let Some(reason) = missing.or(unfit) else { return };
         let first = self.reason.take().map(|r| format!("{r}; ")).unwrap_or_default();
         self.reason = Some(format!("{first}{reason}"));
         if self.works || self.hint.is_none() {
-            self.hint = Some("build the engines with `dpar-export --target trt BUNDLE`".to_owned());
+            self.hint = Some(match gpu {
+                // Building again changes nothing about the device.
+                Some(gpu) if complete && unlisted(gpu) => TRY_HINT.to_owned(),
+                _ => "build the engines with `dpar-export --target trt BUNDLE`".to_owned(),
+            });
         }
         self.works = false;
     }
@@ -273,7 +289,19 @@ fn device_reason(built_for: &[String], gpu: &GpuReport) -> Option<String> {
             .then(|| format!("it was built for compute capability {list}, the {name} has {capability}"));
     }
     let major: u32 = capability.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
-    (major < 8).then(|| format!("it runs on Ampere (8.0) and later, the {name} has {capability}"))
+    if major < 8 {
+        return Some(format!("it runs on Ampere (8.0) and later, the {name} has {capability}"));
+    }
+    unlisted(gpu).then(|| {
+        format!("not tried on compute capability {capability} (the {name}): TensorRT-RTX does not list it")
+    })
+}
+
+/// Whether TensorRT-RTX builds for other devices only. Full TensorRT builds for the device at hand.
+#[cfg(feature = "tensorrt")]
+fn unlisted(gpu: &GpuReport) -> bool {
+    !cfg!(feature = "tensorrt-enterprise")
+        && gpu.compute_capability.parse::<dpar_export_spec::Capability>().is_err()
 }
 
 #[cfg(all(test, feature = "tensorrt"))]
@@ -292,6 +320,13 @@ mod tests {
         assert_eq!(device_reason(&[], &gpu("8.9")), None);
         assert_eq!(device_reason(&[], &gpu("12.0")), None);
         assert!(device_reason(&[], &gpu("7.5")).unwrap().contains("Ampere"));
+        #[cfg(not(feature = "tensorrt-enterprise"))]
+        for unlisted in ["9.0", "10.0", "8.7"] {
+            let reason = device_reason(&[], &gpu(unlisted)).unwrap();
+            let want =
+                format!("not tried on compute capability {unlisted} (the G): TensorRT-RTX does not list it");
+            assert_eq!(reason, want);
+        }
         assert_eq!(device_reason(&list(&["8.6", "8.9"]), &gpu("8.9")), None);
         let reason = device_reason(&list(&["8.6"]), &gpu("8.9")).unwrap();
         assert_eq!(reason, "it was built for compute capability 8.6, the G has 8.9");

@@ -32,15 +32,6 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Exit status for a command that ends with this verdict: 0, 1, 4.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Pass => 0,
-            Self::Fail => 1,
-            Self::Inconclusive => 4,
-        }
-    }
-
     /// The verdict of several gates together: a failure fails, otherwise anything inconclusive is
     /// inconclusive. None at all is inconclusive.
     pub fn all(verdicts: impl IntoIterator<Item = Self>) -> Self {

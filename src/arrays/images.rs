@@ -17,13 +17,15 @@ pub struct ImageNpz {
     path: Utf8PathBuf,
     count: usize,
     size: (usize, usize),
+    /// The member's checksum, as the archive has it.
+    crc32: u32,
     place: Place,
 }
 
 #[derive(Debug)]
 enum Place {
-    /// Offset of the first pixel.
-    Mapped(Mapped, usize),
+    /// Where the archive's member begins, its first pixel, and where it ends.
+    Mapped(Mapped, [usize; 3]),
     /// Index of the archive's member.
     Deflated(usize),
 }
@@ -65,12 +67,18 @@ impl ImageNpz {
         let needed = header.check_size(Kind::U8, held)?;
         let place = match file.compression() {
             CompressionMethod::Stored => {
-                let start = file.data_start().and_then(|s| usize::try_from(s).ok());
+                let member = file.data_start().and_then(|s| usize::try_from(s).ok());
                 let mapped = Mapped::open(path)?;
-                let start = start.and_then(|s| s.checked_add(header.bytes));
+                let start = member.and_then(|s| s.checked_add(header.bytes));
                 let end = start.and_then(|s| s.checked_add(needed));
-                match (start, end) {
-                    (Some(start), Some(end)) if end <= mapped.len() => Place::Mapped(mapped, start),
+                match (member, start, end) {
+                    (Some(member), Some(start), Some(end)) if end <= mapped.len() => {
+                        // `needed` was held against this size.
+                        if file.size() != (end - member) as u64 {
+                            return Err(behind());
+                        }
+                        Place::Mapped(mapped, [member, start, end])
+                    }
                     _ => {
                         let held = mapped.len() as u64;
                         return Err(ArrayErrorKind::Truncated { promised: needed as u64, held });
@@ -79,7 +87,14 @@ impl ImageNpz {
             }
             _ => Place::Deflated(*index),
         };
-        Ok(Self { path: path.to_owned(), count, size, place })
+        let crc32 = file.crc32();
+        drop(file);
+        Ok(Self { path: path.to_owned(), count, size, crc32, place })
+    }
+
+    /// Checksum of the array, as the archive has it: [`chunks`](Self::chunks) holds the bytes against it.
+    pub fn crc32(&self) -> u32 {
+        self.crc32
     }
 
     /// Number of images.
@@ -93,7 +108,8 @@ impl ImageNpz {
     }
 
     /// Calls `f` with consecutive chunks of at most `chunk` images, u8 `[n, H, W, 3]`, of images `from..to`, until it
-    /// fails.
+    /// fails. Reads the whole array, whatever the range, since its checksum is that of all bytes; `f` is called with the
+    /// last chunk only where that is right, so that nobody takes a damaged file for a finished one.
     ///
     /// # Errors
     /// When the file is truncated or damaged; what `f` returns.
@@ -107,9 +123,30 @@ impl ImageNpz {
         let (from, to) = (from.min(self.count), to.min(self.count));
         let fail = |e: ArrayErrorKind| E::from(e.of(ARR_0).in_file(&self.path));
         match &self.place {
-            Place::Mapped(mapped, start) => {
-                let pixels = mapped.get(start + from * image..start + to * image).unwrap_or_default();
-                pixels.chunks(chunk.max(1) * image).try_for_each(f)
+            Place::Mapped(mapped, [member, start, end]) => {
+                let bytes = |from: usize, to: usize| mapped.get(from..to).unwrap_or_default();
+                let (first, last) = (start + from * image, start + to.max(from) * image);
+                let mut hasher = crc32fast::Hasher::new();
+                hasher.update(bytes(*member, first));
+                let whole = |mut hasher: crc32fast::Hasher| {
+                    hasher.update(bytes(last, *end));
+                    match hasher.finalize() == self.crc32 {
+                        true => Ok(()),
+                        false => Err(fail(damaged("Invalid checksum"))),
+                    }
+                };
+                let mut chunks = bytes(first, last).chunks(chunk.max(1) * image).peekable();
+                if chunks.peek().is_none() {
+                    return whole(hasher);
+                }
+                while let Some(pixels) = chunks.next() {
+                    hasher.update(pixels);
+                    if chunks.peek().is_none() {
+                        whole(hasher.clone())?;
+                    }
+                    f(pixels)?;
+                }
+                Ok(())
             }
             Place::Deflated(index) => {
                 let mut archive = npz::open(&self.path).map_err(fail)?;
@@ -117,21 +154,39 @@ impl ImageNpz {
                 Header::read(&mut file).map_err(fail)?;
                 let skip = (from * image) as u64;
                 let skipped = std::io::copy(&mut (&mut file).take(skip), &mut std::io::sink());
-                if skipped.map_err(|e| fail(e.into()))? < skip {
+                if skipped.map_err(|e| fail(damaged(e)))? < skip {
                     return Err(fail(ArrayErrorKind::Truncated { promised: skip, held: 0 }));
                 }
-                let mut buffer = Vec::new();
-                let mut at = from;
-                while at < to {
-                    let n = chunk.max(1).min(to - at);
+                let (mut buffer, mut at) = (Vec::new(), from);
+                loop {
+                    let n = chunk.max(1).min(to.saturating_sub(at));
                     buffer.resize(n * image, 0);
-                    file.read_exact(&mut buffer)
-                        .map_err(|e| fail(ArrayErrorKind::Malformed(e.to_string())))?;
-                    f(&buffer)?;
+                    file.read_exact(&mut buffer).map_err(|e| fail(damaged(e)))?;
                     at += n;
+                    if at < to {
+                        f(&buffer)?;
+                        continue;
+                    }
+                    // Reading to the end, and no further than one byte behind it, is what compares the checksum.
+                    let rest = ((self.count - at) * image) as u64;
+                    let read = std::io::copy(&mut (&mut file).take(rest + 1), &mut std::io::sink());
+                    match read.map_err(|e| fail(damaged(e)))? {
+                        read if read < rest => {
+                            return Err(fail(ArrayErrorKind::Truncated { promised: rest, held: read }));
+                        }
+                        read if read > rest => return Err(fail(behind())),
+                        _ => return if n > 0 { f(&buffer) } else { Ok(()) },
+                    }
                 }
-                Ok(())
             }
         }
     }
+}
+
+fn behind() -> ArrayErrorKind {
+    damaged("bytes behind the last element")
+}
+
+fn damaged(why: impl std::fmt::Display) -> ArrayErrorKind {
+    ArrayErrorKind::Malformed(format!("{why}: the file is damaged, copy it or make it again"))
 }

@@ -163,13 +163,42 @@ pub struct Attested {
     pub predicate_type: String,
     /// Files it vouches for.
     pub subjects: usize,
+    /// Of a bundle, SHA-256 of the manifest that was found.
+    #[serde(skip)]
+    pub manifest_sha256: Option<String>,
+}
+
+impl Attested {
+    /// Checks that the bundle in `folder`, opened again and with a manifest of this SHA-256, is still the one that was
+    /// vouched for.
+    ///
+    /// # Errors
+    /// [`AttestError::Rejected`] when it was replaced in between.
+    pub fn holds(
+        &self,
+        attestation: &Utf8Path,
+        folder: &Utf8Path,
+        manifest_sha256: &str,
+    ) -> Result<(), AttestError> {
+        if self.manifest_sha256.as_deref() == Some(manifest_sha256) {
+            return Ok(());
+        }
+        let checked = self.manifest_sha256.as_deref().unwrap_or("none");
+        Err(AttestError::Rejected {
+            path: attestation.to_owned(),
+            what: folder.to_owned(),
+            message: format!(
+                "`{MANIFEST}` was replaced while this ran: SHA-256 {manifest_sha256}, checked was {checked}"
+            ),
+        })
+    }
 }
 
 /// Checks that `attestation` was signed by the key in `public` and says of the bundle what this program finds: the
 /// same files with the same digests, no more and no fewer, and the same provenance chain.
 ///
 /// # Errors
-/// [`AttestError::Rejected`] when it does not; otherwise when a file cannot be read.
+/// [`AttestError::Rejected`] when it does not, or is no attestation; otherwise when a file cannot be read.
 pub fn verify_bundle(
     folder: &Utf8Path,
     attestation: &Utf8Path,
@@ -197,20 +226,26 @@ fn verify(
     public: &Utf8Path,
 ) -> Result<Attested, AttestError> {
     let key = read_public(public)?;
-    let input = |message: String| AttestError::Input { path: attestation.to_owned(), message };
     let bytes = read_bounded(attestation, LARGEST)?;
-    let envelope = Envelope::parse(&bytes).map_err(input)?;
     let rejected = |message: String| AttestError::Rejected {
         path: attestation.to_owned(),
         what: what.to_owned(),
         message,
     };
+    // What is no attestation vouches for nothing: the same answer as to a wrong one.
+    let envelope = Envelope::parse(&bytes).map_err(rejected)?;
     let payload = envelope.open(&key).map_err(rejected)?;
     // Signed by the right key: from here on it is the signer's word against the files.
     let found: Statement =
         serde_json::from_slice(&payload).map_err(|e| rejected(format!("no in-toto statement: {e}")))?;
     difference(wanted, &found).map_or(Ok(()), |message| Err(rejected(message)))?;
-    Ok(Attested { key_id: key_id(&key), predicate_type: found.predicate_type, subjects: found.subject.len() })
+    let manifest = wanted.subject.iter().find(|s| s.name == MANIFEST);
+    Ok(Attested {
+        key_id: key_id(&key),
+        predicate_type: found.predicate_type,
+        subjects: found.subject.len(),
+        manifest_sha256: manifest.and_then(|s| s.digest.get("sha256").cloned()),
+    })
 }
 
 /// The first thing in which a signed statement differs from what the files say.
@@ -241,7 +276,19 @@ fn difference(wanted: &Statement, found: &Statement) -> Option<String> {
             _ => {}
         }
     }
-    (found.predicate != wanted.predicate).then(|| "its predicate is not what the files say".to_owned())
+    (claims(found) != claims(wanted)).then(|| "its predicate is not what the files say".to_owned())
+}
+
+/// What a predicate says of the files. The `tool` of a report's is the version that signed it, and not a claim about the
+/// report: another version verifies it as well. The `tool` of a bundle's is the one that exported it, from its manifest.
+fn claims(statement: &Statement) -> Value {
+    let mut predicate = statement.predicate.clone();
+    if statement.predicate_type == FILE_PREDICATE
+        && let Some(entries) = predicate.as_object_mut()
+    {
+        entries.remove("tool");
+    }
+    predicate
 }
 
 /// Reads a file of at most `most` bytes.

@@ -130,3 +130,35 @@ fn statements_differ_by_what_is_named() {
     assert!(with(&|s| s.predicate_type = FILE_PREDICATE.into()).contains("its predicate is"));
     assert!(with(&|s| s.kind = "other".into()).contains("it is a `other`"));
 }
+
+#[test]
+fn another_version_of_the_tool_verifies_a_report_but_is_no_exporter_of_a_bundle() {
+    let statement = |predicate_type: &str, version: &str, size: u64| Statement {
+        kind: STATEMENT.into(),
+        subject: vec![Subject::new("a", "1")],
+        predicate_type: predicate_type.into(),
+        predicate: serde_json::json!({ "tool": { "name": "dpar-export", "version": version }, "size": size }),
+    };
+    let report = |version: &str, size: u64| statement(FILE_PREDICATE, version, size);
+    assert_eq!(difference(&report("2", 1), &report("1", 1)), None);
+    assert!(difference(&report("2", 1), &report("1", 2)).is_some());
+    let bundle = |version: &str| statement(BUNDLE_PREDICATE, version, 1);
+    assert_eq!(difference(&bundle("1"), &bundle("1")), None);
+    assert!(difference(&bundle("2"), &bundle("1")).is_some());
+}
+
+#[test]
+fn a_bundle_that_was_replaced_after_the_check_is_not_vouched_for() {
+    let attested = |manifest_sha256: Option<&str>| Attested {
+        key_id: String::new(),
+        predicate_type: BUNDLE_PREDICATE.into(),
+        subjects: 1,
+        manifest_sha256: manifest_sha256.map(str::to_owned),
+    };
+    let holds = |attested: &Attested| attested.holds("a.jsonl".into(), "b".into(), "1");
+    holds(&attested(Some("1"))).unwrap();
+    for other in [Some("2"), None] {
+        let e = holds(&attested(other)).unwrap_err();
+        assert!(matches!(e, AttestError::Rejected { .. }) && e.to_string().contains("replaced"), "{e}");
+    }
+}

@@ -179,6 +179,9 @@ pub enum ManifestError {
     /// Not JSON of the expected layout.
     #[error("not a manifest: {0}")]
     Syntax(String),
+    /// A field occurs twice in an object: of two values one reader takes the first, and another the last.
+    #[error("not a manifest: {0}")]
+    RepeatedField(String),
     /// Written by a newer (or unknown) version.
     #[error("schema version {0} is not supported (this version reads {SCHEMA_VERSION})")]
     SchemaVersion(u64),
@@ -228,6 +231,8 @@ impl ManifestError {
                 | Self::StaleEngine(_)
                 | Self::EnginePrecision { .. }
                 | Self::Duplicate(_)
+                | Self::RepeatedField(_)
+                | Self::PatchRulePresence
         )
     }
 }
@@ -242,7 +247,11 @@ impl Manifest {
         struct Version {
             schema_version: u64,
         }
-        let syntax = |e: serde_json::Error| ManifestError::Syntax(e.to_string());
+        // The words of serde's `Error::duplicate_field`.
+        let syntax = |e: serde_json::Error| match e.to_string() {
+            text if text.starts_with("duplicate field") => ManifestError::RepeatedField(text),
+            text => ManifestError::Syntax(text),
+        };
         let version: Version = serde_json::from_slice(bytes).map_err(syntax)?;
         if version.schema_version != u64::from(SCHEMA_VERSION) {
             return Err(ManifestError::SchemaVersion(version.schema_version));
@@ -415,6 +424,25 @@ mod tests {
         assert!(matches!(e, ManifestError::PatchRule(_)), "{e}");
         let e = change("\"dpar\"", "\"extractor\"").unwrap_err();
         assert!(matches!(e, ManifestError::PatchRulePresence), "{e}");
+    }
+
+    #[test]
+    fn a_field_that_occurs_twice_is_tampering_and_an_unknown_one_is_another_version() {
+        let change = |from: &str, to: &str| {
+            let text = String::from_utf8(sample()).unwrap();
+            assert!(text.contains(from), "{from}: {text}");
+            Manifest::parse(text.replacen(from, to, 1).as_bytes()).unwrap_err()
+        };
+        for (from, to) in [
+            ("\"opset\": 17", "\"opset\": 17, \"opset\": 17"),
+            ("\"schema_version\": 1", "\"schema_version\": 1, \"schema_version\": 1"),
+            ("\"path\": \"config.json\"", "\"path\": \"config.json\", \"path\": \"config.json\""),
+        ] {
+            let e = change(from, to);
+            assert!(matches!(e, ManifestError::RepeatedField(_)) && e.is_tampering(), "{to}: {e}");
+        }
+        let e = change("\"opset\": 17", "\"opset\": 17, \"more\": 1");
+        assert!(matches!(e, ManifestError::Syntax(_)) && !e.is_tampering(), "{e}");
     }
 
     proptest::proptest! {

@@ -181,13 +181,13 @@ impl Bundle {
         let config = folder.join(CONFIG);
         let system: SystemSpec = serde_json::from_slice(&read_small(&config)?)
             .map_err(|e| BundleError::Config { path: config.clone(), message: e.to_string() })?;
+        // Two files of one export say the same: the one that differs was changed, whatever its digest says.
+        let unlike = |message| BundleError::Integrity { path: config.clone(), message };
         if Some(&system.patch_rule) != manifest.patch_rule.as_ref() || system.kind != manifest.system {
-            let message = format!("its system or patch rule is not the one in {MANIFEST}");
-            return Err(BundleError::Config { path: config, message });
+            return Err(unlike(format!("its system or patch rule is not the one in {MANIFEST}")));
         }
-        let unfit = |message| BundleError::Config { path: config.clone(), message };
-        system.validate().map_err(unfit)?;
-        check_graphs(&manifest, &system).map_err(unfit)?;
+        system.validate().map_err(|message| BundleError::Config { path: config.clone(), message })?;
+        check_graphs(&manifest, &system).map_err(unlike)?;
         Ok(Self { folder: folder.to_owned(), manifest, system, manifest_sha256 })
     }
 

@@ -11,6 +11,7 @@ use crate::arrays::write_atomic;
 use crate::attest::{
     Attested, ENDING, Envelope, Statement, key_id, read_private, verify_bundle, verify_file,
 };
+use crate::bundle::Bundle;
 
 #[derive(Debug, Args)]
 pub(crate) struct AttestArgs {
@@ -47,6 +48,12 @@ impl AttestedArgs {
         }
         Ok(Some(verify_bundle(path, attestation, key)?))
     }
+
+    /// Checks that the bundle that was opened to run is the one whose attestation was checked.
+    pub(super) fn check_opened(&self, attested: &Attested, bundle: &Bundle) -> Result<(), Failure> {
+        let Some(attestation) = &self.attestation else { return Ok(()) };
+        Ok(attested.holds(attestation, bundle.folder(), bundle.manifest_sha256())?)
+    }
 }
 
 pub(super) fn run(args: &AttestArgs, printer: Printer) -> Result<Exit, Failure> {
@@ -54,6 +61,13 @@ pub(super) fn run(args: &AttestArgs, printer: Printer) -> Result<Exit, Failure> 
         Some(output) => output.clone(),
         None => beside(&args.path)?,
     };
+    // Before --force counts: neither can be made again.
+    for (path, what) in [(&args.key, "the private key"), (&args.path, "what is attested")] {
+        if same_file(&output, path) {
+            let message = format!("the output {output} is {what}, {path}");
+            return Err(Failure::usage(message, Some("name another file with -o")));
+        }
+    }
     if output.exists() && !(args.force && output.is_file()) {
         return Err(Failure::usage(format!("{output} already exists"), Some("replace it with --force")));
     }
@@ -79,6 +93,16 @@ pub(super) fn run(args: &AttestArgs, printer: Printer) -> Result<Exit, Failure> 
     });
     printer.result(text, &value)?;
     Ok(Exit::Pass)
+}
+
+/// Whether two paths lead to one file that exists, also through links.
+fn same_file(a: &Utf8Path, b: &Utf8Path) -> bool {
+    #[cfg(unix)]
+    if let (Ok(a), Ok(b)) = (fs_err::metadata(a), fs_err::metadata(b)) {
+        use std::os::unix::fs::MetadataExt;
+        return (a.dev(), a.ino()) == (b.dev(), b.ino());
+    }
+    a.canonicalize_utf8().is_ok_and(|a| b.canonicalize_utf8().is_ok_and(|b| a == b))
 }
 
 /// `PATH.intoto.jsonl`.

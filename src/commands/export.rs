@@ -2,19 +2,22 @@
 
 use std::time::Instant;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_checkpoint::Loaded;
 use dpar_export_spec::{Precision, SystemSpec};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
+use super::outside;
 use super::printer::{Bar, Printer};
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest};
-use crate::targets::plan::TrtPlan;
-use crate::targets::trtexec::{self, Commands, SCRIPT};
+use crate::targets::TargetError;
 #[cfg(not(feature = "tensorrt"))]
-use crate::targets::{TargetError, TargetErrorKind};
+use crate::targets::TargetErrorKind;
+use crate::targets::plan::{TrtPlan, TuneFor};
+use crate::targets::trtexec::{self, Commands, SCRIPT};
+use crate::targets::tuning::{Tuning, check_images};
 
 pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) -> Result<Exit, Failure> {
     if let Some(component) = args.component.component {
@@ -23,6 +26,10 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     let started = Instant::now();
     let precision = args.precision.asked()?;
     let from_bundle = args.target == Target::Trt && checkpoint.join(MANIFEST).is_file();
+    // An option that nothing can meet is not met with --target trt either.
+    if let Some((message, hint)) = args.trt.refused() {
+        return Err(Failure::usage(message, Some(hint)));
+    }
     if args.target == Target::Onnx && args.trt.any() {
         return Err(Failure::usage("TensorRT options without engines", Some("add --target trt")));
     }
@@ -30,10 +37,12 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         let message = format!("{checkpoint} is a bundle: its parts cannot be chosen any more");
         return Err(Failure::usage(message, Some("leave the checkpoint options out")));
     }
-    if let Some((message, hint)) = args.trt.refused() {
-        return Err(Failure::usage(message, Some(hint)));
-    }
     let plan = args.trt.plan();
+    plan.check_words()?;
+    if let Some(cache) = &plan.engine_cache {
+        let source = from_bundle.then_some(checkpoint);
+        source.into_iter().chain(args.output.as_deref()).try_for_each(|bundle| not_in(cache, bundle))?;
+    }
     let bar = printer.progress("exporting", "steps");
     let (mut built, mut commands, mut script) = (Vec::new(), Vec::new(), String::new());
     let mut engines = |folder: &Utf8Path, manifest: &mut Manifest| {
@@ -52,7 +61,10 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         let bundle = Bundle::open(checkpoint)?;
         check_asked(precision, bundle.manifest())?;
         if args.dry_run {
-            return dry_run(printer, checkpoint, &bundle.manifest().name, bundle.system());
+            let manifest = bundle.manifest();
+            check_plan(&plan, bundle.system(), manifest.precision, args)?;
+            plan.profiles(manifest, &Tuning::of_system(bundle.system()))?;
+            return dry_run(printer, checkpoint, &manifest.name, bundle.system());
         }
         let manifest = bundle::extend(&bundle, args.output.as_deref(), args.force, &mut engines)?;
         (manifest.name.clone(), manifest, args.output.as_deref().unwrap_or(checkpoint))
@@ -60,6 +72,9 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         let loaded = dpar_export_checkpoint::load(checkpoint, &args.parts.options())?;
         let summary = summary(&loaded);
         if args.dry_run {
+            if args.target == Target::Trt {
+                check_plan(&plan, &loaded.system, precision.unwrap_or_default(), args)?;
+            }
             return dry_run(printer, checkpoint, &summary, &loaded.system);
         }
         let Some(output) = &args.output else {
@@ -103,6 +118,52 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     }
     printer.result(text, &value)?;
     Ok(Exit::Pass)
+}
+
+/// The engine cache is no part of what is read or written, which need not be there yet.
+fn not_in(cache: &Utf8Path, bundle: &Utf8Path) -> Result<(), Failure> {
+    outside(cache, bundle)?;
+    if place(cache)?.starts_with(place(bundle)?) {
+        let hint = Some("write it somewhere else");
+        return Err(Failure::usage(format!("{cache} would lie in the bundle {bundle}"), hint));
+    }
+    Ok(())
+}
+
+/// Where a path is or will be: its nearest existing ancestor without links, the rest as it is written.
+fn place(path: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
+    let path = camino::absolute_utf8(path)?;
+    let resolved = |p: &Utf8Path| Some(p.canonicalize_utf8().ok()?.join(path.strip_prefix(p).ok()?));
+    Ok(path.ancestors().find_map(resolved).unwrap_or_else(|| path.clone()))
+}
+
+/// What a dry run can say about a build without the library: settings, a trace, and whether images can be generated.
+fn check_plan(
+    plan: &TrtPlan,
+    system: &SystemSpec,
+    precision: Precision,
+    args: &ExportArgs,
+) -> Result<(), Failure> {
+    if !args.trt.emit_trtexec {
+        check_settings(plan)?;
+    }
+    match &plan.tune_for {
+        TuneFor::Table => {}
+        TuneFor::Trace(path) => drop(Tuning::of_trace(path, system)?),
+        TuneFor::Images(_) => check_images(precision)?,
+    }
+    Ok(())
+}
+
+#[cfg(feature = "tensorrt")]
+fn check_settings(plan: &TrtPlan) -> Result<(), TargetError> {
+    crate::targets::trt::settings(plan).map(|_| ())
+}
+
+/// A build without the feature has checked the words, and cannot build.
+#[cfg(not(feature = "tensorrt"))]
+fn check_settings(_: &TrtPlan) -> Result<(), TargetError> {
+    Ok(())
 }
 
 /// The graphs of a bundle have their precision already.

@@ -35,9 +35,9 @@ pub(crate) struct MetricsArgs {
 /// How numbers are computed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProtocolArgs {
-    /// Whose protocol: of the image resize and of the Inception Score
-    #[arg(long, value_enum, default_value = "adm", help_heading = "Protocol")]
-    variant: VariantName,
+    /// Whose protocol: of the image resize and of the Inception Score [default: that of the extractor's resize; adm]
+    #[arg(long, value_enum, help_heading = "Protocol")]
+    variant: Option<VariantName>,
     /// Precision and Recall as in f64, or in the f16 of ADM's evaluator
     #[arg(long, value_enum, default_value = "f32", help_heading = "Protocol")]
     pr_mode: PrName,
@@ -71,14 +71,20 @@ enum PrName {
 }
 
 impl ProtocolArgs {
-    pub(crate) fn settings(&self, seed: u64) -> Settings {
+    /// The variant that was asked for.
+    pub(crate) fn variant(&self) -> Option<Variant> {
+        self.variant.map(|name| match name {
+            VariantName::Adm => Variant::GuidedDiffusion,
+            VariantName::TorchFidelity => Variant::TorchFidelity,
+            VariantName::PytorchFid => Variant::PytorchFid,
+            VariantName::CleanFid => Variant::CleanFid,
+        })
+    }
+
+    /// With the variant that was asked for, or else this one.
+    pub(crate) fn settings(&self, seed: u64, usual: Variant) -> Settings {
         Settings {
-            variant: match self.variant {
-                VariantName::Adm => Variant::GuidedDiffusion,
-                VariantName::TorchFidelity => Variant::TorchFidelity,
-                VariantName::PytorchFid => Variant::PytorchFid,
-                VariantName::CleanFid => Variant::CleanFid,
-            },
+            variant: self.variant().unwrap_or(usual),
             pr_mode: match self.pr_mode {
                 PrName::F32 => PrMode::F32,
                 PrName::Adm => PrMode::Adm,
@@ -100,7 +106,6 @@ pub(crate) fn compute(threads: Option<u16>) -> Result<Compute, Failure> {
 }
 
 pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure> {
-    let settings = args.protocol.settings(args.seed);
     let compute = compute(args.threads)?;
     let bar = printer.progress("reading", "steps");
     let samples = Activations::read(&args.activations)?;
@@ -111,6 +116,7 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
     let reference = Activations::read(&args.reference)?;
     check(&samples, &reference, args)?;
     let network = &samples.network;
+    let settings = args.protocol.settings(args.seed, variant(&samples, &reference, args)?);
     if stopped() {
         return Err(EvaluateError::Interrupted.into());
     }
@@ -159,12 +165,35 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
     Ok(Exit::Pass)
 }
 
+/// The variant whose resize made the features, where a file records it; `--variant` must not contradict it.
+fn variant(samples: &Activations, reference: &Activations, args: &MetricsArgs) -> Result<Variant, Failure> {
+    let [own, other] = [samples, reference].map(|a| a.preparation[1].as_deref());
+    let Some(resize) = own.or(other) else { return Ok(Variant::default()) };
+    let file = if own.is_some() { &args.activations } else { &args.reference };
+    match args.protocol.variant() {
+        Some(asked) if asked.resize().name() != resize => {
+            let message = format!(
+                "{file} holds features of images resized by {resize}, --variant {asked} is {}",
+                asked.resize().name()
+            );
+            Err(Failure::usage(message, Some("leave out --variant, or make the features with its resize")))
+        }
+        _ => Ok(Variant::ALL
+            .into_iter()
+            .find(|v| v.resize().name() == resize && samples.network.inception)
+            .unwrap_or_default()),
+    }
+}
+
 fn check(samples: &Activations, reference: &Activations, args: &MetricsArgs) -> Result<(), Failure> {
     if samples.network != reference.network {
         let (a, b) = (&samples.network.name, &reference.network.name);
         let message = format!("{} holds features of {a}, {} of {b}", args.activations, args.reference);
         return Err(Failure::usage(message, Some("compare features of one network; `extractor` names it")));
     }
+    samples
+        .same_preparation(reference)
+        .map_err(|e| Failure::usage(format!("{}: {e}", args.reference), None))?;
     let width = |a: &Activations| {
         let stored = a.pool_moments.as_ref().map(dpar_export_metrics::Moments::width);
         stored.or(a.pool.as_ref().map(Table::width))

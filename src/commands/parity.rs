@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use camino::Utf8PathBuf;
 use clap::Args;
+use dpar_export_spec::Precision;
 
 use super::args::guidance;
 use super::failure::{Exit, Failure};
@@ -12,7 +13,7 @@ use super::verify::word;
 use crate::bundle::Bundle;
 use crate::engines::{self, EngineOptions};
 use crate::parity::report::{
-    DecisionKind, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport,
+    DecisionKind, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport, Verdict,
 };
 use crate::parity::stats::TensorStats;
 use crate::parity::{Contender, ParityOptions};
@@ -153,25 +154,13 @@ fn samples(
     Ok(Some(Samples::of_traces(&runtime, draw, traces, &mut |done, total| bar.advance(done, total))?))
 }
 
-/// A defect outweighs an engine that is missing; a run in which nothing could be compared because of one is its lack.
+/// A failure outweighs an engine that is missing, and a comparison that is.
 fn exit(report: &ParityReport) -> Exit {
-    let ran = report.engines.iter().any(|e| e.status != EngineStatus::NotRun);
     match report.verdict {
-        Status::Pass if report.missing_engine() => Exit::Unavailable,
-        Status::Pass => Exit::Pass,
-        _ if !ran => Exit::Unavailable,
-        _ if report.missing_engine() && !found_wrong(report) => Exit::Unavailable,
-        _ => Exit::Failed,
+        Verdict::Pass => Exit::Pass,
+        Verdict::Fail => Exit::Failed,
+        Verdict::Incomplete => Exit::Unavailable,
     }
-}
-
-/// Whether something that ran failed.
-fn found_wrong(report: &ParityReport) -> bool {
-    let failed = |c: &crate::verify::Check| c.status == Status::Fail;
-    report.pairs.iter().any(|p| p.status == Status::Fail)
-        || report.engines.iter().any(|e| {
-            e.status == EngineStatus::Failed || e.probes.iter().any(failed) || e.checks.iter().any(failed)
-        })
 }
 
 fn render(report: &ParityReport) -> String {
@@ -196,6 +185,11 @@ fn render(report: &ParityReport) -> String {
             ["compared", "result", "logits", "entropy", "worst output", "given tokens", "own tokens"];
         text += &table(&header, &rows);
     }
+    for pair in &report.pairs {
+        for note in &pair.notes {
+            let _ = writeln!(text, "{} against {}: {note}", pair.engine, pair.baseline);
+        }
+    }
     for pair in report.pairs.iter().filter(|p| p.decisions.iter().any(|d| !d.flips.is_empty())) {
         let _ = writeln!(text, "\n{} against {}: decisions that differ", pair.engine, pair.baseline);
         let flips = pair.decisions.iter().flat_map(|d| d.flips.iter().map(|f| flip_row(d.mode, f)));
@@ -211,17 +205,24 @@ fn render(report: &ParityReport) -> String {
         .collect();
     if !rows.is_empty() {
         text += "\noutputs out of tolerance\n";
-        text +=
-            &table(&["compared", "output", "max abs", "max rel", "ULP", "cosine", "needs", "limit"], &rows);
+        text += &table(
+            &["compared", "output", "max abs", "max rel", "ULP", "cosine", "found", "limit", "of"],
+            &rows,
+        );
     }
-    let missing = if report.missing_engine() { "; an engine that was asked for did not run" } else { "" };
-    let _ = writeln!(
-        text,
-        "\n{}: {} {}{missing}",
-        word(report.verdict),
-        report.bundle.name,
-        report.bundle.precision
-    );
+    let missing = match () {
+        () if report.missing_engine() => "; an engine that was asked for did not run",
+        () if !report.compared() => {
+            "; nothing was compared: fewer than two engines ran, and there is no --reference"
+        }
+        () => "",
+    };
+    let verdict = match report.verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail => "FAIL",
+        Verdict::Incomplete => "incomplete",
+    };
+    let _ = writeln!(text, "\n{verdict}: {} {}{missing}", report.bundle.name, report.bundle.precision);
     text
 }
 
@@ -234,7 +235,12 @@ fn engine_row(engine: &EngineResult, report: &ParityReport) -> Vec<String> {
     let what = match (&engine.info, engine.status) {
         (Some(i), EngineStatus::Ran) => {
             let threads = i.threads.map(|n| format!(", {n} threads")).unwrap_or_default();
-            format!("{} {}, {}, {}{threads}", i.version, report.bundle.precision, i.device, i.provider)
+            // fp32 graphs have one arithmetic; of others, what the engine makes of them.
+            let precision = match &engine.arithmetic {
+                Some(a) if report.bundle.precision != Precision::Fp32 => a.text.clone(),
+                _ => report.bundle.precision.to_string(),
+            };
+            format!("{} {precision}, {}, {}{threads}", i.version, i.device, i.provider)
         }
         (_, status) => {
             if status == EngineStatus::Failed { "FAILED, see below" } else { "not run, see below" }.to_owned()
@@ -254,11 +260,8 @@ fn pair_row(pair: &Pair) -> Vec<String> {
         let found = pair.tensors.iter().find(|t| t.name == name);
         found.map_or_else(|| "–".to_owned(), |t| format!("{:.1e}", t.max_abs))
     };
-    let worst = pair
-        .tensors
-        .iter()
-        .filter(|t| t.name.contains('/'))
-        .max_by(|a, b| a.smallest_tolerance.total_cmp(&b.smallest_tolerance));
+    let worst =
+        pair.tensors.iter().filter(|t| t.name.contains('/')).max_by(|a, b| a.used().total_cmp(&b.used()));
     let decided = |mode: Mode| {
         let found = pair.decisions.iter().find(|d| d.mode == mode);
         found.map_or_else(
@@ -295,8 +298,9 @@ fn tensor_row(t: &TensorStats) -> Vec<String> {
         format!("{:.2e}", t.max_rel),
         t.max_ulp.to_string(),
         format!("{:.9}", t.cosine),
-        format!("{:.1e}", t.smallest_tolerance),
+        format!("{:.1e}", t.measured),
         format!("{:.0e}", t.limit),
+        t.measure.text().to_owned(),
     ]
 }
 
@@ -317,7 +321,6 @@ fn flip_row(mode: Mode, flip: &JudgedFlip) -> Vec<String> {
         DecisionKind::Boundary => "boundary",
         DecisionKind::Draw => "draw",
         DecisionKind::ArgMax => "arg-max",
-        DecisionKind::Code => "code",
     };
     vec![
         if mode == Mode::TeacherForced { "given" } else { "own" }.to_owned(),

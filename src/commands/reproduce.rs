@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
-use dpar_export_metrics::{Resize, Verdict};
+use dpar_export_metrics::{Compute, Resize, Verdict};
+use dpar_export_spec::SystemKind;
 use serde_json::json;
 
 use super::args::EngineArgs;
@@ -12,12 +13,14 @@ use super::component::resize;
 use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer, table};
 use super::with_runtime;
+use crate::bundle::{MANIFEST, Manifest};
 use crate::engines::{self, EngineOptions};
 use crate::features::{ExtractorOptions, FeatureExtractor};
 use crate::reproduce::paper::{Paper, Run, gate};
 use crate::reproduce::{
     Gate, ReferenceFolder, ReproduceOptions, StepSummary, SystemReport, reproduce, run_seed,
 };
+use crate::runtime::RunError;
 
 #[derive(Debug, Args)]
 pub(crate) struct ReproduceArgs {
@@ -41,7 +44,8 @@ pub(crate) struct ReproduceArgs {
     /// How images are resized for the extractor [default: the extractor's own rule]
     #[arg(long, value_name = "RULE", value_parser = resize, requires = "extractor")]
     resize: Option<Resize>,
-    /// Real images, arr_0 u8 [N, H, W, 3] [default: real_images.npz of the reference]
+    /// Real images, arr_0 u8 [N, H, W, 3]; stored statistics (mu, sigma) are used as they are [default: real_images.npz
+    /// of the reference]
     #[arg(long, value_name = "FILE.npz", requires = "extractor")]
     images: Option<Utf8PathBuf>,
     /// Take N of the real images, evenly spaced [default: all]
@@ -57,7 +61,7 @@ pub(crate) struct ReproduceArgs {
     #[arg(long, value_name = "K,..", value_delimiter = ',', requires = "paper", conflicts_with = "runs")]
     seeds: Vec<u64>,
     /// Reports of runs (metrics.json) for --paper, one a seed
-    #[arg(long, value_name = "FILE", num_args = 1.., requires = "paper", conflicts_with_all = ["bundle", "reference"])]
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "paper", conflicts_with_all = ["bundle", "reference", "num"])]
     runs: Vec<Utf8PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
@@ -75,12 +79,15 @@ pub(super) fn run(args: &ReproduceArgs, printer: Printer) -> Result<Exit, Failur
     let (Some(bundle), Some(folder)) = (&args.bundle, &args.reference) else {
         return Err(Failure::usage("a bundle and --reference are needed", None));
     };
-    let mut extractor = extractor(args)?;
-    let limit = args.real.map(|n| n as usize);
-    let mut reference = ReferenceFolder::open(folder, args.images.as_deref(), limit)?;
-    if extractor.is_some() && !reference.has_real_images() && !printer.quiet {
-        tracing::warn!("{folder} has no real_images.npz: distances to real images are not measured");
+    if let Some(baseline) = &args.baseline
+        && let (Some(first), Some(second)) = (kind(bundle), kind(baseline))
+        && first == second
+    {
+        let message = format!("{bundle} and {baseline} are both {first:?}: --baseline is the other system");
+        return Err(Failure::usage(message, Some("reproduce each of them alone, or give the other system")));
     }
+    let mut reference = reference(args, folder)?;
+    let mut extractor = extractor(args)?;
     let mut reports = Vec::new();
     for path in [Some(bundle), args.baseline.as_ref()].into_iter().flatten() {
         let report = with_runtime(path, &args.engine, |runtime| {
@@ -93,7 +100,25 @@ pub(super) fn run(args: &ReproduceArgs, printer: Printer) -> Result<Exit, Failur
     let verdict = Verdict::all(reports.iter().map(|r| r.verdict));
     let value = json!({ "verdict": verdict, "systems": reports });
     printer.result(|| render(&reports, verdict), &value)?;
-    Ok(exit(verdict))
+    Ok(verdict.into())
+}
+
+/// The kind of system of a bundle, from its manifest alone; `None` where that cannot be read, which opening it explains.
+fn kind(bundle: &Utf8Path) -> Option<SystemKind> {
+    let bytes = fs_err::read(bundle.join(MANIFEST)).ok()?;
+    Some(Manifest::parse(&bytes).ok()?.system)
+}
+
+/// The reference run. An extractor without real images measures no distance.
+fn reference(args: &ReproduceArgs, folder: &Utf8Path) -> Result<ReferenceFolder, Failure> {
+    let reference = ReferenceFolder::open(folder, args.images.as_deref(), args.real.map(|n| n as usize))?;
+    if args.extractor.is_some() && !reference.has_real_images() {
+        return Err(Failure::usage(
+            format!("{folder} has no real_images.npz: --extractor has nothing to measure distances to"),
+            Some("give real images with --images FILE.npz, or leave --extractor out"),
+        ));
+    }
+    Ok(reference)
 }
 
 fn shown(bar: &Bar, what: &str, done: usize, total: usize) -> bool {
@@ -147,16 +172,21 @@ fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<E
             if repeated {
                 return Err(Failure::usage("a seed is given twice: it would count as two runs", None));
             }
+            let mut reference = reference(args, folder)?;
             let mut extractor = extractor(args)?;
-            let mut reference =
-                ReferenceFolder::open(folder, args.images.as_deref(), args.real.map(|n| n as usize))?;
             with_runtime(bundle, &args.engine, |runtime| {
-                let recorded = reference.streams(runtime.bundle().system())?;
+                let system = runtime.bundle().system();
+                row.check_system(system)?;
+                if let Some(extractor) = &extractor {
+                    row.check_extractor(system, extractor)?;
+                }
+                let recorded = reference.streams(system)?;
                 let n = args.num.map_or(recorded.len(), |n| n as usize);
                 let bar = printer.progress("running", "units");
                 let step = &mut |what: &str, done, total| shown(&bar, what, done, total);
-                if let Some(extractor) = extractor.as_mut().filter(|e| e.spec().is_fid()) {
-                    reference.look(extractor, step)?;
+                if let Some(extractor) = extractor.as_mut() {
+                    let compute = Compute::new(threads(args)).map_err(RunError::from)?;
+                    reference.look(extractor, &compute, step)?;
                 }
                 let one = |seed: &u64| {
                     let decode = crate::generate::DecodeOptions { seed: *seed, ..recorded.options() };
@@ -166,10 +196,16 @@ fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<E
                 Ok(args.seeds.iter().map(one).collect::<Result<Vec<_>, _>>()?)
             })?
         }
+        _ if args.extractor.is_some() => {
+            return Err(Failure::usage(
+                "--extractor looks at nothing: finished runs have no images",
+                Some("leave it out, or give a bundle, --reference and --seeds instead of --runs"),
+            ));
+        }
         _ => args.runs.iter().map(|p| Run::read(p)).collect::<Result<_, _>>()?,
     };
     Run::check_alike(&runs)?;
-    let gates = gate(&paper, row, &runs).map_err(crate::runtime::RunError::from)?;
+    let gates = gate(&paper, row, &runs).map_err(RunError::from)?;
     let verdict = Verdict::all(gates.iter().map(|g| g.verdict));
     let text = || {
         let mut text = format!("{}: {} runs against the published table\n\n", row.name, runs.len());
@@ -180,15 +216,7 @@ fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<E
     let value =
         json!({ "verdict": verdict, "row": row, "source": paper.source, "runs": runs, "gates": gates });
     printer.result(text, &value)?;
-    Ok(exit(verdict))
-}
-
-fn exit(verdict: Verdict) -> Exit {
-    match verdict {
-        Verdict::Pass => Exit::Pass,
-        Verdict::Fail => Exit::Failed,
-        Verdict::Inconclusive => Exit::Inconclusive,
-    }
+    Ok(verdict.into())
 }
 
 fn render(reports: &[SystemReport], verdict: Verdict) -> String {

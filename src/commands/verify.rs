@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use dpar_export_spec::Precision;
 use serde_json::json;
 
 use super::args::VerifyArgs;
@@ -11,8 +12,8 @@ use super::with_runtime;
 use crate::attest::Attested;
 use crate::report::{Column, Page};
 use crate::verify::{
-    Check, Flip, GOLDEN_JSON, RecordedFile, Report, Status, array_file, guidance_of, probe, verify_golden,
-    verify_streams,
+    Check, Flip, GOLDEN_JSON, RecordedFile, Report, Status, array_file, guidance_of, own_folder, probe,
+    verify_golden, verify_streams,
 };
 
 pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> {
@@ -29,9 +30,12 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
         return Ok(Exit::Pass);
     }
     with_runtime(&args.bundle, &args.engine, |runtime| {
+        if let Some(attested) = &attested {
+            args.attested.check_opened(attested, runtime.bundle())?;
+        }
         let batch = usize::from(args.engine.batch);
         let mut checks: Vec<Check> = attested.as_ref().map(attested_check).into_iter().collect();
-        let references = references(args)?;
+        let references = references(args, runtime.bundle().manifest().precision)?;
         let bar = printer.progress("verifying", "units");
         if let Some(folder) = &args.reference {
             checks
@@ -45,12 +49,24 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
             checks.extend(verify_streams(runtime, file, args.limit, batch, progress)?);
         }
         drop(bar);
-        let report = Report::new(runtime, checks).compared_with(references);
+        let mut samples = None;
         if args.reports.any() {
             let guidance = args.reference.as_deref().map(guidance_of).transpose()?.flatten();
+            samples = match args.reports.samples(runtime, guidance.unwrap_or(1.0), batch, printer) {
+                Ok(samples) => samples,
+                // Outputs that cannot be: the report says so, without them.
+                Err(e) if e.exit == Exit::Failed => {
+                    checks.push(Check::failed("sample images", e.error.to_string()));
+                    None
+                }
+                Err(e) => return Err(e),
+            };
+        }
+        let report = Report::new(runtime, checks).compared_with(references);
+        if args.reports.any() {
             let column = Column::new(report.engine.clone(), report.checks.clone());
             let mut page = Page::new("verify", runtime.bundle(), vec![column]);
-            page.samples = args.reports.samples(runtime, guidance.unwrap_or(1.0), batch, printer)?;
+            page.samples = samples;
             page.compared.clone_from(&report.references);
             args.reports.write(&page)?;
         }
@@ -59,18 +75,27 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
     })
 }
 
-/// The files that are compared with, by name and digest.
-fn references(args: &VerifyArgs) -> Result<Vec<RecordedFile>, Failure> {
+/// The files that are compared with, by name and digest; those in the sub-folder of the bundle's precision with its name.
+fn references(args: &VerifyArgs, precision: Precision) -> Result<Vec<RecordedFile>, Failure> {
+    let mut files = Vec::new();
     let mut paths = Vec::new();
     if let Some(folder) = &args.reference {
         paths.push(array_file(folder)?);
         paths.push(folder.join(GOLDEN_JSON));
+        if let Some(own) = own_folder(folder, precision) {
+            files = super::report::compared(&[array_file(&own)?, own.join(GOLDEN_JSON)])?;
+            for file in &mut files {
+                file.name = format!("{precision}/{}", file.name);
+            }
+        }
     }
     if let Some(file) = &args.streams {
         paths.push(file.clone());
         paths.push(file.with_file_name("reference.json"));
     }
-    super::report::compared(&paths)
+    let mut all = super::report::compared(&paths)?;
+    all.append(&mut files);
+    Ok(all)
 }
 
 fn attested_text(attested: &Attested) -> String {

@@ -2,7 +2,8 @@
 //!
 //! `pool_3` [N, D], optional `spatial` [N, S], `logits` [N, C]; or `mu` [D], `sigma` [D, D] and `mu_s`, `sigma_s`,
 //! as the reference files of guided-diffusion hold them. `extractor` u8 [L] names the feature network in UTF-8;
-//! without it the arrays are FID-Inception's.
+//! without it the arrays are FID-Inception's. `extractor_sha256` and `extractor_resize`, where they are there, say which
+//! copy of it and how images were prepared.
 
 use camino::Utf8Path;
 use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows};
@@ -13,6 +14,10 @@ use crate::arrays::{Array, ArrayFile};
 
 /// Longest name of a feature network.
 const LONGEST_NAME: usize = 200;
+/// Names of the arrays that say what made the features.
+pub const DIGEST: &str = "extractor_sha256";
+/// See [`DIGEST`].
+pub const RESIZE: &str = "extractor_resize";
 
 /// A matrix with one row an image, in memory.
 #[derive(Debug, Clone)]
@@ -56,6 +61,8 @@ pub struct Activations {
     pub pool_moments: Option<Moments>,
     /// Stored mean and covariance of the spatial features.
     pub spatial_moments: Option<Moments>,
+    /// SHA-256 of the extractor and its resize rule, where they are recorded.
+    pub preparation: [Option<String>; 2],
     /// Whether there are images (`arr_0`), which only a feature network can use.
     pub images: bool,
 }
@@ -104,7 +111,31 @@ impl Activations {
             return Err(EvaluateError::input(message, None));
         }
         let network = network(&file)?;
-        Ok(Self { network, pool, spatial, logits, pool_moments, spatial_moments, images })
+        let preparation = [words(&file, DIGEST)?, words(&file, RESIZE)?];
+        Ok(Self { network, pool, spatial, logits, pool_moments, spatial_moments, preparation, images })
+    }
+
+    /// Whether the features were made by the same extractor with the same resize, as far as both files say.
+    ///
+    /// # Errors
+    /// With what differs.
+    pub fn same_preparation(&self, other: &Self) -> Result<(), String> {
+        self.prepared_by(other.preparation.each_ref().map(Option::as_deref))
+    }
+
+    /// As [`same_preparation`](Self::same_preparation), with SHA-256 and resize of an extractor.
+    ///
+    /// # Errors
+    /// With what differs.
+    pub fn prepared_by(&self, wanted: [Option<&str>; 2]) -> Result<(), String> {
+        for ((own, wanted), what) in self.preparation.iter().zip(wanted).zip([DIGEST, RESIZE]) {
+            if let (Some(own), Some(wanted)) = (own, wanted)
+                && own != wanted
+            {
+                return Err(format!("features of other preparations: `{what}` is {own} and {wanted}"));
+            }
+        }
+        Ok(())
     }
 
     /// Number of images of which there are activations.
@@ -180,19 +211,24 @@ fn moments(file: &ArrayFile, mean: &str, covariance: &str) -> Result<Option<Mome
 }
 
 fn network(file: &ArrayFile) -> Result<Network, EvaluateError> {
-    if !file.contains("extractor") {
-        return Ok(Network::inception());
+    Ok(words(file, "extractor")?.map_or_else(Network::inception, |name| Network::named(&name)))
+}
+
+/// A short text, u8 in UTF-8.
+fn words(file: &ArrayFile, array: &str) -> Result<Option<String>, EvaluateError> {
+    if !file.contains(array) {
+        return Ok(None);
     }
-    let bytes: Vec<u8> = file.u8("extractor", &[None])?.into_iter().take(LONGEST_NAME + 1).collect();
+    let bytes: Vec<u8> = file.u8(array, &[None])?.into_iter().take(LONGEST_NAME + 1).collect();
     match String::from_utf8(bytes) {
         Ok(name)
             if !name.trim().is_empty() && name.len() <= LONGEST_NAME && !name.contains(char::is_control) =>
         {
-            Ok(Network::named(name.trim()))
+            Ok(Some(name.trim().to_owned()))
         }
         _ => {
             let message =
-                format!("{}: `extractor` is no name in UTF-8 of 1 to {LONGEST_NAME} bytes", file.path());
+                format!("{}: `{array}` is no name in UTF-8 of 1 to {LONGEST_NAME} bytes", file.path());
             Err(EvaluateError::input(message, None))
         }
     }

@@ -22,7 +22,8 @@ pub struct Comparison {
     pub standard_error: f64,
     /// 90 % interval that follows.
     pub interval_90: [f64; 2],
-    /// 90 % interval of a bootstrap of the pairs, shifted to the difference.
+    /// 90 % interval of a bootstrap of the pairs' influence values, shifted to the difference: linearised, as the standard
+    /// error is.
     pub bootstrap_90: [f64; 2],
     /// Resamples and seed of the bootstrap.
     pub bootstrap: Bootstrap,

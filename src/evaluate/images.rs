@@ -14,7 +14,8 @@ pub struct ImageSet {
     files: Files,
     count: usize,
     size: (usize, usize),
-    signature: String,
+    content: String,
+    stamp: String,
 }
 
 #[derive(Debug)]
@@ -51,9 +52,10 @@ impl ImageSet {
         let npz = ImageNpz::open(path)?;
         let metadata = fs_err::metadata(path).map_err(EvaluateError::io(path))?;
         let (count, size) = (npz.count(), npz.size());
-        let signature =
-            format!("npz {} {} {}", metadata.len(), stamp(&metadata), path.file_name().unwrap_or_default());
-        Ok(Self { path: path.to_owned(), files: Files::Npz(npz), count, size, signature })
+        let content = format!("npz {count} {} × {} {:08x}", size.0, size.1, npz.crc32());
+        let stamp =
+            format!("{} {} {}", metadata.len(), stamp(&metadata), path.file_name().unwrap_or_default());
+        Ok(Self { path: path.to_owned(), files: Files::Npz(npz), count, size, content, stamp })
     }
 
     fn folder(path: &Utf8Path) -> Result<Self, EvaluateError> {
@@ -72,16 +74,18 @@ impl ImageSet {
             return Err(EvaluateError::input(format!("{path} holds no .png file"), None));
         };
         let first = read_png(&path.join(first)).map_err(|e| EvaluateError::input(e.to_string(), None))?;
-        let mut hash = Sha256::new();
+        let (mut content, mut stamps) = (Sha256::new(), Sha256::new());
         for name in &names {
             let file = path.join(name);
             let metadata = fs_err::metadata(&file).map_err(EvaluateError::io(&file))?;
-            hash.update(format!("{name} {} {}\n", metadata.len(), stamp(&metadata)));
+            content.update(format!("{name} {}\n", metadata.len()));
+            stamps.update(format!("{}\n", stamp(&metadata)));
         }
-        let signature = format!("folder {}", hex::encode(hash.finalize()));
+        let content = format!("folder {}", hex::encode(content.finalize()));
+        let stamp = hex::encode(stamps.finalize());
         let files: Vec<Utf8PathBuf> = names.iter().map(|n| path.join(n)).collect();
         let (count, size) = (files.len(), (first.height, first.width));
-        Ok(Self { path: path.to_owned(), files: Files::Folder(files), count, size, signature })
+        Ok(Self { path: path.to_owned(), files: Files::Folder(files), count, size, content, stamp })
     }
 
     /// The folder or file.
@@ -99,9 +103,15 @@ impl ImageSet {
         self.size
     }
 
-    /// Changes when a file does (by name, size and time): an interrupted run goes on with unchanged images only.
-    pub fn signature(&self) -> &str {
-        &self.signature
+    /// What is known of the images before they are read, wherever they lie: checksum and shape of an archive's array,
+    /// names and sizes of a folder's files. Shards of one set have the same.
+    pub fn content(&self) -> &str {
+        &self.content
+    }
+
+    /// Changes when a file is written again: an interrupted run goes on with untouched files only.
+    pub fn stamp(&self) -> &str {
+        &self.stamp
     }
 
     /// Calls `f` with consecutive chunks of at most `chunk` of the images `range`, u8 `[n, H, W, 3]`.

@@ -1,9 +1,9 @@
 //! From features and statistics to a report.
 
 use dpar_export_metrics::{
-    Compute, FrechetInfluence, InceptionScore, InceptionScoreAccumulator, InceptionScoreSplits, Moments,
-    PrMode, Rows, Softmax, Variant, Z90, fraction_interval, frechet_distance, inception_score_torch_fidelity,
-    kid, kid_subsets, mean_and_standard_error, precision_recall,
+    Compute, FrechetInfluence, InceptionScore, InceptionScoreAccumulator, InceptionScoreSplits, MetricError,
+    Moments, PrMode, Rows, Softmax, Variant, Z90, fraction_interval, frechet_distance,
+    inception_score_torch_fidelity, kid, kid_subsets, mean_and_standard_error, precision_recall,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -169,7 +169,13 @@ fn inception_score(
             let words = format!(
                 "exp(mean KL(p ‖ mean p)), mean over {splits} splits shuffled by RandomState({seed})"
             );
-            (score.map_err(fail())?, words)
+            match score {
+                Err(e @ MetricError::TooFew { .. }) => {
+                    report.skip(Metric::InceptionScore, e.to_string());
+                    return Ok(());
+                }
+                score => (score.map_err(fail())?, words),
+            }
         }
     };
     let mut entry = measured(&title, definition, found.mean)
@@ -190,8 +196,14 @@ fn manifolds(
     settings: &Settings,
     compute: &Compute,
 ) -> Result<(), EvaluateError> {
-    let found = precision_recall(samples, reference, settings.pr_mode, compute)
-        .map_err(EvaluateError::metric("Precision and Recall"))?;
+    let found = match precision_recall(samples, reference, settings.pr_mode, compute) {
+        Err(e @ MetricError::TooFew { .. }) => {
+            report.skip(Metric::Precision, e.to_string());
+            report.skip(Metric::Recall, e.to_string());
+            return Ok(());
+        }
+        found => found.map_err(EvaluateError::metric("Precision and Recall"))?,
+    };
     let arithmetic = match settings.pr_mode {
         PrMode::F32 => "distances as in f64",
         PrMode::Adm => "the TF evaluator's f16 distances",
@@ -225,7 +237,14 @@ fn kernel(
     compute: &Compute,
 ) -> Result<(), EvaluateError> {
     let title = name(network, "KID", "kernel distance");
-    let found = kid(samples, reference, compute).map_err(EvaluateError::metric(&title))?;
+    let found = match kid(samples, reference, compute) {
+        Err(e @ MetricError::TooFew { .. }) => {
+            report.skip(Metric::Kid, e.to_string());
+            report.skip(Metric::KidSubsets, e.to_string());
+            return Ok(());
+        }
+        found => found.map_err(EvaluateError::metric(&title))?,
+    };
     let definition = "unbiased MMD² with (xᵀy/d + 1)³, all images";
     report.add(Metric::Kid, measured(&title, definition, found.value).with_error(found.standard_error));
     let protocol = settings.kid;

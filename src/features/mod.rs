@@ -20,9 +20,7 @@ use dpar_export_metrics::{Compute, Resize, Resizer};
 use dpar_export_spec::GraphSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{
-    BundleError, ExtractorBundle, ExtractorSpec, ForeignExtractor, Normalise, digest, port_width,
-};
+use crate::bundle::{ExtractorBundle, ExtractorSpec, ForeignExtractor, Normalise, digest, port_width};
 use crate::runtime::{Progress, RunError};
 
 /// How an extractor is used.
@@ -63,6 +61,26 @@ pub struct ExtractorIdentity {
     pub normalise: Option<Normalise>,
     /// The engine that runs it, with its version.
     pub engine: String,
+    /// Where it runs: `cpu`, or device and provider.
+    pub device: String,
+}
+
+impl ExtractorIdentity {
+    /// Whether the network is FID-Inception: the distance on no other network's features is called FID.
+    pub fn is_fid(&self) -> bool {
+        self.distance == "FID"
+    }
+}
+
+/// Where an engine runs, as far as results depend on it: not the number of the device. On the processor it is `cpu`
+/// alone: an engine has one provider there, whose name may list what the machine can do.
+pub(crate) fn device(info: &EngineInfo) -> String {
+    if info.device == "cpu" {
+        return info.device.clone();
+    }
+    let (kind, rest) = info.device.split_once(':').unwrap_or((&info.device, ""));
+    let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{kind}{rest}, {}", info.provider)
 }
 
 /// Activations of N images, row-major.
@@ -167,6 +185,7 @@ impl FeatureExtractor {
             resize,
             normalise: spec.normalise,
             engine: format!("{} {}", info.engine, info.version),
+            device: device(&info),
         };
         let compute = Compute::new(options.threads)?;
         let batch = options.batch.max(1);
@@ -289,17 +308,6 @@ fn renormalise(values: &mut [f32], plane: usize, resize: Resize, to: Normalise) 
         let (scale, shift) = ((one - zero) / std, (zero - mean) / std);
         plane.iter_mut().for_each(|v| *v = *v * scale + shift);
     }
-}
-
-/// Whether a path can be opened as an extractor: for messages before long work.
-///
-/// # Errors
-/// As [`FeatureExtractor::open`] for what can be known without an engine.
-pub fn check_extractor(path: &Utf8Path) -> Result<(), BundleError> {
-    if path.extension() == Some("onnx") && path.is_file() {
-        return Ok(());
-    }
-    ExtractorBundle::open(path).map(|_| ())
 }
 
 #[cfg(test)]

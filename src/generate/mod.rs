@@ -17,7 +17,7 @@ pub use llamagen::LlamagenModel;
 pub use model::{ClosedPatch, SlotLogits, StepModel};
 pub use teacher::{TeacherForced, shift_entropy};
 
-use sampler::{SampleError, Sampler, SamplerOptions, guide, image_key, uniform};
+use sampler::{SampleError, Sampler, SamplerOptions, guide, image_key, random_class, uniform};
 
 /// The additive mask value of a slot that may not be looked at: exp underflows to 0 after softmax's shift, and
 /// a fully masked (padding) line stays finite.
@@ -47,6 +47,13 @@ pub struct Request {
     pub index: u64,
     /// Class label.
     pub class: i64,
+}
+
+impl Request {
+    /// The image of that index with the class that follows from the seed.
+    pub fn seeded(seed: u64, index: u64, num_classes: usize) -> Self {
+        Self { index, class: random_class(image_key(seed, index), num_classes as u64) as i64 }
+    }
 }
 
 /// One decoded image.

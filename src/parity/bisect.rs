@@ -18,21 +18,25 @@ use dpar_export_onnx::external_files;
 use dpar_export_spec::{GraphSpec, PatchRule};
 use serde::Serialize;
 
-use super::decisions::{Sizes, starts, teacher_forced};
-use super::replay::{Follow, Forced, Replay, follow};
+use super::decisions::{Sizes, Tolerance, teacher_forced};
+use super::replay::{Follow, Forced, Replay, follow, is_bad_output};
 use super::report::SCHEMA_VERSION;
 use super::shadow::numbers;
 use super::stats::Accumulator;
-use super::{GRAPH_F32, bad_draw, reference};
+use super::{bad_draw, image_limit, limits, tolerance};
 use crate::bundle::{Bundle, BundleError};
 use crate::generate::{TeacherForced, prepare_model};
 use crate::runtime::{Progress, RunError, Runtime};
-use crate::verify::Status;
-use crate::verify::tolerance::FP32_ABS;
+use crate::verify::{Status, starts};
 
-/// Two bundles on one engine, |a − b| ≤ t · max(1, largest |a|): the same kernels on the same shapes. What is left is an
-/// engine whose last bit depends on where a row lies in memory.
-pub const SAME_ENGINE_F32: f64 = 1e-5;
+mod recorded;
+
+pub use recorded::against_recorded;
+
+/// Two bundles on one engine may differ by this share of what two engines may ([`GRAPH_F32`](super::GRAPH_F32) and its
+/// kin): the same kernels on the same shapes. What is left is an engine whose last bit depends on where a row lies in
+/// memory.
+pub const SAME_ENGINE: f64 = 0.1;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -123,7 +127,11 @@ impl Bisection {
                 n.node, n.op, n.max_abs, n.inputs_max_abs
             ));
         }
-        if steps.is_empty() { "nothing differs".to_owned() } else { steps.join(" → ") }
+        match (steps.is_empty(), self.verdict) {
+            (false, _) => steps.join(" → "),
+            (true, Status::Fail) => "no graph can be named".to_owned(),
+            (true, _) => "nothing differs".to_owned(),
+        }
     }
 }
 
@@ -169,13 +177,38 @@ pub fn between(
     if (x.kind, x.tokens(), x.vocab) != (y.kind, y.tokens(), y.vocab) {
         return Err(RunError::Input("the two bundles are of different systems".to_owned()));
     }
-    let limit = if same_bundle { GRAPH_F32 } else { SAME_ENGINE_F32 };
+    let precisions = [a, b].map(|r| r.bundle().manifest().precision);
+    if precisions[0] != precisions[1] {
+        return Err(RunError::Input(format!(
+            "the bundles are of unlike precision, {} and {}: graphs of two types cannot be told apart by their outputs; \
+             compare bundles of one precision, or give recorded outputs as the reference",
+            precisions[0], precisions[1]
+        )));
+    }
+    let (limit, limits) = limits(precisions[0]);
+    let image = image_limit(limit, precisions[0], [a, b].map(|r| r.arithmetic().kind));
+    let share = if same_bundle { 1.0 } else { SAME_ENGINE };
+    let bounds = Bounds { graph: limit * share, image: image * share, code_rate: limits.code_rate };
     let run = |runtime: &Runtime<'_>, progress: Progress<'_>| {
         let how = how(runtime.bundle(), forced, cfg_scale);
         follow(runtime.model()?.as_mut(), &how, forced, progress)
     };
-    let (first, second) = (run(a, progress)?, run(b, progress)?);
-    let symptom = symptom(a.bundle(), &first, &second, true)?;
+    let mut bad = Vec::new();
+    let mut keep = |name: &str, ran: Result<Replay, RunError>| match ran {
+        Ok(replay) => Ok(Some(replay)),
+        // Which graph gives such outputs is found below.
+        Err(e) if is_bad_output(&e) => {
+            bad.push(format!("{name}: {e}"));
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    };
+    let first = keep(names[0], run(a, progress))?;
+    let second = keep(names[1], run(b, progress))?;
+    let symptom = match (&first, &second) {
+        (Some(x), Some(y)) => symptom(a.bundle(), x, y, true, tolerance(&limits, cfg_scale))?,
+        _ => None,
+    };
     let mut found = Bisection {
         schema_version: SCHEMA_VERSION,
         verdict: Status::Pass,
@@ -185,8 +218,8 @@ pub fn between(
         node: None,
         note: None,
     };
-    if let Some(call) = first_call(a, b, forced, &first, cfg_scale, limit, progress)? {
-        match node(a, b, &call, limit) {
+    if let Some(call) = first_call(a, b, forced, first.as_ref(), cfg_scale, bounds, progress)? {
+        match node(a, b, &call, bounds) {
             Ok(node) => {
                 if node.is_none() {
                     let note = "with every intermediate value an output, no single node differs: kernels that an \
@@ -212,127 +245,24 @@ pub fn between(
         let (x, y) = (rule(&x.patch_rule), rule(&y.patch_rule));
         found.note = Some(format!("the patch rules in the two configurations differ: {x} and {y}"));
     }
+    if !bad.is_empty() {
+        found.note = Some(bad.into_iter().chain(found.note.take()).collect::<Vec<_>>().join("; "));
+        found.verdict = Status::Fail;
+    }
     if found.symptom.is_some() || found.graph.is_some() || x.patch_rule != y.patch_rule {
         found.verdict = Status::Fail;
     }
     Ok(found)
 }
 
-/// Finds where an engine parts from recorded outputs. They hold no intermediate values, so the graph is inferred from
-/// which of them differ.
-///
-/// # Errors
-/// When the recording does not fit, the engine cannot run, or the caller asked to stop.
-pub fn against_recorded(
-    runtime: &Runtime<'_>,
-    folder: &Utf8Path,
-    progress: Progress<'_>,
-) -> Result<Bisection, RunError> {
-    let bundle = runtime.bundle();
-    let golden = reference::read(bundle.system(), folder)?;
-    if let Some(found) = other_rule(runtime, folder, &golden.replay) {
-        return Ok(found);
-    }
-    let how = how(bundle, &golden.forced, 1.0);
-    let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
-    let symptom = symptom(bundle, &golden.replay, &own, false)?;
-    let mut graph = None;
-    let mut note = None;
-    if let Some(symptom) = &symptom {
-        let named = inferred(runtime, &golden, symptom, progress)?;
-        note = Some(match named.len() {
-            0 => "every entropy agrees: the patch rule, and no graph, decides otherwise".to_owned(),
-            _ => "recorded outputs hold no intermediate values: give a bundle that is known to be good as --reference \
-                  to name the node"
-                .to_owned(),
-        });
-        let found = GraphFinding { graphs: named, slot: Some(symptom.slot), output: None, max_abs: None };
-        graph = Some(found).filter(|g| !g.graphs.is_empty());
-    }
-    Ok(Bisection {
-        schema_version: SCHEMA_VERSION,
-        verdict: if symptom.is_some() { Status::Fail } else { Status::Pass },
-        sources: recorded(runtime, folder),
-        symptom,
-        graph,
-        node: None,
-        note,
-    })
-}
-
-fn recorded(runtime: &Runtime<'_>, folder: &Utf8Path) -> [Source; 2] {
-    let name = folder.file_name().unwrap_or("reference").to_owned();
-    [Source { name, engine: None, bundle: None }, source(&runtime.info().engine, runtime)]
-}
-
-/// Whether the bundle's patch rule gives other patches than recorded for the recorded entropies: exact, so it comes first.
-fn other_rule(runtime: &Runtime<'_>, folder: &Utf8Path, golden: &Replay) -> Option<Bisection> {
-    let system = runtime.bundle().system();
-    let (rule, t) = (&system.patch_rule, system.tokens());
-    if rule.mode.uses_entropy() && golden.entropy.iter().all(|e| e.is_nan()) {
-        return None;
-    }
-    let (image, slot) = golden.patch_lengths.iter().enumerate().find_map(|(image, lengths)| {
-        let (r, f) = (starts(lengths), starts(&rule.lengths(t, &golden.entropy[image * t..(image + 1) * t])));
-        (0..t).find(|slot| r.get(*slot) != f.get(*slot)).map(|slot| (image, slot))
-    })?;
-    let threshold = rule.threshold.map(|v| format!(", threshold {v}")).unwrap_or_default();
-    let what = format!(
-        "boundary differs for the recorded entropy (e = {}{threshold}, at most {} tokens)",
-        golden.entropy[image * t + slot],
-        rule.longest_patch(t)
-    );
-    Some(Bisection {
-        schema_version: SCHEMA_VERSION,
-        verdict: Status::Fail,
-        sources: recorded(runtime, folder),
-        symptom: Some(Symptom { image, slot, what }),
-        graph: None,
-        node: None,
-        note: Some("the patch rule, and no graph, decides otherwise".to_owned()),
-    })
-}
-
-/// Which graphs can be at fault.
-fn inferred(
-    runtime: &Runtime<'_>,
-    golden: &reference::Reference,
-    symptom: &Symptom,
-    progress: Progress<'_>,
-) -> Result<Vec<String>, RunError> {
-    let system = runtime.bundle().system();
-    let named = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-    if symptom.what.starts_with("entropy") {
-        return Ok(named(&["entropy_step"]));
-    }
-    if symptom.what.starts_with("boundary") {
-        return Ok(if symptom.what.contains("entropies agree") {
-            Vec::new()
-        } else {
-            named(&["entropy_step"])
-        });
-    }
-    if system.dpar().is_none() {
-        return Ok(named(&["llamagen_step"]));
-    }
-    // Slot 0 sees the class alone: neither the encoder nor a patch has run.
-    if symptom.slot == 0 {
-        return Ok(named(&["start", "global_step", "decoder_step"]));
-    }
-    let ids: Vec<i64> = golden.forced.tokens.iter().map(|t| i64::from(*t)).collect();
-    let lengths = &golden.replay.patch_lengths;
-    let whole = runtime.score(&ids, &golden.forced.labels, Some(lengths), ids.len(), progress)?;
-    let mut sums = Accumulator::default();
-    sums.add(&golden.replay.conditional, &whole.logits);
-    let steps = ["encoder_step", "patch_embed", "global_step", "decoder_step"];
-    let pass = sums.finish("", f64::from(FP32_ABS)).status == Status::Pass;
-    // Where `score` agrees, its weights do: the fault lies in the step graphs.
-    Ok(if pass { named(&steps) } else { named(&[&steps[..], &["score"]].concat()) })
-}
-
-/// The first slot at which two replays differ.
-fn symptom(bundle: &Bundle, a: &Replay, b: &Replay, guided: bool) -> Result<Option<Symptom>, RunError> {
-    let limit = f64::from(FP32_ABS);
+/// The first slot at which two replays differ by more than `limit`.
+fn symptom(
+    bundle: &Bundle,
+    a: &Replay,
+    b: &Replay,
+    guided: bool,
+    limit: Tolerance,
+) -> Result<Option<Symptom>, RunError> {
     let sizes = sizes(bundle);
     let compared = teacher_forced(sizes, a, b, guided, limit).map_err(bad_draw)?;
     let firsts = compared.decisions.first_off.iter().enumerate();
@@ -343,14 +273,15 @@ fn symptom(bundle: &Bundle, a: &Replay, b: &Replay, guided: bool) -> Result<Opti
     let e = [a.entropy[at], b.entropy[at]];
     let what = if starts[0].get(slot) != starts[1].get(slot) {
         let threshold = bundle.patch_rule().threshold.map(|v| format!(", threshold {v}")).unwrap_or_default();
-        let agree = if e[0].to_bits() == e[1].to_bits() || (f64::from(e[0]) - f64::from(e[1])).abs() <= limit
+        let agree = if e[0].to_bits() == e[1].to_bits()
+            || (f64::from(e[0]) - f64::from(e[1])).abs() <= limit.entropy
         {
             " and the entropies agree"
         } else {
             ""
         };
         format!("boundary differs{agree} (e = {} vs {}{threshold})", e[0], e[1])
-    } else if (f64::from(e[0]) - f64::from(e[1])).abs() > limit {
+    } else if (f64::from(e[0]) - f64::from(e[1])).abs() > limit.entropy {
         format!("entropy differs (e = {} vs {})", e[0], e[1])
     } else {
         let pick = |r: &Replay| {
@@ -359,7 +290,7 @@ fn symptom(bundle: &Bundle, a: &Replay, b: &Replay, guided: bool) -> Result<Opti
         };
         let mut sums = Accumulator::default();
         sums.add(&pick(a), &pick(b));
-        format!("logits differ (max abs {:.1e})", sums.finish("", limit).max_abs)
+        format!("logits differ (max abs {:.1e})", sums.finish("", limit.logits).max_abs)
     };
     Ok(Some(Symptom { image, slot, what }))
 }
@@ -373,9 +304,20 @@ struct Call {
     inputs: Vec<(String, Tensor)>,
 }
 
+/// What two outputs on the same inputs may differ by.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Of the largest value.
+    graph: f64,
+    /// The same of `vq_decode`'s image.
+    image: f64,
+    /// Share of codes.
+    code_rate: f64,
+}
+
 /// What the calls of one run share.
 struct Watch {
-    limit: f64,
+    limit: Bounds,
     slot: AtomicUsize,
     in_loop: bool,
     found: Mutex<Option<Call>>,
@@ -383,7 +325,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(limit: f64, in_loop: bool) -> Arc<Self> {
+    fn new(limit: Bounds, in_loop: bool) -> Arc<Self> {
         let (slot, found, error) = (AtomicUsize::new(0), Mutex::new(None), Mutex::new(None));
         Arc::new(Self { limit, slot, in_loop, found, error })
     }
@@ -455,7 +397,9 @@ fn owned(view: &TensorView<'_>) -> Tensor {
 }
 
 /// The output that is most out of tolerance.
-fn worst(spec: &GraphSpec, a: &[Tensor], b: &[Tensor], limit: f64) -> Option<(String, f64)> {
+fn worst(spec: &GraphSpec, a: &[Tensor], b: &[Tensor], limit: Bounds) -> Option<(String, f64)> {
+    let graph = if spec.name == "vq_decode" { limit.image } else { limit.graph };
+    let limit = Bounds { graph, ..limit };
     let pairs = spec.outputs.iter().zip(a.iter().zip(b));
     let off = pairs.filter_map(|(port, (a, b))| {
         let (status, max) = difference(a, b, limit);
@@ -464,10 +408,14 @@ fn worst(spec: &GraphSpec, a: &[Tensor], b: &[Tensor], limit: f64) -> Option<(St
     off.max_by(|x, y| x.1.total_cmp(&y.1))
 }
 
-fn difference(a: &Tensor, b: &Tensor, limit: f64) -> (Status, f64) {
+fn difference(a: &Tensor, b: &Tensor, limit: Bounds) -> (Status, f64) {
     let mut sums = Accumulator::default();
     sums.add(&numbers(a), &numbers(b));
-    (sums.scaled("", limit).status, sums.largest().unwrap_or(0.0))
+    let stats = match a.as_i64() {
+        Some(_) => sums.share("", limit.code_rate),
+        None => sums.scaled("", limit.graph),
+    };
+    (stats.status, sums.largest().unwrap_or(0.0))
 }
 
 /// The first call that differs: in the loop, then over whole sequences, then in the tokenizer.
@@ -475,9 +423,9 @@ fn first_call(
     a: &Runtime<'_>,
     b: &Runtime<'_>,
     forced: &Forced,
-    replay: &Replay,
+    replay: Option<&Replay>,
     cfg_scale: f32,
-    limit: f64,
+    limit: Bounds,
     progress: Progress<'_>,
 ) -> Result<Option<Call>, RunError> {
     let system = a.bundle().system();
@@ -498,7 +446,12 @@ fn first_call(
     if let Some(call) = watch.take()? {
         return Ok(Some(call));
     }
-    ran?;
+    // Outputs that are no numbers in both sources: no call tells them apart.
+    let replay = match (ran, replay) {
+        (Ok(_), Some(replay)) => replay,
+        (Err(e), Some(_)) => return Err(e),
+        (_, None) => return Ok(None),
+    };
 
     let ids: Vec<i64> = forced.tokens.iter().map(|t| i64::from(*t)).collect();
     let watch = Watch::new(limit, false);
@@ -523,7 +476,12 @@ fn first_call(
 }
 
 /// The first node of a call that differs.
-fn node(a: &Runtime<'_>, b: &Runtime<'_>, call: &Call, limit: f64) -> Result<Option<NodeFinding>, RunError> {
+fn node(
+    a: &Runtime<'_>,
+    b: &Runtime<'_>,
+    call: &Call,
+    limit: Bounds,
+) -> Result<Option<NodeFinding>, RunError> {
     let temp = tempfile::tempdir().map_err(|e| RunError::Input(format!("no temporary folder: {e}")))?;
     let folder = Utf8PathBuf::from_path_buf(temp.path().to_owned())
         .map_err(|p| RunError::Input(format!("{} is not UTF-8", p.display())))?;

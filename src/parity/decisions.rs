@@ -7,11 +7,20 @@ use super::report::{DecisionKind, Decisions, JudgedFlip, Judgement, Mode, Observ
 use super::stats::Accumulator;
 use crate::generate::Stream;
 use crate::generate::sampler::{SampleError, Sampler, SamplerOptions, image_key, uniform};
+use crate::verify::starts;
 
 /// A margin is a near-tie up to this many times the largest error seen between the two sources, at slots where they
 /// decided alike. 2, because both sides of a gap may be off; and 2 again, because the largest of some hundred
 /// errors is not the largest there is. Sources that agree to the last bit have no near-ties.
 pub const UNSEEN: f64 = 4.0;
+
+/// Largest errors between two sources that are no failure, |a − b| ≤ t + t·|a|.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tolerance {
+    pub(crate) entropy: f64,
+    /// Of the logits that are compared, guided or not.
+    pub(crate) logits: f64,
+}
 
 /// Sizes and rule of what is compared.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +46,7 @@ pub(crate) fn teacher_forced(
     a: &Replay,
     b: &Replay,
     guided: bool,
-    tolerance: f64,
+    tolerance: Tolerance,
 ) -> Result<Compared, SampleError> {
     let (t, vocab) = (sizes.tokens, sizes.vocab);
     let n = a.patch_lengths.len().min(b.patch_lengths.len());
@@ -59,7 +68,7 @@ pub(crate) fn teacher_forced(
             let e = [a.entropy[at], b.entropy[at]];
             let mut off = false;
             if e.iter().all(|e| !e.is_nan()) {
-                off |= entropy.add(&e[..1], &e[1..]) > tolerance;
+                off |= entropy.add(&e[..1], &e[1..]) > tolerance.entropy;
             }
             if starts[0].get(slot) != starts[1].get(slot) {
                 let before = [at, at].map(|at| at.checked_sub(1).filter(|_| slot > 0));
@@ -84,7 +93,7 @@ pub(crate) fn teacher_forced(
             }
             let range = at * vocab..(at + 1) * vocab;
             let (x, y) = (&logits_a[range.clone()], &logits_b[range]);
-            off |= logits.add(x, y) > tolerance;
+            off |= logits.add(x, y) > tolerance.logits;
             if off {
                 first_off[image].get_or_insert(slot);
             }
@@ -104,12 +113,21 @@ pub(crate) fn teacher_forced(
     let steps = [a, b].map(|r| mean_steps(r.patch_lengths[..n].iter().map(Vec::len)));
     let equal = n - parted.len();
     let mode = Mode::TeacherForced;
-    let decisions = Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, flips };
+    let ties_allowed = None;
+    let decisions =
+        Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, flips };
     Ok(Compared { observed, entropy, logits, decisions })
 }
 
 /// Compares two sets of free-running streams of the same requests, each image up to its first divergence.
-pub(crate) fn free_running(rule: &PatchRule, a: &[Stream], b: &[Stream], observed: &Observed) -> Decisions {
+/// `gap(image, slot, choices)`: the margin of a draw, see [`draw_gap`].
+pub(crate) fn free_running(
+    rule: &PatchRule,
+    a: &[Stream],
+    b: &[Stream],
+    observed: &Observed,
+    gap: &mut dyn FnMut(usize, usize, [u32; 2]) -> Option<f64>,
+) -> Decisions {
     let mut flips = Vec::new();
     let mut slots = 0;
     for (image, (a, b)) in a.iter().zip(b).enumerate() {
@@ -124,9 +142,9 @@ pub(crate) fn free_running(rule: &PatchRule, a: &[Stream], b: &[Stream], observe
                 break;
             }
             if a.tokens[slot] != b.tokens[slot] {
-                let choices = [a.tokens[slot], b.tokens[slot]].map(i64::from);
-                let margin = f64::from(a.margin[slot].min(b.margin[slot]));
-                flips.push(open_flip(DecisionKind::Draw, image, slot, choices, Some(margin)));
+                let tokens = [a.tokens[slot], b.tokens[slot]];
+                let margin = gap(image, slot, tokens);
+                flips.push(open_flip(DecisionKind::Draw, image, slot, tokens.map(i64::from), margin));
                 break;
             }
             slots += 1;
@@ -142,7 +160,8 @@ pub(crate) fn free_running(rule: &PatchRule, a: &[Stream], b: &[Stream], observe
     for flip in &flips {
         first_off[flip.image] = Some(flip.slot);
     }
-    Decisions { mode: Mode::FreeRunning, images: n, equal, slots, mean_steps: steps, first_off, flips }
+    let (mode, ties_allowed) = (Mode::FreeRunning, None);
+    Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, flips }
 }
 
 fn raise(largest: &mut Option<f64>, value: f64) {
@@ -156,11 +175,6 @@ fn largest(a: &[f32], b: &[f32]) -> f64 {
 fn mean_steps(counts: impl ExactSizeIterator<Item = usize>) -> f64 {
     let n = counts.len().max(1);
     counts.sum::<usize>() as f64 / n as f64
-}
-
-/// 1 where a token opens a patch.
-pub(crate) fn starts(lengths: &[usize]) -> Vec<bool> {
-    lengths.iter().flat_map(|l| (0..*l).map(|k| k == 0)).collect()
 }
 
 fn open_flip(
@@ -215,7 +229,6 @@ pub(crate) fn judge(flip: &mut JudgedFlip, observed: &Observed, rule: &PatchRule
         DecisionKind::Boundary => observed.entropy.map(|e| e * terms),
         DecisionKind::Draw => observed.draw,
         DecisionKind::ArgMax => observed.logit,
-        DecisionKind::Code => None,
     };
     flip.limit = UNSEEN * seen.unwrap_or(0.0);
     let near = flip.limit > 0.0 && flip.margin.is_some_and(|m| m <= flip.limit);
@@ -254,8 +267,12 @@ impl Draws {
         {
             let (x, y) = (sampler.draw(a, u)?, sampler.draw(b, u)?);
             if x.token != y.token {
-                let margin = f64::from(x.margin.min(y.margin));
-                flips.push(open_flip(kind, image, slot, [x.token, y.token].map(i64::from), Some(margin)));
+                let tokens = [x.token, y.token];
+                let margin = match kind {
+                    DecisionKind::Draw => draw_gap(a, b, tokens, u),
+                    _ => logit_gap(a, b, tokens),
+                };
+                flips.push(open_flip(kind, image, slot, tokens.map(i64::from), Some(margin)));
             }
         }
         for (sums, logits) in self.sums.iter_mut().zip([a, b]) {
@@ -265,6 +282,28 @@ impl Draws {
         let cumulative = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         Ok(Found { flips, cumulative })
     }
+}
+
+/// How far two sources are from choosing each other's largest logit: the gap between the two chosen tokens, of both sources
+/// the larger. A third token that ties with one of them explains nothing.
+pub(crate) fn logit_gap(a: &[f32], b: &[f32], tokens: [u32; 2]) -> f64 {
+    let [x, y] = tokens.map(|t| t as usize);
+    let gap =
+        |logits: &[f32], chosen: usize, other: usize| f64::from(logits[chosen]) - f64::from(logits[other]);
+    gap(a, x, y).max(gap(b, y, x))
+}
+
+/// How far two sources are from drawing each other's token with `u`: the probability between `u` and the interval of the other
+/// source's token, of both sources the larger.
+pub(crate) fn draw_gap(a: &[f32], b: &[f32], tokens: [u32; 2], u: f64) -> f64 {
+    let away = |logits: &[f32], other: u32| {
+        let mut sums = vec![0.0; logits.len()];
+        cumulative(logits, &mut sums);
+        let other = other as usize;
+        let below = other.checked_sub(1).map_or(0.0, |i| sums[i]);
+        (below - u).max(u - sums[other]).max(0.0)
+    };
+    away(a, tokens[1]).max(away(b, tokens[0]))
 }
 
 /// The cumulative distribution of a softmax, in f64.
@@ -301,7 +340,8 @@ mod tests {
 
     fn compare(a: &Replay, b: &Replay) -> Compared {
         let rule = rule();
-        teacher_forced(Sizes { rule: &rule, tokens: 4, vocab: 2, seed: 0 }, a, b, true, 1e-3).unwrap()
+        let sizes = Sizes { rule: &rule, tokens: 4, vocab: 2, seed: 0 };
+        teacher_forced(sizes, a, b, true, Tolerance { entropy: 1e-3, logits: 1e-3 }).unwrap()
     }
 
     const EVEN: [f32; 8] = [0.0, 3.0, 0.0, 3.0, 0.0, 3.0, 0.0, 3.0];
@@ -352,10 +392,37 @@ mod tests {
         };
         let observed = Observed { entropy: Some(1e-6), logit: None, draw: Some(1e-7) };
         let a = [stream(&[0, 1, 0, 1], &[1, 1, 2], 1e-7)];
-        let found = free_running(&rule(), &a, &[stream(&[0, 1, 1, 0], &[1, 1, 2], 1e-3)], &observed);
+        let b = [stream(&[0, 1, 1, 0], &[1, 1, 2], 1e-3)];
+        let with = |margin| {
+            let gap = &mut |image, slot, tokens| {
+                assert_eq!((image, slot, tokens), (0, 2, [0, 1]));
+                margin
+            };
+            free_running(&rule(), &a, &b, &observed, gap)
+        };
+        let found = with(Some(1e-7));
         assert_eq!((found.flips.len(), found.slots), (1, 2));
         assert_eq!(found.flips[0].judgement, Judgement::NearTie);
-        let found = free_running(&rule(), &a, &a, &observed);
+        for margin in [Some(1e-3), None] {
+            assert_eq!(with(margin).flips[0].judgement, Judgement::Defect);
+        }
+        let found = free_running(&rule(), &a, &a, &observed, &mut |_, _, _| None);
         assert_eq!((found.flips.len(), found.equal, found.slots), (0, 1, 4));
+    }
+
+    #[test]
+    fn a_margin_is_between_the_two_chosen_tokens() {
+        // 0 and 1 tie in both; one source chose 2, which is far behind.
+        let (a, b) = ([3.0, 3.000_001, 0.0], [3.000_001, 3.0, 0.0]);
+        assert!(logit_gap(&a, &b, [1, 0]) < 2e-6);
+        assert_eq!(logit_gap(&a, &[3.0, 3.0, 3.5], [1, 2]), f64::from(3.000_001_f32));
+        // Thirds: u lies just below the boundary of 0 and 1 in one and just above it in the other.
+        let (even, tilted) = ([0.0; 3], [-1e-4, 0.0, 0.0]);
+        let u = 1.0 / 3.0 - 1e-6;
+        let near = draw_gap(&even, &tilted, [0, 1], u);
+        assert!(near > 1e-6 && near < 3e-5, "{near}");
+        // u lies at that boundary as well, but the other source drew the last token.
+        let far = draw_gap(&even, &[0.0, -20.0, 0.0], [0, 2], u);
+        assert!((far - (1.0 / 3.0 + 1e-6)).abs() < 1e-9, "{far}");
     }
 }

@@ -1,27 +1,40 @@
 //! The teacher-forced part of a golden folder as a source of a comparison.
 
 use camino::Utf8Path;
-use dpar_export_spec::SystemSpec;
+use dpar_export_spec::{Precision, SystemSpec};
 
 use super::replay::{Forced, Replay};
-use crate::arrays::ArrayFile;
 use crate::generate::shift_entropy;
 use crate::patches::unpad;
 use crate::runtime::RunError;
-use crate::verify::array_file;
+use crate::verify::open;
 
 /// Tokens that a reference gives, and what it computed for them.
 pub(crate) struct Reference {
     pub(crate) forced: Forced,
+    /// Its patch lengths are those of the source that it was last compared with, where it recorded none.
     pub(crate) replay: Replay,
+    /// Whether the reference holds patch lengths.
+    pub(crate) has_patches: bool,
+    /// Arithmetic that it was computed in: fp32 unless it says otherwise.
+    pub(crate) precision: Precision,
+}
+
+impl Reference {
+    /// Takes the patches of the source that it is compared with, where it recorded none: then no boundary can differ.
+    pub(crate) fn follow(&mut self, own: &Replay) {
+        if !self.has_patches {
+            self.replay.patch_lengths.clone_from(&own.patch_lengths);
+        }
+    }
 }
 
 /// Reads the arrays of a golden folder.
 ///
 /// # Errors
-/// When it has no teacher-forced logits, or does not fit the system.
+/// When they are not what `golden.json` recorded, have no teacher-forced logits, or do not fit the system.
 pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, RunError> {
-    let file = ArrayFile::open(array_file(folder)?)?;
+    let (file, settings) = open(folder)?;
     let (t, vocab) = (system.tokens(), system.vocab);
     let ids = file.i64("tokens", &[None, Some(t)])?;
     let n = ids.shape()[0];
@@ -32,9 +45,10 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
         fits.ok_or_else(|| RunError::Input(format!("{}: token {id} is not in 0..{vocab}", file.path())))
     };
     let tokens: Vec<u32> = ids.iter().map(token).collect::<Result<_, _>>()?;
-    let lengths = match file.contains("patch_lengths") {
+    let has_patches = file.contains("patch_lengths");
+    let patch_lengths = match has_patches {
         true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, file.path().as_str())?,
-        false => vec![vec![1; t]; n],
+        false => Vec::new(),
     };
     let entropy = match system.entropy().is_some() && file.contains("entropy") {
         true => {
@@ -46,10 +60,12 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
     Ok(Reference {
         forced: Forced { tokens, labels: labels.iter().copied().collect() },
         replay: Replay {
-            patch_lengths: lengths,
+            patch_lengths,
             entropy,
             conditional: logits.iter().copied().collect(),
             guided: None,
         },
+        has_patches,
+        precision: settings.precision(),
     })
 }

@@ -1,11 +1,14 @@
 //! What a parity run found, as data: the document that `dpar-export parity --json` prints, and what other reports are
 //! made from. Nothing here prints.
 
-use dpar_engine_api::EngineInfo;
+use std::collections::BTreeMap;
+
+use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_spec::{PatchRule, Precision, SystemKind};
 use serde::Serialize;
 
 use super::stats::TensorStats;
+use crate::verify::tolerance::Limits;
 use crate::verify::{Check, Status};
 
 /// Version of the document. It changes when a field changes its meaning or goes; new fields do not change it.
@@ -14,6 +17,18 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// Name of the reference where a comparison has one: no engine is called so.
 pub const REFERENCE: &str = "reference";
 
+/// The outcome of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Everything that was asked for was compared and passed.
+    Pass,
+    /// A comparison, a probe or a check failed.
+    Fail,
+    /// Nothing failed, but an engine that the user named did not run, or there was nothing to compare with.
+    Incomplete,
+}
+
 /// One parity run over a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ParityReport {
@@ -21,9 +36,8 @@ pub struct ParityReport {
     pub schema_version: u32,
     /// Version of this tool.
     pub tool_version: String,
-    /// `fail` when a comparison or a probe failed, or when nothing was compared. An engine that did not run does not
-    /// change it: see [`EngineResult::status`].
-    pub verdict: Status,
+    /// The outcome.
+    pub verdict: Verdict,
     /// What was run.
     pub bundle: BundleId,
     /// How it was run.
@@ -82,7 +96,7 @@ pub enum EngineStatus {
     Ran,
     /// It is not available, or refused a graph; `reason` says why.
     NotRun,
-    /// It gave outputs that cannot be: a shape, a dtype or a number that is none.
+    /// It failed while running, or gave outputs that cannot be: a shape, a dtype or a number that is none.
     Failed,
 }
 
@@ -97,6 +111,8 @@ pub struct EngineResult {
     pub status: EngineStatus,
     /// What really ran.
     pub info: Option<EngineInfo>,
+    /// What it computes graphs of this precision with.
+    pub arithmetic: Option<Arithmetic>,
     /// Why it did not run.
     pub reason: Option<String>,
     /// The next step, where there is one.
@@ -139,6 +155,8 @@ pub struct Pair {
     pub engine: String,
     /// `fail` when a tensor is out of tolerance or a decision differs by more than rounding.
     pub status: Status,
+    /// What could not be compared, and why it failed where no tensor or flip says so.
+    pub notes: Vec<String>,
     /// Largest errors between the two, from the teacher-forced run up to each image's first boundary flip.
     pub observed: Observed,
     /// Per output: `graph/output` on the same inputs, then `logits` and `entropy` of the whole loop.
@@ -184,12 +202,14 @@ pub struct Decisions {
     /// By image, the first slot whose boundary, entropy or logits differ by more than the tolerance; null where none
     /// does. Free-running: the slot of the divergence.
     pub first_off: Vec<Option<usize>>,
+    /// How many near-ties of one kind rounding explains; null = any number, as long as an image is equal to its end.
+    pub ties_allowed: Option<usize>,
     /// Every decision that differs.
     pub flips: Vec<JudgedFlip>,
 }
 
 /// Which decision differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DecisionKind {
     /// Whether a token opens a patch; choices are 1 and 0.
@@ -198,8 +218,6 @@ pub enum DecisionKind {
     Draw,
     /// Which token has the largest guided logit.
     ArgMax,
-    /// Which code an image region gets.
-    Code,
 }
 
 /// Why a decision differs.
@@ -227,8 +245,8 @@ pub struct JudgedFlip {
     pub entropy: Option<[f32; 2]>,
     /// Threshold of a boundary.
     pub threshold: Option<f32>,
-    /// Smaller distance of the two to the tie: nats, guided logits or probability; null where no rounding could
-    /// change the decision.
+    /// Boundaries: smaller distance of the two entropies to the threshold, in nats. Tokens: larger gap of the two sources
+    /// between the two choices, in guided logits or probability. Null where no rounding could change the decision.
     pub margin: Option<f64>,
     /// Largest margin that rounding explains for this pair.
     pub limit: f64,
@@ -242,24 +260,114 @@ impl ParityReport {
         self.engines.iter().any(|e| e.asked_for && e.status == EngineStatus::NotRun)
     }
 
+    /// Whether there was anything to compare with: two engines that ran, or a reference.
+    pub fn compared(&self) -> bool {
+        let checks = || self.engines.iter().flat_map(|e| &e.checks);
+        !self.pairs.is_empty() || checks().any(|c| c.status != Status::NotRun)
+    }
+
     /// The verdict over what is in the report.
     pub(crate) fn judge(&mut self) {
         let checks = || self.engines.iter().flat_map(|e| e.probes.iter().chain(&e.checks));
         let failed = self.pairs.iter().any(|p| p.status == Status::Fail)
             || self.engines.iter().any(|e| e.status == EngineStatus::Failed)
             || checks().any(|c| c.status == Status::Fail);
-        let compared =
-            self.pairs.iter().any(|p| p.status == Status::Pass) || checks().any(|c| c.status == Status::Pass);
-        self.verdict = if failed || !compared { Status::Fail } else { Status::Pass };
+        self.verdict = match failed {
+            true => Verdict::Fail,
+            false if self.missing_engine() || !self.compared() => Verdict::Incomplete,
+            false => Verdict::Pass,
+        };
+    }
+}
+
+impl Decisions {
+    /// Holds the number of near-ties against what the precision allows; says what is too much, in words.
+    pub(crate) fn count_ties(&mut self, limits: &Limits) -> Option<String> {
+        let mut near: BTreeMap<DecisionKind, usize> = BTreeMap::new();
+        for flip in self.flips.iter().filter(|f| f.judgement == Judgement::NearTie) {
+            *near.entry(flip.decision).or_default() += 1;
+        }
+        // A flip that ends the comparison of its image is a decision too.
+        let ends = |f: &&JudgedFlip| self.mode == Mode::FreeRunning || f.decision == DecisionKind::Boundary;
+        let ended = self.flips.iter().filter(ends).count();
+        if limits.tie_rate.is_none() {
+            let none_equal = self.images > 0 && ended >= self.images;
+            return none_equal.then(|| {
+                "no image is compared to its end: every one parts at a flip; take more images".to_owned()
+            });
+        }
+        let compared = self.slots + ended;
+        let allowed = limits.ties(compared);
+        self.ties_allowed = Some(allowed);
+        // Streams part once, whatever the decision; on given tokens each kind is decided at every slot.
+        let most = match self.mode {
+            Mode::FreeRunning => near.values().sum::<usize>(),
+            Mode::TeacherForced => near.values().copied().max().unwrap_or(0),
+        };
+        (most > allowed).then(|| {
+            format!(
+                "{most} near-ties in {compared} decisions are more than the {allowed} that rounding explains"
+            )
+        })
     }
 }
 
 impl Pair {
-    /// The verdict over tensors and flips.
-    pub(crate) fn judge(&mut self) {
+    /// The verdict over tensors, flips and the number of near-ties.
+    pub(crate) fn judge(&mut self, limits: &Limits) {
         let out = self.tensors.iter().any(|t| t.status == Status::Fail);
         let defect = self.decisions.iter().flat_map(|d| &d.flips).any(|f| f.judgement == Judgement::Defect);
         let compared = self.tensors.iter().any(|t| t.elements > 0);
-        self.status = if out || defect || !compared { Status::Fail } else { Status::Pass };
+        let many: Vec<String> = self.decisions.iter_mut().filter_map(|d| d.count_ties(limits)).collect();
+        self.status =
+            if out || defect || !compared || !many.is_empty() { Status::Fail } else { Status::Pass };
+        self.notes.extend(many);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dpar_engine_api::ArithmeticKind;
+
+    use super::*;
+
+    fn decisions(near: usize) -> Decisions {
+        let flip = |image| JudgedFlip {
+            decision: DecisionKind::Draw,
+            image,
+            slot: 9,
+            choices: [0, 1],
+            entropy: None,
+            threshold: None,
+            margin: Some(1e-3),
+            limit: 1e-2,
+            judgement: Judgement::NearTie,
+        };
+        Decisions {
+            mode: Mode::FreeRunning,
+            images: 4,
+            equal: 4 - near,
+            slots: 100 - near,
+            mean_steps: [1.0; 2],
+            first_off: Vec::new(),
+            ties_allowed: None,
+            flips: (0..near).map(flip).collect(),
+        }
+    }
+
+    #[test]
+    fn more_near_ties_than_the_precision_allows_fail() {
+        let fp16 = Limits::between(Precision::Fp32, Precision::Fp16, ArithmeticKind::AsGraph);
+        // 2 % of 100 decisions.
+        let mut two = decisions(2);
+        assert_eq!((two.count_ties(&fp16), two.ties_allowed), (None, Some(2)));
+        let why = decisions(3).count_ties(&fp16).unwrap();
+        assert!(why.contains("3 near-ties in 100 decisions") && why.contains("the 2 that"), "{why}");
+        // fp32: one image is compared to its end.
+        assert_eq!(decisions(3).count_ties(&Limits::FP32), None);
+        assert!(decisions(4).count_ties(&Limits::FP32).is_some());
+        let given = Decisions { mode: Mode::TeacherForced, ..decisions(4) };
+        assert_eq!(given.clone().count_ties(&Limits::FP32), None, "a draw does not end a comparison");
+        assert!(given.clone().count_ties(&fp16).is_some());
     }
 }

@@ -9,11 +9,20 @@ use dpar_export_spec::GraphSpec;
 
 use super::stats::Accumulator;
 
+/// One output over all calls.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) name: String,
+    /// Whether it is integers: codes, which are equal or not.
+    pub(crate) codes: bool,
+    pub(crate) sums: Accumulator,
+}
+
 /// What the shadows of one engine came to.
 #[derive(Debug, Default)]
 pub(crate) struct Shade {
     /// By `graph/output`, in the order of first use.
-    pub(crate) outputs: Vec<(String, Accumulator)>,
+    pub(crate) outputs: Vec<Output>,
     /// The first error; nothing is run afterwards.
     pub(crate) error: Option<EngineError>,
     index: BTreeMap<String, usize>,
@@ -24,10 +33,11 @@ impl Shade {
         for (port, (a, b)) in spec.outputs.iter().zip(baseline.iter().zip(outputs)) {
             let name = format!("{}/{}", spec.name, port.name);
             let index = *self.index.entry(name.clone()).or_insert_with(|| {
-                self.outputs.push((name, Accumulator::default()));
+                let codes = a.as_i64().is_some();
+                self.outputs.push(Output { name, codes, sums: Accumulator::default() });
                 self.outputs.len() - 1
             });
-            self.outputs[index].1.add(&numbers(a), &numbers(b));
+            self.outputs[index].sums.add(&numbers(a), &numbers(b));
         }
     }
 }

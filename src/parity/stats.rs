@@ -34,13 +34,50 @@ pub struct TensorStats {
     pub histogram: Vec<Bin>,
     /// The smallest t for which |a − b| ≤ t + t·|a| holds everywhere (a is the baseline's).
     pub smallest_tolerance: f64,
-    /// What it was held against: `smallest_tolerance`, or for the outputs of single graphs, which hold sums of large
-    /// terms, `max_abs / max(1, largest)`.
+    /// What was held against the limit.
+    pub measure: Measure,
+    /// Its value; infinite (null in JSON) where an element is no number or the sizes differ.
+    pub measured: f64,
+    /// Largest value that passes.
     pub limit: f64,
     /// Verdict.
     pub status: Status,
     /// Where the tolerance is needed most.
     pub worst: Option<Worst>,
+}
+
+impl TensorStats {
+    /// How much of the limit is used: above 1 fails.
+    pub fn used(&self) -> f64 {
+        match self.limit > 0.0 {
+            true => self.measured / self.limit,
+            false if self.measured > 0.0 => f64::INFINITY,
+            false => 0.0,
+        }
+    }
+}
+
+/// What a limit applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// `smallest_tolerance`: |a − b| / (1 + |a|).
+    Mixed,
+    /// `max_abs / max(1, largest)`: for outputs of single graphs, which hold sums of large terms.
+    OfLargest,
+    /// The share of elements that differ: for codes, which are equal or not.
+    Share,
+}
+
+impl Measure {
+    /// In words, for reports.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Mixed => "|a − b| / (1 + |a|)",
+            Self::OfLargest => "|a − b| of the largest value",
+            Self::Share => "share that differs",
+        }
+    }
 }
 
 /// One bin of the histogram.
@@ -153,19 +190,25 @@ impl Accumulator {
 
     /// The result; |a − b| ≤ limit + limit·|a| must hold for every element.
     pub(crate) fn finish(&self, name: &str, limit: f64) -> TensorStats {
-        self.result(name, limit, self.needed)
+        self.result(name, limit, Measure::Mixed, self.needed)
     }
 
     /// The result; |a − b| ≤ limit · max(1, largest |a|) must hold for every element.
     pub(crate) fn scaled(&self, name: &str, limit: f64) -> TensorStats {
-        self.result(name, limit, self.max_abs / self.largest.max(1.0))
+        self.result(name, limit, Measure::OfLargest, self.max_abs / self.largest.max(1.0))
     }
 
-    fn result(&self, name: &str, limit: f64, measure: f64) -> TensorStats {
+    /// The result for codes; a share of at most `limit` may differ.
+    pub(crate) fn share(&self, name: &str, limit: f64) -> TensorStats {
+        let unequal = self.elements - self.non_finite - self.counts[0];
+        self.result(name, limit, Measure::Share, unequal as f64 / self.elements.max(1) as f64)
+    }
+
+    fn result(&self, name: &str, limit: f64, measure: Measure, value: f64) -> TensorStats {
         let length = (self.squares[0] * self.squares[1]).sqrt();
         let cosine = if length > 0.0 { (self.dot / length).clamp(-1.0, 1.0) } else { 1.0 };
         let edges = EDGES.iter().map(|e| Some(*e)).chain([None]);
-        let pass = !self.unlike && self.non_finite == 0 && measure <= limit;
+        let measured = if self.unlike || self.non_finite > 0 { f64::INFINITY } else { value };
         TensorStats {
             name: name.to_owned(),
             calls: self.calls,
@@ -179,8 +222,10 @@ impl Accumulator {
             cosine,
             histogram: edges.zip(self.counts).map(|(up_to, count)| Bin { up_to, count }).collect(),
             smallest_tolerance: self.needed,
+            measure,
+            measured,
             limit,
-            status: if pass { Status::Pass } else { Status::Fail },
+            status: if measured <= limit { Status::Pass } else { Status::Fail },
             worst: self.worst.clone(),
         }
     }
@@ -224,6 +269,11 @@ mod tests {
         // 0.5 of a largest value of 3.
         assert_eq!(sums.scaled("x", 0.17).status, Status::Pass);
         assert_eq!(sums.scaled("x", 0.16).status, Status::Fail);
+        let (mixed, scaled, share) = (sums.finish("x", 0.1), sums.scaled("x", 0.1), sums.share("x", 0.1));
+        assert_eq!((mixed.measure, mixed.measured), (Measure::Mixed, 0.125));
+        assert_eq!((scaled.measure, scaled.measured), (Measure::OfLargest, 0.5 / 3.0));
+        assert_eq!((share.measure, share.measured, share.status), (Measure::Share, 0.25, Status::Fail));
+        assert_eq!(sums.share("x", 0.25).status, Status::Pass);
     }
 
     #[test]
@@ -231,7 +281,8 @@ mod tests {
         let mut sums = Accumulator::default();
         assert_eq!(sums.add(&[f32::NAN, 1.0], &[f32::NAN, 1.0]), f64::INFINITY);
         let s = sums.finish("x", 1.0);
-        assert_eq!((s.status, s.non_finite), (Status::Fail, 1));
+        assert_eq!((s.status, s.non_finite, s.measured), (Status::Fail, 1, f64::INFINITY));
+        assert_eq!(sums.share("x", 1.0).status, Status::Fail);
         assert_eq!(sums.largest(), Some(f64::INFINITY));
         let mut sums = Accumulator::default();
         assert_eq!(sums.add(&[1.0], &[1.0, 2.0]), f64::INFINITY);

@@ -49,6 +49,9 @@ fn properties(page: &Page, column: &Column) -> Vec<(&'static str, String)> {
         properties.push(("device", e.device.clone()));
         properties.push(("provider", e.provider.clone()));
     }
+    if let Some(arithmetic) = &column.arithmetic {
+        properties.push(("arithmetic", arithmetic.clone()));
+    }
     properties
 }
 
@@ -70,9 +73,10 @@ fn status(check: &Check) -> TestCaseStatus {
         Status::Fail => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             let (kind, message) = match (check.max_abs, check.limit) {
-                (Some(found), Some(limit)) => {
-                    ("tolerance", format!("largest difference {found:.2e}, allowed is {limit:.2e}"))
-                }
+                (Some(found), Some(limit)) => (
+                    "tolerance",
+                    format!("largest difference {found:.2e}, allowed is {limit:.2e}: {}", check.detail),
+                ),
                 _ => ("decision", check.detail.clone()),
             };
             status.set_type(kind).set_message(message.as_str()).set_description(description(check));

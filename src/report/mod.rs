@@ -44,6 +44,8 @@ pub struct Column {
     pub label: String,
     /// What ran; `None` where the engine did not.
     pub engine: Option<EngineInfo>,
+    /// What it computed graphs of this precision with, where that is known.
+    pub arithmetic: Option<String>,
     /// Why the engine did not run.
     pub not_run: Option<String>,
     /// Whether that is a failure: it was asked for.
@@ -56,13 +58,13 @@ impl Column {
     /// The results of an engine that ran.
     pub fn new(engine: EngineInfo, checks: Vec<Check>) -> Self {
         let label = format!("{} {}", engine.engine, engine.version);
-        Self { label, engine: Some(engine), not_run: None, required: true, checks }
+        Self { label, engine: Some(engine), arithmetic: None, not_run: None, required: true, checks }
     }
 
     /// An engine that was asked for and did not run, and why.
     pub fn absent(name: &str, why: impl Into<String>) -> Self {
         let (label, not_run) = (name.to_owned(), Some(why.into()));
-        Self { label, engine: None, not_run, required: true, checks: Vec::new() }
+        Self { label, engine: None, arithmetic: None, not_run, required: true, checks: Vec::new() }
     }
 
     /// Whether it should have run and did not.

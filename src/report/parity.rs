@@ -4,17 +4,24 @@ use super::{Column, Page, Verdict};
 use crate::bundle::Bundle;
 use crate::parity::report::{
     DecisionKind, Decisions, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport,
+    Verdict as Found,
 };
 use crate::parity::stats::TensorStats;
 use crate::verify::{Check, Decision, Flip, Status};
 
 impl Page {
-    /// The page of a parity run. An engine that was asked for and did not run fails it, as its exit code says.
+    /// The page of a parity run. An engine that was asked for and did not run fails it, as its exit code says, and so does
+    /// a run without anything to compare with.
     pub fn of_parity(report: &ParityReport, bundle: &Bundle) -> Self {
-        let columns = report.engines.iter().map(|e| column(e, &report.pairs)).collect();
+        let mut columns: Vec<Column> = report.engines.iter().map(|e| column(e, &report.pairs)).collect();
+        if !report.compared() {
+            let detail = "fewer than two engines ran and there is no reference: nothing was compared";
+            for column in columns.iter_mut().filter(|c| c.not_run.is_none()) {
+                column.checks.insert(0, Check::failed("comparison", detail));
+            }
+        }
         let mut page = Self::new("parity", bundle, columns);
-        let pass = report.verdict == Status::Pass && !report.missing_engine();
-        page.verdict = if pass { Verdict::Pass } else { Verdict::Fail };
+        page.verdict = if report.verdict == Found::Pass { Verdict::Pass } else { Verdict::Fail };
         page
     }
 }
@@ -24,6 +31,15 @@ fn column(engine: &EngineResult, pairs: &[Pair]) -> Column {
     for pair in pairs.iter().filter(|p| p.engine == engine.engine) {
         checks.extend(pair.decisions.iter().map(|d| decisions(pair, d)));
         checks.extend(tensors(pair));
+        if !pair.notes.is_empty() {
+            let name = format!("notes against {}", pair.baseline);
+            let note = Check::failed(&name, pair.notes.join("; "));
+            // A pair that passes has only notes on what was not compared.
+            checks.push(match pair.status {
+                Status::Fail => note,
+                _ => Check { status: Status::NotRun, ..note },
+            });
+        }
     }
     checks.extend(engine.checks.iter().chain(&engine.probes).cloned());
     let label = match &engine.info {
@@ -34,8 +50,10 @@ fn column(engine: &EngineResult, pairs: &[Pair]) -> Column {
     Column {
         label,
         engine: engine.info.clone(),
-        not_run: (engine.status != EngineStatus::Ran).then(reason),
-        required: engine.asked_for || engine.status == EngineStatus::Failed,
+        arithmetic: engine.arithmetic.as_ref().map(|a| a.text.clone()),
+        // What failed while it ran is among the checks.
+        not_run: (engine.status == EngineStatus::NotRun).then(reason),
+        required: engine.asked_for,
         checks,
     }
 }
@@ -44,8 +62,7 @@ fn column(engine: &EngineResult, pairs: &[Pair]) -> Column {
 fn tensors(pair: &Pair) -> Vec<Check> {
     let (graphs, whole): (Vec<_>, Vec<_>) = pair.tensors.iter().partition(|t| t.name.contains('/'));
     let failed: Vec<&TensorStats> = graphs.iter().copied().filter(|t| t.status == Status::Fail).collect();
-    let share = |t: &TensorStats| if t.limit > 0.0 { t.max_abs / t.limit } else { f64::INFINITY };
-    let worst = graphs.iter().copied().max_by(|a, b| share(a).total_cmp(&share(b)));
+    let worst = graphs.iter().copied().max_by(|a, b| a.used().total_cmp(&b.used()));
     let mut checks: Vec<Check> =
         whole.iter().map(|t| tensor(t, format!("{} against {}", t.name, pair.baseline))).collect();
     match (failed.as_slice(), worst) {
@@ -64,11 +81,15 @@ fn tensor(stats: &TensorStats, name: String) -> Check {
     Check {
         name,
         status: stats.status,
-        max_abs: Some(stats.max_abs),
+        max_abs: Some(stats.measured),
         limit: Some(stats.limit),
         detail: format!(
-            "{} values, {} ULP, cosine {:.9}; would pass from {:.1e}",
-            stats.elements, stats.max_ulp, stats.cosine, stats.smallest_tolerance
+            "{}; {} values, max abs {:.1e}, {} ULP, cosine {:.9}",
+            stats.measure.text(),
+            stats.elements,
+            stats.max_abs,
+            stats.max_ulp,
+            stats.cosine
         ),
         flips: Vec::new(),
     }
@@ -80,6 +101,7 @@ fn decisions(pair: &Pair, found: &Decisions) -> Check {
         Mode::FreeRunning => "decisions on its own tokens",
     };
     let defects = found.flips.iter().any(|f| f.judgement == Judgement::Defect);
+    let allowed = found.ties_allowed.map(|n| format!("; {n} near-ties allowed")).unwrap_or_default();
     let [baseline, steps] = found.mean_steps;
     Check {
         name: format!("{mode} against {}", pair.baseline),
@@ -87,7 +109,7 @@ fn decisions(pair: &Pair, found: &Decisions) -> Check {
         max_abs: None,
         limit: None,
         detail: format!(
-            "{} of {} images equal, {} slots; mean steps {baseline:.4} and {steps:.4}",
+            "{} of {} images equal, {} slots; mean steps {baseline:.4} and {steps:.4}{allowed}",
             found.equal, found.images, found.slots
         ),
         flips: found.flips.iter().map(flip).collect(),
@@ -99,7 +121,6 @@ fn flip(judged: &JudgedFlip) -> Flip {
         decision: match judged.decision {
             DecisionKind::Boundary => Decision::Boundary,
             DecisionKind::Draw | DecisionKind::ArgMax => Decision::Token,
-            DecisionKind::Code => Decision::Code,
         },
         image: judged.image,
         slot: judged.slot,

@@ -103,7 +103,11 @@ fn cell(column: &Column, name: &str) -> Markup {
 /// The largest difference and its share of what is allowed.
 fn measure(check: &Check) -> Markup {
     let Some((found, limit)) = check.max_abs.zip(check.limit) else { return html! {} };
-    let percent = if limit > 0.0 { found / limit * 100.0 } else { f64::INFINITY };
+    let percent = match limit > 0.0 {
+        true => found / limit * 100.0,
+        false if found == 0.0 => 0.0,
+        false => f64::INFINITY,
+    };
     let class = if percent > 100.0 || percent.is_nan() { "share over" } else { "share" };
     let width = if percent.is_finite() { percent.clamp(0.0, 100.0) } else { 100.0 };
     html! {
@@ -163,8 +167,14 @@ fn flips(page: &Page) -> Markup {
 
 fn how(samples: &Samples) -> String {
     let draw = samples.draw;
+    // A parity run shows what it drew.
+    let fewer = if samples.items.len() < usize::from(draw.num) {
+        format!(" (the run drew no more: --images is fewer than the {} of --report-images)", draw.num)
+    } else {
+        String::new()
+    };
     format!(
-        "{} images drawn by {} for this report: seed {}, guidance {}",
+        "{} images drawn by {} for this report{fewer}: seed {}, guidance {}",
         samples.items.len(),
         samples.engine,
         draw.seed,
@@ -291,18 +301,18 @@ fn steps(samples: &Samples) -> Markup {
 }
 
 fn environment(page: &Page) -> Markup {
-    let engines = page.columns.iter().filter_map(|c| c.engine.as_ref());
+    let engines = page.columns.iter().filter_map(|c| Some((c.engine.as_ref()?, c)));
     let table = html! {
         table {
             thead {
                 tr {
-                    @for title in ["Engine", "Version", "Device", "Provider", "Threads", "Library"] {
+                    @for title in ["Engine", "Version", "Device", "Provider", "Threads", "Library", "Computes"] {
                         th scope="col" { (title) }
                     }
                 }
             }
             tbody {
-                @for e in engines {
+                @for (e, column) in engines {
                     tr {
                         th scope="row" { (e.engine) }
                         td { (e.version) }
@@ -310,6 +320,7 @@ fn environment(page: &Page) -> Markup {
                         td { (e.provider) }
                         td { (e.threads.map_or_else(|| "its choice".to_owned(), |t| t.to_string())) }
                         td { (e.library.as_deref().map_or("compiled in", |l| l.rsplit('/').next().unwrap_or(l))) }
+                        td { (column.arithmetic.as_deref().unwrap_or("–")) }
                     }
                 }
             }

@@ -25,7 +25,7 @@ use crate::runtime::{RunError, Runtime};
 use crate::verify::tolerance::Limits;
 use crate::verify::{Flip, ReferenceStreams};
 
-pub use reference::{RealImages, ReferenceFolder};
+pub use reference::{Real, ReferenceFolder};
 
 /// Images that are decoded and looked at together: bounds memory.
 const CHUNK: usize = 256;
@@ -193,6 +193,10 @@ pub fn reproduce(
             options.num.unwrap_or(0)
         )));
     }
+    let compute = Compute::new(options.threads)?;
+    if let Some(extractor) = extractor.as_deref_mut() {
+        reference.look(extractor, &compute, step)?;
+    }
     let requests = recorded.requests(n, system.num_classes);
     let mut tell = |done, total| step("decoding streams", done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
@@ -202,22 +206,22 @@ pub fn reproduce(
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();
 
-    let compute = Compute::new(options.threads)?;
     let mut gates = vec![gates::labels(labels, n)];
-    gates.extend(gates::streams(&flips, n, bundle.manifest().precision == Precision::Fp32));
-    gates.push(gates::steps(&steps, &counted, &flips)?);
+    let exact = bundle.manifest().precision == Precision::Fp32;
+    let parted = gates::Parted { flips: &flips, of: n, exact };
+    gates.extend(gates::streams(parted));
+    gates.push(gates::steps(&steps, &counted, parted)?);
 
     let mut looked = None;
     if let Some(extractor) = extractor.as_deref_mut() {
         let pair = pair(runtime, extractor, &streams, &recorded, options.batch, step)?;
-        reference.look(extractor, step)?;
         let real = reference.real();
         let wanted = measure(&pair.reference, real, &compute, step)?;
         let same = pair.found == pair.reference;
         let found = if same { wanted.clone() } else { measure(&pair.found, real, &compute, step)? };
         if let Some(real) = real {
             let name = extractor.identity().distance.clone();
-            gates.extend(gates::distances(&name, &pair, real, (&found, &wanted), &flips, &compute)?);
+            gates.extend(gates::distances(&name, &pair, real, (&found, &wanted), parted, &compute)?);
         }
         looked = Some((found, wanted));
     }
@@ -251,7 +255,7 @@ pub fn run_seed(
     decode: &DecodeOptions,
     n: usize,
     extractor: Option<&mut FeatureExtractor>,
-    real: Option<&Activations>,
+    real: Option<&Real>,
     options: ReproduceOptions,
     step: Step<'_>,
 ) -> Result<paper::Run, RunError> {
@@ -327,9 +331,6 @@ fn pair(
     if let (Some(to), Some(from)) = (&mut found.logits, &new.logits) {
         put(to, from, new.count);
     }
-    if let (Some(to), Some(from)) = (&mut found.spatial, &new.spatial) {
-        put(to, from, new.count);
-    }
     Ok(Pair { found, reference })
 }
 
@@ -352,7 +353,8 @@ fn look_at(
         let pixels = to_u8_nhwc(&images, rows, size, size);
         let before = all.count;
         let more = extractor.run(&pixels, (size, size), &mut |done, _| step(what, before + done, total))?;
-        all.append(more)?;
+        // No metric here is on spatial features.
+        all.append(Activations { spatial: None, ..more })?;
     }
     Ok(all)
 }
@@ -371,7 +373,7 @@ pub(crate) fn rows(activations: &Activations) -> Result<Rows<'_>, RunError> {
 /// The numbers of a set of images; those that need real images are `None` without them.
 fn measure(
     set: &Activations,
-    real: Option<&Activations>,
+    real: Option<&Real>,
     compute: &Compute,
     step: Step<'_>,
 ) -> Result<ImageMetrics, RunError> {
@@ -393,11 +395,11 @@ fn measure(
         metrics.score = Some(score.finish()?.mean);
     }
     if let Some(real) = real {
-        let distance = frechet_distance(&moments(set, compute)?, &moments(real, compute)?, compute)?;
+        let distance = frechet_distance(&moments(set, compute)?, &real.moments, compute)?;
         metrics.distance = Some(distance.distance);
-        metrics.kid = Some(dpar_export_metrics::kid(rows(set)?, rows(real)?, compute)?.value);
-        if set.count.min(real.count) > dpar_export_metrics::NEIGHBOURS {
-            let pr = precision_recall(rows(set)?, rows(real)?, PrMode::F32, compute)?;
+        metrics.kid = Some(dpar_export_metrics::kid(rows(set)?, rows(&real.seen)?, compute)?.value);
+        if set.count.min(real.seen.count) > dpar_export_metrics::NEIGHBOURS {
+            let pr = precision_recall(rows(set)?, rows(&real.seen)?, PrMode::F32, compute)?;
             metrics.precision = Some(pr.precision);
             metrics.recall = Some(pr.recall);
         }

@@ -1,10 +1,14 @@
 //! A folder with recorded streams and, perhaps, real images.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_metrics::{Compute, Moments};
 use dpar_export_spec::SystemSpec;
 
-use super::Step;
-use crate::arrays::ArrayFile;
+use super::{CHUNK, Step, moments};
+use crate::arrays::{ArrayFile, ImageNpz};
+use crate::evaluate::EvaluateError;
+use crate::evaluate::activations::Activations as Stored;
+use crate::evaluate::report::Network;
 use crate::features::{Activations, FeatureExtractor};
 use crate::runtime::RunError;
 use crate::verify::ReferenceStreams;
@@ -12,21 +16,34 @@ use crate::verify::ReferenceStreams;
 /// Real images of the folder.
 const REAL: &str = "real_images.npz";
 
-/// Real images u8 [N, H, W, 3].
+/// Real images u8 [N, H, W, 3], read a chunk at a time.
+#[derive(Debug)]
+struct RealImages {
+    path: Utf8PathBuf,
+    npz: ImageNpz,
+    /// Images that are looked at, evenly spaced.
+    take: usize,
+    /// Mean and covariance of all real images, where the file stores them, with the network that they are of.
+    stored: Option<(Network, Moments)>,
+}
+
+/// What an extractor sees in the real images.
 #[derive(Debug, Clone)]
-pub struct RealImages {
-    pixels: Vec<u8>,
-    size: (usize, usize),
+pub struct Real {
+    /// Mean and covariance: the stored ones as they are, or those of [`Self::seen`].
+    pub moments: Moments,
+    /// Features of the images, for what needs single images.
+    pub seen: Activations,
 }
 
 /// `reference.json`, `streams_dpar.safetensors`, `streams_llamagen.safetensors`, and optionally `real_images.npz` with
-/// `arr_0` u8 [N, H, W, 3].
-#[derive(Debug, Clone)]
+/// `arr_0` u8 [N, H, W, 3], and statistics (`mu`, `sigma`) as guided-diffusion's reference files have them.
+#[derive(Debug)]
 pub struct ReferenceFolder {
     folder: Utf8PathBuf,
     images: Option<RealImages>,
     /// What the last extractor saw in the real images.
-    seen: Option<(String, Activations)>,
+    seen: Option<(String, Real)>,
 }
 
 impl ReferenceFolder {
@@ -66,38 +83,102 @@ impl ReferenceFolder {
         ReferenceStreams::open(&self.folder.join(format!("streams_{kind}.safetensors")), system)
     }
 
-    /// What the extractor sees in the real images; `None` without any. Kept for [`Self::real`].
+    /// What the extractor sees in the real images; nothing without any. Kept for [`Self::real`].
     ///
     /// # Errors
-    /// When the extractor fails, or `step` says stop.
-    pub fn look(&mut self, extractor: &mut FeatureExtractor, step: Step<'_>) -> Result<(), RunError> {
+    /// When the extractor fails, stored statistics are those of another network, or `step` says stop.
+    pub fn look(
+        &mut self,
+        extractor: &mut FeatureExtractor,
+        compute: &Compute,
+        step: Step<'_>,
+    ) -> Result<(), RunError> {
         let Some(images) = &self.images else { return Ok(()) };
         let digest = extractor.identity().digest.clone();
         if self.seen.as_ref().is_none_or(|(d, _)| *d != digest) {
-            let mut tell = |done, total| step("looking at real images", done, total);
-            self.seen = Some((digest, extractor.run(&images.pixels, images.size, &mut tell)?));
+            self.seen = Some((digest, images.look(extractor, compute, step)?));
         }
         Ok(())
     }
 
     /// What [`Self::look`] saw.
-    pub fn real(&self) -> Option<&Activations> {
-        self.seen.as_ref().map(|(_, a)| a)
+    pub fn real(&self) -> Option<&Real> {
+        self.seen.as_ref().map(|(_, real)| real)
     }
 }
 
 impl RealImages {
     fn read(path: &Utf8Path, limit: Option<usize>) -> Result<Self, RunError> {
-        let array = ArrayFile::open(path)?.u8("arr_0", &[None, None, None, Some(3)])?;
-        let shape = array.shape();
-        let (n, size) = (shape[0], (shape[1], shape[2]));
-        let length = size.0 * size.1 * 3;
-        let take = limit.unwrap_or(n).min(n);
-        if take < 2 || length == 0 {
+        let file = ArrayFile::open(path)?;
+        let stored = ["mu", "sigma"].into_iter().any(|name| file.contains(name));
+        let stored = if stored { statistics(path)? } else { None };
+        let npz = ImageNpz::open(path)?;
+        let take = limit.unwrap_or(npz.count()).min(npz.count());
+        if take < 2 {
             return Err(RunError::Input(format!("{path} gives {take} real images; at least 2 are needed")));
         }
-        let all: Vec<u8> = array.iter().copied().collect();
-        let pixels = (0..take).flat_map(|i| all[i * n / take * length..][..length].iter().copied()).collect();
-        Ok(Self { pixels, size })
+        Ok(Self { path: path.to_owned(), npz, take, stored })
+    }
+
+    fn look(
+        &self,
+        extractor: &mut FeatureExtractor,
+        compute: &Compute,
+        step: Step<'_>,
+    ) -> Result<Real, RunError> {
+        let width = extractor.widths()[0];
+        // Asked first: looking at the images may take hours.
+        if let Some((network, moments)) = &self.stored {
+            let own = match extractor.spec().is_fid() {
+                true => Network::inception(),
+                false => Network::named(&extractor.identity().name),
+            };
+            if *network != own || moments.width() != width {
+                return Err(RunError::Input(format!(
+                    "{} stores statistics of {} ({} features), the extractor is {} ({width}): give real images \
+                     without `mu` and `sigma`, or the network that they were made with",
+                    self.path,
+                    network.name,
+                    moments.width(),
+                    own.name
+                )));
+            }
+        }
+        let (n, size) = (self.npz.count(), self.npz.size());
+        let image = size.0 * size.1 * 3;
+        let mut seen = Activations { width, ..Activations::default() };
+        let (mut at, mut taken) = (0, 0);
+        self.npz.chunks((0, n), CHUNK, &mut |pixels| {
+            let mut chosen = Vec::new();
+            let end = at + pixels.len() / image;
+            while taken < self.take && taken * n / self.take < end {
+                let from = (taken * n / self.take - at) * image;
+                chosen.extend_from_slice(&pixels[from..from + image]);
+                taken += 1;
+            }
+            at = end;
+            if chosen.is_empty() {
+                return Ok(());
+            }
+            let before = seen.count;
+            let mut tell = |done, _| step("looking at real images", before + done, self.take);
+            let Activations { count, width, features, .. } = extractor.run(&chosen, size, &mut tell)?;
+            seen.append(Activations { count, width, features, ..Activations::default() })
+        })?;
+        let moments = match &self.stored {
+            Some((_, moments)) => moments.clone(),
+            None => moments(&seen, compute)?,
+        };
+        Ok(Real { moments, seen })
+    }
+}
+
+/// Stored mean and covariance, read as `evaluate` reads them.
+fn statistics(path: &Utf8Path) -> Result<Option<(Network, Moments)>, RunError> {
+    match Stored::read(path) {
+        Ok(stored) => Ok(stored.pool_moments.map(|moments| (stored.network, moments))),
+        Err(EvaluateError::Array(e)) => Err(e.into()),
+        Err(EvaluateError::Run(e)) => Err(e),
+        Err(e) => Err(RunError::Input(e.to_string())),
     }
 }

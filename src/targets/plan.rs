@@ -2,7 +2,7 @@
 //! part, so that the same plan can be built here and written down for other tools ([`super::trtexec`]).
 
 use camino::Utf8PathBuf;
-use dpar_export_spec::{GraphSpec, Override, Point, Profile, ProfileError};
+use dpar_export_spec::{Capability, CapabilityError, GraphSpec, Override, Point, Profile, ProfileError};
 use serde::{Deserialize, Serialize};
 
 use super::TargetError;
@@ -65,7 +65,31 @@ impl From<ProfileError> for TargetError {
     }
 }
 
+impl From<CapabilityError> for TargetError {
+    fn from(e: CapabilityError) -> Self {
+        Self::refused(e.to_string(), Some(&e.hint()))
+    }
+}
+
 impl TrtPlan {
+    /// Checks how profiles, shapes and devices are written: what can be known without graphs and without a library.
+    ///
+    /// # Errors
+    /// When one is malformed, or no engine can be built for a device.
+    pub fn check_words(&self) -> Result<(), TargetError> {
+        self.capabilities()?;
+        self.profiles.iter().try_for_each(|name| ProfileWord::of(name).map(|_| ()))?;
+        self.shapes.iter().flatten().try_for_each(|text| shape(text).map(|_| ()))
+    }
+
+    /// The devices, each one that an engine can be built for.
+    ///
+    /// # Errors
+    /// For the first that is malformed or that TensorRT-RTX does not build for.
+    pub fn capabilities(&self) -> Result<Vec<Capability>, TargetError> {
+        self.compute_capabilities.iter().map(|text| Ok(text.parse()?)).collect()
+    }
+
     /// The profiles of every graph, in the manifest's order, checked against the graphs' ranges.
     ///
     /// # Errors
@@ -92,23 +116,21 @@ impl TrtPlan {
         };
         let mut profiles = Vec::new();
         for name in &self.profiles {
-            match name.split_once('=') {
-                None if name == "default" => profiles.push(tuned(name)),
+            match ProfileWord::of(name)? {
+                ProfileWord::Default => profiles.push(tuned(name)),
                 // A graph without a cache has nothing to decode step by step: its ranges serve.
-                None if name == "decode" => {
+                ProfileWord::Decode => {
                     profiles.extend(Profile::decode(name.as_str(), spec).map(|mut profile| {
                         tuning.apply(spec, &mut profile);
                         profile
                     }));
                 }
-                Some((axis, size)) => {
-                    let size: usize = size.parse().map_err(|_| bad_profile(name))?;
+                ProfileWord::Axis(axis, size) => {
                     if spec.axis(axis).is_some() {
                         let at = |point| Override::Axis { axis: axis.to_owned(), point, size };
                         profiles.push(tuned(name).with(spec, &[at(Point::Opt), at(Point::Max)])?);
                     }
                 }
-                None => return Err(bad_profile(name)),
             }
         }
         if profiles.is_empty() {
@@ -149,9 +171,28 @@ impl TrtPlan {
     }
 }
 
-fn bad_profile(name: &str) -> TargetError {
-    let hint = "a profile is `default`, `decode`, or an axis with its size, such as `batch=8`";
-    TargetError::refused(format!("`{name}` is no profile"), Some(hint))
+/// A profile as it is written.
+enum ProfileWord<'a> {
+    Default,
+    Decode,
+    Axis(&'a str, usize),
+}
+
+impl<'a> ProfileWord<'a> {
+    fn of(name: &'a str) -> Result<Self, TargetError> {
+        let axis = || {
+            let (axis, size) = name.split_once('=')?;
+            Some(Self::Axis(axis, size.parse().ok()?))
+        };
+        match name {
+            "default" => Ok(Self::Default),
+            "decode" => Ok(Self::Decode),
+            _ => axis().ok_or_else(|| {
+                let hint = "a profile is `default`, `decode`, or an axis with its size, such as `batch=8`";
+                TargetError::refused(format!("`{name}` is no profile"), Some(hint))
+            }),
+        }
+    }
 }
 
 /// `name:1x3x4`.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use camino::Utf8Path;
 use dpar_engine_api::{EngineError, EngineErrorKind, GraphFile};
 use dpar_engine_tensorrt::{
-    BuildError, BuildRequest, BuildSettings, Capability, EngineBuilder, EngineFile, Profile, TensorRtEngine,
+    BuildError, BuildRequest, BuildSettings, EngineBuilder, EngineFile, Profile, TensorRtEngine,
     TensorRtOptions, WeightMode,
 };
 
@@ -74,6 +74,28 @@ pub fn engine_file(bundle: &Bundle, graph: GraphFile<'_>) -> EngineFile {
     }
 }
 
+/// The settings that all graphs share, checked as far as that goes without a library: devices and level, and whether
+/// there is a driver where the build needs one.
+///
+/// # Errors
+/// When one is refused, here or anywhere.
+pub fn settings(plan: &TrtPlan) -> Result<BuildSettings, TargetError> {
+    let settings = BuildSettings {
+        compute_capabilities: plan.capabilities()?,
+        optimization_level: plan.optimization_level,
+        workspace: plan.workspace,
+        weights: match plan.weights {
+            Weights::Embedded => WeightMode::Embedded,
+            Weights::Refittable => WeightMode::Refittable,
+            Weights::Stripped => WeightMode::Stripped,
+        },
+        detailed: plan.detailed,
+        ..BuildSettings::default()
+    };
+    settings.check()?;
+    Ok(settings)
+}
+
 /// Builds the engines of all graphs into `folder/trt` and lists them in the manifest. Engines that the manifest
 /// lists already, or that the engine cache holds, built from the same bytes with the same settings, are kept.
 ///
@@ -86,30 +108,14 @@ pub fn add_engines(
     progress: TrtProgress<'_>,
 ) -> Result<Vec<BuiltGraph>, BundleError> {
     // Everything that can be refused is, before minutes of building.
-    let capabilities: Vec<Capability> = plan
-        .compute_capabilities
-        .iter()
-        .map(|c| c.parse().map_err(|e| TargetError::from(BuildError::Capability(e))))
-        .collect::<Result<_, _>>()?;
-    let settings = BuildSettings {
-        compute_capabilities: capabilities,
-        optimization_level: plan.optimization_level,
-        workspace: plan.workspace,
-        weights: match plan.weights {
-            Weights::Embedded => WeightMode::Embedded,
-            Weights::Refittable => WeightMode::Refittable,
-            Weights::Stripped => WeightMode::Stripped,
-        },
-        detailed: plan.detailed,
-        ..BuildSettings::default()
-    };
-    settings.check().map_err(TargetError::from)?;
+    let settings = settings(plan)?;
     let io = |path: &Utf8Path, e| BundleError::Io { path: path.to_owned(), source: e };
-    let cache =
-        plan.engine_cache.as_deref().map(|c| EngineCache::open(c).map_err(|e| io(c, e))).transpose()?;
     let mut tuned = |done, total| progress("calibration", "generating images", done, total);
     let (tuning, profiles) = resolve(folder, manifest, plan, &mut tuned)?;
     let builder = EngineBuilder::open(plan.library_dir.as_deref()).map_err(TargetError::from)?;
+    // Where nothing can be built, no folder is made.
+    let cache =
+        plan.engine_cache.as_deref().map(|c| EngineCache::open(c).map_err(|e| io(c, e))).transpose()?;
     let trt = folder.join(TRT);
     fs_err::create_dir_all(&trt).map_err(|e| io(&trt, e))?;
 

@@ -90,19 +90,12 @@ pub(super) fn put(
 /// The command lines of every graph.
 ///
 /// # Errors
-/// When a device is no compute capability, or a profile does not fit its graph.
+/// When no engine can be built for a device, or a profile does not fit its graph.
 pub fn commands(
     manifest: &Manifest,
     plan: &TrtPlan,
     profiles: &[Vec<Profile>],
 ) -> Result<Vec<Commands>, TargetError> {
-    for text in &plan.compute_capabilities {
-        let number = |n: &str| !n.is_empty() && n.len() < 4 && n.bytes().all(|b| b.is_ascii_digit());
-        if !text.split_once('.').is_some_and(|(major, minor)| number(major) && number(minor)) {
-            let message = format!("`{text}` is not a compute capability such as 8.9");
-            return Err(TargetError::refused(message, None));
-        }
-    }
     manifest.graphs.iter().zip(profiles).map(|(graph, profiles)| of_graph(graph, plan, profiles)).collect()
 }
 
@@ -169,8 +162,9 @@ fn of_graph(graph: &GraphEntry, plan: &TrtPlan, profiles: &[Profile]) -> Result<
     native.extend(["--noTF32", "--skipInference"].map(str::to_owned));
     let program = |name: &str, rest: &[String]| [&[name.to_owned()], rest].concat();
     let mut rtx = program("tensorrt_rtx", &native);
-    if !plan.compute_capabilities.is_empty() {
-        let list: Vec<String> = plan.compute_capabilities.iter().map(|c| c.replace('.', "")).collect();
+    let capabilities = plan.capabilities()?;
+    if !capabilities.is_empty() {
+        let list: Vec<String> = capabilities.iter().map(|c| c.to_string().replace('.', "")).collect();
         rtx.push(format!("--computeCapabilities={}", list.join(",")));
     }
     // TensorRT-RTX and TensorRT 11 know strong typing only; TensorRT 10 has to be told.

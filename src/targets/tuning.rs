@@ -5,7 +5,8 @@
 //! `generate` run, or from images generated for the purpose.
 
 use camino::Utf8Path;
-use dpar_export_spec::{GraphSpec, PatchMode, Profile, SystemSpec};
+use dpar_engine_api::Engine;
+use dpar_export_spec::{GraphSpec, PatchMode, Precision, Profile, SystemSpec};
 use serde::{Deserialize, Serialize};
 
 use super::{TargetError, TargetErrorKind};
@@ -152,7 +153,7 @@ impl Tuning {
     pub fn of_images(bundle: &Bundle, images: u32, progress: Progress<'_>) -> Result<Self, TargetError> {
         let system = bundle.system();
         let options = EngineOptions { bundle: Some(bundle), ..EngineOptions::default() };
-        let engine = engines::create(engines::DEFAULT_ENGINE, &options).map_err(RunError::from)?;
+        let engine = embedded(bundle.manifest().precision, &options)?;
         let runtime = Runtime::new(bundle, engine).map_err(RunError::from)?;
         let decode = DecodeOptions {
             cfg_scale: CALIBRATION_CFG,
@@ -197,6 +198,30 @@ impl Tuning {
             _ => {}
         }
     }
+}
+
+/// The embedded engine, if it computes graphs of a precision.
+fn embedded(precision: Precision, options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, TargetError> {
+    let engine = engines::create(engines::DEFAULT_ENGINE, options).map_err(RunError::from)?;
+    match engine.arithmetic(precision) {
+        Ok(_) => Ok(engine),
+        // The engine's own hint, to build TensorRT engines, is what led here.
+        Err(e) => Err(TargetError {
+            hint: Some(
+                "give the trace.npz of the fp32 bundle with --calibrate-from, or leave --calibrate out"
+                    .to_owned(),
+            ),
+            ..RunError::from(e).into()
+        }),
+    }
+}
+
+/// Checks whether [`Tuning::of_images`] can generate images with graphs of a precision.
+///
+/// # Errors
+/// When the embedded engine is not there, or does not compute such graphs.
+pub fn check_images(precision: Precision) -> Result<(), TargetError> {
+    embedded(precision, &EngineOptions::default()).map(|_| ())
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! Comparison with a golden folder: arrays and settings from the authors' own code, from other research
 //! code, or recorded from an engine.
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::Precision;
 use ndarray::ArrayD;
 
-use super::reference::{self, Settings};
+use super::reference::{self, GOLDEN_JSON, Settings};
 use super::tolerance::Limits;
-use super::{Check, Decision, Flip, Status, boundary_flip, mean, starts};
+use super::{Check, Decision, Flip, Status, boundary_flip, mean, or_bad_output, starts};
 use crate::arrays::ArrayFile;
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream, shift_entropy};
+use crate::parity::replay::{Follow, Forced, follow};
 use crate::patches::unpad;
 use crate::picture::to_u8_nhwc;
 use crate::runtime::{Progress, RunError, Runtime};
@@ -26,20 +27,31 @@ pub fn verify_golden(
     batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, RunError> {
-    let mut checks = Golden::open(runtime, folder, batch)?.all(progress)?;
     let precision = runtime.bundle().manifest().precision;
-    if precision != Precision::Fp32 {
-        let own = folder.join(precision.name());
-        if own.is_dir() {
-            for check in Golden::open(runtime, &own, batch)?.all(progress)? {
+    // Before anything runs: what cannot be compared with is said at once.
+    let own = own_folder(folder, precision)
+        .map(|own| Golden::open(runtime, &own, batch)?.of_precision(&own, precision))
+        .transpose()?;
+    let mut checks = Golden::open(runtime, folder, batch)?.all(progress)?;
+    match own {
+        Some(own) => {
+            for check in own.all(progress)? {
                 checks.push(Check { name: format!("{precision} {}", check.name), ..check });
             }
-        } else {
+        }
+        None if precision != Precision::Fp32 => {
             let why = format!("the reference has no folder {precision} with outputs in that type");
             checks.push(Check::not_run(&format!("{precision} reference"), why));
         }
+        None => {}
     }
     Ok(checks)
+}
+
+/// The sub-folder with outputs in a half type, where a reference has one.
+pub(crate) fn own_folder(folder: &Utf8Path, precision: Precision) -> Option<Utf8PathBuf> {
+    let own = folder.join(precision.name());
+    (precision != Precision::Fp32 && own.is_dir()).then_some(own)
 }
 
 /// An array's elements in row-major order.
@@ -63,11 +75,24 @@ impl<'a> Golden<'a> {
         Ok(Self { runtime, file, batch, settings, limits })
     }
 
+    /// The same, unless its settings say another precision than its folder's name, or none: its tolerances are for
+    /// outputs in that type.
+    fn of_precision(self, folder: &Utf8Path, precision: Precision) -> Result<Self, RunError> {
+        let says = match self.settings.said_precision() {
+            Some(said) if said == precision => return Ok(self),
+            Some(said) => format!("{said}"),
+            None => "no precision".to_owned(),
+        };
+        Err(RunError::Input(format!(
+            "{folder} is for outputs in {precision}, but {GOLDEN_JSON} there says {says} in provenance.precision"
+        )))
+    }
+
     fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
-        let mut checks = self.teacher_forced(progress)?;
-        checks.extend(self.greedy(progress)?);
-        checks.push(self.images(progress)?);
-        checks.push(self.codes(progress)?);
+        let mut checks = or_bad_output("teacher-forced outputs", self.teacher_forced(progress))?;
+        checks.extend(or_bad_output("greedy tokens", self.greedy(progress))?);
+        checks.extend(or_bad_output("images", self.images(progress).map(|c| vec![c]))?);
+        checks.extend(or_bad_output("codes", self.codes(progress).map(|c| vec![c]))?);
         Ok(checks)
     }
 
@@ -236,6 +261,7 @@ impl<'a> Golden<'a> {
             let tokens = &reference[i * t..(i + 1) * t];
             flips.extend(self.first_flip(i, stream, tokens, lengths.as_ref().map(|l| &l[i][..])));
         }
+        self.judge_by_gap(&mut flips, &streams, cfg_scale, progress)?;
         let equal = n - flips.len();
         let detail = format!("{equal} of {n} images equal, cfg {cfg_scale}");
         let mut checks = vec![self.judged("greedy tokens", detail, flips.clone(), n)];
@@ -253,7 +279,41 @@ impl<'a> Golden<'a> {
         Check::streams(name, detail, flips, images, self.tokens(), &self.limits)
     }
 
-    /// The first decision of a greedy stream that differs from the reference.
+    /// Judges tokens that look like near-ties by the gap of the two tokens that were chosen. The stream's own margin is
+    /// the gap of its two best, and the reference's token need not be one of them; it is never the larger of the two, so
+    /// what it rules out stays ruled out. Each such image is followed alone: few flip, and their logits are large.
+    fn judge_by_gap(
+        &self,
+        flips: &mut [Flip],
+        streams: &[Stream],
+        cfg_scale: f32,
+        progress: Progress<'_>,
+    ) -> Result<(), RunError> {
+        let system = self.runtime.bundle().system();
+        let how = Follow {
+            rule: &system.patch_rule,
+            tokens: self.tokens(),
+            null_class: system.num_classes as i64,
+            cfg_scale,
+            batch: 1,
+        };
+        for flip in flips.iter_mut().filter(|f| f.near_tie && f.decision == Decision::Token) {
+            let stream = &streams[flip.image];
+            let forced = Forced { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
+            let mut model = self.runtime.model()?;
+            let replay = follow(model.as_mut(), &how, &forced, progress)?;
+            let row = replay.deciding().chunks(system.vocab).nth(flip.slot).unwrap_or_default();
+            let logit = |token: i64| usize::try_from(token).ok().and_then(|t| row.get(t)).copied();
+            let gap = logit(flip.found).zip(logit(flip.reference)).map(|(f, r)| (f - r).abs());
+            // Alone an image is rounded otherwise than in its batch: the larger of the two.
+            flip.margin = gap.zip(flip.margin).map(|(gap, own)| gap.max(own));
+            *flip = flip.clone().judged();
+        }
+        Ok(())
+    }
+
+    /// The first decision of a greedy stream that differs from the reference; a token's margin is that of the stream, the
+    /// gap of its two best logits, until [`Self::judge_by_gap`].
     fn first_flip(
         &self,
         image: usize,

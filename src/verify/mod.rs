@@ -13,12 +13,15 @@ use dpar_export_spec::{PatchRule, Precision};
 use serde::Serialize;
 
 use crate::bundle::ToolEntry;
-use crate::runtime::Runtime;
+use crate::parity::replay::is_bad_output;
+use crate::runtime::{RunError, Runtime};
 use tolerance::Limits;
 
+pub(crate) use golden::own_folder;
 pub use golden::verify_golden;
 pub use probes::{PREFIX_BF16, PREFIX_F16, PREFIX_F32, probe};
 pub use record::{Golden, Provenance, Recording, record};
+pub(crate) use reference::open;
 pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
 pub use streams::{ReferenceStreams, verify_streams};
 
@@ -136,6 +139,11 @@ impl Check {
         Self { status: Status::Fail, ..Self::not_run(name, why) }
     }
 
+    /// A check that did not come to an end, and why.
+    pub(crate) fn failed(name: &str, why: impl Into<String>) -> Self {
+        Self { status: Status::Fail, ..Self::not_run(name, why) }
+    }
+
     /// A check of mean steps over all images. They must be equal, unless an image parts from the reference at a
     /// near-tie: then only the images that do not part can be compared, and were.
     fn mean_steps(name: &str, reference: f64, found: f64, flips: &[Flip]) -> Self {
@@ -210,6 +218,15 @@ impl Check {
     }
 }
 
+/// The checks of one job; outputs that cannot be, such as NaN, are what it found and no reason to stop: a failed check with
+/// the engine's words, so that every report is written.
+fn or_bad_output(name: &str, result: Result<Vec<Check>, RunError>) -> Result<Vec<Check>, RunError> {
+    match result {
+        Err(e) if is_bad_output(&e) => Ok(vec![Check::failed(name, e.to_string())]),
+        result => result,
+    }
+}
+
 /// Index of element `at` along each axis of a row-major shape.
 fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
     let mut index = vec![0; shape.len()];
@@ -227,7 +244,7 @@ fn mean(values: impl ExactSizeIterator<Item = usize>) -> f64 {
 }
 
 /// 1 where a token opens a patch.
-fn starts(lengths: &[usize]) -> Vec<bool> {
+pub(crate) fn starts(lengths: &[usize]) -> Vec<bool> {
     lengths.iter().flat_map(|l| (0..*l).map(|k| k == 0)).collect()
 }
 
@@ -341,6 +358,21 @@ mod tests {
         let codes =
             |n: usize| Check::codes("x", String::new(), (0..n).map(flip).collect(), 100, true, &limits);
         assert_eq!((codes(4).status, codes(5).status), (Status::Pass, Status::Fail));
+    }
+
+    #[test]
+    fn outputs_that_cannot_be_are_a_failed_check_and_other_errors_stop() {
+        use dpar_engine_api::{EngineError, EngineErrorKind};
+        let after = |kind| {
+            let e = EngineError::new(kind, "runtime", "output `image` holds NaN").in_graph("vq_decode");
+            or_bad_output("images", Err(e.into()))
+        };
+        let checks = after(EngineErrorKind::Output).unwrap();
+        assert_eq!((checks.len(), checks[0].status, &*checks[0].name), (1, Status::Fail, "images"));
+        assert!(checks[0].detail.contains("holds NaN"), "{}", checks[0].detail);
+        assert!(after(EngineErrorKind::Graph).is_err());
+        assert!(or_bad_output("images", Err(RunError::Interrupted)).is_err());
+        assert!(or_bad_output("images", Ok(Vec::new())).unwrap().is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::reference::{ARRAYS, GOLDEN_JSON, RecordedFile};
 use crate::arrays::{ArrayRef, write_atomic, write_safetensors};
 use crate::bundle::{ToolEntry, digest};
-use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream, shift_entropy};
 use crate::patches::pad;
 use crate::picture::{from_u8_nhwc, to_u8_nhwc};
@@ -174,11 +174,11 @@ pub fn record(
 
 /// Classes from the seed; of several images, the last is one of the null class.
 fn requests(recording: &Recording, classes: usize) -> Vec<Request> {
-    let class = |index: u64| match index + 1 == recording.num && recording.num > 1 {
-        true => classes as i64,
-        false => random_class(image_key(recording.seed, index), classes as u64) as i64,
+    let request = |index: u64| match index + 1 == recording.num && recording.num > 1 {
+        true => Request { index, class: classes as i64 },
+        false => Request::seeded(recording.seed, index, classes),
     };
-    (0..recording.num).map(|index| Request { index, class: class(index) }).collect()
+    (0..recording.num).map(request).collect()
 }
 
 fn flat_tokens(streams: &[Stream]) -> Vec<i64> {

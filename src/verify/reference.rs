@@ -29,7 +29,7 @@ pub struct RecordedFile {
 /// What `verify` reads of `golden.json`; all of it may be missing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// Guidance of the greedy images.
     pub(super) cfg_scale: Option<f32>,
     /// Steps of each teacher-forced and greedy image, where the reference counted them itself.
@@ -44,14 +44,18 @@ pub(super) struct Settings {
 /// The part of a provenance that a comparison depends on.
 #[derive(Debug, Deserialize)]
 struct Source {
-    #[serde(default)]
-    precision: Precision,
+    precision: Option<Precision>,
 }
 
 impl Settings {
     /// Arithmetic of the reference: fp32 unless it says otherwise.
-    pub(super) fn precision(&self) -> Precision {
-        self.provenance.as_ref().map(|s| s.precision).unwrap_or_default()
+    pub(crate) fn precision(&self) -> Precision {
+        self.said_precision().unwrap_or_default()
+    }
+
+    /// Arithmetic of the reference, where it says one.
+    pub(super) fn said_precision(&self) -> Option<Precision> {
+        self.provenance.as_ref().and_then(|s| s.precision)
     }
 }
 
@@ -75,7 +79,7 @@ pub fn array_file(folder: &Utf8Path) -> Result<Utf8PathBuf, RunError> {
 ///
 /// # Errors
 /// When a file cannot be read, or does not have its recorded size and SHA-256.
-pub(super) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), RunError> {
+pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), RunError> {
     let arrays = array_file(folder)?;
     let settings = settings(folder)?;
     for file in &settings.files {

@@ -6,9 +6,9 @@ use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
 use super::tolerance::Limits;
-use super::{Check, Decision, Flip, boundary_flip, mean, starts};
+use super::{Check, Decision, Flip, boundary_flip, mean, or_bad_output, starts};
 use crate::arrays::ArrayFile;
-use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::patches::unpad;
 use crate::runtime::{Progress, RunError, Runtime};
@@ -122,8 +122,7 @@ impl ReferenceStreams {
 
     /// The first `n` images with the classes that follow from the seed.
     pub fn requests(&self, n: usize, num_classes: usize) -> Vec<Request> {
-        let class = |index| random_class(image_key(self.settings.seed, index), num_classes as u64) as i64;
-        (0..n as u64).map(|index| Request { index, class: class(index) }).collect()
+        (0..n as u64).map(|index| Request::seeded(self.settings.seed, index, num_classes)).collect()
     }
 
     /// The first decision of each stream that differs, judged; `streams` are the first images.
@@ -157,7 +156,10 @@ pub fn verify_streams(
     let n = limit.unwrap_or(reference.len()).min(reference.len());
     let requests = reference.requests(n, system.num_classes);
     let label_flips = requests.iter().zip(&reference.labels).filter(|(r, l)| r.class != **l).count();
-    let streams = runtime.decode(&requests, &reference.options(), batch, progress)?;
+    let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {
+        Ok(streams) => streams,
+        Err(e) => return or_bad_output("stream tokens", Err(e)),
+    };
 
     let flips = reference.first_flips(runtime.bundle().patch_rule(), &limits, &streams);
     let mut entropies = (Vec::new(), Vec::new());
@@ -194,6 +196,11 @@ pub fn verify_streams(
 
 /// The first decision of a sampled stream that differs from the reference; `row(slot)` is the reference's token
 /// and draw margin.
+///
+/// A token flip is judged by the reference's margin alone: the distance of u to the drawn token's interval does not say
+/// which token lies beyond it, and neither file nor stream keeps the distributions that would. In fp32, where the limit
+/// is the error of a cumulative sum, u so near to a boundary is the tie; in half types the share of such flips is what
+/// bounds them ([`Limits::ties`]).
 fn first_flip(
     rule: &PatchRule,
     limits: &Limits,

@@ -67,6 +67,23 @@ fn a_bundle_is_attested_and_every_difference_is_exit_5() {
     assert_eq!(fs_err::read_to_string(&attestation).unwrap(), good, "the same bytes again");
     let inside = attest(&["-o", bundle.join("a.jsonl").as_str()]);
     assert!(inside.code == 2 && inside.stderr.contains("lies in the bundle"), "{}", inside.stderr);
+    // The key cannot be made again: no --force writes over it.
+    let secret = fs_err::read(&key).unwrap();
+    let mut names = vec![key.clone(), temp.path(".").join("key.pem")];
+    #[cfg(unix)]
+    {
+        let [soft, hard] = ["soft.jsonl", "hard.jsonl"].map(|n| temp.path(n));
+        std::os::unix::fs::symlink(&key, &soft).unwrap();
+        fs_err::hard_link(&key, &hard).unwrap();
+        names.extend([soft, hard]);
+    }
+    for name in names {
+        for more in [&["-o", name.as_str(), "--force"][..], &["-o", name.as_str()]] {
+            let out = attest(more);
+            assert!(out.code == 2 && out.stderr.contains("is the private key"), "{more:?}: {}", out.stderr);
+        }
+        assert!(fs_err::read(&key).unwrap() == secret && fs_err::read(&name).unwrap() == secret, "{name}");
+    }
 
     // What a reader of the format finds.
     let envelope: Value = serde_json::from_str(&good).unwrap();
@@ -139,7 +156,8 @@ fn a_report_is_attested_and_bound_to_its_bundle() {
     let golden = fixture("variants/combined");
     let out = run(&["verify", bundle.as_str(), "--reference", golden.as_str(), "--json"]);
     let report = temp.path("report.json");
-    fs_err::write(&report, &out.stdout).unwrap();
+    let report_text = out.stdout;
+    fs_err::write(&report, &report_text).unwrap();
     let key = private_key(&temp);
     let made = run(&["attest", report.as_str(), "--key", key.as_str()]);
     assert!(made.code == 0 && made.stdout.contains("1 file attested"), "{}{}", made.stdout, made.stderr);
@@ -151,6 +169,9 @@ fn a_report_is_attested_and_bound_to_its_bundle() {
     assert_eq!(statement["predicate"]["bundle"], inspected["manifest_sha256"]);
     assert_eq!(statement["predicate"]["verdict"], "pass");
     assert_eq!(verify(&report, &attestation, PUBLIC).code, 0);
+    let over = run(&["attest", report.as_str(), "--key", key.as_str(), "-o", report.as_str(), "--force"]);
+    assert!(over.code == 2 && over.stderr.contains("is what is attested"), "{}", over.stderr);
+    assert_eq!(fs_err::read_to_string(&report).unwrap(), report_text);
     // The attestation of one thing does not vouch for another.
     let out = verify(&bundle, &attestation, PUBLIC);
     assert!(out.code == 5 && out.stderr.contains("its predicate is"), "{}", out.stderr);
@@ -159,7 +180,7 @@ fn a_report_is_attested_and_bound_to_its_bundle() {
 }
 
 #[test]
-fn keys_and_attestations_that_cannot_be_used_are_bad_input_with_the_next_step() {
+fn unusable_keys_are_bad_input_and_what_is_no_attestation_vouches_for_nothing() {
     let temp = Temp::new();
     let bundle = temp.path("b");
     export("variants/token/dpar", &LoadOptions::default(), &bundle);
@@ -182,12 +203,14 @@ fn keys_and_attestations_that_cannot_be_used_are_bad_input_with_the_next_step() 
         fs_err::write(&attestation, text).unwrap();
         let out = verify(&bundle, &attestation, PUBLIC);
         assert!(
-            out.code == 2 && out.stderr.contains("b.intoto.jsonl"),
+            out.code == 5 && out.stderr.contains("b.intoto.jsonl does not vouch for"),
             "{text}: {} {}",
             out.code,
             out.stderr
         );
     }
+    fs_err::write(&attestation, [0xff, 0xfe]).unwrap();
+    assert_eq!(verify(&bundle, &attestation, PUBLIC).code, 5);
     let public = key(PUBLIC);
     let alone = run(&["verify", bundle.as_str(), "--key", public.as_str()]);
     assert!(alone.code == 2 && alone.stderr.contains("--attestation"), "{}", alone.stderr);

@@ -2,7 +2,7 @@
 
 use dpar_export::bundle::Bundle;
 use dpar_export::engines;
-use dpar_export::parity::report::{EngineStatus, Mode, ParityReport};
+use dpar_export::parity::report::{EngineStatus, Mode, ParityReport, Verdict};
 use dpar_export::parity::{Contender, ParityOptions};
 use dpar_export::verify::Status;
 use dpar_export_checkpoint::LoadOptions;
@@ -26,7 +26,7 @@ fn compare(bundle: &Bundle, golden: &str, images: usize, probes: bool) -> Parity
 /// Every comparison ran and passed without a flip.
 fn check(report: &ParityReport, images: usize, probes: usize) {
     let text = serde_json::to_string_pretty(report).unwrap();
-    assert_eq!(report.verdict, Status::Pass, "{text}");
+    assert_eq!(report.verdict, Verdict::Pass, "{text}");
     assert_eq!(report.pairs.len(), 2 * ENGINES.len() - 1, "{text}");
     for (engine, name) in report.engines.iter().zip(ENGINES) {
         assert_eq!((engine.engine.as_str(), engine.status), (name, EngineStatus::Ran), "{text}");
@@ -51,6 +51,14 @@ fn check(report: &ParityReport, images: usize, probes: usize) {
         } else {
             assert_eq!(modes, [Mode::TeacherForced, Mode::FreeRunning]);
             assert!(graphs > 3, "{text}");
+            let beside = ["score/logits", "vq_decode/image", "vq_encode/tokens"];
+            let dpar = report.bundle.system == dpar_export_spec::SystemKind::Dpar;
+            let wanted = beside
+                .iter()
+                .filter(|n| if n.starts_with("vq") { report.bundle.has_tokenizer } else { dpar });
+            for name in wanted {
+                assert!(pair.tensors.iter().any(|t| t.name == *name), "{name}: {text}");
+            }
         }
         // Two libraries do not agree to the last bit: so they were compared.
         let logits = pair.tensors.iter().find(|t| t.name == "logits").unwrap();
@@ -117,7 +125,14 @@ fn a_missing_engine_is_listed_and_exit_code_3() {
     assert_eq!(report["engines"][0]["status"], "ran");
     assert_eq!(report["engines"][1]["status"], "not_run");
     assert!(report["engines"][1]["reason"].as_str().unwrap().contains("no/such/lib.so"));
-    assert_eq!(report["verdict"], "pass");
+    assert_eq!(report["verdict"], "incomplete");
+
+    // One engine without a reference compares nothing.
+    let alone = ["parity", bundle.as_str(), "--engines", "tract", "--no-probes", "--images", "1"];
+    let out = run(&alone);
+    assert!(out.code == 3 && out.stdout.contains("nothing was compared"), "{}{}", out.stdout, out.stderr);
+    let out = run(&[&alone[..], &["--json"]].concat());
+    assert_eq!((out.code, json(&out)["verdict"].as_str()), (3, Some("incomplete")));
 
     for (args, why) in [
         (&["--engines", "tract,tract"][..], "named twice"),

@@ -1,9 +1,10 @@
 //! `doctor`: what runs here, and why not.
 
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_spec::Precision;
 
 use crate::cli::{json, run};
-use crate::common::{Temp, export};
+use crate::common::{ENGINES, Temp, export, export_as};
 use crate::trt_files::forge;
 
 #[test]
@@ -55,6 +56,25 @@ fn a_bundle_is_checked_first() {
     let out = run(&["doctor", bundle.as_str()]);
     assert!(out.code == 5 && out.stderr.contains("start.onnx"), "{}", out.stderr);
     assert_eq!(run(&["doctor", temp.path("none").as_str()]).code, 2);
+}
+
+/// What `verify` refuses, `doctor` does not promise.
+#[test]
+fn an_engine_that_cannot_compute_the_bundles_precision_does_not_run_it() {
+    let temp = Temp::new();
+    let (checkpoint, options) = ("variants/combined/dpar", LoadOptions::default());
+    export_as(checkpoint, Precision::Bf16, &options, &temp.path("bf16"));
+    export_as(checkpoint, Precision::Fp16, &options, &temp.path("fp16"));
+    for engine in ENGINES {
+        let args = ["doctor", "--engine", engine];
+        let out = run(&[&args[..], &[temp.path("bf16").as_str()]].concat());
+        assert_eq!(out.code, 3, "{engine}: {}", out.stdout);
+        let end = format!("{engine} does NOT run this bundle here\n");
+        assert!(out.stdout.ends_with(&end), "{}", out.stdout);
+        assert!(out.stdout.contains("reason: cannot run bf16 graphs"), "{}", out.stdout);
+        assert_eq!(run(&[&args[..], &[temp.path("fp16").as_str()]].concat()).code, 0, "{engine}");
+        assert_eq!(run(&args).code, 0, "{engine}");
+    }
 }
 
 #[test]

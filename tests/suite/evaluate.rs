@@ -274,6 +274,11 @@ fn a_bundle_draws_the_images_that_generate_writes() {
     let folder_of_files = evaluate("read", &["--samples", folder.as_str(), "--batch", "3"]);
     let archive = evaluate("npz", &["--samples", folder.join("samples.npz").as_str(), "--batch", "3"]);
     assert_eq!(drawn["samples"]["generated"]["seed"], 5);
+    let trace = dpar_export::arrays::ArrayFile::open(folder.join("trace.npz")).unwrap();
+    let steps = trace.i64("steps", &[None]).unwrap();
+    let mean = steps.iter().sum::<i64>() as f64 / steps.len() as f64;
+    assert_eq!(drawn["samples"]["mean_steps"], mean);
+    assert!(archive["samples"].get("mean_steps").is_none());
     for other in [&folder_of_files, &archive] {
         assert_eq!(drawn["samples"]["pixels_sha256"], other["samples"]["pixels_sha256"]);
         assert_eq!(drawn["metrics"], other["metrics"]);
@@ -323,4 +328,135 @@ fn hostile_images_are_refused_and_leave_nothing() {
     refused(&case, "000000.png");
     case.samples = case.temp.path("missing.npz");
     refused(&case, "missing.npz");
+}
+
+#[test]
+fn a_flipped_byte_in_the_images_is_found_before_numbers_are_written() {
+    let mut case = Case::new(40);
+    let stored = fs_err::read(&case.samples).unwrap();
+    let start = stored.windows(6).position(|w| w == b"\x93NUMPY").unwrap();
+    let npy = &stored[start..start + 128 + 40 * SIDE * SIDE * 3];
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("arr_0.npy", zip::write::SimpleFileOptions::default()).unwrap();
+    std::io::Write::write_all(&mut zip, npy).unwrap();
+    let deflated = zip.finish().unwrap().into_inner();
+    for (name, good) in [("stored", stored), ("deflated", deflated)] {
+        case.samples = case.temp.path(&format!("{name}.npz"));
+        fs_err::write(&case.samples, &good).unwrap();
+        let out = case.run(name, &["--limit", "20"]);
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        for (i, at) in [good.len() / 3, good.len() * 4 / 5].into_iter().enumerate() {
+            let mut bad = good.clone();
+            bad[at] ^= 4;
+            fs_err::write(&case.samples, &bad).unwrap();
+            // Behind the images that are looked at, too, and not only the first time.
+            let out = format!("{name}{i}");
+            for more in [&["--limit", "20"][..], &["--limit", "20", "--resume"]] {
+                let refused = case.run(&out, more);
+                assert_eq!(refused.code, 2, "{name} {at}: {}", refused.stderr);
+                assert!(refused.stderr.contains("the file is damaged"), "{}", refused.stderr);
+                assert!(!case.temp.path(&out).join("metrics.json").exists());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_can_be_known_before_is_said_before() {
+    let mut case = Case::new(20);
+    let refused = |case: &Case, more: &[&str], why: &str| {
+        let out = case.run("out", more);
+        assert!(out.code == 2 && out.stderr.contains(why), "{why}: {}", out.stderr);
+        assert!(!case.temp.path("out").exists(), "{why}");
+    };
+    refused(&case, &["--limit", "0"], "--limit");
+    refused(&case, &["--limit", "1"], "at least 2");
+    let good = std::mem::replace(&mut case.reference, case.temp.path("none.npz"));
+    refused(&case, &[], "none.npz");
+    case.reference = fixture("metrics/numpy/reference.npz");
+    refused(&case, &[], "features of inception");
+    case.reference = good;
+    // Labels that are none.
+    let (samples, shape) = (case.temp.path("labelled.npz"), [20, SIDE, SIDE, 3]);
+    let pixels = ArrayFile::open(&case.samples).unwrap().u8("arr_0", &[None; 4]).unwrap();
+    let images = ("arr_0", ArrayRef::u8(&shape, pixels.as_slice().unwrap()));
+    write_npz(&samples, &[images, ("arr_1", ArrayRef::f32(&[1], &[0.5]))]).unwrap();
+    case.samples = samples;
+    refused(&case, &[], "arr_1");
+}
+
+#[test]
+fn too_few_images_for_one_metric_leave_the_others() {
+    let case = Case::new(20);
+    let out = case.run("few", &["--limit", "3"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let report = json(&out);
+    assert!(report["metrics"]["frechet_distance"].is_object() && report["metrics"]["kid"].is_object());
+    for metric in ["precision", "recall"] {
+        let reason = report["not_computed"][metric].as_str().unwrap();
+        assert!(reason.contains("3 rows, at least 4"), "{report}");
+    }
+}
+
+#[test]
+fn a_changed_store_is_an_integrity_error() {
+    let case = Case::new(40);
+    assert_eq!(case.run("a", &[]).code, 0);
+    for file in ["state.bin", "pool_3.f32"] {
+        let path = case.temp.path("a/samples").join(file);
+        let good = fs_err::read(&path).unwrap();
+        let mut bad = good.clone();
+        bad[40] ^= 1;
+        fs_err::write(&path, bad).unwrap();
+        let out = case.run("a", &["--resume"]);
+        assert!(out.code == 5 && out.stderr.contains(file), "{}", out.stderr);
+        fs_err::write(&path, good).unwrap();
+    }
+    assert_eq!(case.run("a", &["--resume"]).code, 0);
+}
+
+#[test]
+fn shards_of_machines_with_other_threads_and_copies_are_joined() {
+    let mut case = Case::new(64);
+    let first = case.run("s1", &["--shard", "1/2"]);
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    let copy = case.temp.path("copy.npz");
+    // Another name and another time.
+    fs_err::write(&copy, fs_err::read(&case.samples).unwrap()).unwrap();
+    case.samples = copy;
+    let mut args = case.args("s2", &["--shard", "2/2"]);
+    let threads = args.iter().position(|a| a == "--threads").unwrap();
+    args[threads + 1] = "2".to_owned();
+    assert_eq!(run(&args).code, 0);
+    let folders = ["s1", "s2"].map(|s| case.temp.path(s).to_string());
+    let merged = case.run("merged", &["--merge", folders[0].as_str(), folders[1].as_str()]);
+    assert_eq!(merged.code, 0, "{}", merged.stderr);
+    // Other pixels are other images.
+    images(&case.samples, 64, 7, 100);
+    let unlike = case.run("unlike", &["--merge", folders[0].as_str(), folders[1].as_str()]);
+    assert!(unlike.code == 2 && unlike.stderr.contains("other images"), "{}", unlike.stderr);
+}
+
+#[test]
+fn another_network_called_inception_has_no_fid_and_a_bundle_its_own_preparation() {
+    let case = Case::new(20);
+    let (file, bundle) = (case.temp.path("inception"), case.temp.path("network"));
+    fs_err::copy(fixture("features/tiny.onnx"), &file).unwrap();
+    let made = run(&["--component", "features", file.as_str(), "-o", bundle.as_str(), "--input-size", "16"]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let with = |out: &str, more: &[&str]| {
+        let mut args = case.args(out, more);
+        let at = args.iter().position(|a| a == "--extractor").unwrap();
+        args[at + 1] = bundle.to_string();
+        run(&args)
+    };
+    let out = with("a", &[]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let report = json(&out);
+    assert!(report["metrics"]["fid"].is_null(), "{report}");
+    let name = &report["metrics"]["frechet_distance"]["name"];
+    assert_eq!(name, "Fréchet distance on inception (another network)");
+    let out = with("b", &["--variant", "clean-fid"]);
+    assert!(out.code == 2 && out.stderr.contains("--resize pil-bicubic"), "{}", out.stderr);
+    assert!(!case.temp.path("b").exists());
 }

@@ -8,10 +8,11 @@ use dpar_export::patches::pad;
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_onnx::derive::{read_model, write_model};
 use dpar_export_onnx::proto::{AttributeProto, INT64, ModelProto, NodeProto, TensorProto};
+use dpar_export_spec::Precision;
 use serde_json::Value;
 
 use crate::cli::{json, run};
-use crate::common::{Temp, export, fixture, on, quiet};
+use crate::common::{Temp, export, export_as, fixture, on, quiet};
 
 /// A good bundle and a changed copy of it.
 struct Pair {
@@ -229,6 +230,59 @@ fn a_padded_row_that_leaks() {
     let found = pair.bisect("ort", "4");
     assert_eq!(found["graph"]["graphs"][0], "patch_embed", "{found:#}");
     assert_eq!(found["node"]["node"].as_str(), Some(name.as_str()), "{found:#}");
+}
+
+/// Bundles of two types, and recorded outputs that were edited, are no case for a comparison.
+#[test]
+fn unlike_precisions_and_edited_recordings_are_refused() {
+    let temp = Temp::new();
+    let (good, half, golden) = (temp.path("good"), temp.path("half"), temp.path("golden"));
+    let options = LoadOptions::default();
+    export("dpar-small/dpar", &options, &good);
+    export_as("dpar-small/dpar", Precision::Fp16, &options, &half);
+    let out = run(&["bisect", half.as_str(), "--reference", good.as_str(), "--images", "1"]);
+    assert!(out.code == 2 && out.stderr.contains("unlike precision"), "{} {}", out.code, out.stderr);
+
+    let out = run(&["reference", good.as_str(), "--num", "1", "-o", golden.as_str()]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let bisect = || run(&["bisect", good.as_str(), "--reference", golden.as_str()]);
+    let out = bisect();
+    assert!(out.code == 0 && out.stdout.contains("nothing differs"), "{}{}", out.stdout, out.stderr);
+    let path = golden.join("golden.safetensors");
+    let mut bytes = fs_err::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs_err::write(&path, bytes).unwrap();
+    assert_eq!(bisect().code, 5);
+    let parity = ["parity", good.as_str(), "--engines", "tract", "--no-probes", "--images", "1"];
+    let out = run(&[&parity[..], &["--reference", golden.as_str()]].concat());
+    assert_eq!(out.code, 5, "{}{}", out.stdout, out.stderr);
+}
+
+/// Recorded outputs of the loop agree; the tokenizer does not.
+#[test]
+fn a_tokenizer_at_fault_is_named_by_recorded_outputs() {
+    let pair = Pair::new(|bundle| {
+        graph(bundle, "vq_decode", |model| {
+            let graph = model.graph.as_mut().unwrap();
+            let node = graph.node.last_mut().unwrap();
+            let output = node.output[0].clone();
+            node.output[0] = "f/image".to_owned();
+            graph.node.push(NodeProto {
+                input: vec!["f/image".to_owned()],
+                output: vec![output],
+                name: Some("f/Neg".to_owned()),
+                op_type: Some("Neg".to_owned()),
+                attribute: Vec::<AttributeProto>::new(),
+            });
+        });
+    });
+    let golden = fixture("dpar-small");
+    let args = ["bisect", pair.bad.as_str(), "--reference", golden.as_str(), "--engines", "ort", "--json"];
+    let out = run(&args);
+    let found = json(&out);
+    assert_eq!(out.code, 1, "{found:#}");
+    assert_eq!(found["graph"]["graphs"], serde_json::json!(["vq_decode"]), "{found:#}");
+    assert_eq!(found["symptom"], Value::Null, "{found:#}");
 }
 
 /// Writes another rule into a bundle.

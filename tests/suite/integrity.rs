@@ -208,6 +208,27 @@ fn tamperings() -> Vec<Tampering> {
         ),
         manifest("listed twice", "\"path\": \"onnx/vq.onnx_data\"", "\"path\": \"onnx/dpar.onnx_data\""),
         manifest("listed twice", "\"path\": \"onnx/vq.onnx_data\"", "\"path\": \"onnx/DPAR.onnx_data\""),
+        (
+            // The seeded fault "mislabelled precision"; tests/suite/precision.rs has every pair of types.
+            "is not fp16 as the manifest says",
+            "graph `",
+            Box::new(|b| edit(b, "\"precision\": \"fp32\"", "\"precision\": \"fp16\"")),
+        ),
+        manifest("duplicate field `opset`", "\"opset\": 17", "\"opset\": 17,\n  \"opset\": 17"),
+        (
+            // With a manifest that was corrected to fit its digest, but not its patch rule.
+            "its system or patch rule is not the one in manifest.json",
+            "config.json",
+            Box::new(|b| {
+                let path = b.join("config.json");
+                let old = entry(b, "config.json");
+                let text = fs_err::read_to_string(&path).unwrap();
+                let changed = text.replacen("\"threshold\": 2.75", "\"threshold\": 2.5", 1);
+                assert_ne!(text, changed);
+                fs_err::write(path, changed).unwrap();
+                edit(b, &old, &entry(b, "config.json"));
+            }),
+        ),
         manifest(
             "not in `files`",
             "\"weights\": \"onnx/dpar.onnx_data\"",
@@ -299,6 +320,7 @@ fn what_is_no_manifest_of_this_version_is_bad_input() {
     for (from, to, message) in [
         ("\"schema_version\": 1", "\"schema_version\": 9", "schema version 9"),
         ("\"tool\"", "\"fool\"", "not a manifest"),
+        ("\"opset\"", "\"more\": 1,\n  \"opset\"", "unknown field `more`"),
         ("{", "", "not a manifest"),
     ] {
         fs_err::write(&manifest, text.replacen(from, to, 2)).unwrap();

@@ -227,6 +227,22 @@ fn switches_of_weakly_typed_builders_are_explained() {
     assert!(out.code == 2 && out.stderr.contains("fp32, not bf16"), "{}", out.stderr);
 }
 
+/// The hint does not lead back to where it came from.
+#[test]
+fn bf16_graphs_are_tuned_from_a_trace_where_no_engine_can_generate() {
+    let temp = Temp::new();
+    let bundle =
+        export_as("variants/combined/dpar", Precision::Bf16, &LoadOptions::default(), &temp.path("b"));
+    for more in [&["--emit-trtexec"][..], &["--emit-trtexec", "--dry-run"]] {
+        let args = ["--target", "trt", bundle.folder().as_str(), "--calibrate", "2"];
+        let out = run(&[&args[..], more].concat());
+        assert_eq!(out.code, 3, "{more:?}: {}", out.stderr);
+        assert!(out.stderr.contains("cannot run bf16 graphs"), "{more:?}: {}", out.stderr);
+        assert!(out.stderr.contains("--calibrate-from"), "{more:?}: {}", out.stderr);
+        assert!(!out.stderr.contains("--target trt"), "{more:?}: {}", out.stderr);
+    }
+}
+
 #[test]
 fn a_weight_beyond_fp16_is_named_and_bf16_takes_it() {
     let temp = Temp::new();

@@ -2,11 +2,14 @@
 
 use camino::Utf8Path;
 use dpar_export::arrays::{Array, ArrayFile, ArrayRef, write_safetensors};
+use dpar_export::bundle::digest;
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_onnx::derive::read_model;
+use dpar_export_spec::Precision;
 use serde_json::{Value, json};
 
 use crate::cli::{json, run};
-use crate::common::{Temp, export, fixture, llamagen};
+use crate::common::{Temp, export, export_as, fixture, llamagen};
 
 fn read_json(path: &Utf8Path) -> Value {
     serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
@@ -199,4 +202,96 @@ fn references_that_cannot_be_used_are_refused_with_the_reason() {
     assert_eq!(record(temp.path("o").as_str(), "0").code, 2);
     assert_eq!(record(temp.path("o").as_str(), "5000").code, 2);
     assert!(!temp.path("o").exists());
+}
+
+/// What lies in a sub-folder of a half type is held against that type's own tolerances, so it must be of it.
+#[test]
+fn a_sub_folder_of_a_half_type_says_its_precision_and_is_named_in_the_report() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export_as("variants/combined/dpar", Precision::Fp16, &LoadOptions::default(), &bundle);
+    let (from, folder) = (fixture("variants/combined"), temp.path("golden"));
+    let own = folder.join("fp16");
+    fs_err::create_dir_all(&own).unwrap();
+    for name in ["golden.safetensors", "golden.json"] {
+        fs_err::copy(from.join(name), folder.join(name)).unwrap();
+        fs_err::copy(from.join("fp16").join(name), own.join(name)).unwrap();
+    }
+    let args = ["verify", bundle.as_str(), "--reference", folder.as_str(), "--engine", "ort", "--no-probes"];
+    let out = run(&[&args[..], &["--json"]].concat());
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let report = json(&out);
+    let files = report["references"].as_array().unwrap();
+    let names: Vec<&str> = files.iter().map(|f| f["name"].as_str().unwrap()).collect();
+    let wanted = ["golden.safetensors", "golden.json", "fp16/golden.safetensors", "fp16/golden.json"];
+    assert_eq!(names, wanted);
+    let sha256 =
+        |path: &Utf8Path| hex::encode(<sha2::Sha256 as sha2::Digest>::digest(fs_err::read(path).unwrap()));
+    for (file, name) in files.iter().zip(wanted) {
+        assert_eq!(file["sha256"], sha256(&folder.join(name)), "{name}");
+    }
+
+    let good = read_json(&own.join("golden.json"));
+    let mut silent = good.clone();
+    silent.as_object_mut().unwrap().remove("provenance");
+    let mut other = good;
+    other["provenance"]["precision"] = "bf16".into();
+    for (settings, says) in [(silent, "says no precision"), (other, "says bf16")] {
+        fs_err::write(own.join("golden.json"), settings.to_string()).unwrap();
+        let out = run(&args);
+        assert_eq!(out.code, 2, "{says}: {}{}", out.stdout, out.stderr);
+        assert!(out.stderr.contains("is for outputs in fp16") && out.stderr.contains(says), "{}", out.stderr);
+        assert!(out.stdout.is_empty(), "{}", out.stdout);
+    }
+}
+
+/// Writes NaN to the start of every float32 weight of a graph, with digests that fit.
+fn spoil(bundle: &Utf8Path, graph: &str, weights: &str) {
+    /// `TensorProto.DataType.FLOAT`.
+    const FLOAT: Option<i32> = Some(1);
+    let model = read_model(&fs_err::read(bundle.join(format!("onnx/{graph}.onnx"))).unwrap()).unwrap();
+    let path = bundle.join(weights);
+    let mut bytes = fs_err::read(&path).unwrap();
+    let tensors = model.graph.unwrap().initializer;
+    let floats = tensors.iter().filter(|t| t.data_type == FLOAT && !t.external_data.is_empty());
+    for tensor in floats {
+        let offset = tensor.external_data.iter().find(|e| e.key.as_deref() == Some("offset")).unwrap();
+        let at: usize = offset.value.as_ref().unwrap().parse().unwrap();
+        bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    fs_err::write(&path, bytes).unwrap();
+    let manifest = bundle.join("manifest.json");
+    let mut value = read_json(&manifest);
+    let files = value["files"].as_array_mut().unwrap();
+    let file = files.iter_mut().find(|f| f["path"] == weights).unwrap();
+    file["sha256"] = digest(&path).unwrap().1.into();
+    fs_err::write(&manifest, serde_json::to_vec_pretty(&value).unwrap()).unwrap();
+}
+
+/// Outputs that are no numbers are what a CI wants to see, so every report is written.
+#[test]
+fn outputs_that_are_no_numbers_fail_a_check_and_every_report_says_so() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    spoil(&bundle, "decoder_step", "onnx/dpar.onnx_data");
+    let (golden, html, xml) = (fixture("variants/combined"), temp.path("r.html"), temp.path("r.xml"));
+    let args = ["verify", bundle.as_str(), "--reference", golden.as_str(), "--engine", "ort", "--json"];
+    let out = run(&[&args[..], &["--report", html.as_str(), "--junit", xml.as_str()]].concat());
+    assert_eq!(out.code, 1, "{}{}", out.stdout, out.stderr);
+    let report = json(&out);
+    assert_eq!(report["verdict"], "fail");
+    let of = |name: &str| {
+        let check = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name);
+        let check = check.unwrap_or_else(|| panic!("no {name}: {report:#}"));
+        (check["status"].as_str().unwrap().to_owned(), check["detail"].as_str().unwrap().to_owned())
+    };
+    for name in ["greedy tokens", "probe: steps = whole sequence", "sample images"] {
+        let (status, detail) = of(name);
+        assert!(status == "fail" && detail.contains("NaN"), "{name}: {status}: {detail}");
+    }
+    assert_eq!(of("images").0, "pass", "what does not depend on it is still compared");
+    let page = fs_err::read_to_string(&html).unwrap();
+    assert!(page.contains("Fail: verify of") && page.contains("NaN"));
+    assert!(fs_err::read_to_string(&xml).unwrap().contains("<failure"));
 }

@@ -1,10 +1,12 @@
 //! Reference results made again: the trained systems pass on every engine, changed ones do not.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export::arrays::{ArrayRef, write_safetensors};
+use dpar_export::arrays::{ArrayFile, ArrayRef, write_npz, write_safetensors};
 use dpar_export::bundle::{ExtractorSpec, write_extractor};
 use dpar_export::features::{ExtractorOptions, FeatureExtractor};
-use dpar_export::reproduce::{ReferenceFolder, ReproduceOptions, SystemReport, reproduce};
+use dpar_export::generate::DecodeOptions;
+use dpar_export::reproduce::paper::{Paper, gate};
+use dpar_export::reproduce::{ReferenceFolder, ReproduceOptions, SystemReport, reproduce, run_seed};
 use dpar_export_checkpoint::{LoadOptions, TensorFile, load_extractor};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::ComponentKind;
@@ -247,19 +249,44 @@ fn runs_are_held_against_the_published_table() {
     let with = |name: &str, extractor: &str, pixels: &str| {
         let path = temp.path(name);
         let text = format!(
-            r#"{{"mean_steps": 142, "protocol": {{"images": 50000, "extractor": "{extractor}", "sampling": {{"seed": 1}}}},
+            r#"{{"mean_steps": 142,
+                "protocol": {{"images": 50000, "image_size": [256, 256], "settings": {{"variant": "guided-diffusion"}},
+                    "extractor": {{"name": "{extractor}", "resize": "tf1-bilinear"}}, "sampling": {{"seed": 1}}}},
                 "samples": {{"pixels_sha256": "{pixels}"}}, "metrics": {{"fid": {{"value": 3.98}}}}}}"#
         );
         fs_err::write(&path, text).unwrap();
         path.to_string()
     };
     let [one, two, three] = [with("g", "x", "1"), with("h", "x", "2"), with("k", "x", "4")];
-    let [other, twice] = [with("i", "y", "3"), with("j", "x", "1")];
+    let other = with("i", "y", "3");
+    // Another file about the same samples.
+    let twice = temp.path("j").to_string();
+    fs_err::write(&twice, fs_err::read_to_string(&one).unwrap() + "\n").unwrap();
     assert_eq!(paper(&[&one, &two, &three]).code, 0);
     let unlike = paper(&[&one, &two, &other]);
     assert!(unlike.code == 2 && unlike.stderr.contains("different protocols"), "{}", unlike.stderr);
     let same = paper(&[&one, &two, &twice]);
     assert!(same.code == 2 && same.stderr.contains("same samples"), "{}", same.stderr);
+    let again = paper(&[good[0], good[1], good[2], good[1]]);
+    assert!(again.code == 2 && again.stderr.contains("same report"), "{}", again.stderr);
+    let copy = temp.path("copy");
+    fs_err::copy(good[0], &copy).unwrap();
+    let copied = paper(&[good[0], good[1], copy.as_str()]);
+    assert!(copied.code == 2 && copied.stderr.contains("same report"), "{}", copied.stderr);
+    for (from, to, said) in [
+        ("guided-diffusion", "clean-fid", "the variant clean-fid"),
+        ("tf1-bilinear", "pil-bicubic", "resized for the network by pil-bicubic"),
+        ("[256, 256]", "[384, 384]", "[384,384] px; every row of the table is evaluated at 256 px"),
+        (r#""image_size": [256, 256], "#, "", "evaluated at 256 px"),
+    ] {
+        let text = fs_err::read_to_string(&one).unwrap().replace(from, to);
+        let path = temp.path("other-protocol");
+        fs_err::write(&path, text).unwrap();
+        let refused = paper(&[path.as_str()]);
+        assert!(refused.code == 2 && refused.stderr.contains(said), "{from}: {}", refused.stderr);
+    }
+    let looked = run(&["reproduce", "--paper", "DPAR-B", "--extractor", "x.onnx", "--runs", good[0]]);
+    assert!(looked.code == 2 && looked.stderr.contains("finished runs have no images"), "{}", looked.stderr);
     let few = report("e", 3.98, 10_000);
     assert_eq!(paper(&[good[0], good[1], &few]).code, 4, "another number of images is not compared");
     let unknown = run(&["reproduce", "--paper", "DPAR-Q", "--runs", good[0]]);
@@ -269,10 +296,53 @@ fn runs_are_held_against_the_published_table() {
     assert!(empty.code == 2 && empty.stderr.contains("metrics.fid"), "{}", empty.stderr);
 }
 
+/// Reports that hold the mean steps alone.
+fn step_reports(temp: &Temp, steps: &[f64]) -> Vec<String> {
+    let report = |(i, steps): (usize, &f64)| {
+        let path = temp.path(&format!("steps-{i}.json"));
+        fs_err::write(&path, format!(r#"{{"samples": {{"mean_steps": {steps}}}}}"#)).unwrap();
+        path.to_string()
+    };
+    steps.iter().enumerate().map(report).collect()
+}
+
+#[test]
+fn steps_alone_fail_a_row_but_never_pass_it() {
+    let temp = Temp::new();
+    let paper = |steps: &[f64]| {
+        let files = step_reports(&temp, steps);
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        run(&[&["reproduce", "--paper", "DPAR-B", "--json", "--runs"], &files[..]].concat())
+    };
+    let right = paper(&[142.1, 141.9, 142.0]);
+    let gates = &json(&right)["gates"];
+    assert_eq!(
+        (right.code, &gates[0]["name"], &gates[0]["verdict"]),
+        (4, &"FID".into(), &"inconclusive".into())
+    );
+    assert_eq!((&gates[1]["name"], &gates[1]["verdict"]), (&"mean steps".into(), &"pass".into()));
+    // 36 steps of 64 tokens are not the 142 of 256 that were printed.
+    let wrong = paper(&[36.1, 35.9, 36.0]);
+    assert_eq!((wrong.code, json(&wrong)["runs"].as_array().unwrap().len()), (1, 3), "{}", wrong.stderr);
+}
+
 #[test]
 fn several_seeds_of_a_bundle_are_runs() {
     let temp = Temp::new();
-    export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let opened = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let runtime = on(&opened, "ort");
+    let recorded = emoji32().streams(opened.system()).unwrap();
+    let one = |seed: u64| {
+        let decode = DecodeOptions { seed, ..recorded.options() };
+        run_seed(&runtime, &decode, 4, None, None, options(4), &mut |_, _, _| true).unwrap()
+    };
+    let runs = [1, 2, 3].map(one);
+    let table = Paper::table().unwrap();
+    // 36 steps of 64 tokens are not the 142 of 256 that were printed.
+    let gates = gate(&table, table.row("DPAR-B").unwrap(), &runs).unwrap();
+    assert_eq!(Verdict::all(gates.iter().map(|g| g.verdict)), Verdict::Fail, "{gates:#?}");
+    assert!(runs.iter().all(|r| r.images == Some(4) && r.steps.is_some_and(|s| (17.0..59.0).contains(&s))));
+
     let bundle = temp.path("b").to_string();
     let reference = fixture("emoji32").to_string();
     let base = [
@@ -288,10 +358,77 @@ fn several_seeds_of_a_bundle_are_runs() {
         "ort",
     ];
     let with = |more: &[&str]| run(&[&base[..], more].concat());
-    // 36 steps of 64 tokens are not the 142 of 256 that were printed.
-    let three = with(&["--seeds", "1,2,3", "--json"]);
-    assert_eq!((three.code, json(&three)["runs"].as_array().unwrap().len()), (1, 3), "{}", three.stderr);
+    let other = with(&["--seeds", "1,2,3"]);
+    assert!(
+        other.code == 2 && other.stderr.contains("64 tokens, the row DPAR-B has 256"),
+        "{}",
+        other.stderr
+    );
     let twice = with(&["--seeds", "1,1,2"]);
     assert!(twice.code == 2 && twice.stderr.contains("twice"), "{}", twice.stderr);
     assert_eq!(with(&[]).code, 2, "no seeds");
+}
+
+#[test]
+fn what_cannot_be_honoured_is_an_error() {
+    let temp = Temp::new();
+    let bundle = temp.path("b").to_string();
+    export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    // A reference run without real images.
+    let folder = temp.path("reference");
+    fs_err::create_dir_all(&folder).unwrap();
+    for name in ["reference.json", "streams_dpar.safetensors"] {
+        fs_err::copy(fixture("emoji32").join(name), folder.join(name)).unwrap();
+    }
+    let network = fixture("features/tiny.onnx").to_string();
+    let base = ["reproduce", &bundle, "--reference", folder.as_str(), "--num", "4", "--engine", "ort"];
+    let with = |more: &[&str]| run(&[&base[..], more].concat());
+    let nothing = with(&["--extractor", &network]);
+    assert!(nothing.code == 2 && nothing.stderr.contains("--images FILE.npz"), "{}", nothing.stderr);
+    let same = with(&["--baseline", &bundle]);
+    assert!(same.code == 2 && same.stderr.contains("both Dpar"), "{}", same.stderr);
+    assert_eq!(with(&[]).code, 0);
+}
+
+#[test]
+fn stored_statistics_of_the_real_images_are_used_as_they_are() {
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let mut extractor = open(&small_extractor(&temp), "ort", &ExtractorOptions::default());
+    let width = extractor.widths()[0];
+    let pixels: Vec<u8> = {
+        let file = ArrayFile::open(fixture("emoji32/real_images.npz")).unwrap();
+        let array = file.u8("arr_0", &[None, Some(32), Some(32), Some(3)]).unwrap();
+        array.iter().copied().take(8 * 32 * 32 * 3).collect()
+    };
+    // Statistics that no images have: every mean is 100, beyond what the network gives, and the identity.
+    let (mu, mut sigma) = (vec![100.0; width], vec![0.0; width * width]);
+    (0..width).for_each(|i| sigma[i * width + i] = 1.0);
+    let write = |name: &str, network: &str| {
+        let path = temp.path(name);
+        let (vector, matrix, length) = ([width], [width, width], [network.len()]);
+        let arrays = [
+            ("arr_0", ArrayRef::u8(&[8, 32, 32, 3], &pixels)),
+            ("mu", ArrayRef::f64(&vector, &mu)),
+            ("sigma", ArrayRef::f64(&matrix, &sigma)),
+            ("extractor", ArrayRef::u8(&length, network.as_bytes())),
+        ];
+        write_npz(&path, &arrays).unwrap();
+        path
+    };
+    let mut again = |images: &Utf8Path| {
+        let mut reference = ReferenceFolder::open(&fixture("emoji32"), Some(images), None)?;
+        let runtime = on(&bundle, "ort");
+        reproduce(&runtime, &mut reference, Some(&mut extractor), options(8), &mut |_, _, _| true)
+    };
+    let stored = again(&write("stored.npz", "efficientnet-lite0")).unwrap();
+    let plain = temp.path("plain.npz");
+    write_npz(&plain, &[("arr_0", ArrayRef::u8(&[8, 32, 32, 3], &pixels))]).unwrap();
+    let plain = again(&plain).unwrap();
+    let (stored, plain) = (stored.reference_metrics.unwrap(), plain.reference_metrics.unwrap());
+    assert_eq!((stored.kid, stored.recall), (plain.kid, plain.recall), "these see the images");
+    let far = 1000.0 * width as f64;
+    assert!(stored.distance.unwrap() > far && plain.distance.unwrap() < far, "{stored:?} {plain:?}");
+    let other = again(&write("other.npz", "inception")).unwrap_err().to_string();
+    assert!(other.contains("stores statistics of inception"), "{other}");
 }

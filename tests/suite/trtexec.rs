@@ -223,6 +223,11 @@ fn options_that_cannot_be_met_are_explained() {
         (vec!["--fp8"], "quantised"),
         (vec!["--emit-trtexec", "--engine-cache", "c"], "builds nothing"),
         (vec!["--emit-trtexec", "--compute-capability", "89"], "not a compute capability"),
+        (vec!["--emit-trtexec", "--compute-capability", "9.0"], "9.0; it does for 8.0"),
+        (vec!["--emit-trtexec", "--compute-capability", "8.9,7.5"], "Turing"),
+        (vec!["--emit-trtexec", "--dry-run", "--profile", "fast"], "is no profile"),
+        (vec!["--emit-trtexec", "--dry-run", "--compute-capability", "9.0"], "9.0; it does for 8.0"),
+        (vec!["--emit-trtexec", "--dry-run", "--opt-shapes", "tokens:3x900"], "900"),
         (vec!["--emit-trtexec", "--profile", "colour=3"], "no graph has an axis `colour`"),
         (vec!["--emit-trtexec", "--profile", "decode", "--profile", "decode"], "given twice"),
         (vec!["--emit-trtexec", "--opt-shapes", "tokens:3x900"], "900"),
@@ -233,6 +238,10 @@ fn options_that_cannot_be_met_are_explained() {
     }
     let out = run(&[bundle.as_str(), "--emit-trtexec", "-o", temp.path("o").as_str()]);
     assert!(out.code == 2 && out.stderr.contains("--target trt"), "{}", out.stderr);
+    // --target trt would not help here.
+    let out = run(&["--target", "onnx", bundle.as_str(), "--fp8", "-o", temp.path("o").as_str()]);
+    assert!(out.code == 2 && out.stderr.contains("quantised"), "{}", out.stderr);
+    assert!(!out.stderr.contains("--target trt"), "{}", out.stderr);
     let out = run(&[
         "--target",
         "trt",

@@ -44,7 +44,7 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
                 Box::new(|| run_cargo(&["clippy", "--quiet", "--", "-D", "warnings"])),
             ),
         );
-        steps.push(("report-check", Box::new(|| report::run(root))));
+        steps.push(("report-check", Box::new(|| report::run(root, true))));
     } else {
         println!(
             "SKIPPED: report-check needs a Chromium, which `cargo xtask setup` (without --minimal) installs."

@@ -14,6 +14,13 @@ const OUT: &str = "out/gpu";
 /// The exit code of `dpar-export` for what is not available.
 const UNAVAILABLE: i32 = 3;
 
+/// Files that an NVIDIA driver brings: the control device of Linux, and under WSL2, which has none, the library that Windows'
+/// driver puts there.
+const SIGNS: [&str; 2] = ["/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"];
+
+/// The fixture that has references of its own in both half types.
+const HALVES: &str = "fixtures/variants/combined";
+
 /// Steps that ran, and what they said.
 struct Log<'a> {
     root: &'a Utf8Path,
@@ -72,11 +79,15 @@ impl Log<'_> {
 /// Loud where there is no GPU; else runs everything, also after a failure: a device that TensorRT-RTX refuses is a
 /// result too.
 pub(crate) fn run(root: &Utf8Path) -> Result<()> {
-    if !Utf8Path::new("/dev/nvidiactl").exists() {
-        println!("SKIPPED: there is no NVIDIA driver here (no /dev/nvidiactl). Nothing was tested on a GPU.");
+    let Some(sign) = driver(&SIGNS, "nvidia-smi") else {
+        let signs = SIGNS.join(", no ");
+        println!("SKIPPED: there is no NVIDIA driver here (no {signs}, and `nvidia-smi -L` lists no GPU).");
+        println!("SKIPPED: nothing was tested on a GPU.");
         return Ok(());
-    }
-    let mut log = Log { root, text: "# A run of `cargo xtask gpu`\n\n".to_owned(), steps: Vec::new() };
+    };
+    println!("== an NVIDIA driver is here: {sign}");
+    let text = format!("# A run of `cargo xtask gpu`\n\nThe driver: {sign}\n\n");
+    let mut log = Log { root, text, steps: Vec::new() };
     let query = "--query-gpu=name,compute_cap,driver_version,memory.total";
     log.run("the device", "nvidia-smi", &[query, "--format=csv"], true);
     let suite = ["test", "-p", "dpar-engine-tensorrt", "--features", "gpu-tests", "--test", "gpu"];
@@ -113,13 +124,55 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
                 log.run(&format!("{name}: ort on {device}"), program, &[&verify[..], &ort].concat(), true);
             }
         }
+        halves(&mut log, program);
     }
     log.finish(&root.join(OUT).join("log.md"))
+}
+
+/// What says that there is a driver: one of the files, or the tool that lists GPUs. A driver that does not work is seen by
+/// the steps, which then fail.
+fn driver(signs: &[&str], tool: &str) -> Option<String> {
+    if let Some(sign) = signs.iter().find(|s| Utf8Path::new(s).exists()) {
+        return Some((*sign).to_owned());
+    }
+    let output = Command::new(tool).arg("-L").output().ok()?;
+    let listed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !listed.is_empty()).then_some(listed)
+}
+
+/// Engines of fp16 and bf16 graphs, against the references of their own precision and of fp32.
+fn halves(log: &mut Log<'_>, program: &str) {
+    let checkpoint = format!("{HALVES}/dpar");
+    for precision in ["fp16", "bf16"] {
+        let bundle = format!("{OUT}/combined-{precision}");
+        let build = ["--target", "trt", "--precision", precision, &checkpoint, "-o", &bundle, "--force"];
+        if !log.run(&format!("combined in {precision}: build"), program, &build, false) {
+            continue;
+        }
+        let verify = ["verify", &bundle, "--reference", HALVES, "--engine"];
+        let trt = [&verify[..], &["tensorrt"]].concat();
+        log.run(&format!("combined in {precision}: verify"), program, &trt, false);
+        let cuda = [&verify[..], &["ort", "--device", "cuda"]].concat();
+        log.run(&format!("combined in {precision}: ort on cuda"), program, &cuda, true);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn a_driver_is_seen_by_a_file_or_by_its_tool() {
+        let folder = tempfile::tempdir().unwrap();
+        let sign = Utf8Path::from_path(folder.path()).unwrap().join("nvidiactl");
+        assert_eq!(driver(&[sign.as_str()], "dpar-no-such-program"), None);
+        // A tool that fails says nothing.
+        assert_eq!(driver(&[sign.as_str()], "false"), None);
+        assert!(driver(&["/none"], "echo").is_some_and(|listed| listed == "-L"));
+        fs_err::write(&sign, "").unwrap();
+        assert_eq!(driver(&[sign.as_str()], "dpar-no-such-program").as_deref(), Some(sign.as_str()));
+    }
 
     #[test]
     fn every_step_is_run_and_logged_and_a_failure_is_remembered() {

@@ -64,6 +64,9 @@ enum Task {
         /// Engines
         #[arg(long = "engine", default_values = ["tract", "ort", "candle"])]
         engines: Vec<String>,
+        /// Take the program that `cargo xtask check` built, instead of a release build
+        #[arg(long)]
+        built: bool,
     },
     /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check, npz-check
     Check {
@@ -111,7 +114,7 @@ fn run() -> Result<()> {
     match task {
         Task::Setup { minimal } => setup::run(&root, minimal),
         Task::Demo => demo::run(&root),
-        Task::Parity { engines } => parity::run(&root, &engines),
+        Task::Parity { engines, built } => parity::run(&root, &engines, built),
         Task::Reproduce { engines, num } => reproduce::run(&root, &engines, num),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
         Task::Check { minimal } => check::run(&root, minimal),
@@ -119,7 +122,7 @@ fn run() -> Result<()> {
         Task::TrtBench { precisions, small } => trt_bench::run(&root, &precisions, small),
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
-        Task::ReportCheck => step("report-check", || report::run(&root)),
+        Task::ReportCheck => step("report-check", || report::run(&root, false)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }
 }

@@ -7,6 +7,7 @@ use camino::Utf8Path;
 use serde_json::Value;
 
 use crate::demo::{OUT, program_with};
+use crate::onnx;
 
 /// Name, reference folder and export arguments of each case, relative to the workspace's folder.
 const CASES: [(&str, &str, &[&str]); 4] = [
@@ -36,8 +37,8 @@ const COLUMNS: [(&str, &str); 7] = [
 ];
 
 /// Verifies every case on every engine and prints a Markdown table.
-pub(crate) fn run(root: &Utf8Path, engines: &[String]) -> Result<()> {
-    let program = program_with(root, &features(engines))?;
+pub(crate) fn run(root: &Utf8Path, engines: &[String], built: bool) -> Result<()> {
+    let program = if built { onnx::program(root, true)? } else { program_with(root, &features(engines))? };
     let headings: Vec<&str> = COLUMNS.iter().map(|(h, _)| *h).collect();
     let mut lines = vec![
         format!("| case | engine | {} |", headings.join(" | ")),

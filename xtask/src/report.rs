@@ -8,8 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use crate::browser::Browser;
-use crate::check::ALL_ENGINES;
-use crate::{cargo, command, onnx};
+use crate::{command, onnx};
 
 /// Screenshots and pages, ignored by git.
 const OUT: &str = "out/report";
@@ -23,9 +22,9 @@ const VIEWS: [(&str, u32, u32, &str); 4] = [
 /// Largest page.
 const LARGEST: u64 = 3_000_000;
 
-/// Makes a report of every kind and looks at each in every view.
-pub(crate) fn run(root: &Utf8Path) -> Result<()> {
-    let program = build(root)?;
+/// Makes a report of every kind and looks at each in every view. `built` as in [`onnx::run`].
+pub(crate) fn run(root: &Utf8Path, built: bool) -> Result<()> {
+    let program = onnx::program(root, built)?;
     let out = root.join(OUT);
     fs_err::create_dir_all(&out)?;
     let pages = pages(root, &program, &out)?;
@@ -64,15 +63,8 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
 
 /// A page with everything that is looked for.
 const BAD: &str = r#"<!DOCTYPE html><html lang="en"><meta name="viewport" content="width=device-width"><title>x</title><h3>x</h3><p style="color:#999;background:#fff">pale</p>
-<img src="http://192.0.2.1/x.png"><div style="width:900px">wide</div><table><tr><th>x</th></tr></table>
+<img src="http://127.0.0.1:9/x.png"><div style="width:900px">wide</div><table><tr><th>x</th></tr></table>
 <script>console.error("x")</script></html>"#;
-
-/// The program as the tests built it.
-fn build(root: &Utf8Path) -> Result<Utf8PathBuf> {
-    let scope = ["--workspace", "--features", ALL_ENGINES];
-    command(root, &cargo(), &[&["build", "--quiet", "--bin", "dpar-export"], &scope[..]].concat())?;
-    Ok(onnx::target(root)?.join("debug").join(format!("dpar-export{}", std::env::consts::EXE_SUFFIX)))
-}
 
 /// Reports of a pass, of a failure, and of several engines.
 fn pages(root: &Utf8Path, program: &Utf8Path, out: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {

@@ -3,8 +3,8 @@
 //! 1. what the caller named;
 //! 2. an environment variable, unless it is empty;
 //! 3. beside the executable;
-//! 4. the folder that `cargo xtask setup` fills, in a folder above the executable, then in one above
-//!    `CARGO_MANIFEST_DIR`, which cargo sets for what it runs;
+//! 4. the folder that `cargo xtask setup` fills, in the executable's folder or one of the three above it, then in
+//!    `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
 //! 5. the system loader, by name.
 //!
 //! The first place that names a library is final: one that was asked for and does not fit is an error and never a
@@ -20,6 +20,11 @@ pub const BY_OPTION: &str = "the library option";
 pub const BESIDE_EXECUTABLE: &str = "the executable's folder";
 /// Origin of a library that the system loader is to find.
 pub const SYSTEM_LOADER: &str = "the system loader";
+
+/// Folders in which [`Wanted::setup_folder`] is looked for, upwards from the executable's own and from
+/// `CARGO_MANIFEST_DIR`: the fourth is the checkout of a test in `CHECKOUT/target/PROFILE/deps` and of a program in
+/// `CHECKOUT/target/TRIPLE/PROFILE`. What lies further up is somebody else's.
+const LEVELS: usize = 4;
 
 /// What decides where to look; taken from the process by [`Places::here`].
 #[derive(Debug, Default, Clone)]
@@ -82,12 +87,13 @@ impl Wanted<'_> {
         if let Some(path) = &places.variable {
             return named(self.variable, path);
         }
-        let beside = places.executable.as_deref().and_then(Utf8Path::parent).map(Utf8Path::to_owned);
-        let roots = [&places.executable, &places.manifest].into_iter().flatten();
-        let set_up =
-            roots.flat_map(|p| p.ancestors()).map(|p| (self.setup_folder, p.join(self.setup_folder)));
+        let beside = places.executable.as_deref().and_then(Utf8Path::parent);
+        let roots = [beside, places.manifest.as_deref()].into_iter().flatten();
+        let set_up = roots
+            .flat_map(|p| p.ancestors().take(LEVELS))
+            .map(|p| (self.setup_folder, p.join(self.setup_folder)));
         let mut looked = Vec::new();
-        for (origin, folder) in beside.map(|p| (BESIDE_EXECUTABLE, p)).into_iter().chain(set_up) {
+        for (origin, folder) in beside.map(|p| (BESIDE_EXECUTABLE, p.to_owned())).into_iter().chain(set_up) {
             let found = holds(&folder);
             let taken = found.is_some();
             looked.push(Place { origin, path: found.unwrap_or(folder), taken });
@@ -124,9 +130,9 @@ mod tests {
             assert!(last.taken);
             (last.origin, last.path.to_string(), looked.len())
         };
-        // The executable's folder, five and four folders above the two roots, the loader.
+        // The executable's folder, then it again and three above it, the manifest's and three above it, the loader.
         let (origin, path, looked) = last(&there, &places);
-        assert_eq!((origin, path.as_str(), looked), (SYSTEM_LOADER, "libsome.so", 12));
+        assert_eq!((origin, path.as_str(), looked), (SYSTEM_LOADER, "libsome.so", 10));
         for (folder, origin) in [
             ("/checkout/third_party/some", "third_party/some"),
             ("/built/third_party/some", "third_party/some"),
@@ -136,6 +142,12 @@ mod tests {
             let found = last(&there, &places);
             assert_eq!((found.0, found.1), (origin, format!("{folder}/libsome.so")));
         }
+        // What lies further up than a checkout, or below the program's own name, is not searched.
+        let deep = Places { executable: Some("/tmp/a/b/c/d/tool".into()), ..Places::default() };
+        for folder in ["/tmp/third_party/some", "/third_party/some", "/tmp/a/b/c/d/tool/third_party/some"] {
+            assert_eq!(last(&[folder.into()], &deep).0, SYSTEM_LOADER, "{folder}");
+        }
+        assert_eq!(last(&["/tmp/a/third_party/some".into()], &deep).0, "third_party/some");
         places.variable = Some("named".into());
         assert_eq!(last(&there, &places), ("SOME_LIB", "named".into(), 1));
         let asked = WANTED.search(Some("asked".into()), &places, &|_| None);

@@ -7,8 +7,8 @@
 //! 1. [`OrtOptions::library`];
 //! 2. the environment variable `ORT_DYLIB_PATH`, unless it is empty;
 //! 3. beside the executable;
-//! 4. `third_party/onnxruntime/` (filled by `cargo xtask setup`) in a folder above the executable, then in one
-//!    above `CARGO_MANIFEST_DIR`, which cargo sets for what it runs;
+//! 4. `third_party/onnxruntime/` (filled by `cargo xtask setup`) in the executable's folder or one of the three above it,
+//!    then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
 //! 5. the system loader, by its usual name.
 //!
 //! The current directory and its parents are not searched: running this tool on somebody's files must not run
@@ -88,18 +88,29 @@ impl Engine for OrtEngine {
     }
 
     fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
-        match precision {
-            Precision::Fp32 => Ok(Arithmetic::float32()),
-            // No node is left to the CPU, and the GPU providers have kernels of both half types.
-            half if self.options.device != OrtDevice::Cpu => {
+        match (self.options.device, precision) {
+            // They build engines of their own. Nothing here sets TF32 off or the types fast, and none has run yet.
+            (OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_), _) => {
+                let provider = self.options.device.provider();
+                let text = format!(
+                    "not known: {provider} chooses, TF32 and the types of {precision} graphs included"
+                );
+                Ok(Arithmetic::new(ArithmeticKind::Wider, text))
+            }
+            (OrtDevice::Cuda(_), Precision::Fp32) => {
+                Ok(Arithmetic::new(ArithmeticKind::AsGraph, "float32 without TF32"))
+            }
+            // No node is left to the CPU, and the provider has kernels of both half types.
+            (OrtDevice::Cuda(_), half) => {
                 Ok(Arithmetic::new(ArithmeticKind::AsGraph, format!("{half} as in the graph")))
             }
+            (OrtDevice::Cpu, Precision::Fp32) => Ok(Arithmetic::float32()),
             // The CPU provider has no fp16 kernels for these operators. It casts their inputs to float32 and drops
             // every cast back to fp16 that is followed by another operator, also those of the graph.
-            Precision::Fp16 => {
+            (OrtDevice::Cpu, Precision::Fp16) => {
                 Ok(Arithmetic::new(ArithmeticKind::Wider, "float32 with fp16 weights and KV caches"))
             }
-            Precision::Bf16 => Err(no_precision(NAME, precision, NO_BFLOAT16)),
+            (OrtDevice::Cpu, Precision::Bf16) => Err(no_precision(NAME, precision, NO_BFLOAT16)),
         }
     }
 
@@ -112,4 +123,29 @@ impl Engine for OrtEngine {
 /// An error that names no graph.
 fn unavailable(message: impl Into<String>) -> EngineError {
     EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(INSTALL_HINT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_known_of_a_provider_is_claimed() {
+        let said = |device, precision| {
+            let engine = OrtEngine::new(OrtOptions { device, ..OrtOptions::default() });
+            engine.arithmetic(precision).map(|a| (a.kind, a.text)).map_err(|e| e.message)
+        };
+        for device in [OrtDevice::TensorRt(0), OrtDevice::NvRtx(0)] {
+            for precision in Precision::ALL {
+                let (kind, text) = said(device, precision).unwrap();
+                assert_eq!(kind, ArithmeticKind::Wider, "{device:?} {precision}");
+                assert!(text.starts_with("not known: ") && text.contains(device.provider()), "{text}");
+            }
+        }
+        let cuda = |precision| said(OrtDevice::Cuda(0), precision).unwrap();
+        assert_eq!(cuda(Precision::Fp32), (ArithmeticKind::AsGraph, "float32 without TF32".to_owned()));
+        assert_eq!(cuda(Precision::Bf16), (ArithmeticKind::AsGraph, "bf16 as in the graph".to_owned()));
+        assert_eq!(said(OrtDevice::Cpu, Precision::Fp16).unwrap().0, ArithmeticKind::Wider);
+        assert!(said(OrtDevice::Cpu, Precision::Bf16).unwrap_err().contains("cannot run bf16 graphs"));
+    }
 }

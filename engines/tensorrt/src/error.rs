@@ -18,9 +18,6 @@ pub enum BuildError {
     /// No engine can be built for a compute capability.
     #[error(transparent)]
     Capability(#[from] CapabilityError),
-    /// A precision was asked for that is not the graph's.
-    #[error(transparent)]
-    Precision(#[from] PrecisionRefused),
     /// A setting that the library refuses, or refuses here.
     #[error("{setting}: {reason}")]
     Setting {
@@ -105,61 +102,6 @@ impl std::fmt::Display for ParseFault {
     }
 }
 
-/// A precision that other TensorRT builders take as a flag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum PrecisionFlag {
-    /// 16-bit IEEE floats.
-    Fp16,
-    /// Brain floats.
-    Bf16,
-    /// 8-bit floats.
-    Fp8,
-    /// 8-bit integers.
-    Int8,
-}
-
-impl PrecisionFlag {
-    /// As on the command line, without the dashes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp16 => "fp16",
-            Self::Bf16 => "bf16",
-            Self::Fp8 => "fp8",
-            Self::Int8 => "int8",
-        }
-    }
-
-    /// Why this flag has no effect here.
-    pub fn refused(self) -> PrecisionRefused {
-        PrecisionRefused { flag: self }
-    }
-}
-
-/// Why a precision flag is refused: TensorRT-RTX builds strongly typed networks only, in which every tensor has the
-/// type that the graph gives it. TensorRT 10 had weak typing and let the builder choose; that is gone since 11.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{}` cannot be chosen when an engine is built: TensorRT-RTX takes every tensor's type from the graph",
-    flag.name()
-)]
-pub struct PrecisionRefused {
-    /// The flag.
-    pub flag: PrecisionFlag,
-}
-
-impl PrecisionRefused {
-    /// The next step.
-    pub fn hint(&self) -> String {
-        match self.flag {
-            PrecisionFlag::Fp16 | PrecisionFlag::Bf16 => {
-                format!("export the graphs in {} and build those", self.flag.name())
-            }
-            PrecisionFlag::Fp8 | PrecisionFlag::Int8 => "quantised graphs are not exported".to_owned(),
-        }
-    }
-}
-
 impl BuildError {
     /// The next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
@@ -167,7 +109,6 @@ impl BuildError {
             Self::Unavailable(e) | Self::Ports(e) => e.hint.clone(),
             Self::Profile(_) => Some("change the shapes, or leave them to the ranges in the manifest".into()),
             Self::Capability(e) => Some(e.hint()),
-            Self::Precision(e) => Some(e.hint()),
             Self::Setting { hint, .. } | Self::NoDevice { hint, .. } => Some(hint.clone()),
             Self::Parse { fault, .. } if fault.node.is_none() => Some(
                 "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again"

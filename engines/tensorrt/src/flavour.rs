@@ -28,6 +28,7 @@ mod chosen {
     };
 
     use super::*;
+    use crate::capability::native;
 
     pub(crate) const PRODUCT: &str = "TensorRT-RTX";
     /// Where `cargo xtask setup` puts the libraries, below the checkout.
@@ -76,7 +77,7 @@ mod chosen {
             config.set_nb_compute_capabilities(i32::try_from(wanted.len()).unwrap_or(i32::MAX))?;
         }
         for (i, capability) in (0..).zip(&wanted) {
-            config.set_compute_capability(capability.native(), i)?;
+            config.set_compute_capability(native(*capability), i)?;
         }
         Ok(())
     }

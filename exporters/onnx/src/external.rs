@@ -22,6 +22,12 @@ pub fn external_files(model: &[u8]) -> Result<BTreeSet<String>, String> {
     }
     let mut files = BTreeSet::new();
     for tensor in parsed.graph.iter().flat_map(|g| &g.initializer) {
+        // Of two locations one reader takes the first, and another the last.
+        let mut keys = BTreeSet::new();
+        if let Some(twice) = tensor.external_data.iter().find(|e| !keys.insert(e.key.as_deref())) {
+            let key = twice.key.as_deref().unwrap_or_default();
+            return Err(format!("a weight says `{key}` of its external data twice"));
+        }
         let location = tensor.external_data.iter().find(|e| e.key.as_deref() == Some("location"));
         match location.and_then(|e| e.value.clone()) {
             Some(file) => {
@@ -62,6 +68,11 @@ mod tests {
         assert!(external_files(&model(&[], None)).unwrap().is_empty());
         assert!(external_files(&model(&[], Some(EXTERNAL))).unwrap_err().contains("names no file"));
         assert!(external_files(&model(&[("offset", "0")], None)).unwrap_err().contains("names no file"));
+        for key in ["location", "offset"] {
+            let twice = [("location", "x"), ("offset", "0"), (key, "../x")];
+            let e = external_files(&model(&twice, Some(EXTERNAL))).unwrap_err();
+            assert!(e.contains(&format!("`{key}`")) && e.contains("twice"), "{e}");
+        }
         // Field 25 of a model: functions, which this exporter does not write.
         let hidden = [model(&[], None), vec![0xca, 0x01, 0x00]].concat();
         assert!(external_files(&hidden).unwrap_err().contains("does not write"));

@@ -4,6 +4,7 @@
 //! Notation used throughout the project: B batch, T tokens per image (`grid * grid`), W = `grid` = tokens per
 //! row, M patches, D model width, H heads, Dh = D / H, V codebook size.
 
+mod capability;
 mod extractor;
 mod graph;
 mod patch;
@@ -11,6 +12,7 @@ mod precision;
 mod profile;
 mod system;
 
+pub use capability::{Capability, CapabilityError};
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
 pub use graph::{AxisRange, DType, Dim, GraphSpec, Port};
 pub use patch::{PatchMode, PatchRule, PatchRuleError};

@@ -13,8 +13,8 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "DIR|X.npz", required_unless_present = "bundle", conflicts_with = "bundle")]
     pub(crate) samples: Option<Utf8PathBuf>,
     /// Take the first N samples
-    #[arg(long, value_name = "N", requires = "samples")]
-    pub(crate) limit: Option<usize>,
+    #[arg(long, value_name = "N", requires = "samples", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES))]
+    pub(crate) limit: Option<u64>,
     /// Reference: a set of images, statistics (`mu`, `sigma`, `mu_s`, `sigma_s`, and `arr_0` for Precision and Recall), or
     /// activations (`pool_3`)
     #[arg(long, value_name = "R.npz|DIR")]

@@ -3,6 +3,7 @@
 mod args;
 mod source;
 
+use std::cell::Cell;
 use std::fs::TryLockError;
 
 use camino::Utf8Path;
@@ -18,18 +19,18 @@ use crate::arrays::{ArrayFile, ArrayRef, Mapped, remove_unfinished, write_atomic
 use crate::bundle;
 use crate::engines;
 use crate::evaluate::EvaluateError;
-use crate::evaluate::activations::{Activations, Table, moments_of};
+use crate::evaluate::activations::{Activations, DIGEST, RESIZE, Table, moments_of};
 use crate::evaluate::compare::{Comparison, compare};
 use crate::evaluate::images::ImageSet;
 use crate::evaluate::measure::{Side, measure};
 use crate::evaluate::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, Samples};
-use crate::evaluate::report::{Metric, Network};
+use crate::evaluate::report::{Metric, Network, Settings};
 use crate::evaluate::store::{Chunk, Purpose, Store};
 use crate::features::{ExtractorOptions, FeatureExtractor};
 use crate::generate::sampler::{SamplerOptions, image_key, random_class};
 use crate::generate::{DecodeOptions, Request};
 pub(crate) use args::EvaluateArgs;
-use source::Source;
+use source::{Source, TakeChunk};
 
 /// What an output folder holds.
 const METRICS: &str = "metrics.json";
@@ -45,8 +46,9 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
         let path =
             args.samples.as_ref().ok_or_else(|| Failure::usage("no --samples and no --bundle", None))?;
         check_engine(&args.engine)?;
-        let source = Source::Images(ImageSet::open(path, args.limit)?);
+        let source = Source::Images(ImageSet::open(path, args.limit.and_then(|n| usize::try_from(n).ok()))?);
         let job = Job::new(args, printer)?;
+        job.check(&source)?;
         let _lock = lock(&args.output, args.resume)?;
         return job.run(&source).map_err(resumable);
     };
@@ -76,6 +78,7 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
         let batch = usize::from(args.engine.batch);
         let source = Source::Bundle { runtime, requests, options, batch };
         let job = Job::new(args, printer)?;
+        job.check(&source)?;
         let _lock = lock(&args.output, args.resume)?;
         job.run(&source).map_err(resumable)
     })
@@ -118,6 +121,13 @@ struct Job<'a> {
     compute: Compute,
     extractor: FeatureExtractor,
     network: Network,
+    settings: Settings,
+}
+
+/// The reference, opened.
+enum Given {
+    Images(ImageSet),
+    Stored(Box<Activations>, Option<ImageSet>),
 }
 
 /// The reference: statistics, features of its images, what it is.
@@ -148,37 +158,70 @@ impl<'a> Job<'a> {
     fn new(args: &'a EvaluateArgs, printer: Printer) -> Result<Self, Failure> {
         let compute = compute(args.engine.threads)?;
         let engine = engines::create(&args.engine.engine, &engine_options(&args.engine, None))?;
-        let variant = args.protocol.settings(args.metric_seed).variant;
+        let asked = args.protocol.variant();
         let options = ExtractorOptions {
-            // The network's own rule, unless another tool's is asked for.
-            resize: (variant != Variant::GuidedDiffusion).then(|| variant.resize()),
+            // A bundle says how its images are prepared; a plain file leaves it to the variant.
+            resize: asked.filter(|_| args.extractor.is_file()).map(Variant::resize),
             batch: usize::from(args.engine.batch),
             threads: compute.threads(),
             input_size: args.input_size,
         };
         let extractor = FeatureExtractor::open(&args.extractor, engine, &options)?;
-        let inception = extractor.identity().distance == "FID";
-        let network =
-            if inception { Network::inception() } else { Network::named(&extractor.identity().name) };
-        Ok(Self { args, printer, compute, extractor, network })
+        let identity = extractor.identity();
+        if let Some(asked) = asked
+            && asked.resize() != identity.resize
+        {
+            let (path, own, wanted) = (&args.extractor, identity.resize.name(), asked.resize().name());
+            let message = format!("{path} resizes by {own}, --variant {asked} by {wanted}");
+            let hint = format!("leave out --variant, or export the extractor with --resize {wanted}");
+            return Err(Failure::usage(message, Some(&hint)));
+        }
+        let (network, variant) = Network::of(identity);
+        if let (Some(asked), true) = (asked, identity.is_fid() && !network.inception) {
+            let message = format!("{} has its own normalisation, --variant {asked} another", args.extractor);
+            let hint = "leave out --variant, or export the extractor without --mean and --std";
+            return Err(Failure::usage(message, Some(hint)));
+        }
+        let settings = args.protocol.settings(args.metric_seed, variant.unwrap_or_default());
+        Ok(Self { args, printer, compute, extractor, network, settings })
+    }
+
+    /// What can be wrong is found before hours of work: the reference, the labels, the other evaluation.
+    fn check(&self, source: &Source<'_>) -> Result<(), Failure> {
+        let reference = self.open_reference()?;
+        let counts = match &reference {
+            Given::Images(set) => [source.count(), set.count()],
+            Given::Stored(..) => [source.count(); 2],
+        };
+        for (n, what) in counts.into_iter().zip(["samples", "the reference"]) {
+            if n < 2 {
+                let message = format!("{what}: {n} images, at least 2 are needed");
+                return Err(Failure::usage(message, Some("a covariance needs as many")));
+            }
+        }
+        source.sampling()?;
+        if let Some(path) = &self.args.compare {
+            // All but the reference, which is known after it was looked at.
+            let other = read_metrics(path)?.protocol;
+            like(path, &self.protocol(source, other.reference.clone())?, &other)?;
+        }
+        Ok(())
     }
 
     fn run(mut self, source: &Source<'_>) -> Result<Exit, Failure> {
         let total = source.count();
-        if let Some(path) = &self.args.compare {
-            // Before hours of work: all but the reference, which is known after it was looked at.
-            let other = read_metrics(path)?.protocol;
-            like(path, &self.protocol(source, other.reference.clone())?, &other)?;
-        }
         let range = match self.args.shard {
             Some(shard) => shard.range(total, self.chunk()),
             None => (0, total),
         };
         let folder = self.args.output.join(SAMPLES);
-        let mut samples = Store::open(&folder, self.purpose(&source.signature(), total, range)?)?;
+        let mut samples = Store::open(
+            &folder,
+            self.purpose((&source.content(), source.stamp()), total, range, source.generated().is_some())?,
+        )?;
         if self.args.merge.is_empty() {
-            self.fill(&mut samples, "evaluating", source.size(), &mut |range, chunk, f| {
-                source.chunks(range, chunk, f)
+            self.fill(&mut samples, "evaluating", source.size(), &mut |range, chunk, decoding, f| {
+                source.chunks(range, chunk, decoding, f)
             })?;
         } else {
             self.merge(&mut samples)?;
@@ -200,14 +243,21 @@ impl<'a> Job<'a> {
         usize::from(self.args.chunk)
     }
 
-    fn purpose(&self, signature: &Value, total: usize, range: (usize, usize)) -> Result<Purpose, Failure> {
+    fn purpose(
+        &self,
+        (content, stamp): (&Value, &str),
+        total: usize,
+        range: (usize, usize),
+        steps: bool,
+    ) -> Result<Purpose, Failure> {
         let key = json!({
-            "images": signature, "extractor": self.extractor.identity(), "chunk": self.chunk(),
-            "batch": self.args.engine.batch, "device": format!("{:?}", self.args.engine.device.device), "tool": env!("CARGO_PKG_VERSION"),
+            "images": content, "extractor": self.extractor.identity(), "chunk": self.chunk(),
+            "batch": self.args.engine.batch, "tool": env!("CARGO_PKG_VERSION"),
         });
         let key = hex::encode(Sha256::digest(serde_json::to_vec(&key)?));
         let (total, from, to) = (total as u64, range.0 as u64, range.1 as u64);
-        Ok(Purpose { key, total, from, to, widths: self.extractor.widths() })
+        let (stamp, widths) = (stamp.to_owned(), self.extractor.widths());
+        Ok(Purpose { key, stamp, total, from, to, widths, steps })
     }
 
     /// Looks at the images that the store does not hold yet.
@@ -227,15 +277,27 @@ impl<'a> Job<'a> {
         let next = ((from + store.count()) as usize, to as usize);
         let (extractor, compute, chunk) = (&mut self.extractor, &self.compute, usize::from(self.args.chunk));
         let (mut looked, mut seconds) = (0, 0.0);
-        chunks(next, chunk, &mut |pixels| {
-            let done = store.count() as usize;
+        // Images that are done, and how far the bar is: it does not go back from a chunk's images to their features.
+        let (whole, shown) = (Cell::new(store.count() as usize), Cell::new(0));
+        let show = |at: usize| {
+            shown.set(shown.get().max(at));
+            bar.advance(shown.get(), total)
+        };
+        chunks(next, chunk, &|n| show(whole.get() + n), &mut |pixels, steps| {
+            let done = whole.get();
             let started = std::time::Instant::now();
-            let found = extractor.run(pixels, size, &mut |n, _| bar.advance(done + n, total))?;
+            let found = extractor.run(pixels, size, &mut |n, _| show(done + n))?;
             looked += found.count;
             seconds += started.elapsed().as_secs_f64();
-            let chunk = Chunk { features: found.features, spatial: found.spatial, logits: found.logits };
+            let chunk = Chunk {
+                features: found.features,
+                spatial: found.spatial,
+                logits: found.logits,
+                steps: steps.map(<[u32]>::to_vec),
+            };
             store.add(pixels.len() / image, pixels, &chunk, compute)?;
-            if bar.advance(store.count() as usize, total) { Ok(()) } else { Err(EvaluateError::Interrupted) }
+            whole.set(store.count() as usize);
+            if show(whole.get()) { Ok(()) } else { Err(EvaluateError::Interrupted) }
         })?;
         tracing::info!(images = looked, seconds, "{what}: features taken");
         if store.count() != (to - from) {
@@ -265,35 +327,57 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn reference(&mut self) -> Result<Reference, Failure> {
-        let path = self.args.reference.clone();
+    /// Opens the reference and holds it against the network.
+    fn open_reference(&self) -> Result<Given, Failure> {
+        let path = &self.args.reference;
         let stored = !path.is_dir() && {
-            let file = ArrayFile::open(&path)?;
+            let file = ArrayFile::open(path)?;
             file.contains("mu") || file.contains("pool_3")
         };
         if !stored {
-            let store = self.reference_images(&path)?;
-            let width = store.purpose().widths[0];
-            return Ok(Reference {
-                pool: Some(store.moments(&self.compute)?),
-                spatial: store.spatial_moments(&self.compute)?,
-                id: ReferenceId {
-                    stored_statistics: false,
-                    sha256: store.pixels_sha256()?,
-                    images: Some(store.count()),
-                },
-                rows: Some(Features::Mapped(store.pool()?, width)),
-            });
+            return Ok(Given::Images(ImageSet::open(path, None)?));
         }
-        let found = Activations::read(&path)?;
+        let found = Activations::read(path)?;
+        let identity = self.extractor.identity();
+        let other = "give the reference as images, or the network it was made with";
         if found.network != self.network {
             let (a, b) = (&found.network.name, &self.network.name);
             let message = format!("{path} holds features of {a}, --extractor is {b}");
-            return Err(Failure::usage(
-                message,
-                Some("give the reference as images, or the network it was made with"),
-            ));
+            return Err(Failure::usage(message, Some(other)));
         }
+        found
+            .prepared_by([Some(&identity.digest), Some(identity.resize.name())])
+            .map_err(|e| Failure::usage(format!("{path}: {e} of --extractor"), Some(other)))?;
+        let (width, pool) = (self.extractor.widths()[0], found.pool.as_ref().map(Table::width));
+        if let Some(there) = found.pool_moments.as_ref().map(Moments::width).or(pool)
+            && there != width
+        {
+            let message = format!("{path} has {there} features, --extractor {width}");
+            return Err(Failure::usage(message, None));
+        }
+        let set = (found.pool.is_none() && found.images).then(|| ImageSet::open(path, None)).transpose()?;
+        Ok(Given::Stored(Box::new(found), set))
+    }
+
+    fn reference(&mut self) -> Result<Reference, Failure> {
+        let path = self.args.reference.clone();
+        let (found, set) = match self.open_reference()? {
+            Given::Stored(found, set) => (found, set),
+            Given::Images(set) => {
+                let store = self.reference_images(&set)?;
+                let width = store.purpose().widths[0];
+                return Ok(Reference {
+                    pool: Some(store.moments(&self.compute)?),
+                    spatial: store.spatial_moments(&self.compute)?,
+                    id: ReferenceId {
+                        stored_statistics: false,
+                        sha256: store.pixels_sha256()?,
+                        images: Some(store.count()),
+                    },
+                    rows: Some(Features::Mapped(store.pool()?, width)),
+                });
+            }
+        };
         let of = |moments: &Option<Moments>, table: &Option<Table>, what| match (moments, table) {
             (Some(moments), _) => Ok(Some(moments.clone())),
             (None, table) => table.as_ref().map(|t| moments_of(t, what, &self.compute)).transpose(),
@@ -301,34 +385,28 @@ impl<'a> Job<'a> {
         let pool = of(&found.pool_moments, &found.pool, "pool_3")?;
         let spatial = of(&found.spatial_moments, &found.spatial, "spatial")?;
         let width = self.extractor.widths()[0];
-        if pool.as_ref().is_some_and(|m| m.width() != width) {
-            let there = pool.as_ref().map_or(0, Moments::width);
-            let message = format!("{path} has {there} features, --extractor {width}");
-            return Err(Failure::usage(message, None));
-        }
-        let rows = match found.pool {
-            Some(table) => Some(Features::Table(table)),
-            None if found.images => {
-                let store = self.reference_images(&path)?;
-                Some(Features::Mapped(store.pool()?, width))
-            }
-            None => None,
+        let rows = match (found.pool, set) {
+            (Some(table), _) => Some(Features::Table(table)),
+            (None, Some(set)) => Some(Features::Mapped(self.reference_images(&set)?.pool()?, width)),
+            (None, None) => None,
         };
         let images = rows.as_ref().map(|f| f.rows().map(|r| r.count() as u64)).transpose()?;
         let id = ReferenceId { stored_statistics: true, sha256: bundle::digest(&path)?.1, images };
         Ok(Reference { pool, spatial, rows, id })
     }
 
-    fn reference_images(&mut self, path: &Utf8Path) -> Result<Store, Failure> {
-        let set = ImageSet::open(path, None)?;
-        let purpose = self.purpose(&json!(set.signature()), set.count(), (0, set.count()))?;
+    fn reference_images(&mut self, set: &ImageSet) -> Result<Store, Failure> {
+        let files = (&json!(set.content()), set.stamp());
+        let purpose = self.purpose(files, set.count(), (0, set.count()), false)?;
         let mut store = Store::open(&self.args.output.join(REFERENCE), purpose)?;
-        self.fill(&mut store, "reference", set.size(), &mut |range, chunk, f| set.chunks(range, chunk, f))?;
+        self.fill(&mut store, "reference", set.size(), &mut |range, chunk, _, f| {
+            set.chunks(range, chunk, &mut |pixels| f(pixels, None))
+        })?;
         Ok(store)
     }
 
     fn finish(&self, source: &Source<'_>, samples: &Store, reference: &Reference) -> Result<Exit, Failure> {
-        let settings = self.args.protocol.settings(self.args.metric_seed);
+        let settings = self.settings;
         let (pool, logits) = (samples.pool()?, samples.logits()?);
         let [width, _, classes] = samples.purpose().widths;
         let (moments, spatial) = (samples.moments(&self.compute)?, samples.spatial_moments(&self.compute)?);
@@ -358,7 +436,11 @@ impl<'a> Job<'a> {
         let file = MetricsFile {
             schema: SCHEMA,
             protocol: self.protocol(source, reference.id.clone())?,
-            samples: Samples { pixels_sha256: samples.pixels_sha256()?, generated: source.generated() },
+            samples: Samples {
+                pixels_sha256: samples.pixels_sha256()?,
+                generated: source.generated(),
+                mean_steps: samples.mean_steps()?,
+            },
             report,
         };
         let mut bytes = serde_json::to_vec_pretty(&file)?;
@@ -380,6 +462,9 @@ impl<'a> Job<'a> {
                     c.difference, c.here, c.there, c.interval_90[0], c.interval_90[1], c.margin, c.verdict
                 );
             }
+            if let Some(steps) = file.samples.mean_steps {
+                out += &format!("{steps:.4} steps of the large transformer an image\n");
+            }
             out + &format!("{}: {} images\n", self.args.output.join(METRICS), samples.count())
         };
         self.printer.result(words, &value)?;
@@ -391,7 +476,7 @@ impl<'a> Job<'a> {
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             network: self.network.clone(),
             extractor: serde_json::to_value(self.extractor.identity())?,
-            settings: self.args.protocol.settings(self.args.metric_seed),
+            settings: self.settings,
             images: source.count() as u64,
             image_size: [source.size().0, source.size().1],
             sampling: source.sampling()?,
@@ -418,6 +503,11 @@ impl<'a> Job<'a> {
         if !self.network.inception {
             arrays.push(("extractor", ArrayRef::u8(&length, name)));
         }
+        let identity = self.extractor.identity();
+        let (digest, resize) = (identity.digest.as_bytes(), identity.resize.name().as_bytes());
+        let (digest_length, resize_length) = ([digest.len()], [resize.len()]);
+        arrays.push((DIGEST, ArrayRef::u8(&digest_length, digest)));
+        arrays.push((RESIZE, ArrayRef::u8(&resize_length, resize)));
         Ok(write_npz(&self.args.output.join(STATISTICS), &arrays)?)
     }
 
@@ -466,8 +556,10 @@ fn like(path: &Utf8Path, own: &Protocol, other: &Protocol) -> Result<(), Failure
 }
 
 /// Calls its last argument with the pixels of consecutive chunks of a range of images.
+/// The one before is told of the decoding.
 type Chunks<'a> = &'a mut dyn FnMut(
     (usize, usize),
     usize,
-    &mut dyn FnMut(&[u8]) -> Result<(), EvaluateError>,
+    &dyn Fn(usize) -> bool,
+    &mut TakeChunk<'_>,
 ) -> Result<(), EvaluateError>;

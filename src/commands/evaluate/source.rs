@@ -10,9 +10,13 @@ use crate::commands::printer::stopped;
 use crate::evaluate::EvaluateError;
 use crate::evaluate::images::ImageSet;
 use crate::evaluate::protocol::Sampling;
+use crate::features::device;
 use crate::generate::{DecodeOptions, Request};
 use crate::picture::to_u8_nhwc;
 use crate::runtime::Runtime;
+
+/// Takes the pixels of a chunk of images, and the steps of each where they are generated.
+pub(super) type TakeChunk<'a> = dyn FnMut(&[u8], Option<&[u32]>) -> Result<(), EvaluateError> + 'a;
 
 /// Where samples come from.
 pub(super) enum Source<'a> {
@@ -38,23 +42,29 @@ impl Source<'_> {
         }
     }
 
-    /// Calls `f` with the pixels of consecutive chunks.
+    /// Calls `f` with the pixels of consecutive chunks, and the steps where they are generated. `decoding` is told how
+    /// many images' worth of a chunk are decoded, and returns false to stop.
     pub(super) fn chunks(
         &self,
         range: (usize, usize),
         chunk: usize,
-        f: &mut dyn FnMut(&[u8]) -> Result<(), EvaluateError>,
+        decoding: &dyn Fn(usize) -> bool,
+        f: &mut TakeChunk<'_>,
     ) -> Result<(), EvaluateError> {
         match self {
-            Self::Images(set) => set.chunks(range, chunk, f),
+            Self::Images(set) => set.chunks(range, chunk, &mut |pixels| f(pixels, None)),
             Self::Bundle { runtime, requests, options, batch } => {
                 let side = runtime.bundle().system().image_size;
                 for requests in requests[range.0..range.1].chunks(chunk) {
-                    let streams = runtime.decode(requests, options, *batch, &mut |_, _| !stopped())?;
+                    let n = requests.len();
+                    let streams = runtime.decode(requests, options, *batch, &mut |done, total| {
+                        decoding(done * n / total.max(1)) && !stopped()
+                    })?;
                     let ids: Vec<i64> =
                         streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
                     let images = runtime.images(&ids, *batch, &mut |_, _| !stopped())?;
-                    f(&to_u8_nhwc(&images, requests.len(), side, side))?;
+                    let steps: Vec<u32> = streams.iter().map(|s| s.steps() as u32).collect();
+                    f(&to_u8_nhwc(&images, requests.len(), side, side), Some(&steps))?;
                 }
                 Ok(())
             }
@@ -62,18 +72,28 @@ impl Source<'_> {
     }
 
     /// Everything that the pixels depend on.
-    pub(super) fn signature(&self) -> Value {
+    pub(super) fn content(&self) -> Value {
         match self {
-            Self::Images(set) => json!(set.signature()),
+            Self::Images(set) => json!(set.content()),
             Self::Bundle { batch, .. } => json!({ "generated": self.generated(), "batch": batch }),
+        }
+    }
+
+    /// Changes when files are written again.
+    pub(super) fn stamp(&self) -> &str {
+        match self {
+            Self::Images(set) => set.stamp(),
+            Self::Bundle { .. } => "",
         }
     }
 
     pub(super) fn generated(&self) -> Option<Value> {
         let Self::Bundle { runtime, options, .. } = self else { return None };
-        let sampler = &options.sampler;
+        let (sampler, info) = (&options.sampler, runtime.info());
+        // What pixels depend on: neither threads nor paths, so that machines share the work.
+        let engine = json!({ "engine": info.engine, "version": info.version, "device": device(info) });
         Some(json!({
-            "bundle": runtime.bundle().manifest_sha256(), "engine": runtime.info(),
+            "bundle": runtime.bundle().manifest_sha256(), "engine": engine,
             "cfg_scale": options.cfg_scale, "cfg_interval": options.cfg_interval, "seed": options.seed,
             "greedy": sampler.greedy, "temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p,
         }))

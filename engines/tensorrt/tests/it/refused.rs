@@ -1,9 +1,7 @@
 //! What cannot be built is refused with a reason and a next step.
 
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
-use dpar_engine_tensorrt::{
-    BuildError, BuildRequest, BuildSettings, PrecisionFlag, Profile, TensorRtEngine, WeightMode,
-};
+use dpar_engine_tensorrt::{BuildError, BuildRequest, BuildSettings, Profile, TensorRtEngine, WeightMode};
 use dpar_export_spec::AxisRange;
 
 use crate::{Copied, Graph, builder, graph};
@@ -98,14 +96,6 @@ fn settings_that_cannot_be_met_are_refused() {
             assert!(e.hint().unwrap().contains("where a GPU is"));
         }
     }
-}
-
-#[test]
-fn precision_flags_are_explained() {
-    let e = BuildError::from(PrecisionFlag::Fp16.refused());
-    assert!(e.to_string().contains("`fp16`") && e.to_string().contains("from the graph"), "{e}");
-    assert_eq!(e.hint().unwrap(), "export the graphs in fp16 and build those");
-    assert_eq!(EngineError::from(e).kind, EngineErrorKind::Input);
 }
 
 #[test]
