@@ -157,6 +157,7 @@ def features(python, arguments):
         images, bundle = str(arguments.folder / "images.npz"), str(scratch / "inception")
         weights = str(arguments.folder / "weights.pth")
         export = [program, "--target", "onnx", "--component", "inception", weights, "-o", bundle]
+        export += ["--resize", "half-pixel-bilinear"]
         subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
         run = [program, "evaluate", "--samples", images, "--reference", images, "--extractor", bundle]
         run += ["--variant", "pytorch-fid", "--engine", "ort", "--threads", str(threads), "--batch", str(BATCH)]
