@@ -143,11 +143,11 @@ mod tests {
             assert_eq!((found.0, found.1), (origin, format!("{folder}/libsome.so")));
         }
         // What lies further up than a checkout, or below the program's own name, is not searched.
-        let deep = Places { executable: Some("/tmp/a/b/c/d/tool".into()), ..Places::default() };
-        for folder in ["/tmp/third_party/some", "/third_party/some", "/tmp/a/b/c/d/tool/third_party/some"] {
+        let deep = Places { executable: Some("/srv/a/b/c/d/tool".into()), ..Places::default() };
+        for folder in ["/srv/third_party/some", "/third_party/some", "/srv/a/b/c/d/tool/third_party/some"] {
             assert_eq!(last(&[folder.into()], &deep).0, SYSTEM_LOADER, "{folder}");
         }
-        assert_eq!(last(&["/tmp/a/third_party/some".into()], &deep).0, "third_party/some");
+        assert_eq!(last(&["/srv/a/third_party/some".into()], &deep).0, "third_party/some");
         places.variable = Some("named".into());
         assert_eq!(last(&there, &places), ("SOME_LIB", "named".into(), 1));
         let asked = WANTED.search(Some("asked".into()), &places, &|_| None);
