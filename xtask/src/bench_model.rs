@@ -115,29 +115,19 @@ fn dpar() -> Vec<(String, Vec<usize>)> {
     let [encoder, global, decoder] = DPAR_LAYERS;
     let mut tensors =
         [blocks("local_encoder.", encoder), blocks("", global), blocks("local_decoder.", decoder)].concat();
-    for i in 0..encoder {
-        for (name, shape) in [
-            ("cross_attn_norm_q", vec![d]),
-            ("cross_attn_norm_kv", vec![d]),
-            ("wq", vec![d, d]),
-            ("wk", vec![d, d]),
-            ("wv", vec![d, d]),
-            ("wo", vec![d, d]),
-        ] {
-            tensors.push((format!("local_encoder.cross_attn_layers.{i}.{name}.weight"), shape));
-        }
-    }
-    // The full decoder attention of the 120M variant: wq, wk and wv too.
-    for i in 0..decoder {
-        for (name, shape) in [
-            ("cross_attn_norm_q", vec![d]),
-            ("cross_attn_norm_kv", vec![d]),
-            ("wq", vec![d, d]),
-            ("wk", vec![d, d]),
-            ("wv", vec![d, d]),
-            ("wo", vec![d, d]),
-        ] {
-            tensors.push((format!("local_decoder.cross_attn_layers.{i}.{name}.weight"), shape));
+    // The full decoder attention of the 120M variant: wq, wk and wv there too.
+    for (part, layers) in [("local_encoder", encoder), ("local_decoder", decoder)] {
+        for i in 0..layers {
+            for (name, shape) in [
+                ("cross_attn_norm_q", vec![d]),
+                ("cross_attn_norm_kv", vec![d]),
+                ("wq", vec![d, d]),
+                ("wk", vec![d, d]),
+                ("wv", vec![d, d]),
+                ("wo", vec![d, d]),
+            ] {
+                tensors.push((format!("{part}.cross_attn_layers.{i}.{name}.weight"), shape));
+            }
         }
     }
     tensors.push(("cls_embedding.embedding_table.weight".to_owned(), vec![CLASS_ROWS, d]));

@@ -1,5 +1,7 @@
 //! Engine errors: what kind, in which graph, and the next step.
 
+use crate::GraphFile;
+
 /// What kind of failure it was; the command line maps it to an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -38,6 +40,12 @@ impl EngineError {
         Self { kind, engine: engine.to_owned(), graph: None, message: message.into(), hint: None }
     }
 
+    /// A graph that an engine refuses: the message names its file.
+    pub fn refused(engine: &str, graph: GraphFile<'_>, message: impl std::fmt::Display) -> Self {
+        Self::new(EngineErrorKind::Graph, engine, format!("{}: {message}", graph.path))
+            .in_graph(&graph.spec.name)
+    }
+
     /// Names the graph.
     #[must_use]
     pub fn in_graph(mut self, graph: &str) -> Self {
@@ -51,4 +59,10 @@ impl EngineError {
         self.hint = Some(hint.into());
         self
     }
+}
+
+/// What a panic of an engine's library said.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -22,7 +22,7 @@ use dpar_export_spec::{GraphSpec, Precision};
 use serde::Serialize;
 
 pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
-pub use error::{EngineError, EngineErrorKind};
+pub use error::{EngineError, EngineErrorKind, panic_text};
 pub use host_cache::HostCache;
 pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};

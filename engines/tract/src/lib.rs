@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision,
+    no_precision, panic_text,
 };
 use dpar_export_spec::Precision;
 use tract_linalg::isa;
@@ -137,14 +137,7 @@ impl Engine for TractEngine {
 
 /// A refused graph.
 fn refusal(graph: GraphFile<'_>, message: String) -> EngineError {
-    EngineError::new(EngineErrorKind::Graph, NAME, format!("{}: {message}", graph.path))
-        .in_graph(&graph.spec.name)
-}
-
-/// What a panic said.
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    EngineError::refused(NAME, graph, message)
 }
 
 #[cfg(test)]
