@@ -1,29 +1,11 @@
-//! Parity with reference outputs: tensors within named tolerances, decisions equal, every flip judged by its
-//! margin.
+//! One comparison: a check with its verdict, and decisions that differ, each judged by its margin.
 
-mod golden;
-mod probes;
-mod record;
-mod reference;
-mod streams;
-pub mod tolerance;
-
-use dpar_engine_api::{Arithmetic, EngineInfo};
-use dpar_export_spec::{PatchRule, Precision};
+use dpar_export_spec::PatchRule;
 use serde::Serialize;
 
-use crate::bundle::ToolEntry;
-use crate::parity::replay::is_bad_output;
-use crate::runtime::{RunError, Runtime};
-use tolerance::Limits;
-
-pub(crate) use golden::own_folder;
-pub use golden::verify_golden;
-pub use probes::{PREFIX_BF16, PREFIX_F16, PREFIX_F32, probe};
-pub use record::{Golden, Provenance, Recording, record};
-pub(crate) use reference::open;
-pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
-pub use streams::{ReferenceStreams, verify_streams};
+use crate::replay::is_bad_output;
+use crate::runtime::RunError;
+use crate::tolerance::Limits;
 
 /// Result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -71,7 +53,7 @@ pub struct Flip {
 }
 
 impl Flip {
-    fn judged(mut self) -> Self {
+    pub(crate) fn judged(mut self) -> Self {
         self.near_tie = self.margin.is_some_and(|m| m.abs() < self.limit);
         self
     }
@@ -95,13 +77,13 @@ pub struct Check {
 }
 
 impl Check {
-    fn not_run(name: &str, why: impl Into<String>) -> Self {
+    pub(crate) fn not_run(name: &str, why: impl Into<String>) -> Self {
         let (status, detail) = (Status::NotRun, why.into());
         Self { name: name.to_owned(), status, max_abs: None, limit: None, detail, flips: Vec::new() }
     }
 
     /// Compares floats of shape `shape` element by element.
-    fn tensor(name: &str, shape: &[usize], reference: &[f32], found: &[f32], limit: f32) -> Self {
+    pub(crate) fn tensor(name: &str, shape: &[usize], reference: &[f32], found: &[f32], limit: f32) -> Self {
         let mut worst = (0.0_f64, 0);
         let mut bad_value = None;
         for (i, (r, f)) in reference.iter().zip(found).enumerate() {
@@ -135,7 +117,7 @@ impl Check {
     }
 
     /// The reference holds what this bundle cannot compute: no pass.
-    fn impossible(name: &str, why: impl Into<String>) -> Self {
+    pub(crate) fn impossible(name: &str, why: impl Into<String>) -> Self {
         Self { status: Status::Fail, ..Self::not_run(name, why) }
     }
 
@@ -146,7 +128,7 @@ impl Check {
 
     /// A check of mean steps over all images. They must be equal, unless an image parts from the reference at a
     /// near-tie: then only the images that do not part can be compared, and were.
-    fn mean_steps(name: &str, reference: f64, found: f64, flips: &[Flip]) -> Self {
+    pub(crate) fn mean_steps(name: &str, reference: f64, found: f64, flips: &[Flip]) -> Self {
         let parted = flips.len();
         let mut detail = format!("reference {reference:.4}, found {found:.4}");
         if parted > 0 {
@@ -159,7 +141,7 @@ impl Check {
 
     /// A check of the decisions of `images` streams of `slots` slots, each compared up to its first flip: every flip is a
     /// near-tie, and there are no more of them than the precision allows.
-    fn streams(
+    pub(crate) fn streams(
         name: &str,
         mut detail: String,
         flips: Vec<Flip>,
@@ -183,7 +165,7 @@ impl Check {
     }
 
     /// A check of codes, whose margins no graph gives: in a half type a named share of them may differ.
-    fn codes(
+    pub(crate) fn codes(
         name: &str,
         mut detail: String,
         flips: Vec<Flip>,
@@ -205,7 +187,7 @@ impl Check {
     }
 
     /// A check of decisions: passes when every flip is a near-tie and nothing else is wrong.
-    fn decisions(name: &str, detail: String, flips: Vec<Flip>, otherwise_equal: bool) -> Self {
+    pub(crate) fn decisions(name: &str, detail: String, flips: Vec<Flip>, otherwise_equal: bool) -> Self {
         let pass = otherwise_equal && flips.iter().all(|f| f.near_tie);
         Self {
             name: name.to_owned(),
@@ -220,7 +202,10 @@ impl Check {
 
 /// The checks of one job; outputs that cannot be, such as NaN, are what it found and no reason to stop: a failed check with
 /// the engine's words, so that every report is written.
-fn or_bad_output(name: &str, result: Result<Vec<Check>, RunError>) -> Result<Vec<Check>, RunError> {
+pub(crate) fn or_bad_output(
+    name: &str,
+    result: Result<Vec<Check>, RunError>,
+) -> Result<Vec<Check>, RunError> {
     match result {
         Err(e) if is_bad_output(&e) => Ok(vec![Check::failed(name, e.to_string())]),
         result => result,
@@ -238,7 +223,7 @@ fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
 }
 
 /// Mean of whole numbers; 0 for none.
-fn mean(values: impl ExactSizeIterator<Item = usize>) -> f64 {
+pub(crate) fn mean(values: impl ExactSizeIterator<Item = usize>) -> f64 {
     let n = values.len().max(1);
     values.sum::<usize>() as f64 / n as f64
 }
@@ -249,7 +234,7 @@ pub(crate) fn starts(lengths: &[usize]) -> Vec<bool> {
 }
 
 /// A patch boundary that differs, with the distance of its entropy (`entropy[t]` = e_t) to the threshold.
-fn boundary_flip(
+pub(crate) fn boundary_flip(
     rule: &PatchRule,
     image: usize,
     slot: usize,
@@ -272,58 +257,10 @@ fn boundary_flip(
     .judged()
 }
 
-/// The whole comparison.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// `pass` or `fail`.
-    pub verdict: Status,
-    /// What ran.
-    pub engine: EngineInfo,
-    /// Precision of the bundle's graphs.
-    pub precision: Precision,
-    /// What the engine computed them with.
-    pub arithmetic: Arithmetic,
-    /// SHA-256 of the bundle's manifest.
-    pub bundle: String,
-    /// The program that compared.
-    pub tool: ToolEntry,
-    /// Files that were compared with.
-    pub references: Vec<RecordedFile>,
-    /// Every check.
-    pub checks: Vec<Check>,
-}
-
-impl Report {
-    /// The verdict over `checks`: a failure fails, and so does a report in which nothing ran.
-    pub fn new(runtime: &Runtime<'_>, checks: Vec<Check>) -> Self {
-        let bundle = runtime.bundle().manifest_sha256().to_owned();
-        let precision = runtime.bundle().manifest().precision;
-        let (engine, arithmetic) = (runtime.info().clone(), runtime.arithmetic().clone());
-        let failed = checks.iter().any(|c| c.status == Status::Fail);
-        let ran = checks.iter().any(|c| c.status == Status::Pass);
-        let verdict = if failed || !ran { Status::Fail } else { Status::Pass };
-        Self {
-            verdict,
-            engine,
-            precision,
-            arithmetic,
-            bundle,
-            tool: ToolEntry::this(),
-            references: Vec::new(),
-            checks,
-        }
-    }
-
-    /// Names the files that were compared with.
-    #[must_use]
-    pub fn compared_with(mut self, references: Vec<RecordedFile>) -> Self {
-        self.references = references;
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use dpar_export_spec::Precision;
+
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use dpar_engine_api::places::Place;
 use dpar_engine_api::{EngineError, EngineInfo};
 use serde::Serialize;
 
+use crate::bundle::Bundle;
 use crate::engines::{self, EngineOptions};
 
 /// The next step on a device that TensorRT-RTX does not list.
@@ -104,13 +105,10 @@ impl Report {
     }
 }
 
-/// Looks at every engine.
-pub fn examine(options: &EngineOptions<'_>) -> Report {
-    let mut report = Report {
-        engines: Vec::new(),
-        driver: None,
-        bundle: options.bundle.map(|b| b.manifest_sha256().to_owned()),
-    };
+/// Looks at every engine, and whether it runs the bundle where one is given.
+pub fn examine(options: &EngineOptions, bundle: Option<&Bundle>) -> Report {
+    let mut report =
+        Report { engines: Vec::new(), driver: None, bundle: bundle.map(|b| b.manifest_sha256().to_owned()) };
     for name in engines::names() {
         let mut entry = EngineReport {
             name: name.to_owned(),
@@ -131,7 +129,7 @@ pub fn examine(options: &EngineOptions<'_>) -> Report {
                 match engine.probe() {
                     Ok(info) => {
                         (entry.works, entry.info) = (true, Some(info));
-                        let precision = options.bundle.map(|b| b.manifest().precision);
+                        let precision = bundle.map(|b| b.manifest().precision);
                         if let Some(Err(e)) = precision.map(|p| engine.arithmetic(p)) {
                             entry.fails(&e);
                         }
@@ -140,7 +138,7 @@ pub fn examine(options: &EngineOptions<'_>) -> Report {
                 }
                 match name {
                     "ort" => entry.onnx_runtime(options),
-                    "tensorrt" => report.driver = entry.tensorrt(options),
+                    "tensorrt" => report.driver = entry.tensorrt(options, bundle),
                     _ => {}
                 }
             }
@@ -162,7 +160,7 @@ impl EngineReport {
     }
 
     #[cfg(feature = "ort")]
-    fn onnx_runtime(&mut self, options: &EngineOptions<'_>) {
+    fn onnx_runtime(&mut self, options: &EngineOptions) {
         let library = options.ort_library.as_deref();
         self.searched = dpar_engine_ort::searched(library);
         if let Some((path, version)) =
@@ -178,15 +176,15 @@ impl EngineReport {
     }
 
     #[cfg(not(feature = "ort"))]
-    fn onnx_runtime(&mut self, _: &EngineOptions<'_>) {}
+    fn onnx_runtime(&mut self, _: &EngineOptions) {}
 
     #[cfg(not(feature = "tensorrt"))]
-    fn tensorrt(&mut self, _: &EngineOptions<'_>) -> Option<DriverReport> {
+    fn tensorrt(&mut self, _: &EngineOptions, _: Option<&Bundle>) -> Option<DriverReport> {
         None
     }
 
     #[cfg(feature = "tensorrt")]
-    fn tensorrt(&mut self, options: &EngineOptions<'_>) -> Option<DriverReport> {
+    fn tensorrt(&mut self, options: &EngineOptions, bundle: Option<&Bundle>) -> Option<DriverReport> {
         let found = dpar_engine_tensorrt::survey(options.trt_library.as_deref());
         self.searched = found.searched;
         for library in [&found.core, &found.parser].into_iter().flatten() {
@@ -215,7 +213,7 @@ impl EngineReport {
         {
             *reason = format!("{reason}; {}", e.message);
         }
-        if let Some(bundle) = options.bundle {
+        if let Some(bundle) = bundle {
             let library = found.core.as_ref().ok().map(|l| l.version.as_str());
             self.files = files(bundle, library, driver.gpus.first());
             self.judge_files(bundle, driver.gpus.first());
@@ -225,7 +223,7 @@ impl EngineReport {
 
     /// Every graph needs an engine that fits.
     #[cfg(feature = "tensorrt")]
-    fn judge_files(&mut self, bundle: &crate::bundle::Bundle, gpu: Option<&GpuReport>) {
+    fn judge_files(&mut self, bundle: &Bundle, gpu: Option<&GpuReport>) {
         let missing = bundle
             .manifest()
             .graphs
@@ -253,11 +251,7 @@ impl EngineReport {
 
 /// Engine files against the library that would run them and the device they would run on.
 #[cfg(feature = "tensorrt")]
-fn files(
-    bundle: &crate::bundle::Bundle,
-    library: Option<&str>,
-    gpu: Option<&GpuReport>,
-) -> Vec<EngineFileReport> {
+fn files(bundle: &Bundle, library: Option<&str>, gpu: Option<&GpuReport>) -> Vec<EngineFileReport> {
     let check = |entry: &crate::bundle::EngineEntry| {
         let file = dpar_engine_tensorrt::check_engine_file(&bundle.folder().join(&entry.file));
         let reason = match (file, library) {

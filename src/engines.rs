@@ -3,7 +3,6 @@
 use camino::Utf8PathBuf;
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
 
-use crate::bundle::Bundle;
 use crate::device::Device;
 
 /// Engine used when none is asked for: embedded, nothing to install.
@@ -11,7 +10,7 @@ pub const DEFAULT_ENGINE: &str = "tract";
 
 /// What every engine can be told.
 #[derive(Debug, Clone, Default)]
-pub struct EngineOptions<'a> {
+pub struct EngineOptions {
     /// Threads of one run; `None` = the engine's choice.
     pub threads: Option<usize>,
     /// Path of the ONNX Runtime library; `None` = search.
@@ -24,12 +23,10 @@ pub struct EngineOptions<'a> {
     pub cuda_graphs: bool,
     /// Folder for what is compiled for the device at run time.
     pub runtime_cache: Option<Utf8PathBuf>,
-    /// The bundle that will run: where an engine that needs built files finds them.
-    pub bundle: Option<&'a Bundle>,
 }
 
 /// Makes an engine, or says which Cargo feature it needs.
-type Make = fn(&EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError>;
+type Make = fn(&EngineOptions) -> Result<Box<dyn Engine>, EngineError>;
 
 /// The one table of engines.
 const ENGINES: &[(&str, Make)] =
@@ -52,17 +49,17 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 #[cfg(feature = "tract")]
-fn tract(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+fn tract(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     Ok(Box::new(dpar_engine_tract::TractEngine::new(options.threads)))
 }
 
 #[cfg(not(feature = "tract"))]
-fn tract(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+fn tract(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     Err(not_built("tract"))
 }
 
 #[cfg(feature = "ort")]
-fn ort(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+fn ort(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     use dpar_engine_ort::{OrtDevice, OrtEngine, OrtOptions};
     let device = match options.device {
         None | Some(Device::Cpu | Device::Index(_)) => OrtDevice::Cpu,
@@ -75,29 +72,23 @@ fn ort(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
 }
 
 #[cfg(not(feature = "ort"))]
-fn ort(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+fn ort(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     Err(not_built("ort"))
 }
 
 #[cfg(feature = "candle")]
-fn candle(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+fn candle(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     Ok(Box::new(dpar_engine_candle::CandleEngine::new(options.threads)))
 }
 
 #[cfg(not(feature = "candle"))]
-fn candle(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+fn candle(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     Err(not_built("candle"))
 }
 
 #[cfg(feature = "tensorrt")]
-fn tensorrt(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
-    use dpar_engine_tensorrt::{Locate, TensorRtEngine, TensorRtOptions};
-    let bundle = options.bundle.cloned();
-    let locate: Option<Locate> = bundle.map(|bundle| -> Locate {
-        std::sync::Arc::new(move |graph: dpar_engine_api::GraphFile<'_>| {
-            crate::targets::trt::engine_file(&bundle, graph)
-        })
-    });
+fn tensorrt(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
+    use dpar_engine_tensorrt::{TensorRtEngine, TensorRtOptions};
     let device = match options.device {
         Some(Device::Index(index) | Device::Cuda(index)) => usize::from(index),
         _ => 0,
@@ -105,7 +96,6 @@ fn tensorrt(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError>
     Ok(Box::new(TensorRtEngine::new(TensorRtOptions {
         library_dir: options.trt_library.clone(),
         device,
-        locate,
         cuda_graphs: options.cuda_graphs,
         runtime_cache_dir: options.runtime_cache.clone(),
         ..TensorRtOptions::default()
@@ -113,7 +103,7 @@ fn tensorrt(options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError>
 }
 
 #[cfg(not(feature = "tensorrt"))]
-fn tensorrt(_: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+fn tensorrt(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     Err(not_built("tensorrt"))
 }
 
@@ -124,7 +114,7 @@ fn not_built(name: &str) -> EngineError {
 }
 
 /// Refuses what an engine cannot be told: nothing is passed over in silence.
-fn check(name: &str, options: &EngineOptions<'_>) -> Result<(), EngineError> {
+fn check(name: &str, options: &EngineOptions) -> Result<(), EngineError> {
     let refuse = |message: String, hint: &str| {
         Err(EngineError::new(EngineErrorKind::Input, name, message).hint(hint.to_owned()))
     };
@@ -161,7 +151,7 @@ fn check(name: &str, options: &EngineOptions<'_>) -> Result<(), EngineError> {
 /// # Errors
 /// [`EngineErrorKind::Unavailable`] when the name is unknown or its feature is not built in;
 /// [`EngineErrorKind::Input`] for an option that the engine does not have.
-pub fn create(name: &str, options: &EngineOptions<'_>) -> Result<Box<dyn Engine>, EngineError> {
+pub fn create(name: &str, options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     check(name, options)?;
     match ENGINES.iter().find(|(n, _)| *n == name) {
         Some((_, make)) => make(options),

@@ -82,6 +82,11 @@ impl<'a> Runtime<'a> {
         Ok(Self { bundle, engine, info, arithmetic })
     }
 
+    /// Name of the engine, as given to `--engine`.
+    pub fn engine(&self) -> &'static str {
+        self.engine.name()
+    }
+
     /// What runs.
     pub fn info(&self) -> &EngineInfo {
         &self.info

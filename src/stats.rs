@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::verify::Status;
+use crate::check::Status;
 
 /// Upper edges of the histogram of absolute differences; the last bin has none.
 const EDGES: [f64; 10] = [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];

@@ -2,11 +2,9 @@
 
 use crate::compute::ranges;
 use crate::linalg::dots_f32;
-use crate::manifold::{self, Distance, Manifolds, flags};
-use crate::precision_recall::NEIGHBOURS;
+use crate::manifold::{self, Distance, Manifolds, NEIGHBOURS, flags, half_distance, round};
 use crate::screen::dot;
 use crate::{Compute, Rows};
-use half::f16;
 use std::sync::atomic::Ordering;
 
 /// Side of the blocks that fall back to f32 as a whole.
@@ -17,18 +15,6 @@ const TILE: usize = 512;
 const SAFE: f32 = 60_000.0;
 /// Half a unit in the last place of f16, relative.
 const HALF_UNIT: f64 = 1.0 / 2048.0;
-
-fn round(v: f32) -> f32 {
-    f16::from_f32(v).to_f32()
-}
-
-/// The evaluator's steps from |u|², |v|² and uᵀv.
-pub(crate) fn half_distance(u: f32, v: f32, product: f32) -> f32 {
-    let twice = round(2.0 * round(product));
-    let d = round(round(u - twice) + v);
-    // Keeps NaN, which must be seen as an overflow.
-    if d < 0.0 { 0.0 } else { d }
-}
 
 struct Points<'a> {
     full: &'a [f32],

@@ -47,9 +47,10 @@ pub use inception_score::{
     ADM_CHUNK, InceptionScore, InceptionScoreAccumulator, Softmax, inception_score_torch_fidelity,
 };
 pub use kid::{Kid, KidProtocol, KidSubsets, kid, kid_subsets};
+pub use manifold::NEIGHBOURS;
 pub use moments::{Moments, MomentsAccumulator};
 pub use numpy_random::NumpyRandom;
-pub use precision_recall::{NEIGHBOURS, PrMode, PrecisionRecall, precision_recall};
+pub use precision_recall::{PrMode, PrecisionRecall, precision_recall};
 pub use resize::{INCEPTION_SIZE, Resize, Resizer};
 pub use stats::{
     Bootstrap, BootstrapResult, Equivalence, MARGIN_FLOOR, MARGIN_FRACTION, PRINTED_ERRORS, PRINTED_FRACTION,

@@ -2,9 +2,9 @@
 
 use crate::compute::ranges;
 use crate::linalg::dots_f32;
-use crate::precision_recall::RANK;
 use crate::screen::{Projection, Shadow, dot, dot_f32, hits};
 use crate::{Compute, Rows};
+use half::f16;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +15,11 @@ const TILE: usize = 512;
 /// Above one open pair in this many, the tile's full product is cheaper than theirs.
 const DENSE: usize = 8;
 
+/// Neighbours of the manifold.
+pub const NEIGHBOURS: usize = 3;
+/// A radius is this smallest (counted from 1) squared distance of a row, the distance to itself included.
+pub(crate) const RANK: usize = NEIGHBOURS + 1;
+
 /// A definition of the squared distance of rows u and v.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Distance {
@@ -22,6 +27,19 @@ pub(crate) enum Distance {
     Wide,
     /// The same by the evaluator's steps in f16.
     Half,
+}
+
+/// To the nearest f16.
+pub(crate) fn round(v: f32) -> f32 {
+    f16::from_f32(v).to_f32()
+}
+
+/// The evaluator's steps from |u|², |v|² and uᵀv.
+pub(crate) fn half_distance(u: f32, v: f32, product: f32) -> f32 {
+    let twice = round(2.0 * round(product));
+    let d = round(round(u - twice) + v);
+    // Keeps NaN, which must be seen as an overflow.
+    if d < 0.0 { 0.0 } else { d }
 }
 
 /// Rows with what their distances need.
@@ -88,7 +106,7 @@ impl<'a> Points<'a> {
             Distance::Wide => (self.square[i] + other.square[j] - 2.0 * product).max(0.0),
             Distance::Half => {
                 let (u, v) = (self.square[i] as f32, other.square[j] as f32);
-                f64::from(crate::adm::half_distance(u, v, product as f32))
+                f64::from(half_distance(u, v, product as f32))
             }
         }
     }

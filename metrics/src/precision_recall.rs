@@ -1,13 +1,8 @@
 //! Precision and Recall of k-nearest-neighbour manifolds.
 
-use crate::manifold::{Points, manifolds};
+use crate::manifold::{Points, RANK, manifolds};
 use crate::{Compute, MetricError, Rows};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Neighbours of the manifold.
-pub const NEIGHBOURS: usize = 3;
-/// A radius is this smallest (counted from 1) squared distance of a row, the distance to itself included.
-pub(crate) const RANK: usize = NEIGHBOURS + 1;
 
 /// How distances are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

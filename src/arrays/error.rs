@@ -86,6 +86,9 @@ pub enum ArrayErrorKind {
     /// Not what the format allows.
     #[error("malformed: {0}")]
     Malformed(String),
+    /// Values that the array cannot have.
+    #[error("{0}")]
+    Content(String),
     /// What was to be written does not fit together.
     #[error("cannot be written: {0}")]
     Write(String),

@@ -249,7 +249,7 @@ impl ExtractorBundle {
         let Some(entry) = self.manifest.graphs.first() else {
             return Err(BundleError::NotAnExtractor(self.folder.clone()).into());
         };
-        f(GraphFile { spec: &entry.spec, path: &self.folder.join(&entry.file) })
+        f(GraphFile::new(&entry.spec, &self.folder.join(&entry.file)))
     }
 }
 

@@ -1,10 +1,9 @@
 //! `manifest.json`: what is in a bundle, where it came from, and how to call it.
 
-use dpar_export_spec::{AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind};
+use dpar_export_spec::{
+    AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind, Tuning, WeightMode,
+};
 use serde::{Deserialize, Serialize};
-
-use crate::targets::plan::Weights;
-use crate::targets::tuning::Tuning;
 
 /// The manifest layout this version writes and reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -48,7 +47,7 @@ pub struct ToolEntry {
 impl ToolEntry {
     /// This program.
     pub fn this() -> Self {
-        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+        Self { name: "dpar-export".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
     }
 }
 
@@ -108,7 +107,7 @@ pub struct EngineEntry {
     pub workspace: Option<u64>,
     /// Where its weights are.
     #[serde(default)]
-    pub weights: Weights,
+    pub weights: WeightMode,
     /// Whether it keeps names and kernels of its layers for inspection.
     #[serde(default)]
     pub detailed: bool,

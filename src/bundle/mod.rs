@@ -7,13 +7,14 @@
 mod extractor;
 mod manifest;
 mod provenance;
+mod target;
 mod write;
 
 use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_engine_api::GraphFile;
-use dpar_export_spec::{PatchRule, Precision, SystemKind, SystemSpec};
+use dpar_engine_api::{EngineFile, GraphFile};
+use dpar_export_spec::{PatchRule, Precision, Profile, SystemKind, SystemSpec};
 use sha2::{Digest, Sha256};
 
 pub(crate) use extractor::port_width;
@@ -26,6 +27,7 @@ pub use manifest::{
     SCHEMA_VERSION, SourceEntry, ToolEntry,
 };
 pub use provenance::{ComponentChain, EngineLink, GraphLink, Link, Provenance};
+pub use target::{TargetError, TargetErrorKind};
 pub use write::{Extend, extend, write};
 
 /// File name of the manifest.
@@ -120,7 +122,7 @@ pub enum BundleError {
     Export(#[from] dpar_export_onnx::ExportError),
     /// Building engines for a target failed; nothing is left behind.
     #[error(transparent)]
-    Target(#[from] crate::targets::TargetError),
+    Target(#[from] TargetError),
     /// Reading a checkpoint failed.
     #[error(transparent)]
     Checkpoint(#[from] dpar_export_checkpoint::CheckpointError),
@@ -243,7 +245,18 @@ impl Bundle {
                 known: known.join(", "),
             }));
         };
-        f(GraphFile { spec: &entry.spec, path: &self.folder.join(&entry.file) })
+        let (path, engine) = (self.folder.join(&entry.file), self.engine_file(name));
+        f(GraphFile { spec: &entry.spec, path: &path, engine: engine.as_ref() })
+    }
+
+    /// The engine of a graph, with the profiles that the manifest lists, narrow ones first.
+    fn engine_file(&self, graph: &str) -> Option<EngineFile> {
+        let entry = self.manifest.engines.iter().find(|e| e.graph == graph)?;
+        let profiles = entry.profiles.iter().map(|p| Profile {
+            name: p.name.clone(),
+            axes: p.axes.iter().map(|a| (a.name.clone(), a.clone())).collect(),
+        });
+        Some(EngineFile { path: self.folder.join(&entry.file), profiles: profiles.collect() })
     }
 }
 

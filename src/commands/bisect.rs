@@ -16,7 +16,7 @@ use crate::generate::sampler::{SamplerOptions, image_key, random_class};
 use crate::generate::{DecodeOptions, Request};
 use crate::parity::bisect::{Bisection, against_recorded, between};
 use crate::parity::drawn;
-use crate::parity::replay::{Forced, is_bad_output};
+use crate::replay::{Forced, is_bad_output};
 use crate::runtime::{Progress, RunError, Runtime};
 use crate::verify::Status;
 
@@ -55,7 +55,7 @@ pub(super) fn run(args: &BisectArgs, printer: Printer) -> Result<Exit, Failure> 
 fn find(args: &BisectArgs, progress: Progress<'_>) -> Result<Bisection, Failure> {
     let bundle = Bundle::open(&args.bundle)?;
     let runtime = |bundle, name: &str| -> Result<Runtime<'_>, Failure> {
-        let mut made = args.engine.contenders(bundle, &[name.to_owned()])?;
+        let mut made = args.engine.contenders(&[name.to_owned()])?;
         let Some(contender) = made.pop() else { return Err(Failure::usage("no engine", None)) };
         Ok(Runtime::new(bundle, contender.engine?)?)
     };

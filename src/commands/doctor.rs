@@ -31,10 +31,9 @@ pub(super) fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> 
     let options = EngineOptions {
         ort_library: args.ort_lib.clone(),
         trt_library: args.trt_lib.clone(),
-        bundle: bundle.as_ref(),
         ..EngineOptions::default()
     };
-    let report = examine(&options);
+    let report = examine(&options, bundle.as_ref());
     let asked = args.engine.as_deref().unwrap_or(DEFAULT_ENGINE);
     printer.result(|| text(&report, asked), &report)?;
     let works = report.engine(asked).is_some_and(|e| e.works);

@@ -3,21 +3,24 @@
 use std::time::Instant;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::Engine;
 use dpar_export_checkpoint::Loaded;
-use dpar_export_spec::{Precision, SystemSpec};
+use dpar_export_spec::{Precision, SystemSpec, Tuning};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
 use super::outside;
 use super::printer::{Bar, Printer};
-use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest};
-use crate::targets::TargetError;
 #[cfg(not(feature = "tensorrt"))]
-use crate::targets::TargetErrorKind;
+use crate::bundle::TargetErrorKind;
+use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest, TargetError};
+use crate::calibrate::calibrate;
+use crate::engines::{self, DEFAULT_ENGINE, EngineOptions};
+use crate::runtime::RunError;
 use crate::targets::plan::{TrtPlan, TuneFor};
 use crate::targets::trtexec::{self, Commands, SCRIPT};
-use crate::targets::tuning::{Tuning, check_images};
+use crate::targets::tuning::of_trace;
 
 pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) -> Result<Exit, Failure> {
     if let Some(component) = args.component.component {
@@ -149,8 +152,8 @@ fn check_plan(
     }
     match &plan.tune_for {
         TuneFor::Table => {}
-        TuneFor::Trace(path) => drop(Tuning::of_trace(path, system)?),
-        TuneFor::Images(_) => check_images(precision)?,
+        TuneFor::Trace(path) => drop(of_trace(path, system)?),
+        TuneFor::Images(_) => drop(embedded(precision)?),
     }
     Ok(())
 }
@@ -184,6 +187,29 @@ fn dry_run(printer: Printer, from: &Utf8Path, summary: &str, system: &SystemSpec
     Ok(Exit::Pass)
 }
 
+/// The engine that calibrates: the embedded one, if it computes graphs of a precision.
+fn embedded(precision: Precision) -> Result<Box<dyn Engine>, BundleError> {
+    let failed = |e| BundleError::from(RunError::Engine(e));
+    let engine = engines::create(DEFAULT_ENGINE, &EngineOptions::default()).map_err(failed)?;
+    match engine.arithmetic(precision) {
+        Ok(_) => Ok(engine),
+        // The engine's own hint, to build TensorRT engines, is what led here.
+        Err(e) => Err(failed(
+            e.hint("give the trace.npz of the fp32 bundle with --calibrate-from, or leave --calibrate out"),
+        )),
+    }
+}
+
+/// Patch lengths of images that the embedded engine generates.
+fn patch_lengths(
+    bundle: &Bundle,
+    images: u32,
+    progress: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Vec<Vec<usize>>, BundleError> {
+    let engine = embedded(bundle.manifest().precision)?;
+    Ok(calibrate(bundle, engine, images, progress)?)
+}
+
 /// Writes the builds down for other tools.
 fn emit_trtexec(
     folder: &Utf8Path,
@@ -191,8 +217,9 @@ fn emit_trtexec(
     plan: &TrtPlan,
     bar: &Bar,
 ) -> Result<Vec<Commands>, BundleError> {
-    let (tuning, profiles) =
-        trtexec::resolve(folder, manifest, plan, &mut |done, total| bar.advance(done, total))?;
+    let (tuning, profiles) = trtexec::resolve(folder, manifest, plan, &mut |bundle, images| {
+        patch_lengths(bundle, images, &mut |done, total| bar.advance(done, total))
+    })?;
     trtexec::add_script(folder, manifest, plan, &profiles, &tuning)
 }
 
@@ -203,9 +230,17 @@ fn build_engines(
     plan: &TrtPlan,
     bar: &Bar,
 ) -> Result<Vec<crate::targets::trt::BuiltGraph>, BundleError> {
-    crate::targets::trt::add_engines(folder, manifest, plan, &mut |graph, phase, step, total| {
-        bar.phase(&format!("{graph}: {phase}"), step, total)
-    })
+    let mut calibrate = |bundle: &Bundle, images| {
+        let phase = "calibration: generating images";
+        patch_lengths(bundle, images, &mut |done, total| bar.phase(phase, done, total))
+    };
+    crate::targets::trt::add_engines(
+        folder,
+        manifest,
+        plan,
+        &mut calibrate,
+        &mut |graph, phase, step, total| bar.phase(&format!("{graph}: {phase}"), step, total),
+    )
 }
 
 #[cfg(not(feature = "tensorrt"))]

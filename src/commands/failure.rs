@@ -7,13 +7,12 @@ use dpar_export_spec::Precision;
 
 use crate::arrays::ArrayError;
 use crate::attest::AttestError;
-use crate::bundle::BundleError;
+use crate::bundle::{BundleError, TargetError, TargetErrorKind};
 use crate::evaluate::EvaluateError;
 use crate::generate::DecodeError;
 use crate::picture::PictureError;
 use crate::runtime::RunError;
 use crate::staging::StagingError;
-use crate::targets::{TargetError, TargetErrorKind};
 
 /// Exit codes, the same for every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

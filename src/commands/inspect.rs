@@ -3,14 +3,13 @@
 use std::fmt::Write;
 
 use camino::Utf8Path;
-use dpar_export_spec::{ComponentSpec, PatchRule, Port, SystemSpec};
+use dpar_export_spec::{ComponentSpec, PatchRule, Port, SystemSpec, Tuning, TuningSource};
 use serde_json::{Value, json};
 
 use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
 use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor};
-use crate::targets::tuning::{Tuning, TuningSource};
 
 pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
     if args.path.join(MANIFEST).is_file() {

@@ -3,6 +3,7 @@
 mod args;
 mod attest;
 mod bisect;
+mod cli;
 mod component;
 mod doctor;
 mod evaluate;
@@ -30,7 +31,8 @@ use clap::{CommandFactory, Parser};
 use crate::bundle::Bundle;
 use crate::engines::{self, EngineOptions};
 use crate::runtime::Runtime;
-use args::{Cli, Command, EngineArgs, TalkArgs};
+use args::{EngineArgs, TalkArgs};
+use cli::{Cli, Command};
 use failure::{Exit, Failure};
 use printer::{Printer, STOP, stopped};
 
@@ -144,7 +146,7 @@ fn check_engine(args: &EngineArgs) -> Result<(), Failure> {
 }
 
 /// What the engine is told.
-fn engine_options<'a>(args: &EngineArgs, bundle: Option<&'a Bundle>) -> EngineOptions<'a> {
+fn engine_options(args: &EngineArgs) -> EngineOptions {
     EngineOptions {
         threads: args.threads.map(usize::from),
         ort_library: args.ort_lib.clone(),
@@ -152,7 +154,6 @@ fn engine_options<'a>(args: &EngineArgs, bundle: Option<&'a Bundle>) -> EngineOp
         device: args.device.device,
         cuda_graphs: args.device.cuda_graphs,
         runtime_cache: args.device.runtime_cache.clone(),
-        bundle,
     }
 }
 
@@ -167,7 +168,7 @@ fn with_runtime<T>(
         outside(folder, bundle)?;
     }
     let bundle = Bundle::open(bundle)?;
-    let engine = engines::create(&args.engine, &engine_options(args, Some(&bundle)))?;
+    let engine = engines::create(&args.engine, &engine_options(args))?;
     let runtime = Runtime::new(&bundle, engine)?;
     if stopped() {
         return Err(crate::runtime::RunError::Interrupted.into());

@@ -15,10 +15,10 @@ use crate::engines::{self, EngineOptions};
 use crate::parity::report::{
     DecisionKind, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport, Verdict,
 };
-use crate::parity::stats::TensorStats;
 use crate::parity::{Contender, ParityOptions};
 use crate::report::{Draw, Page, Samples};
 use crate::runtime::Runtime;
+use crate::stats::TensorStats;
 use crate::verify::{GOLDEN_JSON, Status, array_file};
 
 #[derive(Debug, Args)]
@@ -68,7 +68,7 @@ pub(crate) struct ContenderArgs {
 
 impl ContenderArgs {
     /// The engines named, or all that are built in.
-    pub(super) fn contenders(&self, bundle: &Bundle, named: &[String]) -> Result<Vec<Contender>, Failure> {
+    pub(super) fn contenders(&self, named: &[String]) -> Result<Vec<Contender>, Failure> {
         let names: Vec<String> = match named {
             [] => engines::built().map(str::to_owned).collect(),
             _ => named.to_vec(),
@@ -90,7 +90,6 @@ impl ContenderArgs {
             threads: self.threads.map(usize::from),
             ort_library: self.ort_lib.clone(),
             trt_library: self.trt_lib.clone(),
-            bundle: Some(bundle),
             ..EngineOptions::default()
         };
         let make = |name: String| {
@@ -109,7 +108,7 @@ impl ContenderArgs {
 pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> {
     args.reports.check(&args.bundle)?;
     let bundle = Bundle::open(&args.bundle)?;
-    let contenders = args.engine.contenders(&bundle, &args.engines)?;
+    let contenders = args.engine.contenders(&args.engines)?;
     let options = ParityOptions {
         images: usize::from(args.images),
         seed: args.seed,
@@ -144,7 +143,7 @@ fn samples(
 ) -> Result<Option<Samples>, Failure> {
     let ran = report.engines.iter().find(|e| e.status == EngineStatus::Ran && !e.free_running.is_empty());
     let (Some(ran), Some(num)) = (ran, args.reports.images()) else { return Ok(None) };
-    let again = args.engine.contenders(bundle, std::slice::from_ref(&ran.engine))?;
+    let again = args.engine.contenders(std::slice::from_ref(&ran.engine))?;
     let Some(contender) = again.into_iter().next() else { return Ok(None) };
     let runtime = Runtime::new(bundle, contender.engine?)?;
     let settings = &report.settings;

@@ -8,8 +8,7 @@ use dpar_export_metrics::{Compute, Resize, Verdict};
 use dpar_export_spec::SystemKind;
 use serde_json::json;
 
-use super::args::EngineArgs;
-use super::component::resize;
+use super::args::{EngineArgs, resize};
 use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer, table};
 use super::with_runtime;

@@ -15,7 +15,7 @@ pub(super) fn run(args: &ScoreArgs, printer: Printer) -> Result<Exit, Failure> {
     let (n, t) = (ids.shape()[0], ids.shape()[1]);
     let labels = file.i64("class_labels", &[Some(n)])?;
     let lengths = match file.contains("patch_lengths") {
-        true => Some(unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, args.inputs.as_str())?),
+        true => Some(unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, &args.inputs, "patch_lengths")?),
         false => None,
     };
     new_file(&args.output, args.force, &args.bundle)?;

@@ -152,7 +152,7 @@ impl FeatureExtractor {
         if path.extension() == Some("onnx") && path.is_file() {
             let resize = options.resize.unwrap_or_default();
             let foreign = ForeignExtractor::read(path, options.input_size, resize, None)?;
-            let file = GraphFile { spec: &foreign.graph, path };
+            let file = GraphFile::new(&foreign.graph, path);
             return Self::prepare(foreign.spec.clone(), digest(path)?.1, file, engine, options);
         }
         let bundle = ExtractorBundle::open(path)?;

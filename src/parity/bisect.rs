@@ -19,15 +19,15 @@ use dpar_export_spec::{GraphSpec, PatchRule};
 use serde::Serialize;
 
 use super::decisions::{Sizes, Tolerance, teacher_forced};
-use super::replay::{Follow, Forced, Replay, follow, is_bad_output};
 use super::report::SCHEMA_VERSION;
 use super::shadow::numbers;
-use super::stats::Accumulator;
 use super::{bad_draw, image_limit, limits, tolerance};
 use crate::bundle::{Bundle, BundleError};
+use crate::check::{Status, starts};
 use crate::generate::{TeacherForced, prepare_model};
+use crate::replay::{Follow, Forced, Replay, follow, is_bad_output};
 use crate::runtime::{Progress, RunError, Runtime};
-use crate::verify::{Status, starts};
+use crate::stats::Accumulator;
 
 mod recorded;
 
@@ -525,7 +525,7 @@ fn opened(runtime: &Runtime<'_>, call: &Call, folder: &Utf8Path) -> Result<(Expo
     }
     let file = folder.join(format!("{}.onnx", call.graph));
     fs_err::write(&file, &exposed.bytes).map_err(|e| bad(&e))?;
-    let mut session = runtime.prepare_file(GraphFile { spec: &exposed.spec, path: &file })?;
+    let mut session = runtime.prepare_file(GraphFile::new(&exposed.spec, &file))?;
     let views: Vec<(&str, TensorView<'_>)> =
         call.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
     let outputs = session.run(&views)?;

@@ -2,12 +2,12 @@
 
 use dpar_export_spec::PatchRule;
 
-use super::replay::Replay;
 use super::report::{DecisionKind, Decisions, JudgedFlip, Judgement, Mode, Observed};
-use super::stats::Accumulator;
+use crate::check::starts;
 use crate::generate::Stream;
 use crate::generate::sampler::{SampleError, Sampler, SamplerOptions, image_key, uniform};
-use crate::verify::starts;
+use crate::replay::Replay;
+use crate::stats::Accumulator;
 
 /// A margin is a near-tie up to this many times the largest error seen between the two sources, at slots where they
 /// decided alike. 2, because both sides of a gap may be off; and 2 again, because the largest of some hundred

@@ -10,10 +10,8 @@
 pub mod bisect;
 pub mod decisions;
 mod reference;
-pub mod replay;
 pub mod report;
 mod shadow;
-pub mod stats;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -26,14 +24,15 @@ use dpar_engine_api::{
 use dpar_export_spec::Precision;
 
 use crate::bundle::Bundle;
+use crate::check::{Check, Status};
 use crate::generate::sampler::{SampleError, SamplerOptions, image_key, random_class, uniform};
 use crate::generate::{DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model};
+use crate::replay::{Follow, Forced, Replay, follow, is_bad_output};
 use crate::runtime::{Progress, RunError, Runtime};
-use crate::verify::tolerance::Limits;
-use crate::verify::{Check, Status, probe, verify_golden};
+use crate::tolerance::Limits;
+use crate::verify::{probe, verify_golden};
 use decisions::{Sizes, Tolerance, draw_gap, free_running, teacher_forced};
 use reference::Reference;
-use replay::{Follow, Forced, Replay, follow, is_bad_output};
 use report::{
     BundleId, DecisionKind, Decisions, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE,
     SCHEMA_VERSION, Settings, Verdict,

@@ -3,9 +3,9 @@
 use camino::Utf8Path;
 use dpar_export_spec::{Precision, SystemSpec};
 
-use super::replay::{Forced, Replay};
 use crate::generate::shift_entropy;
 use crate::patches::unpad;
+use crate::replay::{Forced, Replay};
 use crate::runtime::RunError;
 use crate::verify::open;
 
@@ -47,7 +47,7 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
     let tokens: Vec<u32> = ids.iter().map(token).collect::<Result<_, _>>()?;
     let has_patches = file.contains("patch_lengths");
     let patch_lengths = match has_patches {
-        true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, file.path().as_str())?,
+        true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, file.path(), "patch_lengths")?,
         false => Vec::new(),
     };
     let entropy = match system.entropy().is_some() && file.contains("entropy") {

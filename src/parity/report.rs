@@ -7,9 +7,9 @@ use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_spec::{PatchRule, Precision, SystemKind};
 use serde::Serialize;
 
-use super::stats::TensorStats;
-use crate::verify::tolerance::Limits;
-use crate::verify::{Check, Status};
+use crate::check::{Check, Status};
+use crate::stats::TensorStats;
+use crate::tolerance::Limits;
 
 /// Version of the document. It changes when a field changes its meaning or goes; new fields do not change it.
 pub const SCHEMA_VERSION: u32 = 1;

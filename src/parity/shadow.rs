@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use dpar_engine_api::{EngineError, Session, Tensor, TensorView};
 use dpar_export_spec::GraphSpec;
 
-use super::stats::Accumulator;
+use crate::stats::Accumulator;
 
 /// One output over all calls.
 #[derive(Debug)]

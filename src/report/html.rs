@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::sections;
 use super::{Page, Verdict};
-use crate::verify::Status;
+use crate::check::Status;
 
 /// Nothing is loaded and nothing runs, whatever a text in the page says.
 const POLICY: &str =

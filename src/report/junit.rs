@@ -5,7 +5,7 @@ use std::fmt::Write;
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Column, Page};
-use crate::verify::{Check, Flip, Status};
+use crate::check::{Check, Flip, Status};
 
 /// Flips that a failure message lists; more are counted.
 const LISTED: usize = 20;

@@ -16,7 +16,8 @@ use dpar_engine_api::EngineInfo;
 use serde::Serialize;
 
 use crate::bundle::{Bundle, Provenance};
-use crate::verify::{Check, Flip, RecordedFile, Status};
+use crate::check::{Check, Flip, Status};
+use crate::verify::RecordedFile;
 
 pub use html::html;
 pub use junit::junit;

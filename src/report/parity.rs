@@ -2,12 +2,12 @@
 
 use super::{Column, Page, Verdict};
 use crate::bundle::Bundle;
+use crate::check::{Check, Decision, Flip, Status};
 use crate::parity::report::{
     DecisionKind, Decisions, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport,
     Verdict as Found,
 };
-use crate::parity::stats::TensorStats;
-use crate::verify::{Check, Decision, Flip, Status};
+use crate::stats::TensorStats;
 
 impl Page {
     /// The page of a parity run. An engine that was asked for and did not run fails it, as its exit code says, and so does

@@ -6,7 +6,7 @@ use super::chart::{histogram, outline};
 use super::pixels::{gradient, heat, images};
 use super::{Column, MOST_FLIPS, Page, Samples};
 use crate::bundle::SourceEntry;
-use crate::verify::{Check, Status};
+use crate::check::{Check, Status};
 
 /// Bars of the histogram of steps.
 const BARS: usize = 32;

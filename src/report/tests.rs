@@ -1,6 +1,6 @@
 use super::*;
 use crate::bundle::{ComponentChain, GraphLink, Link, SourceEntry, ToolEntry};
-use crate::verify::Decision;
+use crate::check::Decision;
 
 const HOSTILE: &str = "<script>alert(1)</script>\"'&</style>";
 

@@ -7,9 +7,9 @@ use dpar_export_metrics::{
 
 use super::kernel::kid_influence;
 use super::{Gate, ImageMetrics, Pair, Real, moments, rows};
+use crate::check::Flip;
 use crate::features::Activations;
 use crate::runtime::RunError;
-use crate::verify::Flip;
 
 /// Margin of KID as a fraction of the reference's. A KID is a few thousandths, so the floor of distances would let
 /// anything pass.
@@ -139,7 +139,7 @@ fn tested(name: &str, reference: f64, found: f64, test: Equivalence) -> Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::Decision;
+    use crate::check::Decision;
 
     fn flip(near_tie: bool) -> Flip {
         Flip {

@@ -17,13 +17,14 @@ use dpar_export_metrics::{
 use dpar_export_spec::{Precision, SystemKind};
 use serde::Serialize;
 
+use crate::check::Flip;
 use crate::features::{Activations, ExtractorIdentity, FeatureExtractor};
 use crate::generate::sampler::{image_key, random_class};
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::picture::to_u8_nhwc;
 use crate::runtime::{RunError, Runtime};
-use crate::verify::tolerance::Limits;
-use crate::verify::{Flip, ReferenceStreams};
+use crate::tolerance::Limits;
+use crate::verify::ReferenceStreams;
 
 pub use reference::{Real, ReferenceFolder};
 

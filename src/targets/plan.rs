@@ -2,25 +2,9 @@
 //! part, so that the same plan can be built here and written down for other tools ([`super::trtexec`]).
 
 use camino::Utf8PathBuf;
-use dpar_export_spec::{Capability, CapabilityError, GraphSpec, Override, Point, Profile, ProfileError};
-use serde::{Deserialize, Serialize};
+use dpar_export_spec::{Capability, GraphSpec, Override, Point, Profile, Tuning, WeightMode};
 
-use super::TargetError;
-use super::tuning::Tuning;
-use crate::bundle::Manifest;
-
-/// How an engine holds its weights.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Weights {
-    /// In the engine, for good.
-    #[default]
-    Embedded,
-    /// In the engine, replaceable (`--refit`).
-    Refittable,
-    /// Not in the engine: they must be put in before it runs (`--strip-weights`).
-    Stripped,
-}
+use crate::bundle::{Manifest, TargetError};
 
 /// Where the sizes to tune for come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,23 +36,11 @@ pub struct TrtPlan {
     /// Largest scratch memory of a layer in bytes.
     pub workspace: Option<usize>,
     /// Where the weights are.
-    pub weights: Weights,
+    pub weights: WeightMode,
     /// Whether the engine keeps names and kernels of its layers for inspection.
     pub detailed: bool,
     /// Folder of engines that were built before, of this bundle or another.
     pub engine_cache: Option<Utf8PathBuf>,
-}
-
-impl From<ProfileError> for TargetError {
-    fn from(e: ProfileError) -> Self {
-        Self::refused(e.to_string(), Some("change the shapes, or leave them to the ranges in the manifest"))
-    }
-}
-
-impl From<CapabilityError> for TargetError {
-    fn from(e: CapabilityError) -> Self {
-        Self::refused(e.to_string(), Some(&e.hint()))
-    }
 }
 
 impl TrtPlan {

@@ -5,16 +5,17 @@ use std::time::Instant;
 use camino::Utf8Path;
 use dpar_engine_api::{EngineError, EngineErrorKind, GraphFile};
 use dpar_engine_tensorrt::{
-    BuildError, BuildRequest, BuildSettings, EngineBuilder, EngineFile, Profile, TensorRtEngine,
-    TensorRtOptions, WeightMode,
+    BuildError, BuildRequest, BuildSettings, EngineBuilder, TensorRtEngine, TensorRtOptions,
 };
+use dpar_export_spec::Tuning;
 
 use super::engine_cache::{EngineCache, Found};
-use super::plan::{TrtPlan, Weights};
+use super::plan::TrtPlan;
 use super::trtexec::{self, put, resolve};
-use super::tuning::Tuning;
-use super::{TargetError, TargetErrorKind};
-use crate::bundle::{Bundle, BundleError, EngineEntry, Manifest, ProfileEntry, TRT};
+use super::tuning::Calibrate;
+use crate::bundle::{
+    Bundle, BundleError, EngineEntry, Manifest, ProfileEntry, TRT, TargetError, TargetErrorKind,
+};
 
 /// The product in manifest entries.
 const BUILDER: &str = if cfg!(feature = "tensorrt-enterprise") { "TensorRT" } else { "TensorRT-RTX" };
@@ -37,41 +38,21 @@ pub struct BuiltGraph {
 /// Called with graph, phase, step and total; returns false to stop.
 pub type TrtProgress<'a> = &'a mut dyn FnMut(&str, &str, usize, usize) -> bool;
 
-impl From<BuildError> for TargetError {
-    fn from(e: BuildError) -> Self {
-        let kind = match &e {
-            BuildError::Stopped { .. } => TargetErrorKind::Stopped,
-            BuildError::Unavailable(_) | BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
-            _ => TargetErrorKind::Refused,
-        };
-        let message = e.to_string();
-        Self { kind, message, hint: e.hint() }
-    }
+fn refused(e: BuildError) -> TargetError {
+    let kind = match &e {
+        BuildError::Stopped { .. } => TargetErrorKind::Stopped,
+        BuildError::Unavailable(_) | BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
+        _ => TargetErrorKind::Refused,
+    };
+    TargetError { kind, message: e.to_string(), hint: e.hint() }
 }
 
-impl From<EngineError> for TargetError {
-    fn from(e: EngineError) -> Self {
-        let kind = match e.kind {
-            EngineErrorKind::Unavailable => TargetErrorKind::Unavailable,
-            _ => TargetErrorKind::Refused,
-        };
-        Self { kind, message: e.to_string(), hint: e.hint }
-    }
-}
-
-/// The engine of a graph in a bundle, with the profiles that the manifest lists, narrow ones first.
-pub fn engine_file(bundle: &Bundle, graph: GraphFile<'_>) -> EngineFile {
-    let entry = bundle.manifest().engines.iter().find(|e| e.graph == graph.spec.name);
-    match entry {
-        None => EngineFile::in_bundle(graph),
-        Some(entry) => {
-            let profiles = entry.profiles.iter().map(|p| Profile {
-                name: p.name.clone(),
-                axes: p.axes.iter().map(|a| (a.name.clone(), a.clone())).collect(),
-            });
-            EngineFile { path: bundle.folder().join(&entry.file), profiles: profiles.collect() }
-        }
-    }
+fn no_library(e: EngineError) -> TargetError {
+    let kind = match e.kind {
+        EngineErrorKind::Unavailable => TargetErrorKind::Unavailable,
+        _ => TargetErrorKind::Refused,
+    };
+    TargetError { kind, message: e.to_string(), hint: e.hint }
 }
 
 /// The settings that all graphs share, checked as far as that goes without a library: devices and level, and whether
@@ -84,15 +65,11 @@ pub fn settings(plan: &TrtPlan) -> Result<BuildSettings, TargetError> {
         compute_capabilities: plan.capabilities()?,
         optimization_level: plan.optimization_level,
         workspace: plan.workspace,
-        weights: match plan.weights {
-            Weights::Embedded => WeightMode::Embedded,
-            Weights::Refittable => WeightMode::Refittable,
-            Weights::Stripped => WeightMode::Stripped,
-        },
+        weights: plan.weights,
         detailed: plan.detailed,
         ..BuildSettings::default()
     };
-    settings.check()?;
+    settings.check().map_err(refused)?;
     Ok(settings)
 }
 
@@ -105,14 +82,14 @@ pub fn add_engines(
     folder: &Utf8Path,
     manifest: &mut Manifest,
     plan: &TrtPlan,
+    calibrate: Calibrate<'_>,
     progress: TrtProgress<'_>,
 ) -> Result<Vec<BuiltGraph>, BundleError> {
     // Everything that can be refused is, before minutes of building.
     let settings = settings(plan)?;
     let io = |path: &Utf8Path, e| BundleError::Io { path: path.to_owned(), source: e };
-    let mut tuned = |done, total| progress("calibration", "generating images", done, total);
-    let (tuning, profiles) = resolve(folder, manifest, plan, &mut tuned)?;
-    let builder = EngineBuilder::open(plan.library_dir.as_deref()).map_err(TargetError::from)?;
+    let (tuning, profiles) = resolve(folder, manifest, plan, calibrate)?;
+    let builder = EngineBuilder::open(plan.library_dir.as_deref()).map_err(no_library)?;
     // Where nothing can be built, no folder is made.
     let cache =
         plan.engine_cache.as_deref().map(|c| EngineCache::open(c).map_err(|e| io(c, e))).transpose()?;
@@ -145,11 +122,11 @@ pub fn add_engines(
             let mut report =
                 |p: dpar_engine_tensorrt::Progress<'_>| progress(&name, p.phase, p.step, p.total);
             let request = BuildRequest {
-                graph: GraphFile { spec: &graph.spec, path: &source },
+                graph: GraphFile::new(&graph.spec, &source),
                 settings,
                 progress: Some(&mut report),
             };
-            let built = builder.build(request).map_err(TargetError::from)?;
+            let built = builder.build(request).map_err(refused)?;
             (entry.layers, entry.warnings) = (built.layers as u64, built.warnings);
             if let Some(cache) = &cache
                 && let Err(e) = cache.keep(&entry, &built.bytes)
@@ -164,7 +141,7 @@ pub fn add_engines(
         manifest.engines.push(entry);
         done.push(BuiltGraph { graph: name, size, seconds, reused: from_cache, from_cache });
         if !progress(&graph.spec.name, "written", 1, 1) {
-            return Err(TargetError::from(BuildError::Stopped { graph: graph.spec.name }).into());
+            return Err(refused(BuildError::Stopped { graph: graph.spec.name }).into());
         }
     }
     // Command lines of other profiles would be wrong beside these engines.
@@ -221,11 +198,7 @@ fn entry(
         compute_capabilities: settings.compute_capabilities.iter().map(ToString::to_string).collect(),
         optimization_level: settings.optimization_level,
         workspace: settings.workspace.map(|w| w as u64),
-        weights: match settings.weights {
-            WeightMode::Embedded => Weights::Embedded,
-            WeightMode::Refittable => Weights::Refittable,
-            WeightMode::Stripped => Weights::Stripped,
-        },
+        weights: settings.weights,
         detailed: settings.detailed,
         profiles: profiles.collect(),
         tuning: Some(tuning.clone()),

@@ -4,15 +4,14 @@
 use std::fmt::Write;
 
 use camino::Utf8Path;
-use dpar_export_spec::{GraphSpec, Point, Profile};
+use dpar_export_spec::{GraphSpec, Point, Profile, Tuning, TuningSource, WeightMode};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::TargetError;
-use super::plan::{TrtPlan, TuneFor, Weights};
-use super::tuning::Tuning;
+use super::plan::{TrtPlan, TuneFor};
+use super::tuning::{Calibrate, measured, of_trace};
 use crate::arrays::write_atomic;
-use crate::bundle::{Bundle, BundleError, FileEntry, GraphEntry, Manifest, TRT};
+use crate::bundle::{Bundle, BundleError, FileEntry, GraphEntry, Manifest, TRT, TargetError};
 
 /// The script in a bundle.
 pub const SCRIPT: &str = "trt/trtexec.sh";
@@ -39,7 +38,7 @@ pub fn resolve(
     folder: &Utf8Path,
     manifest: &Manifest,
     plan: &TrtPlan,
-    progress: &mut dyn FnMut(usize, usize) -> bool,
+    calibrate: Calibrate<'_>,
 ) -> Result<(Tuning, Vec<Vec<Profile>>), BundleError> {
     let bundle = Bundle::unwritten(folder, manifest)?;
     let table = Tuning::of_system(bundle.system());
@@ -47,8 +46,10 @@ pub fn resolve(
     let profiles = plan.profiles(manifest, &table)?;
     let tuning = match &plan.tune_for {
         TuneFor::Table => return Ok((table, profiles)),
-        TuneFor::Trace(path) => Tuning::of_trace(path, bundle.system())?,
-        TuneFor::Images(n) => Tuning::of_images(&bundle, *n, progress)?,
+        TuneFor::Trace(path) => of_trace(path, bundle.system())?,
+        TuneFor::Images(n) => {
+            measured(TuningSource::Calibration, &calibrate(&bundle, *n)?, bundle.system().tokens())?
+        }
     };
     let profiles = plan.profiles(manifest, &tuning)?;
     Ok((tuning, profiles))
@@ -144,12 +145,12 @@ fn of_graph(graph: &GraphEntry, plan: &TrtPlan, profiles: &[Profile]) -> Result<
         polygraphy.extend(["--pool-limit".to_owned(), format!("workspace:{mib}M")]);
     }
     match plan.weights {
-        Weights::Embedded => {}
-        Weights::Refittable => {
+        WeightMode::Embedded => {}
+        WeightMode::Refittable => {
             native.push("--refit".to_owned());
             polygraphy.push("--refittable".to_owned());
         }
-        Weights::Stripped => {
+        WeightMode::Stripped => {
             native.push("--stripWeights".to_owned());
             polygraphy.push("--strip-plan".to_owned());
         }

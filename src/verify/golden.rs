@@ -6,15 +6,15 @@ use dpar_export_spec::Precision;
 use ndarray::ArrayD;
 
 use super::reference::{self, GOLDEN_JSON, Settings};
-use super::tolerance::Limits;
-use super::{Check, Decision, Flip, Status, boundary_flip, mean, or_bad_output, starts};
 use crate::arrays::ArrayFile;
+use crate::check::{Check, Decision, Flip, Status, boundary_flip, mean, or_bad_output, starts};
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream, shift_entropy};
-use crate::parity::replay::{Follow, Forced, follow};
 use crate::patches::unpad;
 use crate::picture::to_u8_nhwc;
+use crate::replay::{Follow, Forced, follow};
 use crate::runtime::{Progress, RunError, Runtime};
+use crate::tolerance::Limits;
 
 /// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
 ///
@@ -130,7 +130,7 @@ impl<'a> Golden<'a> {
         let reference = self.file.f32("logits", &[Some(n), Some(t), Some(system.vocab)])?;
         let lengths = if self.has("patch_lengths") {
             let array = self.file.i64("patch_lengths", &[Some(n), None])?;
-            Some(unpad(&array, t, self.file.path().as_str())?)
+            Some(unpad(&array, t, self.file.path(), "patch_lengths")?)
         } else {
             None
         };
@@ -251,7 +251,7 @@ impl<'a> Golden<'a> {
         let streams = self.runtime.decode(&requests, &options, self.batch, progress)?;
         let lengths = if self.has("greedy_patch_lengths") {
             let array = self.file.i64("greedy_patch_lengths", &[Some(n), None])?;
-            Some(unpad(&array, t, self.file.path().as_str())?)
+            Some(unpad(&array, t, self.file.path(), "greedy_patch_lengths")?)
         } else {
             None
         };

@@ -12,13 +12,12 @@ use dpar_engine_conformance::{
 use dpar_export_spec::{DType, GraphSpec, PatchMode, Precision};
 use half::{bf16, f16};
 
-use super::{Check, Status, or_bad_output};
-use crate::engines;
+use crate::check::{Check, Status, or_bad_output};
 use crate::generate::sampler::{SamplerOptions, uniform};
 use crate::generate::{DecodeOptions, Request, Stream};
-use crate::parity::replay::{Follow, Forced, follow};
-use crate::parity::stats::Accumulator;
+use crate::replay::{Follow, Forced, follow};
 use crate::runtime::{Progress, RunError, Runtime};
+use crate::stats::Accumulator;
 
 /// Rows of a probe's largest call.
 const ROWS: usize = 4;
@@ -75,15 +74,12 @@ pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Res
 /// The checks of single graphs, one line for each kind.
 fn graphs(runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
     let bundle = runtime.bundle();
-    let Some(engine) = engines::names().find(|n| *n == runtime.info().engine) else {
-        return Err(RunError::Input(format!("no engine is called {}", runtime.info().engine)));
-    };
     let all = bundle.manifest().graphs.len();
     let mut outcomes = Vec::new();
     for (i, graph) in bundle.manifest().graphs.iter().enumerate() {
         let mut session = runtime.prepare(&graph.spec.name)?;
         outcomes.extend(dpar_engine_conformance::probes(
-            engine,
+            runtime.engine(),
             session.as_mut(),
             &case(runtime, &graph.spec),
         ));

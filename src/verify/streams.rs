@@ -5,13 +5,13 @@ use camino::Utf8Path;
 use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
-use super::tolerance::Limits;
-use super::{Check, Decision, Flip, boundary_flip, mean, or_bad_output, starts};
 use crate::arrays::ArrayFile;
+use crate::check::{Check, Decision, Flip, boundary_flip, mean, or_bad_output, starts};
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::patches::unpad;
 use crate::runtime::{Progress, RunError, Runtime};
+use crate::tolerance::Limits;
 
 /// `reference.json` beside the streams.
 #[derive(Debug, Deserialize)]
@@ -76,7 +76,7 @@ impl ReferenceStreams {
         let tokens = file.i64("tokens", &[None, Some(t)])?;
         let n = tokens.shape()[0];
         let lengths = match file.contains("patch_lengths") {
-            true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, path.as_str())?,
+            true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, path, "patch_lengths")?,
             false => vec![vec![1; t]; n],
         };
         let entropy = match system.entropy().is_some() && file.contains("entropy") {

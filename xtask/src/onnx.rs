@@ -77,7 +77,7 @@ fn export(root: &Utf8Path, scratch: &Utf8Path, built: bool) -> Result<Vec<Utf8Pa
         bundles.push(out);
     }
     // The feature network that setup fetched.
-    let (weights, out) = (root.join(crate::reproduce::WEIGHTS), scratch.join("extractor"));
+    let (weights, out) = (root.join(setup::EXTRACTOR), scratch.join("extractor"));
     let args = ["--component", "efficientnet-lite0", weights.as_str(), "-o", out.as_str()];
     command(root, program.as_str(), &args).with_context(|| format!("exporting {weights}"))?;
     bundles.push(out);

@@ -4,14 +4,12 @@ use anyhow::{Context, Result, bail};
 use camino::Utf8Path;
 
 use crate::demo::{OUT, SYSTEMS, program, shown};
-
-/// The extractor's weights, fetched by setup.
-pub(crate) const WEIGHTS: &str = "third_party/efficientnet-lite0/efficientnet-lite0-57934424.pth";
+use crate::setup::EXTRACTOR;
 
 /// Every image of the reference, or the first `num`, on every engine.
 pub(crate) fn run(root: &Utf8Path, engines: &[String], num: Option<usize>) -> Result<()> {
-    if !root.join(WEIGHTS).is_file() {
-        bail!("{WEIGHTS} is missing: run `cargo xtask setup`");
+    if !root.join(EXTRACTOR).is_file() {
+        bail!("{EXTRACTOR} is missing: run `cargo xtask setup`");
     }
     let program = program(root)?;
     let [dpar, baseline, extractor] =
@@ -20,7 +18,7 @@ pub(crate) fn run(root: &Utf8Path, engines: &[String], num: Option<usize>) -> Re
         let export: Vec<&str> = checkpoint.iter().copied().chain(["-o", bundle, "--force"]).collect();
         shown(root, &program, &export)?;
     }
-    let lite0 = ["--component", "efficientnet-lite0", WEIGHTS, "-o", &extractor, "--force"];
+    let lite0 = ["--component", "efficientnet-lite0", EXTRACTOR, "-o", &extractor, "--force"];
     shown(root, &program, &lite0)?;
     for engine in engines {
         let mut args = vec!["reproduce", &dpar, "--baseline", &baseline, "--reference", "fixtures/emoji32"];

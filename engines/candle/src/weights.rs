@@ -86,6 +86,7 @@ impl Weights {
             let file = fs_err::File::open(&path).map_err(|e| e.to_string())?;
             // SAFETY: the mapping is read only. Whoever truncates the file while it is being read ends this process,
             // as with every mapped weight file of this project.
+            #[allow(unsafe_code)]
             let map = unsafe { Mmap::map(file.file()) }.map_err(|e| format!("{path}: {e}"))?;
             self.files.insert(location.to_owned(), map);
         }

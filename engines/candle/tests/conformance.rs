@@ -44,7 +44,7 @@ fn an_operator_that_candle_has_not_is_refused_at_prepare() {
     let path = folder.join("conv_decode.onnx");
     fs_err::write(&path, bytes).unwrap();
     fs_err::copy(case.path.with_file_name("conv.onnx_data"), folder.join("conv.onnx_data")).unwrap();
-    let refused = CandleEngine::new(None).prepare(GraphFile { spec: &case.spec, path: &path });
+    let refused = CandleEngine::new(None).prepare(GraphFile::new(&case.spec, &path));
     let e = refused.err().unwrap();
     assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Graph, Some("conv_decode")));
     assert!(e.message.contains("(Sigmoyd): candle 0.11.1 does not have this operator"), "{e}");

@@ -28,19 +28,21 @@ pub(crate) fn probe(engine: &dyn Engine) -> Found {
     Ok(None)
 }
 
-pub(crate) fn all(engine: &dyn Engine, case: &Case, note: &mut dyn FnMut(Check, Found)) {
-    let mut session = match engine.prepare(case.file()).map_err(text) {
-        Ok(session) => session,
-        Err(why) => return note(Check::Prepare, Err(why)),
-    };
+/// Prepares a graph and runs it; gives the session where there is one.
+pub(crate) fn all(
+    engine: &dyn Engine,
+    case: &Case,
+    note: &mut dyn FnMut(Check, Found),
+) -> Option<Box<dyn Session>> {
+    let prepared = engine.prepare(case.file()).map_err(text);
+    let mut session = prepared.map_err(|why| note(Check::Prepare, Err(why))).ok()?;
     let same = session.spec() == &case.spec;
     note(Check::Prepare, if same { Ok(None) } else { Err("the session has another spec".to_owned()) });
-    let session = session.as_mut();
-    for (check, found) in without_reference(session, case) {
+    for (check, found) in without_reference(session.as_mut(), case) {
         note(check, found);
     }
-    note(Check::Reference, reference(session, case));
-    note(Check::BadInputs, crate::hostile::bad_inputs(session, case));
+    note(Check::Reference, reference(session.as_mut(), case));
+    Some(session)
 }
 
 /// What can be asked of any prepared graph.

@@ -35,7 +35,7 @@ fn io<T>(result: std::io::Result<T>) -> Result<T, String> {
 
 /// The engine must refuse the file as a graph error that names the graph, and must not panic.
 fn refused(engine: &dyn Engine, spec: &GraphSpec, path: &Utf8Path, what: &str) -> Result<(), String> {
-    let prepared = catch_unwind(AssertUnwindSafe(|| engine.prepare(GraphFile { spec, path }).map(|_| ())));
+    let prepared = catch_unwind(AssertUnwindSafe(|| engine.prepare(GraphFile::new(spec, path)).map(|_| ())));
     match prepared {
         Err(_) => Err(format!("{what}: it panicked")),
         Ok(Ok(())) => Err(format!("{what}: it was accepted")),

@@ -85,7 +85,7 @@ impl Case {
     }
 
     fn file(&self) -> GraphFile<'_> {
-        GraphFile { spec: &self.spec, path: &self.path }
+        GraphFile::new(&self.spec, &self.path)
     }
 
     /// The batch tolerance for outputs like these.
@@ -248,7 +248,10 @@ pub fn run_with(engine: &dyn Engine, cases: &[Case], exceptions: &[Exception]) -
         |graph: &str, check, result| outcomes.push(outcome(engine.name(), graph, check, result, exceptions));
     note("", Check::Probe, checks::probe(engine));
     for case in cases {
-        checks::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
+        let name = &case.spec.name;
+        if let Some(mut session) = checks::all(engine, case, &mut |check, result| note(name, check, result)) {
+            note(name, Check::BadInputs, hostile::bad_inputs(session.as_mut(), case));
+        }
         cached::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
         hostile::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
     }

@@ -91,7 +91,7 @@ fn tract_and_ort_agree() {
 fn the_number_of_threads_changes_no_bit_in_tract() {
     let inputs = |case: &Case| case.references[0].inputs.clone();
     let outputs = |threads, case: &Case| {
-        let file = GraphFile { spec: &case.spec, path: &case.path };
+        let file = GraphFile::new(&case.spec, &case.path);
         let mut session = TractEngine::new(Some(threads)).prepare(file).unwrap();
         session.run(&inputs(case).views()).unwrap()
     };

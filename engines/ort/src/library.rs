@@ -1,5 +1,7 @@
 //! Finding the shared library and checking it before the bindings use it.
 
+#![allow(unsafe_code, reason = "loads a library and asks it")]
+
 use std::ffi::{CStr, c_char, c_void};
 
 use camino::{Utf8Path, Utf8PathBuf};

@@ -1,5 +1,7 @@
 //! What a library offers beyond the CPU, and where it was looked for: for reports.
 
+#![allow(unsafe_code, reason = "asks a loaded library")]
+
 use std::ffi::{CStr, c_char, c_int};
 
 use camino::Utf8Path;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{EngineError, GraphFile, check_ports};
+use dpar_export_spec::WeightMode;
 use serde::{Deserialize, Serialize};
 use trtx::builder::MemoryPoolType;
 use trtx::interfaces::MonitorProgress;
@@ -36,19 +37,6 @@ const STACK_BYTES: usize = 64 << 20;
 
 /// How long the progress callback may go without being asked whether to go on.
 const POLL: Duration = Duration::from_millis(200);
-
-/// How an engine holds its weights.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WeightMode {
-    /// In the engine, for good.
-    #[default]
-    Embedded,
-    /// In the engine, replaceable. Needs a GPU while building.
-    Refittable,
-    /// Not in the engine: they must be put in before it runs. Needs a GPU while building.
-    Stripped,
-}
 
 /// What decides the bytes of an engine, apart from graph, weights and library version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

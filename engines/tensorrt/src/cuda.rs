@@ -4,14 +4,15 @@
 //! Device code can only be compiled where this was written, not run; the bookkeeping is tested on a stand-in whose
 //! device memory is host memory.
 
+#![allow(unsafe_code, reason = "calls the driver")]
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use libloading::Library;
 
-use crate::NAME;
-use crate::library::loader_error;
+use crate::{NAME, loader_error};
 
 /// `CUresult`: 0 is success.
 type Status = c_int;

@@ -40,17 +40,16 @@ mod session;
 mod start;
 mod survey;
 
-use std::fmt;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile,
-    Session,
+    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineFile, EngineInfo,
+    GraphFile, Session,
 };
 use dpar_export_spec::Precision;
 
-pub use build::{BuildRequest, BuildSettings, BuiltEngine, EngineBuilder, Progress, WeightMode};
+pub use build::{BuildRequest, BuildSettings, BuiltEngine, EngineBuilder, Progress};
 pub use capability::{Capability, CapabilityError};
 pub use error::{BuildError, ParseFault};
 pub use plan::{PlanFault, PlanHeader, read_plan_header};
@@ -60,28 +59,12 @@ pub use survey::{DriverFound, Gpu, LibraryFound, Survey, survey};
 /// Name as given to `--engine`.
 const NAME: &str = "tensorrt";
 
-/// The engine of a graph.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EngineFile {
-    /// The `.engine` file.
-    pub path: Utf8PathBuf,
-    /// Its profiles in the order of the build ([`BuiltEngine::settings`]). TensorRT does not keep their names, and
-    /// the bindings do not read their ranges: where none are given, each profile is tried, and buffers grow as needed
-    /// instead of being allocated once. The first profile that takes a call is used, so narrow ones come first.
-    pub profiles: Vec<Profile>,
+/// Where a bundle has the engine of a graph: `../trt/<graph>.engine` as seen from the graph's folder, profiles unknown.
+pub fn engine_in_bundle(graph: GraphFile<'_>) -> EngineFile {
+    let folder = graph.path.parent().and_then(Utf8Path::parent).unwrap_or(Utf8Path::new(".."));
+    let path = folder.join("trt").join(format!("{}.engine", graph.spec.name));
+    EngineFile { path, profiles: Vec::new() }
 }
-
-impl EngineFile {
-    /// The file of a bundle: `../trt/<graph>.engine` as seen from the graph's folder, profiles unknown.
-    pub fn in_bundle(graph: GraphFile<'_>) -> Self {
-        let folder = graph.path.parent().and_then(Utf8Path::parent).unwrap_or(Utf8Path::new(".."));
-        let path = folder.join("trt").join(format!("{}.engine", graph.spec.name));
-        Self { path, profiles: Vec::new() }
-    }
-}
-
-/// Says where the engine of a graph is.
-pub type Locate = Arc<dyn Fn(GraphFile<'_>) -> EngineFile + Send + Sync>;
 
 /// Which kernels TensorRT-RTX runs a shape with; it compiles them at run time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -98,14 +81,12 @@ pub enum ShapeKernels {
 }
 
 /// What may be chosen about the engine.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct TensorRtOptions {
     /// Folder of the shared libraries; `None` = search, as the crate documentation says.
     pub library_dir: Option<Utf8PathBuf>,
     /// Index of the CUDA device.
     pub device: usize,
-    /// Where the engine of a graph is; `None` = [`EngineFile::in_bundle`].
-    pub locate: Option<Locate>,
     /// Record a CUDA graph per shape and replay it. Pays where shapes repeat; a decoding step has a new past length
     /// each time.
     pub cuda_graphs: bool,
@@ -114,19 +95,6 @@ pub struct TensorRtOptions {
     /// Folder for what is compiled for the device at run time, one file per graph; `None` = compiled again by every
     /// process.
     pub runtime_cache_dir: Option<Utf8PathBuf>,
-}
-
-impl fmt::Debug for TensorRtOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TensorRtOptions")
-            .field("library_dir", &self.library_dir)
-            .field("device", &self.device)
-            .field("locate", &self.locate.as_ref().map(|_| "given"))
-            .field("cuda_graphs", &self.cuda_graphs)
-            .field("kernels", &self.kernels)
-            .field("runtime_cache_dir", &self.runtime_cache_dir)
-            .finish()
-    }
 }
 
 /// Runs engines that [`EngineBuilder`] built.
@@ -175,10 +143,7 @@ impl TensorRtEngine {
 impl TensorRtEngine {
     /// Deserialises the engine of a graph.
     fn load(&self, graph: GraphFile<'_>) -> Result<session::TrtSession, EngineError> {
-        let file = match &self.options.locate {
-            Some(locate) => locate(graph),
-            None => EngineFile::in_bundle(graph),
-        };
+        let file = graph.engine.cloned().unwrap_or_else(|| engine_in_bundle(graph));
         for profile in &file.profiles {
             profile.check(graph.spec).map_err(BuildError::Profile)?;
         }
@@ -260,4 +225,9 @@ pub fn check_engine_file(path: &Utf8Path) -> Result<Option<String>, EngineError>
 /// An error that names no graph.
 fn unavailable(message: impl Into<String>) -> EngineError {
     EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(flavour::INSTALL_HINT)
+}
+
+/// The loader's own words, which `libloading` keeps in the source of its error.
+fn loader_error(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -1,5 +1,7 @@
 //! Finding the two shared libraries and checking them before the bindings use them.
 
+#![allow(unsafe_code, reason = "loads a library and asks it")]
+
 use std::ffi::{CStr, c_int};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -9,7 +11,7 @@ use libloading::Library;
 use trtx::trtx_sys;
 
 use crate::flavour::{CORE, PARSER, PRODUCT, SETUP_FOLDER};
-use crate::{elf, unavailable};
+use crate::{elf, loader_error, unavailable};
 
 /// The environment variable that names the folder.
 pub(crate) const VARIABLE: &str = "DPAR_TRT_LIB";
@@ -130,11 +132,6 @@ impl Choice {
         }
         Ok(Checked { path, version: version.to_string(), handle })
     }
-}
-
-/// The loader's own words, which `libloading` keeps in the source of its error.
-pub(crate) fn loader_error(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Calls `int name()`, which is how every one of TensorRT's version functions is declared.

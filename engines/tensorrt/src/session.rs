@@ -1,5 +1,7 @@
 //! A loaded engine. Device code: compiled and reviewed where there is no GPU; `tests/gpu.rs` runs it where one is.
 
+#![allow(unsafe_code, reason = "hands device memory to the library")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::rc::Rc;
@@ -7,8 +9,8 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
-    CachePort, EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorData, TensorSlice,
-    TensorView, bind_axes, check_ports,
+    CachePort, EngineError, EngineErrorKind, EngineFile, FilePort, GraphFile, Session, Tensor, TensorData,
+    TensorSlice, TensorView, bind_axes, check_ports,
 };
 use dpar_export_spec::{DType, GraphSpec};
 use trtx::{
@@ -22,7 +24,7 @@ use crate::cuda::{Device, Stream};
 use crate::flavour::{self, Diagnosis};
 use crate::log::{Collector, errors};
 use crate::ports::file_port;
-use crate::{EngineFile, NAME, Profile, ShapeKernels, log};
+use crate::{NAME, Profile, ShapeKernels, log};
 
 /// The next step for an engine that this machine or library does not take.
 const REBUILD_HINT: &str = "build the engine again with this library, and with this device's compute capability or \
@@ -529,7 +531,7 @@ mod tests {
         };
         let path = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/fixtures/head.onnx");
         let builder = crate::EngineBuilder::open(None).unwrap();
-        let graph = GraphFile { spec: &spec, path: &path };
+        let graph = GraphFile::new(&spec, &path);
         let bytes = builder.build(crate::BuildRequest::new(graph)).unwrap().bytes;
 
         let refused = |bytes: &[u8]| match deserialize(Some("head"), "e".into(), bytes) {

@@ -1,6 +1,8 @@
 //! What of TensorRT is on this machine: libraries, driver, devices. Each part is looked at by itself, so that a report
 //! can name everything that is missing and not only the first.
 
+#![allow(unsafe_code, reason = "asks a loaded library")]
+
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Arc;
 

@@ -2,15 +2,14 @@
 //! The engines are built there too, from the graphs of the conformance suite.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::sync::Arc;
-
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
-    Append, CachedSession, Engine, EngineError, EngineInfo, GraphFile, HostCache, Session, Tensor, TensorView,
+    Append, CachedSession, Engine, EngineError, EngineFile, EngineInfo, GraphFile, HostCache, Session,
+    Tensor, TensorView,
 };
 use dpar_engine_conformance::{BATCH_F32, Case, Inputs, Reference, assert_passed, run};
 use dpar_engine_tensorrt::{
-    BuildRequest, BuildSettings, EngineBuilder, EngineFile, Profile, TensorRtEngine, TensorRtOptions,
+    BuildRequest, BuildSettings, EngineBuilder, Profile, TensorRtEngine, TensorRtOptions,
 };
 use dpar_export_spec::{DType, GraphSpec, Port};
 use serde_json::Value;
@@ -51,6 +50,8 @@ struct BuildAndRun {
     builder: EngineBuilder,
     folder: Utf8PathBuf,
     run: TensorRtEngine,
+    /// The engine is told its profiles, or has to try them.
+    tell_profiles: bool,
 }
 
 fn profiles(spec: &GraphSpec) -> Vec<Profile> {
@@ -59,24 +60,22 @@ fn profiles(spec: &GraphSpec) -> Vec<Profile> {
 }
 
 impl BuildAndRun {
-    /// `tell_profiles`: the engine knows its profiles, or has to try them.
     fn new(folder: &Utf8Path, cuda_graphs: bool, tell_profiles: bool) -> Self {
         let builder = EngineBuilder::open(None)
             .unwrap_or_else(|e| panic!("{e}\nnext step: {}", e.hint.clone().unwrap_or_default()));
-        let root = folder.to_owned();
-        let locate = move |graph: GraphFile<'_>| EngineFile {
-            path: root.join(format!("{}.engine", graph.spec.name)),
-            profiles: if tell_profiles { profiles(graph.spec) } else { Vec::new() },
-        };
         let run = TensorRtEngine::new(TensorRtOptions {
-            locate: Some(Arc::new(locate)),
             cuda_graphs,
             runtime_cache_dir: Some(folder.join("cache")),
             ..TensorRtOptions::default()
         });
         let info = run.probe().unwrap_or_else(|e| panic!("{e}"));
         println!("{} {} on {}", info.engine, info.version, info.device);
-        Self { builder, folder: folder.to_owned(), run }
+        Self { builder, folder: folder.to_owned(), run, tell_profiles }
+    }
+
+    fn file(&self, graph: GraphFile<'_>) -> EngineFile {
+        let profiles = if self.tell_profiles { profiles(graph.spec) } else { Vec::new() };
+        EngineFile { path: self.folder.join(format!("{}.engine", graph.spec.name)), profiles }
     }
 }
 
@@ -93,15 +92,15 @@ impl Engine for BuildAndRun {
         let settings =
             BuildSettings { profiles: profiles(graph.spec), detailed: true, ..BuildSettings::default() };
         let built = self.builder.build(BuildRequest { settings, ..BuildRequest::new(graph) })?;
-        let path = self.folder.join(format!("{}.engine", graph.spec.name));
-        std::fs::write(path, built.bytes).unwrap();
-        self.run.prepare(graph)
+        let file = self.file(graph);
+        std::fs::write(&file.path, built.bytes).unwrap();
+        self.run.prepare(GraphFile { engine: Some(&file), ..graph })
     }
 
     /// With the cache on the device, from the engine that [`prepare`](Engine::prepare) built.
     fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
         drop(self.prepare(graph)?);
-        self.run.prepare_cached(graph)
+        self.run.prepare_cached(GraphFile { engine: Some(&self.file(graph)), ..graph })
     }
 }
 
@@ -137,7 +136,7 @@ fn layers_are_listed() {
     let folder = Utf8Path::from_path(folder.path()).unwrap();
     let engine = BuildAndRun::new(folder, false, true);
     let head = case("head");
-    drop(engine.prepare(GraphFile { spec: &head.spec, path: &head.path }).unwrap());
+    drop(engine.prepare(GraphFile::new(&head.spec, &head.path)).unwrap());
     let layers = engine.run.inspect(&folder.join("head.engine")).unwrap();
     assert!(layers.trim_start().starts_with('{'), "{layers}");
 }
@@ -165,7 +164,7 @@ fn memory_does_not_grow_with_steps() {
     let folder = Utf8Path::from_path(folder.path()).unwrap();
     let engine = BuildAndRun::new(folder, false, true);
     let step = case("attention_step");
-    let mut session = engine.prepare_cached(GraphFile { spec: &step.spec, path: &step.path }).unwrap();
+    let mut session = engine.prepare_cached(GraphFile::new(&step.spec, &step.path)).unwrap();
     walk(session.as_mut(), 3, 16);
     let free = engine.run.free_memory().unwrap();
     for _ in 0..20 {
@@ -184,7 +183,7 @@ fn a_cache_on_the_device_equals_one_on_the_host() {
     let folder = Utf8Path::from_path(folder.path()).unwrap();
     let engine = BuildAndRun::new(folder, false, true);
     let step = case("attention_step");
-    let graph = GraphFile { spec: &step.spec, path: &step.path };
+    let graph = GraphFile::new(&step.spec, &step.path);
     let mut host = HostCache::new(engine.prepare(graph).unwrap()).unwrap();
     let mut device = engine.prepare_cached(graph).unwrap();
     host.reset(2);

@@ -7,9 +7,15 @@ use camino::Utf8Path;
 use dpar_export_spec::ComponentKind;
 
 use crate::error::{NameMismatch, Unmatched};
-use crate::expect::Expected;
 use crate::rules::{Renamed, Rules};
 use crate::{CheckpointError, ErrorKind, TensorFile, TensorRef};
+
+/// A tensor that a component must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Expected {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+}
 
 /// Prefixes that training wrappers put before every name.
 const WRAPPER_PREFIXES: [&str; 2] = ["module.", "_orig_mod."];

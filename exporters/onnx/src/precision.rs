@@ -5,9 +5,12 @@ use prost::Message;
 
 use crate::proto::{BFLOAT16, FLOAT, FLOAT16, INT64, ModelProto, ValueInfoProto, elem_type};
 
+/// The normalised codebook, transposed: float32 in graphs of every precision.
+pub(crate) const NEAREST_TABLE: &str = "codebook.T";
+
 /// Initializers that are float32 in graphs of every precision.
 pub(crate) fn is_float_table(name: &str) -> bool {
-    name.starts_with("rotary.") || name.starts_with("const/") || name == crate::vq::NEAREST_TABLE
+    name.starts_with("rotary.") || name.starts_with("const/") || name == NEAREST_TABLE
 }
 
 /// Whether a port belongs to a KV cache, and so has the type of the graph.

@@ -8,13 +8,12 @@ use dpar_export_spec::{DType, Dim, VqSpec, VqStack};
 
 use crate::axes::Sizes;
 use crate::builder::{GraphBuilder, Value, ints};
+use crate::precision::NEAREST_TABLE;
 use crate::{ExportError, Parts};
 
 /// GroupNorm groups and epsilon.
 const GROUPS: usize = 32;
 const EPS: f32 = 1e-6;
-/// The normalised codebook, transposed: float32 in graphs of every precision.
-pub(crate) const NEAREST_TABLE: &str = "codebook.T";
 /// Smallest norm of a codebook row, as in `torch.nn.functional.normalize`.
 const MIN_NORM: f32 = 1e-12;
 

@@ -11,6 +11,8 @@ mod patch;
 mod precision;
 mod profile;
 mod system;
+mod tuning;
+mod weight_mode;
 
 pub use capability::{Capability, CapabilityError};
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
@@ -22,3 +24,5 @@ pub use system::{
     ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec,
     VqLevel, VqSpec, VqStack,
 };
+pub use tuning::{Tuning, TuningSource};
+pub use weight_mode::WeightMode;

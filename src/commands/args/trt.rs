@@ -2,8 +2,9 @@
 
 use camino::Utf8PathBuf;
 use clap::Args;
+use dpar_export_spec::WeightMode;
 
-use crate::targets::plan::{TrtPlan, TuneFor, Weights};
+use crate::targets::plan::{TrtPlan, TuneFor};
 
 /// How TensorRT engines are built.
 #[derive(Debug, Args)]
@@ -124,9 +125,9 @@ impl TrtArgs {
             optimization_level: self.builder_optimization_level,
             workspace: self.workspace.map(|mib| (mib as usize) << 20),
             weights: match (self.refit, self.strip_weights) {
-                (true, _) => Weights::Refittable,
-                (_, true) => Weights::Stripped,
-                _ => Weights::Embedded,
+                (true, _) => WeightMode::Refittable,
+                (_, true) => WeightMode::Stripped,
+                _ => WeightMode::Embedded,
             },
             detailed: self.profiling_verbosity.as_deref() == Some("detailed"),
             engine_cache: self.engine_cache.clone(),

@@ -157,7 +157,7 @@ impl Features {
 impl<'a> Job<'a> {
     fn new(args: &'a EvaluateArgs, printer: Printer) -> Result<Self, Failure> {
         let compute = compute(args.engine.threads)?;
-        let engine = engines::create(&args.engine.engine, &engine_options(&args.engine, None))?;
+        let engine = engines::create(&args.engine.engine, &engine_options(&args.engine))?;
         let asked = args.protocol.variant();
         let options = ExtractorOptions {
             // A bundle says how its images are prepared; a plain file leaves it to the variant.

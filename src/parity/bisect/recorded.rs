@@ -2,14 +2,15 @@
 
 use camino::Utf8Path;
 
-use super::super::replay::{Replay, follow};
 use super::super::report::SCHEMA_VERSION;
-use super::super::stats::Accumulator;
 use super::super::{reference, tolerance};
 use super::{Bisection, GraphFinding, Source, Symptom, how, source, symptom};
+use crate::check::{Check, Status, starts};
+use crate::replay::{Replay, follow};
 use crate::runtime::{Progress, RunError, Runtime};
-use crate::verify::tolerance::Limits;
-use crate::verify::{Check, Status, starts, verify_golden};
+use crate::stats::Accumulator;
+use crate::tolerance::Limits;
+use crate::verify::verify_golden;
 
 /// Finds where an engine parts from recorded outputs. They hold no intermediate values, so the graph is inferred from
 /// which of them differ.

@@ -21,7 +21,7 @@ struct Graph {
 
 impl Graph {
     fn file(&self) -> GraphFile<'_> {
-        GraphFile { spec: &self.spec, path: &self.path }
+        GraphFile::new(&self.spec, &self.path)
     }
 }
 

@@ -1,8 +1,9 @@
 //! What cannot be built is refused with a reason and a next step.
 
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
-use dpar_engine_tensorrt::{BuildError, BuildRequest, BuildSettings, Profile, TensorRtEngine, WeightMode};
+use dpar_engine_tensorrt::{BuildError, BuildRequest, BuildSettings, Profile, TensorRtEngine};
 use dpar_export_spec::AxisRange;
+use dpar_export_spec::WeightMode;
 
 use crate::{Copied, Graph, builder, graph};
 

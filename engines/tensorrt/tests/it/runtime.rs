@@ -1,11 +1,7 @@
 //! What is said about running where there is no GPU, and about engine files.
 
-use std::sync::Arc;
-
-use dpar_engine_api::{Engine, EngineErrorKind};
-use dpar_engine_tensorrt::{
-    BuildRequest, EngineFile, Profile, TensorRtEngine, TensorRtOptions, read_plan_header,
-};
+use dpar_engine_api::{Engine, EngineErrorKind, EngineFile, GraphFile};
+use dpar_engine_tensorrt::{BuildRequest, Profile, TensorRtEngine, engine_in_bundle, read_plan_header};
 
 use crate::{Copied, builder};
 
@@ -63,25 +59,16 @@ fn a_missing_or_damaged_engine_is_refused_before_the_driver_is_asked() {
 #[test]
 fn the_engine_file_can_be_elsewhere_and_its_profiles_are_checked() {
     let copied = with_engine();
-    let elsewhere = copied.root().join("here.engine");
-    let found = elsewhere.clone();
-    let locate = move |_: dpar_engine_api::GraphFile<'_>| EngineFile {
-        path: found.clone(),
-        profiles: vec![Profile { name: "p".into(), axes: [].into() }],
+    let prepare = |profiles: Vec<Profile>| {
+        let file = EngineFile { path: copied.root().join("here.engine"), profiles };
+        let graph = GraphFile { engine: Some(&file), ..copied.graph.file() };
+        TensorRtEngine::default().prepare(graph).map(|_| ()).unwrap_err()
     };
-    let options = TensorRtOptions { locate: Some(Arc::new(locate)), ..TensorRtOptions::default() };
-    assert!(format!("{options:?}").contains("given"));
-    let engine = TensorRtEngine::new(options);
-    let e = engine.prepare(copied.graph.file()).map(|_| ()).unwrap_err();
+    let e = prepare(vec![Profile { name: "p".into(), axes: [].into() }]);
     assert_eq!(e.kind, EngineErrorKind::Input);
     assert!(e.message.contains("no range for axis `batch` of input `hidden`"), "{e}");
-
-    let path = elsewhere.clone();
-    let locate =
-        move |_: dpar_engine_api::GraphFile<'_>| EngineFile { path: path.clone(), profiles: Vec::new() };
-    let options = TensorRtOptions { locate: Some(Arc::new(locate)), ..TensorRtOptions::default() };
-    let e = TensorRtEngine::new(options).prepare(copied.graph.file()).map(|_| ()).unwrap_err();
+    let e = prepare(Vec::new());
     assert!(e.message.contains("here.engine"), "{e}");
-    let bundled = EngineFile::in_bundle(copied.graph.file());
+    let bundled = engine_in_bundle(copied.graph.file());
     assert_eq!(bundled.path, copied.root().join("trt/head.engine"));
 }

@@ -8,12 +8,7 @@ pub(crate) mod extractor;
 pub(crate) mod gpt;
 pub(crate) mod vq;
 
-/// A tensor that a component must have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Expected {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-}
+use crate::weights::Expected;
 
 /// Indexes of this size and more are not layers.
 const MAX_LAYERS: usize = 1024;

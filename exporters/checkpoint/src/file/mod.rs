@@ -109,6 +109,8 @@ impl TensorFile {
         }
         let entries = match format {
             WeightFormat::Safetensors => safe::entries(&bytes, path)?,
+            // Before PyTorch 1.6 there was no archive around a pickle.
+            WeightFormat::Torch if legacy::is_legacy(&bytes) => legacy::entries(&bytes, path)?,
             WeightFormat::Torch => torch::entries(&bytes, path)?,
         };
         Ok(Self { path: path.to_owned(), bytes, entries })

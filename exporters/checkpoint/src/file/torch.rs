@@ -1,5 +1,4 @@
 //! PyTorch's zip container: finds the state dict and places every tensor in the file.
-//! Files from before PyTorch 1.6 have no archive around them: [`legacy`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +7,7 @@ use camino::Utf8Path;
 
 use super::pickle::{self, Heap, Id, PickleError, TensorDesc, Value};
 use super::zip::{self, ZipError};
-use super::{Entry, WeightFormat, legacy};
+use super::{Entry, WeightFormat};
 use crate::{CheckpointError, ErrorKind};
 
 /// Keys under which a state dict may lie, in the order they are tried; after them the root itself.
@@ -17,9 +16,6 @@ const WRAPPERS: [&str; 3] = ["model", "module", "state_dict"];
 /// Reads the table of contents of a `.pt` file.
 pub(super) fn entries(file: &[u8], path: &Utf8Path) -> Result<BTreeMap<String, Entry>, CheckpointError> {
     let fail = |kind: ErrorKind| CheckpointError::in_file(kind, path);
-    if legacy::is_legacy(file) {
-        return legacy::entries(file, path);
-    }
     if !file.starts_with(b"PK\x03\x04") {
         // Before 2017 a tar archive; a bare pickle is what `pickle.dump` writes.
         let old = matches!(file, [0x80, 2..=5, ..]) || file.get(257..262) == Some(b"ustar");

@@ -1,0 +1,77 @@
+//! The command line. Parsed here, resolved in the commands.
+
+use clap::{Parser, Subcommand};
+
+use super::args::{
+    DecodeArgs, EncodeArgs, ExportArgs, GenerateArgs, InspectArgs, ScoreArgs, TalkArgs, VerifyArgs,
+};
+use super::doctor::DoctorArgs;
+
+/// Turn trained DPAR and LlamaGen checkpoints into ONNX bundles, run them, verify them.
+///
+/// The main job needs no subcommand: `dpar-export --target onnx CHECKPOINT -o OUT` writes a bundle, a folder with
+/// manifest.json, config.json and onnx/. The subcommands read such a bundle.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dpar-export",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 pass, 1 a gate or parity check failed, 2 usage or bad input, 3 an engine, library \
+                  or device is not available, 4 statistics are inconclusive, 5 a hash does not match, 130 \
+                  interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) export: ExportArgs,
+    #[command(flatten)]
+    pub(crate) talk: TalkArgs,
+}
+
+/// The jobs that read a bundle.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what is in a bundle or a checkpoint: components, parameters, axes, patch rule, hashes
+    Inspect(InspectArgs),
+    /// Say which engines can run here, and why not: libraries, driver, GPUs; exit 3 if the wanted one cannot
+    Doctor(DoctorArgs),
+    /// Teacher-forced logits, entropies and patch lengths of given tokens
+    Score(ScoreArgs),
+    /// Generate images: PNGs, samples.npz, trace.npz, grid.png
+    Generate(GenerateArgs),
+    /// Turn tokens into images
+    Decode(DecodeArgs),
+    /// Turn images into tokens
+    Encode(EncodeArgs),
+    /// Generate a reference run again, or hold runs against the published table, with statistics; exit 1 or 4
+    Reproduce(super::reproduce::ReproduceArgs),
+    /// Compare a bundle with reference outputs; exit 1 on a mismatch
+    Verify(VerifyArgs),
+    /// Record reference outputs of an engine for `verify --reference`
+    Reference(super::reference::ReferenceArgs),
+    /// Sign a statement over a bundle's files, or over a report
+    Attest(super::attest::AttestArgs),
+    /// FID, sFID, IS, Precision, Recall, KID of images, or of images that a bundle draws; resumable, in shards
+    ///
+    /// Writes metrics.json with its protocol fingerprint. The output folder also keeps the features of every image (4 bytes a
+    /// value on disk, mapped when they are used) and, after every chunk, how far the work is: an interrupted or killed
+    /// evaluation goes on with --resume and ends with the same bytes. Memory: a chunk of images and features and the sums
+    /// of the covariances, about 0.3 GB for FID-Inception; the metrics themselves at most 0.6 GB.
+    Evaluate(super::evaluate::EvaluateArgs),
+    /// FID, sFID, IS, Precision, Recall, KID of activations
+    ///
+    /// Memory: the activations (4 bytes a value; 50,000 × 2048 are 410 MB), and at most 0.6 GB beside them.
+    Metrics(super::metrics::MetricsArgs),
+    /// Compare engines with each other and with a reference: tensors, decisions, near-ties and defects
+    Parity(super::parity::ParityArgs),
+    /// Find the first slot, graph and node at which two engines, or a bundle and a reference, part
+    Bisect(super::bisect::BisectArgs),
+    /// Print a shell completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
