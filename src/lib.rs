@@ -3,28 +3,15 @@
 //!
 //! Data flows one way: checkpoint → component spec → ONNX graphs and manifest ([`bundle`]) → engine
 //! ([`runtime`]) → decoding loop ([`generate`]) → comparison ([`verify`], [`parity`]). Only [`commands`] prints or exits.
+//! Each layer is a crate; this one has the command line, and names all of them for who uses the tool as a library.
 
-pub mod arrays;
-pub mod attest;
-pub mod bundle;
-pub mod calibrate;
-pub mod check;
 pub mod commands;
-pub mod device;
 pub mod doctor;
-pub mod engines;
-pub mod evaluate;
-pub mod features;
-pub mod generate;
-pub mod parity;
-pub mod patches;
-pub mod picture;
-pub mod replay;
-pub mod report;
-pub mod reproduce;
-pub mod runtime;
-pub mod staging;
-pub mod stats;
-pub mod targets;
-pub mod tolerance;
-pub mod verify;
+
+pub use dpar_engine_table::{self as engines, device};
+pub use dpar_export_bundle::{self as bundle, attest};
+pub use dpar_export_compare::{check, parity, replay, report, stats, tolerance, verify};
+pub use dpar_export_decode::{calibrate, generate, runtime};
+pub use dpar_export_evaluate::{evaluate, features, reproduce};
+pub use dpar_export_files::{arrays, patches, picture, staging};
+pub use dpar_export_trt as targets;

@@ -1,0 +1,312 @@
+//! Attestations: an in-toto Statement v1 over a bundle's files, or over a report, in a DSSE envelope signed with
+//! Ed25519.
+//!
+//! The statement's subjects are files with their SHA-256; its predicate is the provenance chain of the bundle
+//! ([`crate::Provenance`]). Nothing in it depends on time or place: the same bundle and key give the same
+//! bytes. What an attestation proves, and what not, is in docs/integrity.md.
+
+mod dsse;
+mod key;
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Bundle, BundleError, ExtractorBundle, MANIFEST, ToolEntry, digest, is_extractor};
+
+pub use dsse::{Envelope, PAYLOAD_TYPE, pae};
+pub use key::{key_id, read_private, read_public};
+
+/// `_type` of every statement.
+pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
+/// Predicate of a bundle: its provenance chain.
+pub const BUNDLE_PREDICATE: &str = "urn:dpar-export:provenance:v1";
+/// Predicate of another file: which bundle it speaks of.
+pub const FILE_PREDICATE: &str = "urn:dpar-export:report:v1";
+/// Ending of an attestation's file name.
+pub const ENDING: &str = "intoto.jsonl";
+/// Larger attestations and reports are refused unread.
+const LARGEST: u64 = 64 << 20;
+
+/// Why an attestation could not be made or was not accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttestError {
+    /// A key file cannot be used.
+    #[error("{path}: {message}")]
+    Key {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why.
+        message: String,
+        /// The next step.
+        hint: String,
+    },
+    /// A file cannot be read, or is not what it should be.
+    #[error("{path}: {message}")]
+    Input {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// A bundle cannot be opened.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The attestation does not vouch for these bytes.
+    #[error("{path} does not vouch for {what}: {message}")]
+    Rejected {
+        /// The attestation.
+        path: Utf8PathBuf,
+        /// The bundle or file.
+        what: Utf8PathBuf,
+        /// Why.
+        message: String,
+    },
+}
+
+/// A file that a statement is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// Path inside the bundle, or file name.
+    pub name: String,
+    /// Digests by algorithm: `sha256`, lower-case hex.
+    pub digest: BTreeMap<String, String>,
+}
+
+impl Subject {
+    fn new(name: &str, sha256: &str) -> Self {
+        let digest = BTreeMap::from([("sha256".to_owned(), sha256.to_owned())]);
+        Self { name: name.to_owned(), digest }
+    }
+}
+
+/// An in-toto Statement v1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Statement {
+    /// [`STATEMENT`].
+    #[serde(rename = "_type")]
+    pub kind: String,
+    /// What it is about.
+    pub subject: Vec<Subject>,
+    /// Which kind of predicate.
+    #[serde(rename = "predicateType")]
+    pub predicate_type: String,
+    /// What it says.
+    pub predicate: Value,
+}
+
+impl Statement {
+    /// The statement about a bundle, opened and found whole: every file with its digest, the manifest among them,
+    /// and the provenance chain.
+    ///
+    /// # Errors
+    /// When the bundle of a system or a feature extractor cannot be opened.
+    pub fn of_bundle(folder: &Utf8Path) -> Result<Self, BundleError> {
+        let (manifest, sha256) = if is_extractor(folder)? {
+            let bundle = ExtractorBundle::open(folder)?;
+            (bundle.manifest().clone(), bundle.manifest_sha256().to_owned())
+        } else {
+            let bundle = Bundle::open(folder)?;
+            (bundle.manifest().clone(), bundle.manifest_sha256().to_owned())
+        };
+        let mut subject: Vec<Subject> =
+            manifest.files.iter().map(|f| Subject::new(&f.path, &f.sha256)).collect();
+        subject.push(Subject::new(MANIFEST, &sha256));
+        subject.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self {
+            kind: STATEMENT.to_owned(),
+            subject,
+            predicate_type: BUNDLE_PREDICATE.to_owned(),
+            // Strings and lists: nothing in it can fail to be JSON.
+            predicate: serde_json::to_value(manifest.provenance()).unwrap_or_default(),
+        })
+    }
+
+    /// The statement about another file, such as a report of this tool: its digest, and what a JSON report says of
+    /// the bundle, the engine and the verdict.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn of_file(path: &Utf8Path) -> Result<Self, AttestError> {
+        let input = |message: String| AttestError::Input { path: path.to_owned(), message };
+        let (size, sha256) = digest(path).map_err(|e| input(e.to_string()))?;
+        let mut predicate = serde_json::Map::new();
+        predicate.insert("tool".to_owned(), serde_json::to_value(ToolEntry::this()).unwrap_or_default());
+        predicate.insert("size".to_owned(), size.into());
+        if path.extension() == Some("json") && size <= LARGEST {
+            let text = fs_err::read(path).map_err(|e| input(e.to_string()))?;
+            let report: Value = serde_json::from_slice(&text).map_err(|e| input(format!("not JSON: {e}")))?;
+            for key in ["bundle", "verdict", "engine", "engines"] {
+                if let Some(value) = report.get(key) {
+                    predicate.insert(key.to_owned(), value.clone());
+                }
+            }
+        }
+        Ok(Self {
+            kind: STATEMENT.to_owned(),
+            subject: vec![Subject::new(path.file_name().unwrap_or_default(), &sha256)],
+            predicate_type: FILE_PREDICATE.to_owned(),
+            predicate: predicate.into(),
+        })
+    }
+}
+
+/// What an attestation that was accepted says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Attested {
+    /// SHA-256 of the public key.
+    pub key_id: String,
+    /// Kind of predicate.
+    pub predicate_type: String,
+    /// Files it vouches for.
+    pub subjects: usize,
+    /// Of a bundle, SHA-256 of the manifest that was found.
+    #[serde(skip)]
+    pub manifest_sha256: Option<String>,
+}
+
+impl Attested {
+    /// Checks that the bundle in `folder`, opened again and with a manifest of this SHA-256, is still the one that was
+    /// vouched for.
+    ///
+    /// # Errors
+    /// [`AttestError::Rejected`] when it was replaced in between.
+    pub fn holds(
+        &self,
+        attestation: &Utf8Path,
+        folder: &Utf8Path,
+        manifest_sha256: &str,
+    ) -> Result<(), AttestError> {
+        if self.manifest_sha256.as_deref() == Some(manifest_sha256) {
+            return Ok(());
+        }
+        let checked = self.manifest_sha256.as_deref().unwrap_or("none");
+        Err(AttestError::Rejected {
+            path: attestation.to_owned(),
+            what: folder.to_owned(),
+            message: format!(
+                "`{MANIFEST}` was replaced while this ran: SHA-256 {manifest_sha256}, checked was {checked}"
+            ),
+        })
+    }
+}
+
+/// Checks that `attestation` was signed by the key in `public` and says of the bundle what this program finds: the
+/// same files with the same digests, no more and no fewer, and the same provenance chain.
+///
+/// # Errors
+/// [`AttestError::Rejected`] when it does not, or is no attestation; otherwise when a file cannot be read.
+pub fn verify_bundle(
+    folder: &Utf8Path,
+    attestation: &Utf8Path,
+    public: &Utf8Path,
+) -> Result<Attested, AttestError> {
+    verify(&Statement::of_bundle(folder)?, folder, attestation, public)
+}
+
+/// As [`verify_bundle`], for another file.
+///
+/// # Errors
+/// As there.
+pub fn verify_file(
+    path: &Utf8Path,
+    attestation: &Utf8Path,
+    public: &Utf8Path,
+) -> Result<Attested, AttestError> {
+    verify(&Statement::of_file(path)?, path, attestation, public)
+}
+
+fn verify(
+    wanted: &Statement,
+    what: &Utf8Path,
+    attestation: &Utf8Path,
+    public: &Utf8Path,
+) -> Result<Attested, AttestError> {
+    let key = read_public(public)?;
+    let bytes = read_bounded(attestation, LARGEST)?;
+    let rejected = |message: String| AttestError::Rejected {
+        path: attestation.to_owned(),
+        what: what.to_owned(),
+        message,
+    };
+    // What is no attestation vouches for nothing: the same answer as to a wrong one.
+    let envelope = Envelope::parse(&bytes).map_err(rejected)?;
+    let payload = envelope.open(&key).map_err(rejected)?;
+    // Signed by the right key: from here on it is the signer's word against the files.
+    let found: Statement =
+        serde_json::from_slice(&payload).map_err(|e| rejected(format!("no in-toto statement: {e}")))?;
+    difference(wanted, &found).map_or(Ok(()), |message| Err(rejected(message)))?;
+    let manifest = wanted.subject.iter().find(|s| s.name == MANIFEST);
+    Ok(Attested {
+        key_id: key_id(&key),
+        predicate_type: found.predicate_type,
+        subjects: found.subject.len(),
+        manifest_sha256: manifest.and_then(|s| s.digest.get("sha256").cloned()),
+    })
+}
+
+/// The first thing in which a signed statement differs from what the files say.
+fn difference(wanted: &Statement, found: &Statement) -> Option<String> {
+    if found.kind != wanted.kind {
+        return Some(format!("it is a `{}`, not a `{}`", found.kind, wanted.kind));
+    }
+    if found.predicate_type != wanted.predicate_type {
+        return Some(format!("its predicate is `{}`, not `{}`", found.predicate_type, wanted.predicate_type));
+    }
+    let named = |s: &Statement, name: &str| s.subject.iter().find(|f| f.name == name).cloned();
+    let mut names: Vec<&str> = found.subject.iter().chain(&wanted.subject).map(|s| s.name.as_str()).collect();
+    // The manifest follows from the other files: what differs in it is said last.
+    names.sort_by_key(|n| (*n == MANIFEST, *n));
+    names.dedup();
+    for name in names {
+        if found.subject.iter().filter(|s| s.name == name).count() > 1 {
+            return Some(format!("`{name}` is signed twice"));
+        }
+        match (named(wanted, name), named(found, name)) {
+            (None, _) => return Some(format!("`{name}` is signed and is not here")),
+            (_, None) => return Some(format!("`{name}` is here and is not signed")),
+            (Some(here), Some(signed)) if here.digest != signed.digest => {
+                let hash = |s: &Subject| s.digest.get("sha256").cloned().unwrap_or_default();
+                let (here, signed) = (hash(&here), hash(&signed));
+                return Some(format!("`{name}` has SHA-256 {here}, signed is {signed}"));
+            }
+            _ => {}
+        }
+    }
+    (claims(found) != claims(wanted)).then(|| "its predicate is not what the files say".to_owned())
+}
+
+/// What a predicate says of the files. The `tool` of a report's is the version that signed it, and not a claim about the
+/// report: another version verifies it as well. The `tool` of a bundle's is the one that exported it, from its manifest.
+fn claims(statement: &Statement) -> Value {
+    let mut predicate = statement.predicate.clone();
+    if statement.predicate_type == FILE_PREDICATE
+        && let Some(entries) = predicate.as_object_mut()
+    {
+        entries.remove("tool");
+    }
+    predicate
+}
+
+/// Reads a file of at most `most` bytes.
+fn read_bounded(path: &Utf8Path, most: u64) -> Result<Vec<u8>, AttestError> {
+    use std::io::Read;
+    let input = |message: String| AttestError::Input { path: path.to_owned(), message };
+    let meta = fs_err::metadata(path).map_err(|e| input(e.to_string()))?;
+    if !meta.is_file() {
+        return Err(input("it is not a regular file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    let file = fs_err::File::open(path).map_err(|e| input(e.to_string()))?;
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| input(e.to_string()))?;
+    if bytes.len() as u64 > most {
+        return Err(input(format!("larger than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

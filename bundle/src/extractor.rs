@@ -1,0 +1,433 @@
+//! Extractor bundles: a feature network with how images are prepared for it.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::GraphFile;
+use dpar_export_checkpoint::{LoadedExtractor, SourceFile};
+use dpar_export_files::staging::StagedFolder;
+use dpar_export_metrics::Resize;
+use dpar_export_onnx::{Foreign, ForeignPort, MAX_BATCH, read_foreign};
+use dpar_export_spec::{
+    AxisRange, ComponentKind, ComponentSpec, DType, Dim, FeaturesSpec, GraphSpec, Port, Precision, SystemKind,
+};
+use serde::{Deserialize, Serialize};
+
+use super::write::{BUNDLE_FOLDER, add_component, add_config, add_sources, empty, finish};
+use super::{
+    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Manifest, ONNX, check_file, check_references,
+    check_unlisted, digest, read_manifest, read_small,
+};
+
+/// Largest ONNX file that is taken as an extractor: protobuf's own limit.
+const MAX_ONNX: u64 = 1 << 31;
+/// Largest input side in pixels.
+const MAX_SIDE: usize = 4096;
+
+/// Input = (v − mean) / std for v in 0..255, per channel red, green, blue.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalise {
+    /// Means in steps of 1/255.
+    pub mean: [f32; 3],
+    /// Divisors in steps of 1/255, above 0.
+    pub std: [f32; 3],
+}
+
+/// Which port is which.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtractorPorts {
+    /// Input f32 [batch, 3, size, size].
+    pub image: String,
+    /// Output f32 [batch, width].
+    pub features: String,
+    /// Spatial features f32 [batch, width], where the network has them (sFID).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spatial: Option<String>,
+    /// Logits f32 [batch, classes], where the network has them (IS).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits: Option<String>,
+}
+
+/// A feature extractor: what `config.json` of its bundle holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtractorSpec {
+    /// Always `extractor`.
+    pub kind: SystemKind,
+    /// Name that metrics are named after: `inception`, `efficientnet-lite0`, or the name of the ONNX file.
+    pub name: String,
+    /// The network.
+    pub component: ComponentSpec,
+    /// Side of the input in pixels.
+    pub input_size: usize,
+    /// How images are resized unless the user asks for another rule.
+    pub resize: Resize,
+    /// Normalisation of the input; absent: the resize rule's own, to about −1..1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalise: Option<Normalise>,
+    /// Which port is which.
+    pub ports: ExtractorPorts,
+}
+
+impl ExtractorSpec {
+    /// The spec of a loaded network, with its own resize and normalisation where none is given.
+    ///
+    /// # Errors
+    /// [`BundleError::Config`] for a normalisation that is none.
+    pub fn of(
+        loaded: &LoadedExtractor,
+        resize: Option<Resize>,
+        normalise: Option<Normalise>,
+    ) -> Result<Self, BundleError> {
+        let component = loaded.component.spec.clone();
+        let own = |name: &str| Some(name.to_owned());
+        let (input_size, usual, usual_normalise, features, spatial) = match &component {
+            ComponentSpec::Inception(_) => {
+                (dpar_export_metrics::INCEPTION_SIZE, Resize::Tf1Bilinear, None, "pool_3", own("spatial"))
+            }
+            // MEAN_RGB and STDDEV_RGB of the TensorFlow implementation.
+            ComponentSpec::EfficientnetLite0(s) => {
+                let normalise = Normalise { mean: [127.0; 3], std: [128.0; 3] };
+                (s.input_size, Resize::PilBicubic, Some(normalise), "features", None)
+            }
+            other => {
+                let message = format!("`{}` is no feature network", other.kind().name());
+                return Err(BundleError::Config { path: CONFIG.into(), message });
+            }
+        };
+        let spec = Self {
+            kind: SystemKind::Extractor,
+            name: component.kind().name().to_owned(),
+            component,
+            input_size,
+            resize: resize.unwrap_or(usual),
+            normalise: normalise.or(usual_normalise),
+            ports: ExtractorPorts {
+                image: "image".to_owned(),
+                features: features.to_owned(),
+                spatial,
+                logits: own("logits"),
+            },
+        };
+        spec.check_values().map_err(|message| BundleError::Config { path: CONFIG.into(), message })?;
+        Ok(spec)
+    }
+
+    /// Whether the distance on its features is called FID.
+    pub fn is_fid(&self) -> bool {
+        matches!(self.component, ComponentSpec::Inception(_))
+    }
+
+    /// The name of the Fréchet distance on its features: FID for FID-Inception only.
+    pub fn distance_name(&self) -> String {
+        if self.is_fid() { "FID".to_owned() } else { format!("Fréchet distance on {}", self.name) }
+    }
+
+    fn check_values(&self) -> Result<(), String> {
+        if self.kind != SystemKind::Extractor || !self.component.kind().is_extractor() {
+            return Err("it describes no feature extractor".to_owned());
+        }
+        if !(1..=MAX_SIDE).contains(&self.input_size) {
+            return Err(format!("`input_size` is not in 1..={MAX_SIDE}"));
+        }
+        match &self.normalise {
+            Some(n)
+                if !n.mean.iter().all(|v| v.is_finite())
+                    || !n.std.iter().all(|v| *v > 0.0 && v.is_finite()) =>
+            {
+                Err("`normalise` needs finite means and divisors above 0".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// That the graph has the ports of the spec, with its sizes.
+    fn check_ports(&self, graph: &GraphSpec) -> Result<(), String> {
+        let size = Dim::Fixed(self.input_size);
+        let is_image = |p: &Port| {
+            p.dtype == DType::F32
+                && p.dims.len() == 4
+                && matches!(p.dims[0], Dim::Named(_))
+                && p.dims[1..] == [Dim::Fixed(3), size.clone(), size.clone()]
+        };
+        if graph.inputs.len() != 1 || !graph.input(&self.ports.image).is_some_and(is_image) {
+            return Err(format!("graph `{}` has not the one image input of the spec", graph.name));
+        }
+        let wanted = [Some(&self.ports.features), self.ports.spatial.as_ref(), self.ports.logits.as_ref()];
+        for name in wanted.into_iter().flatten() {
+            if port_width(graph, name).is_none() {
+                return Err(format!(
+                    "graph `{}` has no output `{name}` of rows of a fixed width",
+                    graph.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Width of a `[batch, width]` output.
+pub fn port_width(graph: &GraphSpec, name: &str) -> Option<usize> {
+    let port = graph.outputs.iter().find(|p| p.name == name && p.dtype == DType::F32)?;
+    match port.dims.as_slice() {
+        [Dim::Named(_), Dim::Fixed(width)] if *width > 0 => Some(*width),
+        _ => None,
+    }
+}
+
+/// An opened extractor bundle whose files match its manifest.
+#[derive(Debug, Clone)]
+pub struct ExtractorBundle {
+    folder: Utf8PathBuf,
+    manifest: Manifest,
+    spec: ExtractorSpec,
+    manifest_sha256: String,
+}
+
+impl ExtractorBundle {
+    /// Opens an extractor bundle and checks size and SHA-256 of every listed file.
+    ///
+    /// # Errors
+    /// [`BundleError::Integrity`] names the file that does not match; [`BundleError::NotAnExtractor`] for a system.
+    pub fn open(folder: &Utf8Path) -> Result<Self, BundleError> {
+        let (manifest, manifest_sha256) = read_manifest(folder)?;
+        if manifest.system != SystemKind::Extractor {
+            return Err(BundleError::NotAnExtractor(folder.to_owned()));
+        }
+        for file in &manifest.files {
+            check_file(folder, file)?;
+        }
+        check_unlisted(folder, folder, &manifest)?;
+        let path = folder.join(CONFIG);
+        let bad = |message: String| BundleError::Config { path: path.clone(), message };
+        let spec: ExtractorSpec =
+            serde_json::from_slice(&read_small(&path)?).map_err(|e| bad(e.to_string()))?;
+        spec.check_values().map_err(bad)?;
+        let [graph] = manifest.graphs.as_slice() else {
+            return Err(bad(format!(
+                "the manifest has {} graphs, an extractor has one",
+                manifest.graphs.len()
+            )));
+        };
+        spec.check_ports(&graph.spec).map_err(bad)?;
+        if spec.component.kind() == ComponentKind::Features {
+            check_foreign(&folder.join(&graph.file))?;
+        } else {
+            check_references(folder, graph, &manifest)?;
+        }
+        Ok(Self { folder: folder.to_owned(), manifest, spec, manifest_sha256 })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Utf8Path {
+        &self.folder
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What it is.
+    pub fn spec(&self) -> &ExtractorSpec {
+        &self.spec
+    }
+
+    /// SHA-256 of `manifest.json`: identifies network, weights and preparation.
+    pub fn manifest_sha256(&self) -> &str {
+        &self.manifest_sha256
+    }
+
+    /// Calls `f` with its graph.
+    ///
+    /// # Errors
+    /// What `f` returns.
+    pub fn with_graph<T, E: From<BundleError>>(
+        &self,
+        f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let Some(entry) = self.manifest.graphs.first() else {
+            return Err(BundleError::NotAnExtractor(self.folder.clone()).into());
+        };
+        f(GraphFile::new(&entry.spec, &self.folder.join(&entry.file)))
+    }
+}
+
+/// Writes the bundle of a loaded network to `output`, atomically, as [`super::write`] does for systems.
+///
+/// # Errors
+/// When the weights cannot be exported, when writing fails, when `output` exists; nothing is left behind.
+pub fn write_extractor(
+    loaded: &LoadedExtractor,
+    spec: &ExtractorSpec,
+    output: &Utf8Path,
+    replace: bool,
+    progress: &mut dyn FnMut(&str) -> bool,
+) -> Result<Manifest, BundleError> {
+    let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
+    let onnx = onnx_folder(&staged)?;
+    let mut manifest = empty(SystemKind::Extractor, &spec.name, Precision::Fp32);
+    add_component(&mut manifest, &loaded.component, &onnx, progress)?;
+    add_config(&mut manifest, staged.path(), spec)?;
+    add_sources(&mut manifest, &loaded.sources)?;
+    finish(staged, manifest)
+}
+
+/// Writes a bundle around an ONNX file that another tool wrote; the file is copied as it is.
+///
+/// # Errors
+/// As [`write_extractor`].
+pub fn write_features(
+    file: &Utf8Path,
+    features: &ForeignExtractor,
+    output: &Utf8Path,
+    replace: bool,
+) -> Result<Manifest, BundleError> {
+    let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
+    let onnx = onnx_folder(&staged)?;
+    let copy = onnx.join(format!("{}.onnx", features.graph.name));
+    fs_err::copy(file, &copy).map_err(|e| BundleError::io(&copy, e))?;
+    let mut manifest = empty(SystemKind::Extractor, &features.spec.name, Precision::Fp32);
+    let path = format!("{ONNX}/{}.onnx", features.graph.name);
+    let (size, sha256) = digest(&copy)?;
+    manifest.opset = features.opset;
+    manifest.files.push(FileEntry { path: path.clone(), size, sha256 });
+    manifest.components.push(ComponentEntry {
+        kind: ComponentKind::Features,
+        parameters: features.parameters,
+        weights: path.clone(),
+        graphs: vec![features.graph.name.clone()],
+    });
+    manifest.graphs.push(GraphEntry { file: path, spec: features.graph.clone() });
+    add_config(&mut manifest, staged.path(), &features.spec)?;
+    let source = SourceFile {
+        role: ComponentKind::Features.name().to_owned(),
+        path: file.to_owned(),
+        name: features.spec.name.clone(),
+    };
+    add_sources(&mut manifest, &[source])?;
+    finish(staged, manifest)
+}
+
+fn onnx_folder(staged: &StagedFolder) -> Result<Utf8PathBuf, BundleError> {
+    let onnx = staged.path().join(ONNX);
+    fs_err::create_dir(&onnx).map_err(|e| BundleError::io(&onnx, e))?;
+    Ok(onnx)
+}
+
+/// An ONNX file of another tool, read as an extractor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ForeignExtractor {
+    /// What it is.
+    pub spec: ExtractorSpec,
+    /// Its interface.
+    pub graph: GraphSpec,
+    /// Opset.
+    pub opset: i64,
+    /// Elements of its initializers.
+    pub parameters: u64,
+}
+
+impl ForeignExtractor {
+    /// Reads the interface of an ONNX file with one image input [N, 3, S, S] and one output [N, F]; `input_size` says S
+    /// where the file leaves it open, and must agree where it does not.
+    ///
+    /// # Errors
+    /// [`BundleError::Foreign`] with what does not fit.
+    pub fn read(
+        path: &Utf8Path,
+        input_size: Option<usize>,
+        resize: Resize,
+        normalise: Option<Normalise>,
+    ) -> Result<Self, BundleError> {
+        let bad = |message: String| BundleError::Foreign { path: path.to_owned(), message };
+        let length = fs_err::metadata(path).map_err(|e| BundleError::io(path, e))?.len();
+        if length > MAX_ONNX {
+            return Err(bad("it is larger than 2 GiB".to_owned()));
+        }
+        let bytes = fs_err::read(path).map_err(|e| BundleError::io(path, e))?;
+        let foreign = read_foreign(&bytes).map_err(bad)?;
+        let file_name = path.file_name().unwrap_or("features.onnx");
+        let (size, width) = interface(&foreign, input_size).map_err(bad)?;
+        let (image, features) = (&foreign.inputs[0].name, &foreign.outputs[0].name);
+        let batch = || Dim::axis("batch");
+        let side = || Dim::Fixed(size);
+        let graph = GraphSpec {
+            name: ComponentKind::Features.name().to_owned(),
+            component: ComponentKind::Features.name().to_owned(),
+            inputs: vec![Port::new(image, DType::F32, vec![batch(), Dim::Fixed(3), side(), side()])],
+            outputs: vec![Port::new(features, DType::F32, vec![batch(), Dim::Fixed(width)])],
+            axes: vec![AxisRange { name: "batch".to_owned(), min: 1, opt: 8, max: MAX_BATCH }],
+        };
+        let spec = ExtractorSpec {
+            kind: SystemKind::Extractor,
+            name: file_name.to_owned(),
+            component: ComponentSpec::Features(FeaturesSpec { input_size: size, width }),
+            input_size: size,
+            resize,
+            normalise,
+            ports: ExtractorPorts {
+                image: image.clone(),
+                features: features.clone(),
+                spatial: None,
+                logits: None,
+            },
+        };
+        spec.check_values().map_err(bad)?;
+        Ok(Self { spec, graph, opset: foreign.opset, parameters: foreign.parameters })
+    }
+}
+
+/// A foreign graph in a bundle holds its weights, as it did when it was taken.
+fn check_foreign(path: &Utf8Path) -> Result<(), BundleError> {
+    let bytes = fs_err::read(path).map_err(|e| BundleError::io(path, e))?;
+    match read_foreign(&bytes) {
+        Ok(foreign) if !foreign.external => Ok(()),
+        Ok(_) => {
+            let message = "it refers to weights in other files".to_owned();
+            Err(BundleError::Integrity { path: path.to_owned(), message })
+        }
+        Err(message) => Err(BundleError::Foreign { path: path.to_owned(), message }),
+    }
+}
+
+/// Input side and feature width.
+fn interface(foreign: &Foreign, input_size: Option<usize>) -> Result<(usize, usize), String> {
+    if foreign.external {
+        return Err("its weights lie in other files; save it as one file".to_owned());
+    }
+    let one = |ports: &[ForeignPort], what: &str| match ports {
+        [port] if port.float => Ok(port.clone()),
+        [port] => Err(format!("{what} `{}` is not float32", port.name)),
+        _ => Err(format!("it has {} {what}s, one is needed", ports.len())),
+    };
+    let (image, features) = (one(&foreign.inputs, "input")?, one(&foreign.outputs, "output")?);
+    let Some([batch, channels, height, width]) = image.dims.as_deref() else {
+        return Err(format!("input `{}` has not the shape [N, 3, S, S]", image.name));
+    };
+    if let Some(n) = batch {
+        return Err(format!("the batch axis of input `{}` is fixed at {n}; export it dynamic", image.name));
+    }
+    if channels.is_some_and(|c| c != 3) {
+        return Err(format!("input `{}` has {} channels, 3 are needed", image.name, channels.unwrap_or(0)));
+    }
+    let sides: Vec<usize> = [*height, *width, input_size].into_iter().flatten().collect();
+    let Some(size) = sides.first().copied() else {
+        return Err("its input size is open: give it with --input-size".to_owned());
+    };
+    if sides.iter().any(|s| *s != size) {
+        return Err(format!("its input is {height:?} x {width:?} pixels, --input-size {input_size:?}"));
+    }
+    match features.dims.as_deref() {
+        Some([_, Some(f)]) if *f > 0 => Ok((size, *f)),
+        _ => Err(format!("output `{}` has not the shape [N, F] with a fixed F", features.name)),
+    }
+}
+
+/// Whether a folder holds an extractor bundle, without reading more than its manifest.
+///
+/// # Errors
+/// When it is no bundle at all.
+pub fn is_extractor(folder: &Utf8Path) -> Result<bool, BundleError> {
+    Ok(read_manifest(folder)?.0.system == SystemKind::Extractor)
+}

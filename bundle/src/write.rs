@@ -1,0 +1,194 @@
+//! Export: a loaded checkpoint becomes a bundle.
+
+use std::borrow::Cow;
+
+use camino::Utf8Path;
+use dpar_export_checkpoint::{Loaded, LoadedComponent, SourceFile, WeightSet};
+use dpar_export_files::staging::{Kind, StagedFolder};
+use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
+use dpar_export_spec::{Precision, SystemKind};
+
+use super::{
+    Bundle, BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX,
+    SCHEMA_VERSION, SourceEntry, TRT, ToolEntry, digest,
+};
+
+/// What an export writes.
+pub(super) const BUNDLE_FOLDER: Kind =
+    Kind { marks: &[MANIFEST], writes: |name| [MANIFEST, CONFIG, ONNX, TRT].contains(&name) };
+
+/// Gives the exporter float32 tensors from a checkpoint.
+struct Float32<'a>(&'a WeightSet);
+
+impl Weights for Float32<'_> {
+    fn tensor(&self, name: &str) -> Result<(Vec<usize>, Cow<'_, [f32]>), WeightsError> {
+        let tensor = self.0.require(name)?;
+        let shape = tensor.shape.clone();
+        // The mapped file is borrowed as it is where it holds aligned float32.
+        Ok((shape, tensor.into_f32()?))
+    }
+}
+
+/// Adds what a target needs to the folder of a bundle and to its manifest, which is written afterwards.
+pub type Extend<'a> = &'a mut dyn FnMut(&Utf8Path, &mut Manifest) -> Result<(), BundleError>;
+
+/// Writes a bundle with graphs of `precision` to `output`, atomically: a temporary folder beside it is renamed when complete.
+///
+/// `output` may be missing or an empty folder; with `replace`, an existing bundle is replaced. `progress` is
+/// called with the graph about to be written and returns false to stop. `target` adds engines, say.
+///
+/// # Errors
+/// When the checkpoint cannot be exported, when writing fails, when `output` exists; nothing is left behind.
+pub fn write(
+    loaded: &Loaded,
+    precision: Precision,
+    output: &Utf8Path,
+    replace: bool,
+    progress: &mut dyn FnMut(&str) -> bool,
+    target: Extend<'_>,
+) -> Result<Manifest, BundleError> {
+    let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
+    let onnx = staged.path().join(ONNX);
+    fs_err::create_dir(&onnx).map_err(|e| BundleError::io(&onnx, e))?;
+    let mut manifest = fill(loaded, precision, staged.path(), &onnx, progress)?;
+    target(staged.path(), &mut manifest)?;
+    finish(staged, manifest)
+}
+
+/// Writes a bundle again with what `target` adds, to `output` or, atomically, in place of itself. Files that stay
+/// are linked where the bundle replaces itself, and copied otherwise.
+///
+/// # Errors
+/// When writing fails, when another `output` exists; the old bundle is then still there.
+pub fn extend(
+    bundle: &Bundle,
+    output: Option<&Utf8Path>,
+    replace: bool,
+    target: Extend<'_>,
+) -> Result<Manifest, BundleError> {
+    let staged =
+        StagedFolder::create(output.unwrap_or(bundle.folder()), replace || output.is_none(), &BUNDLE_FOLDER)?;
+    let mut manifest = bundle.manifest().clone();
+    for file in &manifest.files {
+        let (from, to) = (bundle.folder().join(&file.path), staged.path().join(&file.path));
+        if let Some(folder) = to.parent() {
+            fs_err::create_dir_all(folder).map_err(|e| BundleError::io(folder, e))?;
+        }
+        if output.is_some() || fs_err::hard_link(&from, &to).is_err() {
+            fs_err::copy(&from, &to).map_err(|e| BundleError::io(&to, e))?;
+        }
+    }
+    target(staged.path(), &mut manifest)?;
+    finish(staged, manifest)
+}
+
+/// Writes the manifest and puts the folder in its place.
+pub(super) fn finish(staged: StagedFolder, mut manifest: Manifest) -> Result<Manifest, BundleError> {
+    manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
+    let path = staged.path().join(MANIFEST);
+    let json = |e: serde_json::Error| BundleError::Config { path: path.clone(), message: e.to_string() };
+    write_synced(&path, &manifest.to_bytes().map_err(json)?)?;
+    staged.commit()?;
+    Ok(manifest)
+}
+
+/// Writes every file of the bundle into `staging`.
+fn fill(
+    loaded: &Loaded,
+    precision: Precision,
+    staging: &Utf8Path,
+    onnx: &Utf8Path,
+    progress: &mut dyn FnMut(&str) -> bool,
+) -> Result<Manifest, BundleError> {
+    let system = &loaded.system;
+    let mut manifest = empty(system.kind, &system.name, precision);
+    manifest.patch_rule = Some(system.patch_rule.clone());
+    for component in &loaded.components {
+        add_component(&mut manifest, component, onnx, progress)?;
+    }
+    add_config(&mut manifest, staging, system)?;
+    add_sources(&mut manifest, &loaded.sources)?;
+    Ok(manifest)
+}
+
+/// A manifest without contents.
+pub(super) fn empty(system: SystemKind, name: &str, precision: Precision) -> Manifest {
+    Manifest {
+        schema_version: SCHEMA_VERSION,
+        tool: ToolEntry::this(),
+        system,
+        name: name.to_owned(),
+        precision,
+        opset: opset(precision),
+        patch_rule: None,
+        sources: Vec::new(),
+        components: Vec::new(),
+        graphs: Vec::new(),
+        engines: Vec::new(),
+        files: Vec::new(),
+    }
+}
+
+/// Writes the graphs of one component and lists them.
+pub(super) fn add_component(
+    manifest: &mut Manifest,
+    component: &LoadedComponent,
+    onnx: &Utf8Path,
+    progress: &mut dyn FnMut(&str) -> bool,
+) -> Result<(), BundleError> {
+    let entry = |f: &WrittenFile| FileEntry {
+        path: format!("{ONNX}/{}", f.name),
+        size: f.size,
+        sha256: f.sha256.clone(),
+    };
+    let weights = Float32(&component.weights);
+    let written = export_component(&component.spec, manifest.precision, &weights, onnx, progress)?;
+    manifest.components.push(ComponentEntry {
+        kind: component.spec.kind(),
+        parameters: component.weights.parameters(),
+        weights: format!("{ONNX}/{}", written.data.name),
+        graphs: written.graphs.iter().map(|g| g.spec.name.clone()).collect(),
+    });
+    manifest.files.push(entry(&written.data));
+    for graph in written.graphs {
+        manifest.files.push(entry(&graph.file));
+        manifest.graphs.push(GraphEntry { file: format!("{ONNX}/{}", graph.file.name), spec: graph.spec });
+    }
+    Ok(())
+}
+
+/// Writes `config.json` and lists it.
+pub(super) fn add_config(
+    manifest: &mut Manifest,
+    staging: &Utf8Path,
+    config: &impl serde::Serialize,
+) -> Result<(), BundleError> {
+    let path = staging.join(CONFIG);
+    let mut bytes = serde_json::to_vec_pretty(config)
+        .map_err(|e| BundleError::Config { path: path.clone(), message: e.to_string() })?;
+    bytes.push(b'\n');
+    write_synced(&path, &bytes)?;
+    let (size, sha256) = digest(&path)?;
+    manifest.files.push(FileEntry { path: CONFIG.to_owned(), size, sha256 });
+    Ok(())
+}
+
+/// Lists the files that were read.
+pub(super) fn add_sources(manifest: &mut Manifest, sources: &[SourceFile]) -> Result<(), BundleError> {
+    for source in sources {
+        let (size, sha256) = digest(&source.path)?;
+        let (role, name) = (source.role.clone(), source.name.clone());
+        manifest.sources.push(SourceEntry { role, name, size, sha256 });
+    }
+    Ok(())
+}
+
+fn write_synced(path: &Utf8Path, bytes: &[u8]) -> Result<(), BundleError> {
+    use std::io::Write;
+    let write = || -> std::io::Result<()> {
+        let mut file = fs_err::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| BundleError::io(path, e))
+}

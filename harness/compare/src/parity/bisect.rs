@@ -1,0 +1,533 @@
+//! Where two sources part: the first slot, then the graph, then the node.
+//!
+//! 1. Both follow the same tokens; the first slot whose boundary, entropy or logits differ is the symptom.
+//! 2. One source's run is made again, each call also on the other with the same inputs: the first call that differs names
+//!    the graph. What merely built up before differs in its inputs, not here.
+//! 3. That call is repeated on graphs whose intermediate values are outputs: the first node that differs while its
+//!    inputs agree.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::{
+    CachedSession, EngineError, EngineInfo, GraphFile, HostCache, Session, Tensor, TensorView,
+};
+use dpar_export_bundle::{Bundle, BundleError};
+use dpar_export_decode::generate::{TeacherForced, prepare_model};
+use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_onnx::derive::{Exposed, expose};
+use dpar_export_onnx::external_files;
+use dpar_export_spec::{GraphSpec, PatchRule};
+use serde::Serialize;
+
+use super::decisions::{Sizes, Tolerance, teacher_forced};
+use super::report::SCHEMA_VERSION;
+use super::shadow::numbers;
+use super::{bad_draw, image_limit, limits, tolerance};
+use crate::check::{Status, starts};
+use crate::replay::{Follow, Forced, Replay, follow, is_bad_output};
+use crate::stats::Accumulator;
+
+mod recorded;
+
+pub use recorded::against_recorded;
+
+/// Two bundles on one engine may differ by this share of what two engines may ([`GRAPH_F32`](super::GRAPH_F32) and its
+/// kin): the same kernels on the same shapes. What is left is an engine whose last bit depends on where a row lies in
+/// memory.
+pub const SAME_ENGINE: f64 = 0.1;
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Bisection {
+    /// Version of the document, as of a parity report.
+    pub schema_version: u32,
+    /// `pass` when nothing differs.
+    pub verdict: Status,
+    /// The two sources.
+    pub sources: [Source; 2],
+    /// The first slot that differs in the whole loop; null where no slot does.
+    pub symptom: Option<Symptom>,
+    /// The first graph that differs on the same inputs.
+    pub graph: Option<GraphFinding>,
+    /// The first node that differs.
+    pub node: Option<NodeFinding>,
+    /// What could not be found out, and why.
+    pub note: Option<String>,
+}
+
+/// One of the two.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Source {
+    /// How the findings call it.
+    pub name: String,
+    /// What ran; null for recorded outputs.
+    pub engine: Option<EngineInfo>,
+    /// SHA-256 of the bundle's manifest; null for recorded outputs.
+    pub bundle: Option<String>,
+}
+
+/// The first divergence of the loop.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Symptom {
+    /// Image, counted from 0.
+    pub image: usize,
+    /// Slot.
+    pub slot: usize,
+    /// In words: what differs.
+    pub what: String,
+}
+
+/// A graph that differs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GraphFinding {
+    /// Its name; several where recorded outputs cannot tell them apart.
+    pub graphs: Vec<String>,
+    /// Slot of the first call that differs.
+    pub slot: Option<usize>,
+    /// Output that differs most.
+    pub output: Option<String>,
+    /// Largest difference of that output.
+    pub max_abs: Option<f64>,
+}
+
+/// A node that differs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NodeFinding {
+    /// Name of the node, a path.
+    pub node: String,
+    /// Operator.
+    pub op: String,
+    /// Largest difference of what it makes.
+    pub max_abs: f64,
+    /// Largest difference of what it reads.
+    pub inputs_max_abs: f64,
+}
+
+impl Bisection {
+    /// The finding as one line.
+    pub fn path(&self) -> String {
+        let mut steps = Vec::new();
+        if let Some(s) = &self.symptom {
+            steps.push(format!("image {}, slot {}: {}", s.image, s.slot, s.what));
+        }
+        if let Some(g) = &self.graph {
+            let word = if g.graphs.len() == 1 { "graph" } else { "one of" };
+            let mut step = format!("{word} {}", g.graphs.join(", "));
+            if let (Some(output), Some(max)) = (&g.output, g.max_abs) {
+                step += &format!(" (`{output}`, max abs {max:.1e}");
+                step += &g.slot.map_or_else(|| ")".to_owned(), |slot| format!(", first at slot {slot})"));
+            }
+            steps.push(step);
+        }
+        if let Some(n) = &self.node {
+            steps.push(format!(
+                "node {} ({}), max abs {:.1e} where inputs agree to {:.1e}",
+                n.node, n.op, n.max_abs, n.inputs_max_abs
+            ));
+        }
+        match (steps.is_empty(), self.verdict) {
+            (false, _) => steps.join(" → "),
+            (true, Status::Fail) => "no graph can be named".to_owned(),
+            (true, _) => "nothing differs".to_owned(),
+        }
+    }
+}
+
+fn source(name: &str, runtime: &Runtime<'_>) -> Source {
+    Source {
+        name: name.to_owned(),
+        engine: Some(runtime.info().clone()),
+        bundle: Some(runtime.bundle().manifest_sha256().to_owned()),
+    }
+}
+
+fn how<'a>(bundle: &'a Bundle, forced: &Forced, cfg_scale: f32) -> Follow<'a> {
+    let system = bundle.system();
+    Follow {
+        rule: &system.patch_rule,
+        tokens: system.tokens(),
+        null_class: system.num_classes as i64,
+        cfg_scale,
+        // One batch, so that every call belongs to one slot.
+        batch: forced.labels.len(),
+    }
+}
+
+fn sizes(bundle: &Bundle) -> Sizes<'_> {
+    let system = bundle.system();
+    Sizes { rule: &system.patch_rule, tokens: system.tokens(), vocab: system.vocab, seed: 0 }
+}
+
+/// Finds where `b` parts from `a`: two engines on one bundle, or two bundles of one system on one engine.
+///
+/// # Errors
+/// When an engine cannot run, the bundles are of different systems, or the caller asked to stop.
+pub fn between(
+    names: [&str; 2],
+    a: &Runtime<'_>,
+    b: &Runtime<'_>,
+    forced: &Forced,
+    cfg_scale: f32,
+    progress: Progress<'_>,
+) -> Result<Bisection, RunError> {
+    let same_bundle = a.bundle().manifest_sha256() == b.bundle().manifest_sha256();
+    let (x, y) = (a.bundle().system(), b.bundle().system());
+    if (x.kind, x.tokens(), x.vocab) != (y.kind, y.tokens(), y.vocab) {
+        return Err(RunError::Input("the two bundles are of different systems".to_owned()));
+    }
+    let precisions = [a, b].map(|r| r.bundle().manifest().precision);
+    if precisions[0] != precisions[1] {
+        return Err(RunError::Input(format!(
+            "the bundles are of unlike precision, {} and {}: graphs of two types cannot be told apart by their outputs; \
+             compare bundles of one precision, or give recorded outputs as the reference",
+            precisions[0], precisions[1]
+        )));
+    }
+    let (limit, limits) = limits(precisions[0]);
+    let image = image_limit(limit, precisions[0], [a, b].map(|r| r.arithmetic().kind));
+    let share = if same_bundle { 1.0 } else { SAME_ENGINE };
+    let bounds = Bounds { graph: limit * share, image: image * share, code_rate: limits.code_rate };
+    let run = |runtime: &Runtime<'_>, progress: Progress<'_>| {
+        let how = how(runtime.bundle(), forced, cfg_scale);
+        follow(runtime.model()?.as_mut(), &how, forced, progress)
+    };
+    let mut bad = Vec::new();
+    let mut keep = |name: &str, ran: Result<Replay, RunError>| match ran {
+        Ok(replay) => Ok(Some(replay)),
+        // Which graph gives such outputs is found below.
+        Err(e) if is_bad_output(&e) => {
+            bad.push(format!("{name}: {e}"));
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    };
+    let first = keep(names[0], run(a, progress))?;
+    let second = keep(names[1], run(b, progress))?;
+    let symptom = match (&first, &second) {
+        (Some(x), Some(y)) => symptom(a.bundle(), x, y, true, tolerance(&limits, cfg_scale))?,
+        _ => None,
+    };
+    let mut found = Bisection {
+        schema_version: SCHEMA_VERSION,
+        verdict: Status::Pass,
+        sources: [source(names[0], a), source(names[1], b)],
+        symptom,
+        graph: None,
+        node: None,
+        note: None,
+    };
+    if let Some(call) = first_call(a, b, forced, first.as_ref(), cfg_scale, bounds, progress)? {
+        match node(a, b, &call, bounds) {
+            Ok(node) => {
+                if node.is_none() {
+                    let note = "with every intermediate value an output, no single node differs: kernels that an \
+                                engine fuses do";
+                    found.note = Some(note.to_owned());
+                }
+                found.node = node;
+            }
+            Err(e) => found.note = Some(format!("the node was not looked for: {e}")),
+        }
+        found.graph = Some(GraphFinding {
+            graphs: vec![call.graph],
+            slot: call.slot,
+            output: Some(call.output),
+            max_abs: Some(call.max_abs),
+        });
+    } else if found.symptom.is_some() {
+        let note = "every graph agrees on the same inputs: the difference builds up over the slots";
+        found.note = Some(note.to_owned());
+    }
+    if x.patch_rule != y.patch_rule {
+        let rule = |r: &PatchRule| serde_json::to_string(r).unwrap_or_default();
+        let (x, y) = (rule(&x.patch_rule), rule(&y.patch_rule));
+        found.note = Some(format!("the patch rules in the two configurations differ: {x} and {y}"));
+    }
+    if !bad.is_empty() {
+        found.note = Some(bad.into_iter().chain(found.note.take()).collect::<Vec<_>>().join("; "));
+        found.verdict = Status::Fail;
+    }
+    if found.symptom.is_some() || found.graph.is_some() || x.patch_rule != y.patch_rule {
+        found.verdict = Status::Fail;
+    }
+    Ok(found)
+}
+
+/// The first slot at which two replays differ by more than `limit`.
+fn symptom(
+    bundle: &Bundle,
+    a: &Replay,
+    b: &Replay,
+    guided: bool,
+    limit: Tolerance,
+) -> Result<Option<Symptom>, RunError> {
+    let sizes = sizes(bundle);
+    let compared = teacher_forced(sizes, a, b, guided, limit).map_err(bad_draw)?;
+    let firsts = compared.decisions.first_off.iter().enumerate();
+    let Some((slot, image)) = firsts.filter_map(|(i, s)| s.map(|s| (s, i))).min() else { return Ok(None) };
+    let (t, vocab) = (sizes.tokens, sizes.vocab);
+    let at = image * t + slot;
+    let starts = [starts(&a.patch_lengths[image]), starts(&b.patch_lengths[image])];
+    let e = [a.entropy[at], b.entropy[at]];
+    let what = if starts[0].get(slot) != starts[1].get(slot) {
+        let threshold = bundle.patch_rule().threshold.map(|v| format!(", threshold {v}")).unwrap_or_default();
+        let agree = if e[0].to_bits() == e[1].to_bits()
+            || (f64::from(e[0]) - f64::from(e[1])).abs() <= limit.entropy
+        {
+            " and the entropies agree"
+        } else {
+            ""
+        };
+        format!("boundary differs{agree} (e = {} vs {}{threshold})", e[0], e[1])
+    } else if (f64::from(e[0]) - f64::from(e[1])).abs() > limit.entropy {
+        format!("entropy differs (e = {} vs {})", e[0], e[1])
+    } else {
+        let pick = |r: &Replay| {
+            let logits = if guided { r.deciding() } else { &r.conditional };
+            logits[at * vocab..(at + 1) * vocab].to_vec()
+        };
+        let mut sums = Accumulator::default();
+        sums.add(&pick(a), &pick(b));
+        format!("logits differ (max abs {:.1e})", sums.finish("", limit.logits).max_abs)
+    };
+    Ok(Some(Symptom { image, slot, what }))
+}
+
+/// A call that came out differently on the same inputs.
+struct Call {
+    graph: String,
+    slot: Option<usize>,
+    output: String,
+    max_abs: f64,
+    inputs: Vec<(String, Tensor)>,
+}
+
+/// What two outputs on the same inputs may differ by.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Of the largest value.
+    graph: f64,
+    /// The same of `vq_decode`'s image.
+    image: f64,
+    /// Share of codes.
+    code_rate: f64,
+}
+
+/// What the calls of one run share.
+struct Watch {
+    limit: Bounds,
+    slot: AtomicUsize,
+    in_loop: bool,
+    found: Mutex<Option<Call>>,
+    error: Mutex<Option<EngineError>>,
+}
+
+impl Watch {
+    fn new(limit: Bounds, in_loop: bool) -> Arc<Self> {
+        let (slot, found, error) = (AtomicUsize::new(0), Mutex::new(None), Mutex::new(None));
+        Arc::new(Self { limit, slot, in_loop, found, error })
+    }
+
+    fn done(&self) -> bool {
+        self.found.lock().is_ok_and(|f| f.is_some()) || self.error.lock().is_ok_and(|e| e.is_some())
+    }
+
+    fn take(&self) -> Result<Option<Call>, RunError> {
+        if let Some(e) = self.error.lock().ok().and_then(|mut e| e.take()) {
+            return Err(e.into());
+        }
+        Ok(self.found.lock().ok().and_then(|mut f| f.take()))
+    }
+}
+
+/// A session whose calls are compared with another's.
+struct Watched {
+    session: Box<dyn Session>,
+    other: Box<dyn Session>,
+    watch: Arc<Watch>,
+}
+
+impl Session for Watched {
+    fn spec(&self) -> &GraphSpec {
+        self.session.spec()
+    }
+
+    fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let outputs = self.session.run_unchecked(inputs)?;
+        if self.watch.done() {
+            return Ok(outputs);
+        }
+        match self.other.run(inputs) {
+            Ok(others) => {
+                if let Some((output, max_abs)) =
+                    worst(self.session.spec(), &outputs, &others, self.watch.limit)
+                    && let Ok(mut found) = self.watch.found.lock()
+                {
+                    *found = Some(Call {
+                        graph: self.session.spec().name.clone(),
+                        slot: self.watch.in_loop.then(|| self.watch.slot.load(Ordering::Relaxed)),
+                        output,
+                        max_abs,
+                        inputs: inputs.iter().map(|(name, view)| ((*name).to_owned(), owned(view))).collect(),
+                    });
+                }
+            }
+            Err(e) => {
+                if let Ok(mut error) = self.watch.error.lock() {
+                    *error = Some(e);
+                }
+            }
+        }
+        Ok(outputs)
+    }
+}
+
+fn owned(view: &TensorView<'_>) -> Tensor {
+    use dpar_engine_api::{TensorData, TensorSlice};
+    let data = match view.data() {
+        TensorSlice::F32(v) => TensorData::F32(v.to_vec()),
+        TensorSlice::F16(v) => TensorData::F16(v.to_vec()),
+        TensorSlice::BF16(v) => TensorData::BF16(v.to_vec()),
+        TensorSlice::I64(v) => TensorData::I64(v.to_vec()),
+        _ => return Tensor::f32([0], Vec::new()),
+    };
+    Tensor::new(view.shape(), data)
+}
+
+/// The output that is most out of tolerance.
+fn worst(spec: &GraphSpec, a: &[Tensor], b: &[Tensor], limit: Bounds) -> Option<(String, f64)> {
+    let graph = if spec.name == "vq_decode" { limit.image } else { limit.graph };
+    let limit = Bounds { graph, ..limit };
+    let pairs = spec.outputs.iter().zip(a.iter().zip(b));
+    let off = pairs.filter_map(|(port, (a, b))| {
+        let (status, max) = difference(a, b, limit);
+        (status == Status::Fail).then(|| (port.name.clone(), max))
+    });
+    off.max_by(|x, y| x.1.total_cmp(&y.1))
+}
+
+fn difference(a: &Tensor, b: &Tensor, limit: Bounds) -> (Status, f64) {
+    let mut sums = Accumulator::default();
+    sums.add(&numbers(a), &numbers(b));
+    let stats = match a.as_i64() {
+        Some(_) => sums.share("", limit.code_rate),
+        None => sums.scaled("", limit.graph),
+    };
+    (stats.status, sums.largest().unwrap_or(0.0))
+}
+
+/// The first call that differs: in the loop, then over whole sequences, then in the tokenizer.
+fn first_call(
+    a: &Runtime<'_>,
+    b: &Runtime<'_>,
+    forced: &Forced,
+    replay: Option<&Replay>,
+    cfg_scale: f32,
+    limit: Bounds,
+    progress: Progress<'_>,
+) -> Result<Option<Call>, RunError> {
+    let system = a.bundle().system();
+    let watched = |watch: &Arc<Watch>, name: &str| -> Result<Watched, RunError> {
+        Ok(Watched { session: a.prepare(name)?, other: b.prepare(name)?, watch: watch.clone() })
+    };
+    let watch = Watch::new(limit, true);
+    let mut prepare = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+        Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
+    };
+    let mut model = prepare_model(system, &mut prepare)?;
+    let images = forced.labels.len().max(1);
+    let mut advance = |done: usize, total: usize| {
+        watch.slot.store(done / images, Ordering::Relaxed);
+        progress(done, total) && !watch.done()
+    };
+    let ran = follow(model.as_mut(), &how(a.bundle(), forced, cfg_scale), forced, &mut advance);
+    if let Some(call) = watch.take()? {
+        return Ok(Some(call));
+    }
+    // Outputs that are no numbers in both sources: no call tells them apart.
+    let replay = match (ran, replay) {
+        (Ok(_), Some(replay)) => replay,
+        (Err(e), Some(_)) => return Err(e),
+        (_, None) => return Ok(None),
+    };
+
+    let ids: Vec<i64> = forced.tokens.iter().map(|t| i64::from(*t)).collect();
+    let watch = Watch::new(limit, false);
+    let mut prepare = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+        Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
+    };
+    let mut teacher = TeacherForced::prepare(system, &mut prepare)?;
+    teacher.entropy(&ids, system.tokens())?;
+    teacher.logits(&ids, system.tokens(), &forced.labels, &replay.patch_lengths)?;
+    if let Some(call) = watch.take()? {
+        return Ok(Some(call));
+    }
+    if a.bundle().has_graph("vq_decode") && a.bundle().has_graph("vq_encode") {
+        let mut decode = watched(&watch, "vq_decode")?;
+        let images = decode.run(&[("tokens", TensorView::i64([images, system.tokens()], &ids))])?;
+        let mut encode = watched(&watch, "vq_encode")?;
+        if let Some(image) = images.first() {
+            encode.run(&[("image", image.view())])?;
+        }
+    }
+    watch.take()
+}
+
+/// The first node of a call that differs.
+fn node(
+    a: &Runtime<'_>,
+    b: &Runtime<'_>,
+    call: &Call,
+    limit: Bounds,
+) -> Result<Option<NodeFinding>, RunError> {
+    let temp = tempfile::tempdir().map_err(|e| RunError::Input(format!("no temporary folder: {e}")))?;
+    let folder = Utf8PathBuf::from_path_buf(temp.path().to_owned())
+        .map_err(|p| RunError::Input(format!("{} is not UTF-8", p.display())))?;
+    let (exposed, first) = opened(a, call, &folder.join("a"))?;
+    let (other, second) = opened(b, call, &folder.join("b"))?;
+    let value = |spec: &GraphSpec, tensors: &'_ [Tensor], name: &str| {
+        spec.output_index(name).and_then(|i| tensors.get(i).cloned())
+    };
+    let compare = |name: &str| -> Option<(Status, f64)> {
+        let (x, y) = (value(&exposed.spec, &first, name)?, value(&other.spec, &second, name)?);
+        Some(difference(&x, &y, limit))
+    };
+    for made in &exposed.values {
+        if let Some((Status::Fail, max_abs)) = compare(&made.value) {
+            let read = made.inputs.iter().filter_map(|i| compare(i)).map(|(_, d)| d);
+            return Ok(Some(NodeFinding {
+                node: made.node.clone(),
+                op: made.op.clone(),
+                max_abs,
+                inputs_max_abs: read.fold(0.0, f64::max),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// Runs the call on the graph with its intermediate values as outputs, in a folder of its own.
+fn opened(runtime: &Runtime<'_>, call: &Call, folder: &Utf8Path) -> Result<(Exposed, Vec<Tensor>), RunError> {
+    let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("graph {}: {e}", call.graph));
+    fs_err::create_dir(folder).map_err(|e| bad(&e))?;
+    let (spec, path) = runtime
+        .bundle()
+        .with_graph(&call.graph, |file| Ok::<_, BundleError>((file.spec.clone(), file.path.to_owned())))?;
+    let bytes = fs_err::read(&path).map_err(|e| bad(&e))?;
+    let exposed = expose(&bytes, &spec).map_err(|e| bad(&e))?;
+    for name in external_files(&bytes).map_err(|e| bad(&e))? {
+        let (from, to) = (path.with_file_name(&name), folder.join(&name));
+        if fs_err::hard_link(&from, &to).is_err() {
+            fs_err::copy(&from, &to).map_err(|e| bad(&e))?;
+        }
+    }
+    let file = folder.join(format!("{}.onnx", call.graph));
+    fs_err::write(&file, &exposed.bytes).map_err(|e| bad(&e))?;
+    let mut session = runtime.prepare_file(GraphFile::new(&exposed.spec, &file))?;
+    let views: Vec<(&str, TensorView<'_>)> =
+        call.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
+    let outputs = session.run(&views)?;
+    Ok((exposed, outputs))
+}

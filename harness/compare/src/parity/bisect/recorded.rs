@@ -1,0 +1,172 @@
+//! An engine and recorded outputs: which of them differ names the graphs that can be at fault.
+
+use camino::Utf8Path;
+use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+
+use super::super::report::SCHEMA_VERSION;
+use super::super::{reference, tolerance};
+use super::{Bisection, GraphFinding, Source, Symptom, how, source, symptom};
+use crate::check::{Check, Status, starts};
+use crate::replay::{Replay, follow};
+use crate::stats::Accumulator;
+use crate::tolerance::Limits;
+use crate::verify::verify_golden;
+
+/// Finds where an engine parts from recorded outputs. They hold no intermediate values, so the graph is inferred from
+/// which of them differ.
+///
+/// # Errors
+/// When the recording does not fit, the engine cannot run, or the caller asked to stop.
+pub fn against_recorded(
+    runtime: &Runtime<'_>,
+    folder: &Utf8Path,
+    batch: usize,
+    progress: Progress<'_>,
+) -> Result<Bisection, RunError> {
+    let bundle = runtime.bundle();
+    let mut golden = reference::read(bundle.system(), folder)?;
+    if golden.has_patches
+        && let Some(found) = other_rule(runtime, folder, &golden.replay)
+    {
+        return Ok(found);
+    }
+    let how = how(bundle, &golden.forced, 1.0);
+    let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
+    golden.follow(&own);
+    let precision = bundle.manifest().precision;
+    let limit = tolerance(&Limits::between(golden.precision, precision, runtime.arithmetic().kind), 1.0);
+    let symptom = symptom(bundle, &golden.replay, &own, false, limit)?;
+    let mut graph = None;
+    let mut note = None;
+    if let Some(symptom) = &symptom {
+        let named = inferred(runtime, &golden, symptom, limit.logits, progress)?;
+        note = Some(match named.len() {
+            0 => "every entropy agrees: the patch rule, and no graph, decides otherwise".to_owned(),
+            _ => "recorded outputs hold no intermediate values: give a bundle that is known to be good as --reference \
+                  to name the node"
+                .to_owned(),
+        });
+        let found = GraphFinding { graphs: named, slot: Some(symptom.slot), output: None, max_abs: None };
+        graph = Some(found).filter(|g| !g.graphs.is_empty());
+    }
+    let mut verdict = if symptom.is_some() { Status::Fail } else { Status::Pass };
+    if symptom.is_none() {
+        // The loop agrees on given tokens: what else was recorded.
+        let checks = verify_golden(runtime, folder, batch, progress)?;
+        let mut notes = Vec::new();
+        for check in checks.iter().filter(|c| c.status == Status::Fail) {
+            verdict = Status::Fail;
+            notes.push(format!("{} differ: {}", check.name, check.detail));
+            let named = graphs_of(runtime, check);
+            if graph.is_none() && !named.is_empty() {
+                let max_abs = check.max_abs;
+                graph = Some(GraphFinding { graphs: named, slot: None, output: None, max_abs });
+            }
+        }
+        let absent: Vec<&str> =
+            checks.iter().filter(|c| c.status == Status::NotRun).map(|c| c.name.as_str()).collect();
+        if !absent.is_empty() {
+            notes.push(format!("not compared, as the reference does not hold it: {}", absent.join(", ")));
+        }
+        note = Some(notes.join("; ")).filter(|n| !n.is_empty());
+    }
+    Ok(Bisection {
+        schema_version: SCHEMA_VERSION,
+        verdict,
+        sources: recorded(runtime, folder),
+        symptom,
+        graph,
+        node: None,
+        note,
+    })
+}
+
+/// Which graphs can be at fault where the loop agrees on given tokens and this check of `verify` fails.
+fn graphs_of(runtime: &Runtime<'_>, check: &Check) -> Vec<String> {
+    let system = runtime.bundle().system();
+    let of = |what: &str| check.name.ends_with(what);
+    let names: &[&str] = match () {
+        () if of("images") => &["vq_decode"],
+        () if of("codes") => &["vq_encode"],
+        () if of("entropy") => &["entropy_step"],
+        // The step graphs agree: what is left is the graph that scores whole sequences.
+        () if of("logits") && system.dpar().is_some() => &["score"],
+        () if of("greedy tokens") && system.dpar().is_some() => {
+            &["start", "encoder_step", "patch_embed", "global_step", "decoder_step"]
+        }
+        () if of("logits") || of("greedy tokens") => &["llamagen_step"],
+        () => &[],
+    };
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+fn recorded(runtime: &Runtime<'_>, folder: &Utf8Path) -> [Source; 2] {
+    let name = folder.file_name().unwrap_or("reference").to_owned();
+    [Source { name, engine: None, bundle: None }, source(&runtime.info().engine, runtime)]
+}
+
+/// Whether the bundle's patch rule gives other patches than recorded for the recorded entropies: exact, so it comes first.
+fn other_rule(runtime: &Runtime<'_>, folder: &Utf8Path, golden: &Replay) -> Option<Bisection> {
+    let system = runtime.bundle().system();
+    let (rule, t) = (&system.patch_rule, system.tokens());
+    if rule.mode.uses_entropy() && golden.entropy.iter().all(|e| e.is_nan()) {
+        return None;
+    }
+    let (image, slot) = golden.patch_lengths.iter().enumerate().find_map(|(image, lengths)| {
+        let (r, f) = (starts(lengths), starts(&rule.lengths(t, &golden.entropy[image * t..(image + 1) * t])));
+        (0..t).find(|slot| r.get(*slot) != f.get(*slot)).map(|slot| (image, slot))
+    })?;
+    let threshold = rule.threshold.map(|v| format!(", threshold {v}")).unwrap_or_default();
+    let what = format!(
+        "boundary differs for the recorded entropy (e = {}{threshold}, at most {} tokens)",
+        golden.entropy[image * t + slot],
+        rule.longest_patch(t)
+    );
+    Some(Bisection {
+        schema_version: SCHEMA_VERSION,
+        verdict: Status::Fail,
+        sources: recorded(runtime, folder),
+        symptom: Some(Symptom { image, slot, what }),
+        graph: None,
+        node: None,
+        note: Some("the patch rule, and no graph, decides otherwise".to_owned()),
+    })
+}
+
+/// Which graphs can be at fault.
+fn inferred(
+    runtime: &Runtime<'_>,
+    golden: &reference::Reference,
+    symptom: &Symptom,
+    limit: f64,
+    progress: Progress<'_>,
+) -> Result<Vec<String>, RunError> {
+    let system = runtime.bundle().system();
+    let named = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    if symptom.what.starts_with("entropy") {
+        return Ok(named(&["entropy_step"]));
+    }
+    if symptom.what.starts_with("boundary") {
+        return Ok(if symptom.what.contains("entropies agree") {
+            Vec::new()
+        } else {
+            named(&["entropy_step"])
+        });
+    }
+    if system.dpar().is_none() {
+        return Ok(named(&["llamagen_step"]));
+    }
+    // Slot 0 sees the class alone: neither the encoder nor a patch has run.
+    if symptom.slot == 0 {
+        return Ok(named(&["start", "global_step", "decoder_step"]));
+    }
+    let ids: Vec<i64> = golden.forced.tokens.iter().map(|t| i64::from(*t)).collect();
+    let lengths = &golden.replay.patch_lengths;
+    let whole = runtime.score(&ids, &golden.forced.labels, Some(lengths), ids.len(), progress)?;
+    let mut sums = Accumulator::default();
+    sums.add(&golden.replay.conditional, &whole.logits);
+    let steps = ["encoder_step", "patch_embed", "global_step", "decoder_step"];
+    let pass = sums.finish("", limit).status == Status::Pass;
+    // Where `score` agrees, its weights do: the fault lies in the step graphs.
+    Ok(if pass { named(&steps) } else { named(&[&steps[..], &["score"]].concat()) })
+}

@@ -1,0 +1,428 @@
+//! Decision-level comparison: which slot decided otherwise, and whether rounding explains it.
+
+use dpar_export_decode::generate::Stream;
+use dpar_export_decode::generate::sampler::{SampleError, Sampler, SamplerOptions, image_key, uniform};
+use dpar_export_spec::PatchRule;
+
+use super::report::{DecisionKind, Decisions, JudgedFlip, Judgement, Mode, Observed};
+use crate::check::starts;
+use crate::replay::Replay;
+use crate::stats::Accumulator;
+
+/// A margin is a near-tie up to this many times the largest error seen between the two sources, at slots where they
+/// decided alike. 2, because both sides of a gap may be off; and 2 again, because the largest of some hundred
+/// errors is not the largest there is. Sources that agree to the last bit have no near-ties.
+pub const UNSEEN: f64 = 4.0;
+
+/// Largest errors between two sources that are no failure, |a − b| ≤ t + t·|a|.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tolerance {
+    pub(crate) entropy: f64,
+    /// Of the logits that are compared, guided or not.
+    pub(crate) logits: f64,
+}
+
+/// Sizes and rule of what is compared.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes<'a> {
+    pub(crate) rule: &'a PatchRule,
+    pub(crate) tokens: usize,
+    pub(crate) vocab: usize,
+    pub(crate) seed: u64,
+}
+
+/// A teacher-forced comparison.
+pub(crate) struct Compared {
+    pub(crate) observed: Observed,
+    pub(crate) entropy: Accumulator,
+    pub(crate) logits: Accumulator,
+    pub(crate) decisions: Decisions,
+}
+
+/// Compares two sources over the same tokens, each image up to its first boundary flip: what follows has other patches.
+/// `guided`: compare the logits that decide, and not the conditional ones.
+pub(crate) fn teacher_forced(
+    sizes: Sizes<'_>,
+    a: &Replay,
+    b: &Replay,
+    guided: bool,
+    tolerance: Tolerance,
+) -> Result<Compared, SampleError> {
+    let (t, vocab) = (sizes.tokens, sizes.vocab);
+    let n = a.patch_lengths.len().min(b.patch_lengths.len());
+    let pick = |r: &Replay| if guided { r.deciding().to_vec() } else { r.conditional.clone() };
+    let (logits_a, logits_b) = (pick(a), pick(b));
+    let mut entropy = Accumulator::default();
+    let mut logits = Accumulator::default();
+    let mut draw_error = None::<f64>;
+    let mut entropy_error = None::<f64>;
+    let mut logit_error = None::<f64>;
+    let mut flips = Vec::new();
+    let mut first_off = vec![None; n];
+    let mut slots = 0;
+    let mut draw = Draws::new(sizes)?;
+    for (image, (x, y)) in a.patch_lengths.iter().zip(&b.patch_lengths).enumerate() {
+        let starts = [starts(x), starts(y)];
+        for slot in 0..t {
+            let at = image * t + slot;
+            let e = [a.entropy[at], b.entropy[at]];
+            let mut off = false;
+            if e.iter().all(|e| !e.is_nan()) {
+                off |= entropy.add(&e[..1], &e[1..]) > tolerance.entropy;
+            }
+            if starts[0].get(slot) != starts[1].get(slot) {
+                let before = [at, at].map(|at| at.checked_sub(1).filter(|_| slot > 0));
+                let previous = [
+                    before[0].map_or(f32::NAN, |i| a.entropy[i]),
+                    before[1].map_or(f32::NAN, |i| b.entropy[i]),
+                ];
+                flips.push(boundary(
+                    sizes.rule,
+                    image,
+                    slot,
+                    starts[0].get(slot) == Some(&true),
+                    e,
+                    previous,
+                ));
+                first_off[image].get_or_insert(slot);
+                break;
+            }
+            slots += 1;
+            if e.iter().all(|e| !e.is_nan()) {
+                raise(&mut entropy_error, f64::from((e[0] - e[1]).abs()));
+            }
+            let range = at * vocab..(at + 1) * vocab;
+            let (x, y) = (&logits_a[range.clone()], &logits_b[range]);
+            off |= logits.add(x, y) > tolerance.logits;
+            if off {
+                first_off[image].get_or_insert(slot);
+            }
+            let found = draw.both(x, y, image, slot)?;
+            if found.flips.is_empty() {
+                raise(&mut draw_error, found.cumulative);
+                raise(&mut logit_error, largest(x, y));
+            }
+            flips.extend(found.flips);
+        }
+    }
+    let observed = Observed { entropy: entropy_error, logit: logit_error, draw: draw_error };
+    for flip in &mut flips {
+        judge(flip, &observed, sizes.rule);
+    }
+    let parted: std::collections::BTreeSet<usize> = flips.iter().map(|f| f.image).collect();
+    let steps = [a, b].map(|r| mean_steps(r.patch_lengths[..n].iter().map(Vec::len)));
+    let equal = n - parted.len();
+    let mode = Mode::TeacherForced;
+    let ties_allowed = None;
+    let decisions =
+        Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, flips };
+    Ok(Compared { observed, entropy, logits, decisions })
+}
+
+/// Compares two sets of free-running streams of the same requests, each image up to its first divergence.
+/// `gap(image, slot, choices)`: the margin of a draw, see [`draw_gap`].
+pub(crate) fn free_running(
+    rule: &PatchRule,
+    a: &[Stream],
+    b: &[Stream],
+    observed: &Observed,
+    gap: &mut dyn FnMut(usize, usize, [u32; 2]) -> Option<f64>,
+) -> Decisions {
+    let mut flips = Vec::new();
+    let mut slots = 0;
+    for (image, (a, b)) in a.iter().zip(b).enumerate() {
+        let starts = [starts(&a.patch_lengths), starts(&b.patch_lengths)];
+        for slot in 0..a.tokens.len() {
+            let at =
+                |s: &Stream, i: Option<usize>| i.and_then(|i| s.entropy.get(i)).copied().unwrap_or(f32::NAN);
+            if starts[0].get(slot) != starts[1].get(slot) {
+                let e = [at(a, Some(slot)), at(b, Some(slot))];
+                let previous = [at(a, slot.checked_sub(1)), at(b, slot.checked_sub(1))];
+                flips.push(boundary(rule, image, slot, starts[0].get(slot) == Some(&true), e, previous));
+                break;
+            }
+            if a.tokens[slot] != b.tokens[slot] {
+                let tokens = [a.tokens[slot], b.tokens[slot]];
+                let margin = gap(image, slot, tokens);
+                flips.push(open_flip(DecisionKind::Draw, image, slot, tokens.map(i64::from), margin));
+                break;
+            }
+            slots += 1;
+        }
+    }
+    for flip in &mut flips {
+        judge(flip, observed, rule);
+    }
+    let n = a.len().min(b.len());
+    let steps = [a, b].map(|s| mean_steps(s[..n].iter().map(Stream::steps)));
+    let equal = n - flips.len();
+    let mut first_off = vec![None; n];
+    for flip in &flips {
+        first_off[flip.image] = Some(flip.slot);
+    }
+    let (mode, ties_allowed) = (Mode::FreeRunning, None);
+    Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, flips }
+}
+
+fn raise(largest: &mut Option<f64>, value: f64) {
+    *largest = Some(largest.unwrap_or(0.0).max(value));
+}
+
+fn largest(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
+}
+
+fn mean_steps(counts: impl ExactSizeIterator<Item = usize>) -> f64 {
+    let n = counts.len().max(1);
+    counts.sum::<usize>() as f64 / n as f64
+}
+
+fn open_flip(
+    decision: DecisionKind,
+    image: usize,
+    slot: usize,
+    choices: [i64; 2],
+    margin: Option<f64>,
+) -> JudgedFlip {
+    let (entropy, threshold) = (None, None);
+    JudgedFlip {
+        decision,
+        image,
+        slot,
+        choices,
+        entropy,
+        threshold,
+        margin,
+        limit: 0.0,
+        judgement: Judgement::Defect,
+    }
+}
+
+/// A boundary that only one source sees. It has a margin where the entropies lie on two sides of the threshold; where they
+/// lie on one side, another rule or another patch length was applied, which no rounding explains.
+fn boundary(
+    rule: &PatchRule,
+    image: usize,
+    slot: usize,
+    baseline_opens: bool,
+    entropy: [f32; 2],
+    previous: [f32; 2],
+) -> JudgedFlip {
+    let margins = [0, 1].map(|i| f64::from(rule.margin(slot, entropy[i], previous[i])));
+    let explained = margins.iter().all(|m| m.is_finite())
+        && (margins[0] > 0.0) == baseline_opens
+        && (margins[1] > 0.0) != baseline_opens;
+    let margin = explained.then(|| margins[0].abs().min(margins[1].abs()));
+    let choices = [i64::from(baseline_opens), i64::from(!baseline_opens)];
+    JudgedFlip {
+        entropy: entropy.iter().all(|e| e.is_finite()).then_some(entropy),
+        threshold: rule.threshold,
+        ..open_flip(DecisionKind::Boundary, image, slot, choices, margin)
+    }
+}
+
+/// Holds a flip's margin against the errors seen.
+pub(crate) fn judge(flip: &mut JudgedFlip, observed: &Observed, rule: &PatchRule) {
+    // A rise is a difference of two entropies.
+    let terms = if rule.monotonicity { 2.0 } else { 1.0 };
+    let seen = match flip.decision {
+        DecisionKind::Boundary => observed.entropy.map(|e| e * terms),
+        DecisionKind::Draw => observed.draw,
+        DecisionKind::ArgMax => observed.logit,
+    };
+    flip.limit = UNSEEN * seen.unwrap_or(0.0);
+    let near = flip.limit > 0.0 && flip.margin.is_some_and(|m| m <= flip.limit);
+    flip.judgement = if near { Judgement::NearTie } else { Judgement::Defect };
+}
+
+/// Draws and arg-maxes of two sources at one slot.
+struct Draws {
+    sampled: Sampler,
+    greedy: Sampler,
+    seed: u64,
+    sums: [Vec<f64>; 2],
+}
+
+struct Found {
+    flips: Vec<JudgedFlip>,
+    /// Largest difference of the cumulative distributions.
+    cumulative: f64,
+}
+
+impl Draws {
+    fn new(sizes: Sizes<'_>) -> Result<Self, SampleError> {
+        Ok(Self {
+            sampled: Sampler::new(SamplerOptions::default())?,
+            greedy: Sampler::new(SamplerOptions { greedy: true, ..SamplerOptions::default() })?,
+            seed: sizes.seed,
+            sums: [vec![0.0; sizes.vocab], vec![0.0; sizes.vocab]],
+        })
+    }
+
+    fn both(&mut self, a: &[f32], b: &[f32], image: usize, slot: usize) -> Result<Found, SampleError> {
+        let u = uniform(image_key(self.seed, image as u64), slot as u64);
+        let mut flips = Vec::new();
+        for (sampler, kind) in
+            [(&mut self.sampled, DecisionKind::Draw), (&mut self.greedy, DecisionKind::ArgMax)]
+        {
+            let (x, y) = (sampler.draw(a, u)?, sampler.draw(b, u)?);
+            if x.token != y.token {
+                let tokens = [x.token, y.token];
+                let margin = match kind {
+                    DecisionKind::Draw => draw_gap(a, b, tokens, u),
+                    _ => logit_gap(a, b, tokens),
+                };
+                flips.push(open_flip(kind, image, slot, tokens.map(i64::from), Some(margin)));
+            }
+        }
+        for (sums, logits) in self.sums.iter_mut().zip([a, b]) {
+            cumulative(logits, sums);
+        }
+        let pairs = self.sums[0].iter().zip(&self.sums[1]);
+        let cumulative = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        Ok(Found { flips, cumulative })
+    }
+}
+
+/// How far two sources are from choosing each other's largest logit: the gap between the two chosen tokens, of both sources
+/// the larger. A third token that ties with one of them explains nothing.
+pub(crate) fn logit_gap(a: &[f32], b: &[f32], tokens: [u32; 2]) -> f64 {
+    let [x, y] = tokens.map(|t| t as usize);
+    let gap =
+        |logits: &[f32], chosen: usize, other: usize| f64::from(logits[chosen]) - f64::from(logits[other]);
+    gap(a, x, y).max(gap(b, y, x))
+}
+
+/// How far two sources are from drawing each other's token with `u`: the probability between `u` and the interval of the other
+/// source's token, of both sources the larger.
+pub(crate) fn draw_gap(a: &[f32], b: &[f32], tokens: [u32; 2], u: f64) -> f64 {
+    let away = |logits: &[f32], other: u32| {
+        let mut sums = vec![0.0; logits.len()];
+        cumulative(logits, &mut sums);
+        let other = other as usize;
+        let below = other.checked_sub(1).map_or(0.0, |i| sums[i]);
+        (below - u).max(u - sums[other]).max(0.0)
+    };
+    away(a, tokens[1]).max(away(b, tokens[0]))
+}
+
+/// The cumulative distribution of a softmax, in f64.
+fn cumulative(logits: &[f32], sums: &mut [f64]) {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut total = 0.0;
+    for (sum, logit) in sums.iter_mut().zip(logits) {
+        total += f64::from(logit - top).exp();
+        *sum = total;
+    }
+    for sum in sums {
+        *sum /= total;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dpar_export_spec::PatchMode;
+
+    use super::*;
+
+    fn rule() -> PatchRule {
+        PatchRule { mode: PatchMode::Entropy, threshold: Some(2.0), ..PatchRule::per_token(4) }
+    }
+
+    fn replay(lengths: &[usize], entropy: &[f32], logits: &[f32]) -> Replay {
+        Replay {
+            patch_lengths: vec![lengths.to_vec()],
+            entropy: entropy.to_vec(),
+            conditional: logits.to_vec(),
+            guided: None,
+        }
+    }
+
+    fn compare(a: &Replay, b: &Replay) -> Compared {
+        let rule = rule();
+        let sizes = Sizes { rule: &rule, tokens: 4, vocab: 2, seed: 0 };
+        teacher_forced(sizes, a, b, true, Tolerance { entropy: 1e-3, logits: 1e-3 }).unwrap()
+    }
+
+    const EVEN: [f32; 8] = [0.0, 3.0, 0.0, 3.0, 0.0, 3.0, 0.0, 3.0];
+
+    #[test]
+    fn a_boundary_flip_is_held_against_the_errors_seen_elsewhere() {
+        let a = replay(&[1, 1, 1, 1], &[f32::NAN, 2.5, 2.5, 2.000_001], &EVEN);
+        let near = replay(&[1, 1, 2], &[f32::NAN, 2.500_001, 2.5, 1.999_999], &EVEN);
+        let compared = compare(&a, &near);
+        let flip = &compared.decisions.flips[0];
+        assert_eq!((flip.slot, flip.choices, flip.judgement), (3, [1, 0], Judgement::NearTie), "{flip:?}");
+        assert_eq!((compared.decisions.slots, compared.decisions.equal), (3, 0));
+        // The same margin where all other entropies agree to the last bit.
+        let exact = replay(&[1, 1, 2], &[f32::NAN, 2.5, 2.5, 1.999_999], &EVEN);
+        assert_eq!(compare(&a, &exact).decisions.flips[0].judgement, Judgement::Defect);
+        // Entropies on one side of the threshold: another rule was applied.
+        let other = replay(&[1, 1, 2], &[f32::NAN, 2.500_001, 2.5, 2.000_001], &EVEN);
+        let flip = compare(&a, &other).decisions.flips.remove(0);
+        assert_eq!((flip.margin, flip.judgement), (None, Judgement::Defect));
+    }
+
+    #[test]
+    fn an_arg_max_far_from_a_tie_is_a_defect() {
+        let a = replay(&[1, 1, 1, 1], &[f32::NAN, 2.5, 2.5, 2.5], &EVEN);
+        let mut swapped = EVEN;
+        swapped[4..6].copy_from_slice(&[3.0, 0.0]);
+        let b = replay(&[1, 1, 1, 1], &[f32::NAN, 2.5, 2.5, 2.5], &swapped);
+        let compared = compare(&a, &b);
+        let flip = compared.decisions.flips.iter().find(|f| f.decision == DecisionKind::ArgMax).unwrap();
+        assert_eq!((flip.slot, flip.choices, flip.judgement), (2, [1, 0], Judgement::Defect));
+        assert_eq!(compared.decisions.first_off, [Some(2)]);
+        assert_eq!(compared.observed.logit, Some(0.0));
+        let mut near = EVEN;
+        near[0] = 1e-6;
+        let compared = compare(&a, &replay(&[1, 1, 1, 1], &[f32::NAN, 2.5, 2.5, 2.5], &near));
+        assert!(compared.decisions.flips.is_empty() && compared.decisions.first_off == [None]);
+        assert_eq!(compared.observed.logit, Some(f64::from(1e-6_f32)));
+    }
+
+    #[test]
+    fn free_streams_are_compared_up_to_their_first_divergence() {
+        let stream = |tokens: &[u32], lengths: &[usize], margin: f32| Stream {
+            request: dpar_export_decode::generate::Request { index: 0, class: 0 },
+            tokens: tokens.to_vec(),
+            patch_lengths: lengths.to_vec(),
+            entropy: vec![f32::NAN, 2.5, 2.5, 1.0],
+            margin: vec![margin; 4],
+        };
+        let observed = Observed { entropy: Some(1e-6), logit: None, draw: Some(1e-7) };
+        let a = [stream(&[0, 1, 0, 1], &[1, 1, 2], 1e-7)];
+        let b = [stream(&[0, 1, 1, 0], &[1, 1, 2], 1e-3)];
+        let with = |margin| {
+            let gap = &mut |image, slot, tokens| {
+                assert_eq!((image, slot, tokens), (0, 2, [0, 1]));
+                margin
+            };
+            free_running(&rule(), &a, &b, &observed, gap)
+        };
+        let found = with(Some(1e-7));
+        assert_eq!((found.flips.len(), found.slots), (1, 2));
+        assert_eq!(found.flips[0].judgement, Judgement::NearTie);
+        for margin in [Some(1e-3), None] {
+            assert_eq!(with(margin).flips[0].judgement, Judgement::Defect);
+        }
+        let found = free_running(&rule(), &a, &a, &observed, &mut |_, _, _| None);
+        assert_eq!((found.flips.len(), found.equal, found.slots), (0, 1, 4));
+    }
+
+    #[test]
+    fn a_margin_is_between_the_two_chosen_tokens() {
+        // 0 and 1 tie in both; one source chose 2, which is far behind.
+        let (a, b) = ([3.0, 3.000_001, 0.0], [3.000_001, 3.0, 0.0]);
+        assert!(logit_gap(&a, &b, [1, 0]) < 2e-6);
+        assert_eq!(logit_gap(&a, &[3.0, 3.0, 3.5], [1, 2]), f64::from(3.000_001_f32));
+        // Thirds: u lies just below the boundary of 0 and 1 in one and just above it in the other.
+        let (even, tilted) = ([0.0; 3], [-1e-4, 0.0, 0.0]);
+        let u = 1.0 / 3.0 - 1e-6;
+        let near = draw_gap(&even, &tilted, [0, 1], u);
+        assert!(near > 1e-6 && near < 3e-5, "{near}");
+        // u lies at that boundary as well, but the other source drew the last token.
+        let far = draw_gap(&even, &[0.0, -20.0, 0.0], [0, 2], u);
+        assert!((far - (1.0 / 3.0 + 1e-6)).abs() < 1e-9, "{far}");
+    }
+}

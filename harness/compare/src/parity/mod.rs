@@ -1,0 +1,580 @@
+//! Parity of several engines over one bundle: tensors, decisions, and the errors that separate a near-tie from a
+//! defect. A library: it prints nothing.
+//!
+//! 1. Every engine draws its own images from the same seed (free-running).
+//! 2. Every engine follows the same tokens through the caches (teacher-forced); the baseline's calls are made on the
+//!    others too, with the same inputs, which gives each graph output its own figures. So are calls of the graphs that
+//!    the loop does not run.
+//! 3. Decisions are compared slot by slot; a flip is held against the errors seen between the same two sources.
+
+pub mod bisect;
+pub mod decisions;
+mod reference;
+pub mod report;
+mod shadow;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use camino::Utf8Path;
+use dpar_engine_api::{
+    ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, HostCache, Session, TensorView,
+};
+use dpar_export_bundle::Bundle;
+use dpar_export_decode::generate::sampler::{SampleError, SamplerOptions, image_key, random_class, uniform};
+use dpar_export_decode::generate::{
+    DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model,
+};
+use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_spec::Precision;
+
+use crate::check::{Check, Status};
+use crate::replay::{Follow, Forced, Replay, follow, is_bad_output};
+use crate::tolerance::Limits;
+use crate::verify::{probe, verify_golden};
+use decisions::{Sizes, Tolerance, draw_gap, free_running, teacher_forced};
+use reference::Reference;
+use report::{
+    BundleId, DecisionKind, Decisions, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE,
+    SCHEMA_VERSION, Settings, Verdict,
+};
+use shadow::{Shade, Shadowed, Sink};
+
+/// An output of a graph on the same inputs: |a − b| ≤ t · max(1, largest |a|). Engines differ by 1e-6 to 1e-5 of the
+/// largest value in play; a wrong operator, weight or position by 1e-2 and more.
+pub const GRAPH_F32: f64 = 1e-4;
+/// As [`GRAPH_F32`] for fp16 graphs, in which a result is off by 5e-4 of itself when it is rounded, once per operator.
+pub const GRAPH_F16: f64 = 2e-2;
+/// As [`GRAPH_F16`] for bf16, which has three bits less.
+pub const GRAPH_BF16: f64 = 1.6e-1;
+
+/// Images on which the graphs that the loop does not run are compared: two, so that patch counts differ.
+const BESIDE_THE_LOOP: usize = 2;
+
+/// The tolerance of graph outputs and the limits of everything else between two sources in a precision.
+fn limits(precision: Precision) -> (f64, Limits) {
+    let graph = match precision {
+        Precision::Fp32 => GRAPH_F32,
+        Precision::Fp16 => GRAPH_F16,
+        Precision::Bf16 => GRAPH_BF16,
+    };
+    // Two engines may each round elsewhere: the wider kind covers both.
+    (graph, Limits::between(precision, precision, ArithmeticKind::Wider))
+}
+
+/// The limit of `vq_decode`'s image, as a share of its largest value, which is about 1: in a half type what `verify` allows its
+/// pixels (steps of 1/255 over [−1, 1]), since convolutions that keep their sums in that type are further off than other
+/// graphs.
+fn image_limit(graph: f64, precision: Precision, kinds: [ArithmeticKind; 2]) -> f64 {
+    if precision == Precision::Fp32 {
+        return graph;
+    }
+    let [a, b] = kinds.map(|kind| Limits::between(Precision::Fp32, precision, kind).image_lsb);
+    graph.max(f64::from(a.max(b)) / 127.5)
+}
+
+/// How much guidance amplifies the error of a logit: u + s·(c − u) = s·c − (s − 1)·u is off by up to s + (s − 1) = 2s − 1
+/// times what c and u are. Without guidance (s ≤ 1) it is 1.
+pub fn guidance_gain(cfg_scale: f32) -> f64 {
+    (2.0 * f64::from(cfg_scale) - 1.0).max(1.0)
+}
+
+/// The tolerance of a loop whose logits are guided with `cfg_scale`; 1 for conditional logits.
+fn tolerance(limits: &Limits, cfg_scale: f32) -> Tolerance {
+    let limit = f64::from(limits.logits);
+    Tolerance { entropy: limit, logits: limit * guidance_gain(cfg_scale) }
+}
+
+/// An engine of a run: its name, whether the user named it, and the engine or why there is none.
+pub struct Contender {
+    /// Name as given to `--engines`.
+    pub name: String,
+    /// Whether the user named it.
+    pub asked_for: bool,
+    /// The engine.
+    pub engine: Result<Box<dyn Engine>, EngineError>,
+}
+
+/// How to run.
+#[derive(Debug, Clone)]
+pub struct ParityOptions {
+    /// Images of the free run; the teacher-forced run has as many as the reference.
+    pub images: usize,
+    /// Seed of classes and draws.
+    pub seed: u64,
+    /// Guidance scale.
+    pub cfg_scale: f32,
+    /// Images in one call.
+    pub batch: usize,
+    /// Whether to run the reference-free probes.
+    pub probes: bool,
+}
+
+/// What one engine computed.
+struct Outcome<'a> {
+    runtime: Option<Runtime<'a>>,
+    streams: Vec<Stream>,
+    replay: Option<Replay>,
+    result: EngineResult,
+}
+
+/// Runs every engine and compares them with the first that runs, and with the reference where there is one.
+///
+/// # Errors
+/// When the reference cannot be read or does not fit the bundle, or the caller asked to stop. An engine that cannot
+/// run, and every difference, is in the report.
+pub fn run(
+    bundle: &Bundle,
+    engines: Vec<Contender>,
+    reference: Option<&Utf8Path>,
+    options: &ParityOptions,
+    progress: Progress<'_>,
+) -> Result<ParityReport, RunError> {
+    let system = bundle.system();
+    let mut golden = reference.map(|folder| reference::read(system, folder)).transpose()?;
+    let mut outcomes: Vec<Outcome<'_>> = engines.into_iter().map(|e| start(bundle, e)).collect();
+    for outcome in &mut outcomes {
+        outcome.attempt(|runtime, outcome| {
+            outcome.streams =
+                runtime.decode(&requests(bundle, options), &sampled(options), options.batch, progress)?;
+            if options.probes {
+                outcome.result.probes = probe(runtime, options.batch, progress)?;
+            }
+            if let Some(folder) = reference {
+                outcome.result.checks = verify_golden(runtime, folder, options.batch, progress)?;
+            }
+            Ok(())
+        })?;
+    }
+    let baseline = outcomes.iter().position(|o| o.result.status == EngineStatus::Ran);
+    let mut report = ParityReport {
+        schema_version: SCHEMA_VERSION,
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        verdict: Verdict::Incomplete,
+        bundle: identify(bundle),
+        settings: Settings {
+            baseline: baseline.map(|b| outcomes[b].result.engine.clone()),
+            reference: reference.and_then(Utf8Path::file_name).map(str::to_owned),
+            forced_tokens: None,
+            seed: options.seed,
+            cfg_scale: options.cfg_scale,
+            batch: options.batch,
+        },
+        engines: Vec::new(),
+        pairs: Vec::new(),
+    };
+    if let Some(first) = baseline {
+        let forced = match &golden {
+            Some(golden) => golden.forced.clone(),
+            None => drawn(&outcomes[first].streams),
+        };
+        report.settings.forced_tokens = match &golden {
+            Some(_) => Some(REFERENCE.to_owned()),
+            None => report.settings.baseline.clone(),
+        };
+        let sinks = force(bundle, &mut outcomes, first, &forced, options, progress)?;
+        for (i, sink) in sinks.iter().enumerate() {
+            if i != first && outcomes[i].result.status != EngineStatus::NotRun {
+                report.pairs.extend(pair(bundle, &outcomes[first], &outcomes[i], sink, options, progress)?);
+            }
+        }
+        if let Some(golden) = &mut golden {
+            for outcome in &outcomes {
+                report.pairs.extend(against_reference(bundle, golden, outcome, options)?);
+            }
+        }
+    }
+    report.engines = outcomes.into_iter().map(|o| o.result).collect();
+    report.judge();
+    Ok(report)
+}
+
+fn identify(bundle: &Bundle) -> BundleId {
+    let system = bundle.system();
+    BundleId {
+        manifest_sha256: bundle.manifest_sha256().to_owned(),
+        name: system.name.clone(),
+        system: system.kind,
+        precision: bundle.manifest().precision,
+        patch_rule: system.patch_rule.clone(),
+        tokens: system.tokens(),
+        vocab: system.vocab,
+        image_size: system.image_size,
+        has_tokenizer: bundle.has_graph("vq_decode"),
+    }
+}
+
+fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Outcome<'a> {
+    let mut result = EngineResult {
+        engine: contender.name,
+        asked_for: contender.asked_for,
+        status: EngineStatus::Ran,
+        info: None,
+        arithmetic: None,
+        reason: None,
+        hint: None,
+        seconds: 0.0,
+        probes: Vec::new(),
+        checks: Vec::new(),
+        free_running: Vec::new(),
+        teacher_forced: Vec::new(),
+    };
+    let runtime = match contender.engine.and_then(|engine| Runtime::new(bundle, engine)) {
+        Ok(runtime) => {
+            result.info = Some(runtime.info().clone());
+            result.arithmetic = Some(runtime.arithmetic().clone());
+            Some(runtime)
+        }
+        Err(e) => {
+            result.not_run(&e.into());
+            None
+        }
+    };
+    Outcome { runtime, streams: Vec::new(), replay: None, result }
+}
+
+impl EngineResult {
+    /// Records why an engine stopped. What fails once a run has begun, but for a refused graph, is a failed check.
+    fn not_run(&mut self, e: &RunError) {
+        let crashed = match e {
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.kind == EngineErrorKind::Run,
+            _ => false,
+        };
+        self.status = match is_bad_output(e) || (crashed && self.info.is_some()) {
+            true => EngineStatus::Failed,
+            false => EngineStatus::NotRun,
+        };
+        if self.status == EngineStatus::Failed {
+            self.checks.push(Check::failed("runs to the end", e.to_string()));
+        }
+        self.reason = Some(e.to_string());
+        self.hint = match e {
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.hint.clone(),
+            _ => None,
+        };
+    }
+}
+
+impl<'a> Outcome<'a> {
+    /// Runs a piece of work on the engine, if it still runs. What an engine cannot do ends the engine, not the run.
+    fn attempt(
+        &mut self,
+        work: impl FnOnce(&Runtime<'a>, &mut Self) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let Some(runtime) = self.runtime.take().filter(|_| self.result.status == EngineStatus::Ran) else {
+            return Ok(());
+        };
+        let started = Instant::now();
+        let done = work(&runtime, self);
+        self.result.seconds += started.elapsed().as_secs_f64();
+        self.runtime = Some(runtime);
+        match done {
+            Err(e @ (RunError::Engine(_) | RunError::Decode(DecodeError::Engine(_)))) => {
+                self.result.not_run(&e)
+            }
+            Err(e) if is_bad_output(&e) => self.result.not_run(&e),
+            Err(e) => return Err(e),
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+}
+
+fn requests(bundle: &Bundle, options: &ParityOptions) -> Vec<Request> {
+    let classes = bundle.system().num_classes.max(1) as u64;
+    let class = |index| random_class(image_key(options.seed, index), classes) as i64;
+    (0..options.images as u64).map(|index| Request { index, class: class(index) }).collect()
+}
+
+fn sampled(options: &ParityOptions) -> DecodeOptions {
+    DecodeOptions {
+        cfg_scale: options.cfg_scale,
+        cfg_interval: None,
+        sampler: SamplerOptions::default(),
+        seed: options.seed,
+    }
+}
+
+/// Streams as tokens to follow.
+pub fn drawn(streams: &[Stream]) -> Forced {
+    Forced {
+        tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
+        labels: streams.iter().map(|s| s.request.class).collect(),
+    }
+}
+
+/// The teacher-forced runs. The calls of engine `first` are made on all others too.
+fn force(
+    bundle: &Bundle,
+    outcomes: &mut [Outcome<'_>],
+    first: usize,
+    forced: &Forced,
+    options: &ParityOptions,
+    progress: Progress<'_>,
+) -> Result<Vec<Sink>, RunError> {
+    let system = bundle.system();
+    let how = how(bundle, options);
+    let sinks: Vec<Sink> = outcomes.iter().map(|_| Arc::new(Mutex::new(Shade::default()))).collect();
+    for (i, outcome) in outcomes.iter_mut().enumerate() {
+        if i != first {
+            outcome.attempt(|runtime, outcome| {
+                let mut model = runtime.model()?;
+                outcome.replay = Some(follow(model.as_mut(), &how, forced, progress)?);
+                Ok(())
+            })?;
+        }
+    }
+    let mut own = outcomes[first].runtime.take();
+    let replay = own.as_ref().map(|runtime| {
+        let shadowed = |name: &str| -> Result<Box<dyn Session>, RunError> {
+            let mut shadows = Vec::new();
+            for (other, sink) in outcomes.iter().zip(&sinks) {
+                let ran = other.result.status == EngineStatus::Ran;
+                let Some(other) = other.runtime.as_ref().filter(|_| ran) else { continue };
+                match other.prepare(name) {
+                    Ok(session) => shadows.push((session, sink.clone())),
+                    // The other engine's error, not the baseline's.
+                    Err(RunError::Engine(e)) => {
+                        if let Ok(mut shade) = sink.lock() {
+                            shade.error.get_or_insert(e);
+                        }
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(Box::new(Shadowed::new(runtime.prepare(name)?, shadows)))
+        };
+        // Caches in host memory: the other engines take them as inputs.
+        let mut prepare = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+            Ok(Box::new(HostCache::new(shadowed(name)?)?))
+        };
+        let mut model = prepare_model(system, &mut prepare)?;
+        let replay = follow(model.as_mut(), &how, forced, progress)?;
+        beside_the_loop(bundle, &shadowed, forced, &replay)?;
+        Ok(replay)
+    });
+    outcomes[first].runtime = own.take();
+    match replay.transpose() {
+        Ok(replay) => outcomes[first].replay = replay,
+        Err(e)
+            if is_bad_output(&e)
+                || matches!(e, RunError::Engine(_) | RunError::Decode(DecodeError::Engine(_))) =>
+        {
+            outcomes[first].result.not_run(&e)
+        }
+        Err(e) => return Err(e),
+    }
+    for (outcome, sink) in outcomes.iter_mut().zip(&sinks) {
+        if let Some(e) = sink.lock().ok().and_then(|mut s| s.error.take()) {
+            outcome.result.not_run(&e.into());
+        }
+    }
+    trace(outcomes, forced, system.tokens());
+    Ok(sinks)
+}
+
+fn how<'a>(bundle: &'a Bundle, options: &ParityOptions) -> Follow<'a> {
+    let system = bundle.system();
+    Follow {
+        rule: &system.patch_rule,
+        tokens: system.tokens(),
+        null_class: system.num_classes as i64,
+        cfg_scale: options.cfg_scale,
+        batch: options.batch,
+    }
+}
+
+/// Prepares the graph of a name.
+type PrepareSession<'a> = dyn Fn(&str) -> Result<Box<dyn Session>, RunError> + 'a;
+
+/// Calls of the graphs that the loop does not run, on the first images: the whole model over given tokens, the tokenizer.
+fn beside_the_loop(
+    bundle: &Bundle,
+    prepare: &PrepareSession<'_>,
+    forced: &Forced,
+    replay: &Replay,
+) -> Result<(), RunError> {
+    let (system, t) = (bundle.system(), bundle.system().tokens());
+    let images = forced.labels.len().min(BESIDE_THE_LOOP);
+    if images == 0 {
+        return Ok(());
+    }
+    let ids: Vec<i64> = forced.tokens[..images * t].iter().map(|id| i64::from(*id)).collect();
+    let mut cached = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+        Ok(Box::new(HostCache::new(prepare(name)?)?))
+    };
+    let mut teacher = TeacherForced::prepare(system, &mut cached)?;
+    teacher.entropy(&ids, t)?;
+    teacher.logits(&ids, t, &forced.labels[..images], &replay.patch_lengths[..images])?;
+    if bundle.has_graph("vq_decode") && bundle.has_graph("vq_encode") {
+        let decoded = prepare("vq_decode")?.run(&[("tokens", TensorView::i64([images, t], &ids))])?;
+        if let Some(image) = decoded.first() {
+            prepare("vq_encode")?.run(&[("image", image.view())])?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills in the traces of the report.
+fn trace(outcomes: &mut [Outcome<'_>], forced: &Forced, tokens: usize) {
+    let some = |e: &[f32]| e.iter().map(|e| e.is_finite().then_some(*e)).collect();
+    for outcome in outcomes {
+        outcome.result.free_running = outcome
+            .streams
+            .iter()
+            .map(|s| ImageTrace {
+                image: s.request.index,
+                class: s.request.class,
+                tokens: s.tokens.clone(),
+                patch_lengths: s.patch_lengths.clone(),
+                entropy: some(&s.entropy),
+                margin: s.margin.clone(),
+            })
+            .collect();
+        let Some(replay) = &outcome.replay else { continue };
+        let images = forced.labels.iter().zip(&replay.patch_lengths).enumerate();
+        outcome.result.teacher_forced = images
+            .map(|(i, (class, lengths))| ImageTrace {
+                image: i as u64,
+                class: *class,
+                tokens: forced.tokens[i * tokens..(i + 1) * tokens].to_vec(),
+                patch_lengths: lengths.clone(),
+                entropy: some(&replay.entropy[i * tokens..(i + 1) * tokens]),
+                margin: Vec::new(),
+            })
+            .collect();
+    }
+}
+
+fn sizes<'a>(bundle: &'a Bundle, options: &ParityOptions) -> Sizes<'a> {
+    let system = bundle.system();
+    Sizes { rule: &system.patch_rule, tokens: system.tokens(), vocab: system.vocab, seed: options.seed }
+}
+
+fn bad_draw(e: SampleError) -> RunError {
+    RunError::Input(format!("logits that nothing can be drawn from: {e}"))
+}
+
+/// Two engines.
+fn pair(
+    bundle: &Bundle,
+    a: &Outcome<'_>,
+    b: &Outcome<'_>,
+    sink: &Sink,
+    options: &ParityOptions,
+    progress: Progress<'_>,
+) -> Result<Option<Pair>, RunError> {
+    let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
+    let (graph_limit, limits) = limits(bundle.manifest().precision);
+    let tolerance = tolerance(&limits, options.cfg_scale);
+    let forced = teacher_forced(sizes(bundle, options), x, y, true, tolerance).map_err(bad_draw)?;
+    let kinds = [a, b].map(|o| o.result.arithmetic.as_ref().map_or(ArithmeticKind::AsGraph, |a| a.kind));
+    let image_limit = image_limit(graph_limit, bundle.manifest().precision, kinds);
+    let mut tensors = Vec::new();
+    if let Ok(shade) = sink.lock() {
+        tensors.extend(shade.outputs.iter().map(|o| match o.codes {
+            true => o.sums.share(&o.name, limits.code_rate),
+            false if o.name.starts_with("vq_decode/") => o.sums.scaled(&o.name, image_limit),
+            false => o.sums.scaled(&o.name, graph_limit),
+        }));
+    }
+    tensors.extend(loop_tensors(&forced, tolerance));
+    let free = free(bundle, [a, b], &forced.observed, options, progress)?;
+    let mut pair = Pair {
+        baseline: a.result.engine.clone(),
+        engine: b.result.engine.clone(),
+        status: Status::Fail,
+        notes: Vec::new(),
+        observed: forced.observed,
+        tensors,
+        decisions: vec![forced.decisions, free],
+    };
+    pair.judge(&limits);
+    Ok(Some(pair))
+}
+
+/// The free runs. A stream has no logits, so where draws differ both engines follow the baseline's tokens of that image again.
+fn free(
+    bundle: &Bundle,
+    [a, b]: [&Outcome<'_>; 2],
+    observed: &report::Observed,
+    options: &ParityOptions,
+    progress: Progress<'_>,
+) -> Result<Decisions, RunError> {
+    let rule = bundle.patch_rule();
+    let found = free_running(rule, &a.streams, &b.streams, observed, &mut |_, _, _| None);
+    let drawn_apart = found.flips.iter().filter(|f| f.decision == DecisionKind::Draw);
+    let images: Vec<usize> = drawn_apart.map(|f| f.image).collect();
+    let (Some(x), Some(y)) = (&a.runtime, &b.runtime) else { return Ok(found) };
+    if images.is_empty() {
+        return Ok(found);
+    }
+    let streams: Vec<Stream> = images.iter().map(|i| a.streams[*i].clone()).collect();
+    let (forced, how) = (drawn(&streams), how(bundle, options));
+    let first = follow(x.model()?.as_mut(), &how, &forced, progress)?;
+    let second = follow(y.model()?.as_mut(), &how, &forced, progress)?;
+    let row: BTreeMap<usize, usize> = images.iter().enumerate().map(|(row, image)| (*image, row)).collect();
+    let (t, vocab) = (how.tokens, bundle.system().vocab);
+    let mut gap = |image: usize, slot: usize, tokens: [u32; 2]| {
+        let at = (row.get(&image)? * t + slot) * vocab;
+        let (x, y) = (first.deciding().get(at..at + vocab)?, second.deciding().get(at..at + vocab)?);
+        let u = uniform(image_key(options.seed, a.streams[image].request.index), slot as u64);
+        Some(draw_gap(x, y, tokens, u))
+    };
+    Ok(free_running(rule, &a.streams, &b.streams, observed, &mut gap))
+}
+
+fn loop_tensors(compared: &decisions::Compared, tolerance: Tolerance) -> Vec<stats::TensorStats> {
+    let mut tensors = vec![compared.logits.finish("logits", tolerance.logits)];
+    if compared.entropy.largest().is_some() {
+        tensors.push(compared.entropy.finish("entropy", tolerance.entropy));
+    }
+    tensors
+}
+
+/// The reference and an engine: the reference's logits are conditional.
+fn against_reference(
+    bundle: &Bundle,
+    golden: &mut Reference,
+    outcome: &Outcome<'_>,
+    options: &ParityOptions,
+) -> Result<Option<Pair>, RunError> {
+    let (Some(replay), Some(arithmetic)) = (&outcome.replay, &outcome.result.arithmetic) else {
+        return Ok(None);
+    };
+    let limits = Limits::between(golden.precision, bundle.manifest().precision, arithmetic.kind);
+    let tolerance = tolerance(&limits, 1.0);
+    golden.follow(replay);
+    let sizes = sizes(bundle, options);
+    let forced = teacher_forced(sizes, &golden.replay, replay, false, tolerance).map_err(bad_draw)?;
+    let mut notes = Vec::new();
+    if !golden.has_patches && bundle.system().dpar().is_some() {
+        notes.push("patch lengths: not in the reference".to_owned());
+    }
+    let mut pair = Pair {
+        baseline: REFERENCE.to_owned(),
+        engine: outcome.result.engine.clone(),
+        status: Status::Fail,
+        notes,
+        observed: forced.observed,
+        tensors: loop_tensors(&forced, tolerance),
+        decisions: vec![forced.decisions],
+    };
+    pair.judge(&limits);
+    Ok(Some(pair))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guidance_amplifies_an_error_and_widens_the_limit_of_logits_alone() {
+        assert_eq!([0.5, 1.0, 2.0, 40.0].map(guidance_gain), [1.0, 1.0, 3.0, 79.0]);
+        let (_, fp16) = limits(Precision::Fp16);
+        let wide = tolerance(&fp16, 2.0);
+        // What a correct fp16 bundle needs.
+        assert!(wide.logits > 8.6e-2 && wide.entropy < 8.6e-2, "{wide:?}");
+    }
+}

@@ -1,0 +1,413 @@
+//! Comparison with a golden folder: arrays and settings from the authors' own code, from other research
+//! code, or recorded from an engine.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_decode::generate::sampler::SamplerOptions;
+use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
+use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_files::arrays::ArrayFile;
+use dpar_export_files::patches::unpad;
+use dpar_export_files::picture::to_u8_nhwc;
+use dpar_export_spec::Precision;
+use ndarray::ArrayD;
+
+use super::reference::{self, GOLDEN_JSON, Settings};
+use crate::check::{Check, Decision, Flip, Status, boundary_flip, mean, or_bad_output, starts};
+use crate::replay::{Follow, Forced, follow};
+use crate::tolerance::Limits;
+
+/// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
+///
+/// # Errors
+/// When the reference cannot be read or does not fit the bundle, or the engine fails. A mismatch is no error: it
+/// is in the checks.
+pub fn verify_golden(
+    runtime: &Runtime<'_>,
+    folder: &Utf8Path,
+    batch: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<Check>, RunError> {
+    let precision = runtime.bundle().manifest().precision;
+    // Before anything runs: what cannot be compared with is said at once.
+    let own = own_folder(folder, precision)
+        .map(|own| Golden::open(runtime, &own, batch)?.of_precision(&own, precision))
+        .transpose()?;
+    let mut checks = Golden::open(runtime, folder, batch)?.all(progress)?;
+    match own {
+        Some(own) => {
+            for check in own.all(progress)? {
+                checks.push(Check { name: format!("{precision} {}", check.name), ..check });
+            }
+        }
+        None if precision != Precision::Fp32 => {
+            let why = format!("the reference has no folder {precision} with outputs in that type");
+            checks.push(Check::not_run(&format!("{precision} reference"), why));
+        }
+        None => {}
+    }
+    Ok(checks)
+}
+
+/// The sub-folder with outputs in a half type, where a reference has one.
+pub fn own_folder(folder: &Utf8Path, precision: Precision) -> Option<Utf8PathBuf> {
+    let own = folder.join(precision.name());
+    (precision != Precision::Fp32 && own.is_dir()).then_some(own)
+}
+
+/// An array's elements in row-major order.
+fn flat<T: Copy>(array: &ArrayD<T>) -> Vec<T> {
+    array.iter().copied().collect()
+}
+
+struct Golden<'a> {
+    runtime: &'a Runtime<'a>,
+    file: ArrayFile,
+    batch: usize,
+    settings: Settings,
+    limits: Limits,
+}
+
+impl<'a> Golden<'a> {
+    fn open(runtime: &'a Runtime<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, RunError> {
+        let (file, settings) = reference::open(folder)?;
+        let found = runtime.bundle().manifest().precision;
+        let limits = Limits::between(settings.precision(), found, runtime.arithmetic().kind);
+        Ok(Self { runtime, file, batch, settings, limits })
+    }
+
+    /// The same, unless its settings say another precision than its folder's name, or none: its tolerances are for
+    /// outputs in that type.
+    fn of_precision(self, folder: &Utf8Path, precision: Precision) -> Result<Self, RunError> {
+        let says = match self.settings.said_precision() {
+            Some(said) if said == precision => return Ok(self),
+            Some(said) => format!("{said}"),
+            None => "no precision".to_owned(),
+        };
+        Err(RunError::Input(format!(
+            "{folder} is for outputs in {precision}, but {GOLDEN_JSON} there says {says} in provenance.precision"
+        )))
+    }
+
+    fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+        let mut checks = or_bad_output("teacher-forced outputs", self.teacher_forced(progress))?;
+        checks.extend(or_bad_output("greedy tokens", self.greedy(progress))?);
+        checks.extend(or_bad_output("images", self.images(progress).map(|c| vec![c]))?);
+        checks.extend(or_bad_output("codes", self.codes(progress).map(|c| vec![c]))?);
+        Ok(checks)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.file.contains(name)
+    }
+
+    fn boundary_flip(&self, image: usize, slot: usize, opens: bool, entropy: &[f32]) -> Flip {
+        boundary_flip(
+            self.runtime.bundle().patch_rule(),
+            image,
+            slot,
+            opens,
+            entropy,
+            self.limits.boundary_tie,
+        )
+    }
+
+    fn tokens(&self) -> usize {
+        self.runtime.bundle().system().tokens()
+    }
+
+    /// Logits, entropies and patch lengths over given tokens.
+    fn teacher_forced(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+        let names = ["entropy", "patch lengths", "logits", "mean steps"];
+        if !self.has("tokens") || !self.has("logits") {
+            let why = "the reference has no tokens and logits";
+            return Ok(names.iter().map(|n| Check::not_run(n, why)).collect());
+        }
+        let system = self.runtime.bundle().system();
+        let t = self.tokens();
+        let ids = self.file.i64("tokens", &[None, Some(t)])?;
+        let n = ids.shape()[0];
+        let labels = self.file.i64("class_labels", &[Some(n)])?;
+        let reference = self.file.f32("logits", &[Some(n), Some(t), Some(system.vocab)])?;
+        let lengths = if self.has("patch_lengths") {
+            let array = self.file.i64("patch_lengths", &[Some(n), None])?;
+            Some(unpad(&array, t, self.file.path(), "patch_lengths")?)
+        } else {
+            None
+        };
+        let rule = self.rule_check(n, lengths.as_deref())?;
+        let longest = system.dpar().map_or(1, |d| d.longest_patch);
+        if lengths.iter().flatten().flatten().any(|l| *l > longest) {
+            let why =
+                format!("the reference has patches of more than {longest} tokens, this bundle has none");
+            let rest = names.iter().map(|n| Check::not_run(n, why.as_str()));
+            return Ok(std::iter::once(rule).chain(rest).collect());
+        }
+        // The reference's own patches, so that a flipped boundary does not hide the logits' difference.
+        let scores =
+            self.runtime.score(&flat(&ids), &flat(&labels), lengths.as_deref(), self.batch, progress)?;
+        let mut checks = vec![rule];
+        match (&scores.entropy, self.has("entropy")) {
+            (Some(found), true) => {
+                let reference = self.file.f32("entropy", &[Some(n), Some(t)])?;
+                checks.push(Check::tensor("entropy", &[n, t], &flat(&reference), found, self.limits.entropy));
+            }
+            (None, true) => checks.push(Check::impossible("entropy", "the bundle has no entropy model")),
+            (_, false) => checks.push(Check::not_run("entropy", "not in the reference")),
+        }
+        match &lengths {
+            Some(reference) => checks.extend(self.patch_checks(reference, scores.entropy.as_deref())),
+            None => checks.push(Check::not_run("patch lengths", "not in the reference")),
+        }
+        let shape = [n, t, system.vocab];
+        checks.push(Check::tensor("logits", &shape, &flat(&reference), &scores.logits, self.limits.logits));
+        Ok(checks)
+    }
+
+    /// The bundle's patch rule on the reference's own entropies gives the reference's patches: no rounding is involved,
+    /// so nothing is a near-tie.
+    fn rule_check(&self, n: usize, lengths: Option<&[Vec<usize>]>) -> Result<Check, RunError> {
+        const NAME: &str = "patch rule";
+        let system = self.runtime.bundle().system();
+        let (rule, t) = (&system.patch_rule, self.tokens());
+        let Some(lengths) = lengths else { return Ok(Check::not_run(NAME, "the reference has no patches")) };
+        let entropy = match (rule.mode.uses_entropy(), self.has("entropy")) {
+            (true, false) => return Ok(Check::not_run(NAME, "the reference has no entropies")),
+            (true, true) => flat(&self.file.f32("entropy", &[Some(n), Some(t)])?),
+            (false, _) => vec![f32::NAN; n * t],
+        };
+        let mut flips = Vec::new();
+        for (image, (reference, next)) in lengths.iter().zip(entropy.chunks(t)).enumerate() {
+            let (r, f) = (starts(reference), starts(&rule.lengths(t, &shift_entropy(next))));
+            flips.extend((0..t).find(|slot| r.get(*slot) != f.get(*slot)).map(|slot| Flip {
+                decision: Decision::Boundary,
+                image,
+                slot,
+                reference: i64::from(r.get(slot) == Some(&true)),
+                found: i64::from(f.get(slot) == Some(&true)),
+                margin: None,
+                limit: 0.0,
+                near_tie: false,
+            }));
+        }
+        let detail =
+            format!("{} of {n} images get the reference's patches from its entropies", n - flips.len());
+        Ok(Check::decisions(NAME, detail, flips, true))
+    }
+
+    /// Boundaries from this engine's entropies against the reference's patch lengths.
+    fn patch_checks(&self, reference: &[Vec<usize>], entropy: Option<&[f32]>) -> [Check; 2] {
+        let rule = self.runtime.bundle().patch_rule();
+        let t = self.tokens();
+        let mut flips = Vec::new();
+        let mut steps = Vec::with_capacity(reference.len());
+        for (image, reference) in reference.iter().enumerate() {
+            let e = entropy.map_or_else(Vec::new, |e| shift_entropy(&e[image * t..(image + 1) * t]));
+            let found = rule.lengths(t, &e);
+            let (r, f) = (starts(reference), starts(&found));
+            if let Some(slot) = (0..t).find(|i| r.get(*i) != f.get(*i)) {
+                flips.push(self.boundary_flip(image, slot, r.get(slot) == Some(&true), &e));
+            }
+            steps.push(found.len());
+        }
+        let n = reference.len();
+        let equal = n - flips.len();
+        let own = self.settings.steps_teacher.clone();
+        let counted = own.unwrap_or_else(|| reference.iter().map(Vec::len).collect());
+        let means = [mean(counted.iter().copied()), mean(steps.iter().copied())];
+        let steps = Check::mean_steps("mean steps", means[0], means[1], &flips);
+        let detail = format!("{equal} of {n} images equal");
+        [self.judged("patch lengths", detail, flips, n), steps]
+    }
+
+    /// Arg-max decoding with guidance, cached, from nothing but the class.
+    fn greedy(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+        if !self.has("greedy_tokens") {
+            return Ok(vec![Check::not_run("greedy tokens", "not in the reference")]);
+        }
+        let Some(cfg_scale) = self.settings.cfg_scale else {
+            let message = "greedy tokens need golden.json with their cfg_scale beside the arrays";
+            return Err(RunError::Input(message.to_owned()));
+        };
+        let t = self.tokens();
+        let reference = self.file.i64("greedy_tokens", &[None, Some(t)])?;
+        let n = reference.shape()[0];
+        let labels = if self.has("greedy_class_labels") {
+            flat(&self.file.i64("greedy_class_labels", &[Some(n)])?)
+        } else {
+            flat(&self.file.i64("class_labels", &[None])?)
+        };
+        if labels.len() < n {
+            let message = format!("{}: {n} greedy images but {} labels", self.file.path(), labels.len());
+            return Err(RunError::Input(message));
+        }
+        let requests: Vec<Request> =
+            labels[..n].iter().enumerate().map(|(i, c)| Request { index: i as u64, class: *c }).collect();
+        let options = DecodeOptions {
+            cfg_scale,
+            cfg_interval: None,
+            sampler: SamplerOptions { greedy: true, ..SamplerOptions::default() },
+            seed: 0,
+        };
+        let streams = self.runtime.decode(&requests, &options, self.batch, progress)?;
+        let lengths = if self.has("greedy_patch_lengths") {
+            let array = self.file.i64("greedy_patch_lengths", &[Some(n), None])?;
+            Some(unpad(&array, t, self.file.path(), "greedy_patch_lengths")?)
+        } else {
+            None
+        };
+        let reference = flat(&reference);
+        let mut flips = Vec::new();
+        for (i, stream) in streams.iter().enumerate() {
+            let tokens = &reference[i * t..(i + 1) * t];
+            flips.extend(self.first_flip(i, stream, tokens, lengths.as_ref().map(|l| &l[i][..])));
+        }
+        self.judge_by_gap(&mut flips, &streams, cfg_scale, progress)?;
+        let equal = n - flips.len();
+        let detail = format!("{equal} of {n} images equal, cfg {cfg_scale}");
+        let mut checks = vec![self.judged("greedy tokens", detail, flips.clone(), n)];
+        if let Some(lengths) = lengths {
+            let own = self.settings.steps_greedy.clone();
+            let counted = own.unwrap_or_else(|| lengths.iter().map(Vec::len).collect());
+            let found = mean(streams.iter().map(Stream::steps));
+            checks.push(Check::mean_steps("greedy mean steps", mean(counted.into_iter()), found, &flips));
+        }
+        Ok(checks)
+    }
+
+    /// A check of the decisions of `images` images, of which each is compared up to its first flip.
+    fn judged(&self, name: &str, detail: String, flips: Vec<Flip>, images: usize) -> Check {
+        Check::streams(name, detail, flips, images, self.tokens(), &self.limits)
+    }
+
+    /// Judges tokens that look like near-ties by the gap of the two tokens that were chosen. The stream's own margin is
+    /// the gap of its two best, and the reference's token need not be one of them; it is never the larger of the two, so
+    /// what it rules out stays ruled out. Each such image is followed alone: few flip, and their logits are large.
+    fn judge_by_gap(
+        &self,
+        flips: &mut [Flip],
+        streams: &[Stream],
+        cfg_scale: f32,
+        progress: Progress<'_>,
+    ) -> Result<(), RunError> {
+        let system = self.runtime.bundle().system();
+        let how = Follow {
+            rule: &system.patch_rule,
+            tokens: self.tokens(),
+            null_class: system.num_classes as i64,
+            cfg_scale,
+            batch: 1,
+        };
+        for flip in flips.iter_mut().filter(|f| f.near_tie && f.decision == Decision::Token) {
+            let stream = &streams[flip.image];
+            let forced = Forced { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
+            let mut model = self.runtime.model()?;
+            let replay = follow(model.as_mut(), &how, &forced, progress)?;
+            let row = replay.deciding().chunks(system.vocab).nth(flip.slot).unwrap_or_default();
+            let logit = |token: i64| usize::try_from(token).ok().and_then(|t| row.get(t)).copied();
+            let gap = logit(flip.found).zip(logit(flip.reference)).map(|(f, r)| (f - r).abs());
+            // Alone an image is rounded otherwise than in its batch: the larger of the two.
+            flip.margin = gap.zip(flip.margin).map(|(gap, own)| gap.max(own));
+            *flip = flip.clone().judged();
+        }
+        Ok(())
+    }
+
+    /// The first decision of a greedy stream that differs from the reference; a token's margin is that of the stream, the
+    /// gap of its two best logits, until [`Self::judge_by_gap`].
+    fn first_flip(
+        &self,
+        image: usize,
+        stream: &Stream,
+        tokens: &[i64],
+        lengths: Option<&[usize]>,
+    ) -> Option<Flip> {
+        let found = starts(&stream.patch_lengths);
+        let reference = lengths.map_or_else(|| found.clone(), starts);
+        for (slot, &token) in tokens.iter().enumerate() {
+            if reference.get(slot) != found.get(slot) {
+                let opens = reference.get(slot) == Some(&true);
+                return Some(self.boundary_flip(image, slot, opens, &stream.entropy));
+            }
+            if token != i64::from(stream.tokens[slot]) {
+                let flip = Flip {
+                    decision: Decision::Token,
+                    image,
+                    slot,
+                    reference: token,
+                    found: i64::from(stream.tokens[slot]),
+                    margin: Some(stream.margin[slot]),
+                    limit: self.limits.greedy_tie,
+                    near_tie: false,
+                };
+                return Some(flip.judged());
+            }
+        }
+        None
+    }
+
+    /// The reference's greedy tokens as pictures.
+    fn images(&self, progress: Progress<'_>) -> Result<Check, RunError> {
+        let name = "images";
+        if !self.has("greedy_image_u8") || !self.has("greedy_tokens") {
+            return Ok(Check::not_run(name, "not in the reference"));
+        }
+        if !self.runtime.bundle().has_graph("vq_decode") {
+            return Ok(Check::impossible(name, "the bundle has no tokenizer"));
+        }
+        let size = self.runtime.bundle().system().image_size;
+        let ids = self.file.i64("greedy_tokens", &[None, Some(self.tokens())])?;
+        let n = ids.shape()[0];
+        let shape = [Some(n), Some(size), Some(size), Some(3)];
+        let reference = flat(&self.file.u8("greedy_image_u8", &shape)?);
+        let images = self.runtime.images(&flat(&ids), self.batch, progress)?;
+        let found = to_u8_nhwc(&images, n, size, size);
+        let differences = reference.iter().zip(&found).map(|(r, f)| r.abs_diff(*f));
+        let (mut worst, mut count) = (0, 0);
+        for d in differences {
+            worst = worst.max(d);
+            count += usize::from(d > 0);
+        }
+        let pass = reference.len() == found.len() && worst <= self.limits.image_lsb;
+        Ok(Check {
+            name: name.to_owned(),
+            status: if pass { Status::Pass } else { Status::Fail },
+            max_abs: Some(f64::from(worst)),
+            limit: Some(f64::from(self.limits.image_lsb)),
+            detail: format!("{n} images, {count} of {} values differ (in steps of 1/255)", found.len()),
+            flips: Vec::new(),
+        })
+    }
+
+    /// Codes of the reference's images.
+    fn codes(&self, progress: Progress<'_>) -> Result<Check, RunError> {
+        let name = "codes";
+        if !self.has("encode_image") || !self.has("encode_codes") {
+            return Ok(Check::not_run(name, "not in the reference"));
+        }
+        if !self.runtime.bundle().has_graph("vq_encode") {
+            return Ok(Check::impossible(name, "the bundle has no tokenizer"));
+        }
+        let size = self.runtime.bundle().system().image_size;
+        let images = self.file.f32("encode_image", &[None, Some(3), Some(size), Some(size)])?;
+        let n = images.shape()[0];
+        let t = self.tokens();
+        let reference = flat(&self.file.i64("encode_codes", &[Some(n), Some(t)])?);
+        let found = self.runtime.codes(&flat(&images), self.batch, progress)?;
+        let mut flips = Vec::new();
+        for (i, (r, f)) in reference.iter().zip(&found).enumerate().filter(|(_, (r, f))| r != f) {
+            flips.push(Flip {
+                decision: Decision::Code,
+                image: i / t,
+                slot: i % t,
+                reference: *r,
+                found: *f,
+                margin: None,
+                limit: 0.0,
+                near_tie: false,
+            });
+        }
+        let same = reference.len() == found.len();
+        let detail = format!("{} of {} codes equal", reference.len() - flips.len(), reference.len());
+        Ok(Check::codes(name, detail, flips, reference.len(), same, &self.limits))
+    }
+}

@@ -1,0 +1,346 @@
+//! Probes that need no reference: what must hold for any bundle on any engine.
+//!
+//! Of each graph, at its smallest, tuned, largest and beside its tuned sizes: shapes, repeated runs, byte-identical
+//! rows, rows alone and in a batch, masked past entries. Of the whole loop: padding does not leak, and the cached steps
+//! equal one call over the whole sequence. Rows and caches are independent, so the axes that count rows stop at
+//! [`ROWS`]; all others reach the ends of their ranges.
+
+use dpar_engine_api::{Tensor, TensorData, TensorView};
+use dpar_engine_conformance::{
+    BATCH_BF16, BATCH_F16, BATCH_F32, Case, Check as Kind, MASKED, Outcome, Tolerance, Verdict,
+};
+use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
+use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
+use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_spec::{DType, GraphSpec, PatchMode, Precision};
+use half::{bf16, f16};
+
+use crate::check::{Check, Status, or_bad_output};
+use crate::replay::{Follow, Forced, follow};
+use crate::stats::Accumulator;
+
+/// Rows of a probe's largest call.
+const ROWS: usize = 4;
+/// Images of the probes of the whole loop: two, whose patch counts can differ.
+const IMAGES: usize = 2;
+/// Seed of the probes' inputs.
+const SEED: u64 = 0x009D_0BE5;
+
+/// The cached steps against one call over the sequence, |a − b| ≤ t + t·|a|, fp32: two orders of summation through
+/// all layers. Measured at most 1e-5 for logits of magnitude 10; a cache that is off by one slot is off by 1e-1.
+pub const PREFIX_F32: f64 = 5e-5;
+/// As [`PREFIX_F32`] in fp16: a sum that ends on the other side of a rounding boundary moves everything after it. The largest
+/// |a − b| measured is 3.9e-2 (candle, trained DPAR), for logits of magnitude 8, where nine times this limit is allowed. It
+/// is not 2.5 times that difference, as in `tolerance.rs`, whose limits hold for |a − b| alone: with 1e-1 + 1e-1·|a| a cache
+/// that is off by one slot could pass. The check says which t it needed.
+pub const PREFIX_F16: f64 = 4e-2;
+/// As [`PREFIX_F16`] in bf16, which has three bits less.
+pub const PREFIX_BF16: f64 = 3.2e-1;
+
+/// The tolerances of the probes in a precision: steps against the whole sequence, and a row alone against a batch.
+fn tolerances(precision: Precision) -> (f64, Tolerance) {
+    match precision {
+        Precision::Fp32 => (PREFIX_F32, BATCH_F32),
+        Precision::Fp16 => (PREFIX_F16, BATCH_F16),
+        Precision::Bf16 => (PREFIX_BF16, BATCH_BF16),
+    }
+}
+
+/// Names of the probes of the whole loop.
+const PREFIX: &str = "probe: steps = whole sequence";
+const PADDING: &str = "probe: padding";
+
+/// Runs every probe.
+///
+/// # Errors
+/// When the engine refuses a graph, or the caller asked to stop. What does not hold is in the checks.
+pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+    let mut checks = graphs(runtime, progress)?;
+    let system = runtime.bundle().system();
+    if system.dpar().is_some() || system.llamagen().is_some() {
+        let streams = match draw(runtime, batch, progress) {
+            Ok(streams) => streams,
+            Err(e) => {
+                checks.extend(or_bad_output(PREFIX, Err(e))?);
+                return Ok(checks);
+            }
+        };
+        checks.extend(or_bad_output(PREFIX, prefix(runtime, &streams, batch, progress).map(|c| vec![c]))?);
+        checks.extend(or_bad_output(PADDING, padding(runtime, &streams, progress).map(|c| vec![c]))?);
+    }
+    Ok(checks)
+}
+
+/// The checks of single graphs, one line for each kind.
+fn graphs(runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+    let bundle = runtime.bundle();
+    let all = bundle.manifest().graphs.len();
+    let mut outcomes = Vec::new();
+    for (i, graph) in bundle.manifest().graphs.iter().enumerate() {
+        let mut session = runtime.prepare(&graph.spec.name)?;
+        outcomes.extend(dpar_engine_conformance::probes(
+            runtime.engine(),
+            session.as_mut(),
+            &case(runtime, &graph.spec),
+        ));
+        if !progress(i + 1, all) {
+            return Err(RunError::Interrupted);
+        }
+    }
+    let table = [
+        (Kind::Shapes, "probe: shapes"),
+        (Kind::Repeat, "probe: repeated runs"),
+        (Kind::IdenticalRows, "probe: identical rows"),
+        (Kind::EquivalentRows, "probe: equal rows"),
+        (Kind::BatchOne, "probe: batch 1 = batch N"),
+        (Kind::MaskedPast, "probe: masked past"),
+    ];
+    Ok(table.iter().map(|(kind, name)| line(name, outcomes.iter().filter(|o| o.check == *kind))).collect())
+}
+
+/// The outcomes of one kind as one check.
+fn line<'a>(name: &str, outcomes: impl Iterator<Item = &'a Outcome>) -> Check {
+    let (mut passed, mut excepted, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    for outcome in outcomes {
+        match &outcome.verdict {
+            Verdict::Pass => passed.push(outcome.graph.as_str()),
+            Verdict::Excepted(_) => excepted.push(outcome.graph.as_str()),
+            Verdict::Fail(why) => failed.push(format!("{}: {why}", outcome.graph)),
+            Verdict::NotApplicable(_) => {}
+        }
+    }
+    let mut detail = format!("{} graphs hold", passed.len());
+    if !excepted.is_empty() {
+        detail += &format!("; a listed exception in {}", excepted.join(", "));
+    }
+    if let Some(first) = failed.first() {
+        detail = format!("{} of {} graphs fail; {first}", failed.len(), passed.len() + failed.len());
+    }
+    if passed.is_empty() && excepted.is_empty() && failed.is_empty() {
+        return Check::not_run(name, "it asks nothing of these graphs");
+    }
+    Check::decisions(name, detail, Vec::new(), failed.is_empty())
+}
+
+/// A graph with the bounds of its integer inputs and the sizes that a probe may take.
+fn case(runtime: &Runtime<'_>, spec: &GraphSpec) -> Case {
+    let system = runtime.bundle().system();
+    let t = system.tokens();
+    let mut case = Case::new(spec.clone(), "");
+    case.cap = t;
+    case.caps = [("batch", ROWS), ("cache_rows", ROWS)].map(|(a, n)| (a.to_owned(), n)).into();
+    if spec.input("embeddings").is_none() {
+        // Rows of their own, and not slots of a sequence.
+        case.caps.insert("patches".to_owned(), ROWS);
+    }
+    case.scaled = true;
+    case.tolerances.batch = tolerances(runtime.bundle().manifest().precision).1;
+    // The patches of the whole batch stand in one list.
+    case.coupled_rows = spec.input("patch_tokens").is_some();
+    for port in spec.inputs.iter().filter(|p| p.dtype == DType::I64) {
+        let bound = match port.name.as_str() {
+            "tokens" | "slots" => system.vocab,
+            "class_labels" => system.num_classes + 1,
+            "positions" => t,
+            "patch_first" | "patch_last" | "patch_index" => t + 1,
+            // Flat indices: the first row exists whatever the shape.
+            _ => 1,
+        };
+        case = case.bound(&port.name, bound);
+    }
+    case
+}
+
+/// Images to probe the loop with.
+fn draw(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Result<Vec<Stream>, RunError> {
+    let classes = runtime.bundle().system().num_classes;
+    let requests: Vec<Request> =
+        (0..IMAGES as u64).map(|index| Request::seeded(SEED, index, classes)).collect();
+    let options =
+        DecodeOptions { cfg_scale: 1.0, cfg_interval: None, sampler: SamplerOptions::default(), seed: SEED };
+    runtime.decode(&requests, &options, batch, progress)
+}
+
+/// Tokens and labels of streams, as `score` takes them.
+fn given(streams: &[Stream]) -> (Vec<i64>, Vec<i64>, Vec<Vec<usize>>) {
+    let ids = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+    let labels = streams.iter().map(|s| s.request.class).collect();
+    (ids, labels, streams.iter().map(|s| s.patch_lengths.clone()).collect())
+}
+
+/// Logits and entropies of the cached steps against one call over the whole sequence.
+fn prefix(
+    runtime: &Runtime<'_>,
+    streams: &[Stream],
+    batch: usize,
+    progress: Progress<'_>,
+) -> Result<Check, RunError> {
+    let system = runtime.bundle().system();
+    let (ids, labels, lengths) = given(streams);
+    let forced = Forced {
+        tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
+        labels: labels.clone(),
+    };
+    let how = Follow {
+        rule: &system.patch_rule,
+        tokens: system.tokens(),
+        null_class: system.num_classes as i64,
+        cfg_scale: 1.0,
+        batch,
+    };
+    let mut model = runtime.model()?;
+    let steps = follow(model.as_mut(), &how, &forced, progress)?;
+    let whole = runtime.score(&ids, &labels, Some(&lengths), batch, progress)?;
+    let mut sums = Accumulator::default();
+    sums.add(&whole.logits, &steps.conditional);
+    if let Some(entropy) = &whole.entropy {
+        for (next, cached) in entropy.chunks(how.tokens).zip(steps.entropy.chunks(how.tokens)) {
+            // e_t stands at column t − 1 of the one and at column t of the other.
+            sums.add(&next[..how.tokens - 1], &cached[1..]);
+        }
+    }
+    let (limit, _) = tolerances(runtime.bundle().manifest().precision);
+    let found = sums.finish("", limit);
+    let same = steps.patch_lengths == lengths;
+    let pass = found.status == Status::Pass && same;
+    let mut detail = format!(
+        "{} values of {} images hold for t = {:.1e} of |a − b| ≤ t + t·|a|",
+        found.elements,
+        streams.len(),
+        found.smallest_tolerance
+    );
+    if !same {
+        detail += "; the patches differ between two runs of the same tokens";
+    }
+    Ok(Check {
+        max_abs: Some(found.max_abs),
+        limit: Some(limit),
+        ..Check::decisions(PREFIX, detail, Vec::new(), pass)
+    })
+}
+
+/// Padding: an image with fewer patches than its neighbour scores as it does alone, and what lies beyond a patch's
+/// length has no influence. Not run where all patches are single tokens, since nothing is padded then.
+fn padding(runtime: &Runtime<'_>, streams: &[Stream], progress: Progress<'_>) -> Result<Check, RunError> {
+    let system = runtime.bundle().system();
+    let tokens = system.tokens();
+    let (ids, labels, mut lengths) = given(streams);
+    let longest = match system.patch_rule.mode {
+        PatchMode::Token => 1,
+        _ => system.dpar().map_or(1, |d| d.longest_patch),
+    };
+    if !unequal(&mut lengths, tokens, longest) {
+        return Ok(Check::not_run(PADDING, "every image has as many patches: nothing is padded"));
+    }
+    let together = runtime.score(&ids, &labels, Some(&lengths), streams.len(), progress)?;
+    let mut sums = Accumulator::default();
+    for (i, logits) in together.logits.chunks(together.logits.len() / streams.len().max(1)).enumerate() {
+        let own = &ids[i * tokens..(i + 1) * tokens];
+        let alone = runtime.score(own, &labels[i..=i], Some(&lengths[i..=i]), 1, progress)?;
+        sums.add(&alone.logits, logits);
+    }
+    let (_, batch) = tolerances(runtime.bundle().manifest().precision);
+    let found = sums.scaled("", f64::from(batch.absolute));
+    let counts: Vec<usize> = lengths.iter().map(Vec::len).collect();
+    let mut detail = format!("images of {counts:?} patches score alone as together");
+    let mut pass = found.status == Status::Pass;
+    if let Some(why) = beyond_a_patch(runtime)? {
+        (pass, detail) = (false, why);
+    }
+    Ok(Check {
+        max_abs: Some(found.max_abs),
+        limit: Some(found.limit * found.largest.max(1.0)),
+        ..Check::decisions(PADDING, detail, Vec::new(), pass)
+    })
+}
+
+/// Makes patch counts differ, so that something is padded: where all are equal, the first image gets the longest patches and
+/// the last one single tokens. Whether they differ now: not where patches are single tokens only.
+fn unequal(lengths: &mut [Vec<usize>], tokens: usize, longest: usize) -> bool {
+    let equal = |lengths: &[Vec<usize>]| lengths.windows(2).all(|w| w[0].len() == w[1].len());
+    if equal(lengths)
+        && let [first, .., last] = &mut *lengths
+    {
+        let full = longest.clamp(1, tokens.max(1));
+        *first = (0..tokens).step_by(full).map(|start| full.min(tokens - start)).collect();
+        *last = vec![1; tokens];
+    }
+    !equal(lengths)
+}
+
+/// Whether hidden states beyond a patch's length leak into its embedding: why, if they do.
+fn beyond_a_patch(runtime: &Runtime<'_>) -> Result<Option<String>, RunError> {
+    const GRAPH: &str = "patch_embed";
+    let system = runtime.bundle().system();
+    let Some(spec) = system.dpar() else { return Ok(None) };
+    let length = spec.longest_patch;
+    if length < 2 || system.patch_rule.mode == PatchMode::Token {
+        return Ok(None);
+    }
+    let mut session = runtime.prepare(GRAPH)?;
+    let (patches, width) = (3, spec.width);
+    let visible = |patch: usize, k: usize| k <= patch % (length - 1);
+    let mut mask = vec![0.0; patches * length];
+    for (i, m) in mask.iter_mut().enumerate() {
+        if !visible(i / length, i % length) {
+            *m = MASKED;
+        }
+    }
+    let float = |i: usize| (4.0 * uniform(SEED, i as u64) - 2.0) as f32;
+    let mut run = |change: &dyn Fn(usize, usize) -> bool| -> Result<Vec<Tensor>, RunError> {
+        let graph = session.spec().clone();
+        let mut tensors = Vec::new();
+        for port in graph.inputs.iter().filter(|p| p.name != "patch_mask") {
+            let values: Vec<f32> = (0..patches * length * width)
+                .map(|i| {
+                    let slot = i / width;
+                    let changed = change(slot / length, slot % length);
+                    float(i) * if changed { -3.0 } else { 1.0 }
+                })
+                .collect();
+            let data = float_data(port.dtype, &values);
+            tensors.push((port.name.clone(), Tensor::new([patches, length, width], data)));
+        }
+        let mut inputs = vec![("patch_mask", TensorView::f32([patches, length], &mask))];
+        inputs.extend(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.view())));
+        Ok(session.run(&inputs)?)
+    };
+    let plain = run(&|_, _| false)?;
+    if run(&|patch, k| !visible(patch, k))? != plain {
+        return Ok(Some(format!("{GRAPH}: hidden states beyond a patch's length change its embedding")));
+    }
+    if run(&visible)? == plain {
+        return Ok(Some(format!("{GRAPH}: hidden states of a patch do not change its embedding")));
+    }
+    Ok(None)
+}
+
+/// Floats in the type of a port.
+fn float_data(dtype: DType, values: &[f32]) -> TensorData {
+    match dtype {
+        DType::F16 => TensorData::F16(values.iter().map(|v| f16::from_f32(*v)).collect()),
+        DType::BF16 => TensorData::BF16(values.iter().map(|v| bf16::from_f32(*v)).collect()),
+        _ => TensorData::F32(values.to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patch_counts_are_made_to_differ_where_they_can() {
+        let mut differ = [vec![1, 3], vec![4]];
+        assert!(unequal(&mut differ, 4, 4));
+        assert_eq!(differ, [vec![1, 3], vec![4]], "what differs stays as it was drawn");
+        for equal in [[vec![2, 3], vec![3, 2]], [vec![1; 5], vec![1; 5]]] {
+            let mut lengths = equal;
+            assert!(unequal(&mut lengths, 5, 3));
+            assert_eq!(lengths, [vec![3, 2], vec![1; 5]]);
+        }
+        // Patches of single tokens, as the baseline has them.
+        let mut single = [vec![1; 5], vec![1; 5]];
+        assert!(!unequal(&mut single, 5, 1));
+        assert_eq!(single, [vec![1; 5], vec![1; 5]]);
+    }
+}

@@ -1,0 +1,234 @@
+//! Comparison with sampled reference streams: tokens drawn with the counter-based sampler by recomputing
+//! everything for every token.
+
+use camino::Utf8Path;
+use dpar_export_decode::generate::sampler::SamplerOptions;
+use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
+use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_files::arrays::ArrayFile;
+use dpar_export_files::patches::unpad;
+use dpar_export_spec::{PatchRule, Precision, SystemSpec};
+use serde::Deserialize;
+
+use crate::check::{Check, Decision, Flip, boundary_flip, mean, or_bad_output, starts};
+use crate::tolerance::Limits;
+
+/// `reference.json` beside the streams.
+#[derive(Debug, Deserialize)]
+struct Settings {
+    seed: u64,
+    cfg_scale: f32,
+    #[serde(default = "one")]
+    temperature: f32,
+    #[serde(default)]
+    top_k: usize,
+    #[serde(default = "one_f64")]
+    top_p: f64,
+    dpar: Option<Statistics>,
+    llamagen: Option<Statistics>,
+}
+
+/// What the reference counted over all its images.
+#[derive(Debug, Deserialize)]
+struct Statistics {
+    images: usize,
+    mean_steps: f64,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+fn one_f64() -> f64 {
+    1.0
+}
+
+/// Sampled streams of a reference, with the settings they were drawn with.
+#[derive(Debug)]
+pub struct ReferenceStreams {
+    settings: Settings,
+    /// Tokens of one image, T.
+    length: usize,
+    /// Codes `[N, T]` in raster order.
+    pub tokens: Vec<i64>,
+    /// Class of each image.
+    pub labels: Vec<i64>,
+    /// `[N, T]`: how near each draw was to another token.
+    margins: Vec<f32>,
+    /// Patch lengths of each image.
+    pub lengths: Vec<Vec<usize>>,
+    /// `[N, T]`, e_t at column t, where the file and the system have entropies.
+    entropy: Option<Vec<f32>>,
+}
+
+impl ReferenceStreams {
+    /// Reads a streams file and the `reference.json` beside it.
+    ///
+    /// # Errors
+    /// When a file cannot be read or does not fit the system.
+    pub fn open(path: &Utf8Path, system: &SystemSpec) -> Result<Self, RunError> {
+        let settings_path = path.with_file_name("reference.json");
+        let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{settings_path}: {e}"));
+        let text = fs_err::read_to_string(&settings_path).map_err(|e| bad(&e))?;
+        let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        let file = ArrayFile::open(path)?;
+        let t = system.tokens();
+        let tokens = file.i64("tokens", &[None, Some(t)])?;
+        let n = tokens.shape()[0];
+        let lengths = match file.contains("patch_lengths") {
+            true => unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, path, "patch_lengths")?,
+            false => vec![vec![1; t]; n],
+        };
+        let entropy = match system.entropy().is_some() && file.contains("entropy") {
+            true => Some(file.f32("entropy", &[Some(n), Some(t)])?.iter().copied().collect()),
+            false => None,
+        };
+        Ok(Self {
+            settings,
+            length: t,
+            tokens: tokens.iter().copied().collect(),
+            labels: file.i64("class_labels", &[Some(n)])?.iter().copied().collect(),
+            margins: file.f32("margin", &[Some(n), Some(t)])?.iter().copied().collect(),
+            lengths,
+            entropy,
+        })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// How they were decoded.
+    pub fn options(&self) -> DecodeOptions {
+        let s = &self.settings;
+        DecodeOptions {
+            cfg_scale: s.cfg_scale,
+            cfg_interval: None,
+            sampler: SamplerOptions {
+                temperature: s.temperature,
+                top_k: s.top_k,
+                top_p: s.top_p,
+                greedy: false,
+            },
+            seed: s.seed,
+        }
+    }
+
+    /// The first `n` images with the classes that follow from the seed.
+    pub fn requests(&self, n: usize, num_classes: usize) -> Vec<Request> {
+        (0..n as u64).map(|index| Request::seeded(self.settings.seed, index, num_classes)).collect()
+    }
+
+    /// The first decision of each stream that differs, judged; `streams` are the first images.
+    pub fn first_flips(&self, rule: &PatchRule, limits: &Limits, streams: &[Stream]) -> Vec<Flip> {
+        let of = |(i, stream): (usize, &Stream)| {
+            let row =
+                |slot: usize| (self.tokens[i * self.length + slot], self.margins[i * self.length + slot]);
+            first_flip(rule, limits, i, stream, &row, &self.lengths[i])
+        };
+        streams.iter().enumerate().filter_map(of).collect()
+    }
+}
+
+/// Decodes the first `limit` images of a streams file with the seed and settings of the `reference.json` beside
+/// it, and compares tokens, patch lengths and steps up to each image's first near-tie.
+///
+/// # Errors
+/// When the reference cannot be read or does not fit the bundle, or the engine fails.
+pub fn verify_streams(
+    runtime: &Runtime<'_>,
+    path: &Utf8Path,
+    limit: Option<usize>,
+    batch: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<Check>, RunError> {
+    let system = runtime.bundle().system();
+    let reference = ReferenceStreams::open(path, system)?;
+    let precision = runtime.bundle().manifest().precision;
+    let limits = Limits::between(Precision::Fp32, precision, runtime.arithmetic().kind);
+    let t = system.tokens();
+    let n = limit.unwrap_or(reference.len()).min(reference.len());
+    let requests = reference.requests(n, system.num_classes);
+    let label_flips = requests.iter().zip(&reference.labels).filter(|(r, l)| r.class != **l).count();
+    let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {
+        Ok(streams) => streams,
+        Err(e) => return or_bad_output("stream tokens", Err(e)),
+    };
+
+    let flips = reference.first_flips(runtime.bundle().patch_rule(), &limits, &streams);
+    let mut entropies = (Vec::new(), Vec::new());
+    if let Some(entropy) = &reference.entropy {
+        for (i, stream) in streams.iter().enumerate().filter(|(i, _)| flips.iter().all(|f| f.image != *i)) {
+            // Column 0 is NaN on both sides.
+            entropies.0.extend_from_slice(&entropy[i * t + 1..(i + 1) * t]);
+            entropies.1.extend_from_slice(&stream.entropy[1..]);
+        }
+    }
+    let equal = n - flips.len();
+    let ties = flips.iter().filter(|f| f.near_tie).count();
+    let detail = format!("{equal} of {n} streams equal, {ties} part at a near-tie, batch {batch}");
+    // Over all images the reference's own count holds, over a part that of its patch lengths.
+    let settings = &reference.settings;
+    let own = if system.dpar().is_some() { &settings.dpar } else { &settings.llamagen };
+    let counted = match own.as_ref().filter(|s| s.images == n) {
+        Some(own) => own.mean_steps,
+        None => mean(reference.lengths[..n].iter().map(Vec::len)),
+    };
+    let found = mean(streams.iter().map(Stream::steps));
+    let labels = format!("{} of {n} equal", n - label_flips);
+    let mut checks = vec![
+        Check::decisions("stream labels", labels, vec![], label_flips == 0),
+        Check::mean_steps("stream mean steps", counted, found, &flips),
+        Check::streams("stream tokens", detail, flips, n, t, &limits),
+    ];
+    if reference.entropy.is_some() {
+        let shape = [equal, t - 1];
+        checks.push(Check::tensor("stream entropy", &shape, &entropies.0, &entropies.1, limits.entropy));
+    }
+    Ok(checks)
+}
+
+/// The first decision of a sampled stream that differs from the reference; `row(slot)` is the reference's token
+/// and draw margin.
+///
+/// A token flip is judged by the reference's margin alone: the distance of u to the drawn token's interval does not say
+/// which token lies beyond it, and neither file nor stream keeps the distributions that would. In fp32, where the limit
+/// is the error of a cumulative sum, u so near to a boundary is the tie; in half types the share of such flips is what
+/// bounds them ([`Limits::ties`]).
+fn first_flip(
+    rule: &PatchRule,
+    limits: &Limits,
+    image: usize,
+    stream: &Stream,
+    row: &dyn Fn(usize) -> (i64, f32),
+    lengths: &[usize],
+) -> Option<Flip> {
+    let (reference, found) = (starts(lengths), starts(&stream.patch_lengths));
+    for (slot, &token) in stream.tokens.iter().enumerate() {
+        if reference.get(slot) != found.get(slot) {
+            let opens = reference.get(slot) == Some(&true);
+            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, limits.boundary_tie));
+        }
+        let (wanted, margin) = row(slot);
+        if wanted != i64::from(token) {
+            let flip = Flip {
+                decision: Decision::Token,
+                image,
+                slot,
+                reference: wanted,
+                found: i64::from(token),
+                margin: Some(margin),
+                limit: limits.draw_tie,
+                near_tie: false,
+            };
+            return Some(flip.judged());
+        }
+    }
+    None
+}

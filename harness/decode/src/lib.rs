@@ -1,0 +1,5 @@
+//! A bundle on an engine: the decoding loop, the sampler, teacher-forced scoring, images and codes.
+
+pub mod calibrate;
+pub mod generate;
+pub mod runtime;

@@ -1,0 +1,240 @@
+//! Sets of images: a folder of PNGs, or `arr_0` of an `.npz`.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_files::arrays::ImageNpz;
+use dpar_export_files::picture::read_png;
+use sha2::{Digest, Sha256};
+
+use super::EvaluateError;
+
+/// A set of RGB images of one size, in an order.
+#[derive(Debug)]
+pub struct ImageSet {
+    path: Utf8PathBuf,
+    files: Files,
+    count: usize,
+    size: (usize, usize),
+    content: String,
+    stamp: String,
+}
+
+#[derive(Debug)]
+enum Files {
+    Npz(ImageNpz),
+    Folder(Vec<Utf8PathBuf>),
+}
+
+/// Number of a sample file, such as `000123.png`.
+fn number(name: &str) -> Option<u64> {
+    let stem = name.strip_suffix(".png")?;
+    if stem.bytes().all(|b| b.is_ascii_digit()) { stem.parse().ok() } else { None }
+}
+
+impl ImageSet {
+    /// Opens a folder (its numbered PNGs in the order of their numbers; all its PNGs by name where none has a number)
+    /// or an `.npz`. `limit` takes the first images only.
+    ///
+    /// # Errors
+    /// When there is no image, or the first cannot be read.
+    pub fn open(path: &Utf8Path, limit: Option<usize>) -> Result<Self, EvaluateError> {
+        let mut set = if path.is_dir() { Self::folder(path)? } else { Self::npz(path)? };
+        if let Some(limit) = limit {
+            if limit > set.count {
+                let message = format!("{path} holds {} images, not {limit}", set.count);
+                return Err(EvaluateError::input(message, Some("lower --limit, or leave it out")));
+            }
+            set.count = limit;
+        }
+        Ok(set)
+    }
+
+    fn npz(path: &Utf8Path) -> Result<Self, EvaluateError> {
+        let npz = ImageNpz::open(path)?;
+        let metadata = fs_err::metadata(path).map_err(EvaluateError::io(path))?;
+        let (count, size) = (npz.count(), npz.size());
+        let content = format!("npz {count} {} × {} {:08x}", size.0, size.1, npz.crc32());
+        let stamp =
+            format!("{} {} {}", metadata.len(), stamp(&metadata), path.file_name().unwrap_or_default());
+        Ok(Self { path: path.to_owned(), files: Files::Npz(npz), count, size, content, stamp })
+    }
+
+    fn folder(path: &Utf8Path) -> Result<Self, EvaluateError> {
+        let mut names = Vec::new();
+        for entry in path.read_dir_utf8().map_err(EvaluateError::io(path))? {
+            let entry = entry.map_err(EvaluateError::io(path))?;
+            if entry.file_name().ends_with(".png") {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        if names.iter().any(|n| number(n).is_some()) {
+            names.retain(|n| number(n).is_some());
+        }
+        names.sort_by_key(|n| (number(n), n.clone()));
+        let Some(first) = names.first() else {
+            return Err(EvaluateError::input(format!("{path} holds no .png file"), None));
+        };
+        let first = read_png(&path.join(first)).map_err(|e| EvaluateError::input(e.to_string(), None))?;
+        let (mut content, mut stamps) = (Sha256::new(), Sha256::new());
+        for name in &names {
+            let file = path.join(name);
+            let metadata = fs_err::metadata(&file).map_err(EvaluateError::io(&file))?;
+            content.update(format!("{name} {}\n", metadata.len()));
+            stamps.update(format!("{}\n", stamp(&metadata)));
+        }
+        let content = format!("folder {}", hex::encode(content.finalize()));
+        let stamp = hex::encode(stamps.finalize());
+        let files: Vec<Utf8PathBuf> = names.iter().map(|n| path.join(n)).collect();
+        let (count, size) = (files.len(), (first.height, first.width));
+        Ok(Self { path: path.to_owned(), files: Files::Folder(files), count, size, content, stamp })
+    }
+
+    /// The folder or file.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// Number of images.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Height and width in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        self.size
+    }
+
+    /// What is known of the images before they are read, wherever they lie: checksum and shape of an archive's array,
+    /// names and sizes of a folder's files. Shards of one set have the same.
+    pub fn content(&self) -> &str {
+        &self.content
+    }
+
+    /// Changes when a file is written again: an interrupted run goes on with untouched files only.
+    pub fn stamp(&self) -> &str {
+        &self.stamp
+    }
+
+    /// Calls `f` with consecutive chunks of at most `chunk` of the images `range`, u8 `[n, H, W, 3]`.
+    ///
+    /// # Errors
+    /// When a file is damaged or has another size; what `f` returns.
+    pub fn chunks(
+        &self,
+        range: (usize, usize),
+        chunk: usize,
+        f: &mut dyn FnMut(&[u8]) -> Result<(), EvaluateError>,
+    ) -> Result<(), EvaluateError> {
+        let range = (range.0.min(self.count), range.1.min(self.count));
+        let files = match &self.files {
+            Files::Npz(npz) => return npz.chunks(range, chunk, f),
+            Files::Folder(files) => files,
+        };
+        let mut pixels = Vec::new();
+        for files in files[range.0..range.1].chunks(chunk.max(1)) {
+            pixels.clear();
+            for path in files {
+                let picture = read_png(path).map_err(|e| EvaluateError::input(e.to_string(), None))?;
+                if (picture.height, picture.width) != self.size {
+                    let ((h, w), (first_h, first_w)) = ((picture.height, picture.width), self.size);
+                    let message =
+                        format!("{path} has {h} × {w} pixels, the first image {first_h} × {first_w}");
+                    return Err(EvaluateError::input(message, Some("evaluate images of one size")));
+                }
+                pixels.extend(picture.rgb);
+            }
+            f(&pixels)?;
+        }
+        Ok(())
+    }
+}
+
+/// Time of the last change, ns since 1970.
+fn stamp(metadata: &std::fs::Metadata) -> u128 {
+    let since = metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |d| d.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use dpar_export_files::arrays::{ArrayRef, write_npz};
+    use dpar_export_files::picture::write_png;
+
+    use super::*;
+    use crate::evaluate::test_folder;
+    use std::io::Write;
+
+    const SIZE: (usize, usize) = (3, 4);
+    const BYTES: usize = 3 * 4 * 3;
+
+    fn pixels(n: usize) -> Vec<u8> {
+        (0..n * BYTES).map(|i| (i * 37 + i / 100) as u8).collect()
+    }
+
+    /// All pixels of a range, and the sizes of the chunks.
+    fn read(set: &ImageSet, range: (usize, usize), chunk: usize) -> (Vec<u8>, Vec<usize>) {
+        let (mut all, mut sizes) = (Vec::new(), Vec::new());
+        let mut take = |pixels: &[u8]| {
+            sizes.push(pixels.len() / BYTES);
+            all.extend(pixels);
+            Ok(())
+        };
+        set.chunks(range, chunk, &mut take).unwrap();
+        (all, sizes)
+    }
+
+    #[test]
+    fn folders_and_archives_give_the_same_images_from_anywhere() {
+        let (_guard, root) = test_folder();
+        let all = pixels(11);
+        let shape = [11, 3, 4, 3];
+        let stored = root.join("stored.npz");
+        write_npz(&stored, &[("arr_0", ArrayRef::u8(&shape, &all))]).unwrap();
+        let deflated = root.join("deflated.npz");
+        let mut zip = zip::ZipWriter::new(fs_err::File::create(&deflated).unwrap());
+        zip.start_file("arr_0.npy", zip::write::SimpleFileOptions::default()).unwrap();
+        let mut npy = fs_err::read(&stored).unwrap();
+        let start = npy.windows(6).position(|w| w == b"\x93NUMPY").unwrap();
+        npy.drain(..start);
+        npy.truncate(128 + all.len());
+        zip.write_all(&npy).unwrap();
+        zip.finish().unwrap();
+        let folder = root.join("folder");
+        fs_err::create_dir(&folder).unwrap();
+        for (i, image) in all.chunks(BYTES).enumerate() {
+            write_png(&folder.join(format!("{i:06}.png")), image, 3, 4).unwrap();
+        }
+        write_png(&folder.join("grid.png"), &all[..BYTES], 3, 4).unwrap();
+        for path in [stored, deflated, folder] {
+            let set = ImageSet::open(&path, None).unwrap();
+            assert_eq!((set.count(), set.size()), (11, SIZE), "{path}");
+            assert_eq!(read(&set, (0, 11), 4), (all.clone(), vec![4, 4, 3]), "{path}");
+            assert_eq!(read(&set, (5, 9), 3), (all[5 * BYTES..9 * BYTES].to_vec(), vec![3, 1]), "{path}");
+            assert_eq!(ImageSet::open(&path, Some(7)).unwrap().count(), 7);
+            assert!(ImageSet::open(&path, Some(12)).is_err());
+        }
+    }
+
+    #[test]
+    fn unusable_sets_are_named() {
+        let (_guard, root) = test_folder();
+        let said = |path: &Utf8Path| ImageSet::open(path, None).unwrap_err().to_string();
+        assert!(said(&root).contains("holds no .png"));
+        assert!(said(&root.join("none.npz")).contains("none.npz"));
+        let path = root.join("x.npz");
+        let shape = [2, 3, 4, 1];
+        write_npz(&path, &[("arr_0", ArrayRef::u8(&shape, &[0; 24]))]).unwrap();
+        assert!(said(&path).contains("[any, any, any, 3]"), "{}", said(&path));
+        write_npz(&path, &[("arr_1", ArrayRef::u8(&shape, &[0; 24]))]).unwrap();
+        assert!(said(&path).contains("no such array"), "{}", said(&path));
+        let shape = [1, 2, 2, 3];
+        write_npz(&path, &[("arr_0", ArrayRef::f32(&shape, &[0.0; 12]))]).unwrap();
+        assert!(said(&path).contains("float32"), "{}", said(&path));
+        let folder = root.join("folder");
+        fs_err::create_dir(&folder).unwrap();
+        write_png(&folder.join("0.png"), &[0; BYTES], 3, 4).unwrap();
+        write_png(&folder.join("1.png"), &[0; BYTES], 4, 3).unwrap();
+        let set = ImageSet::open(&folder, None).unwrap();
+        let error = set.chunks((0, 2), 2, &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("1.png has 4 × 3 pixels"), "{error}");
+    }
+}

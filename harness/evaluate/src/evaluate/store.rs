@@ -1,0 +1,595 @@
+//! What is known of a set of images so far, on disk: an evaluation that was interrupted goes on as if it had not been.
+//!
+//! A store is a folder. `pool_3.f32` and `logits.f32` hold the features of every image, little-endian and row-major,
+//! `images.sha256` the digest of its pixels, `steps.u32` the steps that it took; they grow chunk by chunk and are never
+//! rewritten. `state.bin` holds how many rows count, the digest of every file's counted rows and the exact accumulators
+//! of mean and covariance; it is replaced atomically after a chunk's rows are on the disk. What lies behind the counted
+//! rows is the rest of an interrupted chunk and is cut off.
+
+use std::collections::BTreeMap;
+use std::io::{Seek, SeekFrom, Write};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_decode::runtime::RunError;
+use dpar_export_files::arrays::{Mapped, remove_unfinished, write_atomic};
+use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::EvaluateError;
+
+const STATE: &str = "state.bin";
+const MAGIC: &[u8; 8] = b"DPXEVAL2";
+const POOL: &str = "pool_3.f32";
+const LOGITS: &str = "logits.f32";
+const IMAGES: &str = "images.sha256";
+const STEPS: &str = "steps.u32";
+/// Bytes copied at a time.
+const PART: usize = 16 << 20;
+/// Longest header that is read.
+const LONGEST_HEADER: usize = 1 << 16;
+
+/// Features of a chunk of images, row-major.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Chunk {
+    /// `[n, D]`.
+    pub features: Vec<f32>,
+    /// `[n, S]`.
+    pub spatial: Option<Vec<f32>>,
+    /// `[n, C]`.
+    pub logits: Option<Vec<f32>>,
+    /// `[n]`: steps of the large transformer, where the images are generated.
+    pub steps: Option<Vec<u32>>,
+}
+
+/// What a store is for. An existing store goes on only with the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Purpose {
+    /// Digest of everything that features depend on: images, their order, network, engine, batches. Shards with
+    /// different ones are not joined.
+    pub key: String,
+    /// Changes when files of the images are written again: a store goes on with untouched ones only. Shards may differ
+    /// in it, since each machine has its copy.
+    pub stamp: String,
+    /// Images of the whole set.
+    pub total: u64,
+    /// First image of this store.
+    pub from: u64,
+    /// End of its images.
+    pub to: u64,
+    /// Values an image: pooled features, spatial features, logits; 0 = none.
+    pub widths: [usize; 3],
+    /// Whether the images are generated, and their steps are kept.
+    pub steps: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    purpose: Purpose,
+    count: u64,
+    /// SHA-256 of the counted rows, by file.
+    rows: BTreeMap<String, String>,
+    moments: usize,
+    spatial: usize,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    folder: Utf8PathBuf,
+    purpose: Purpose,
+    count: u64,
+    /// Of the counted rows, by file.
+    hashes: BTreeMap<&'static str, Sha256>,
+    moments: MomentsAccumulator,
+    spatial: Option<MomentsAccumulator>,
+}
+
+/// A mapped file and the length of its counted rows.
+struct Committed(Mapped, usize);
+
+impl Committed {
+    fn rows(&self) -> &[u8] {
+        self.0.get(..self.1).unwrap_or_default()
+    }
+}
+
+/// A file is not as it was recorded.
+fn unlike(path: &Utf8Path, record: &str, message: String) -> EvaluateError {
+    let message = format!("{message}; remove the output folder and evaluate again");
+    RunError::Integrity { path: path.to_owned(), record: record.to_owned(), message }.into()
+}
+
+impl Store {
+    /// Opens the store in `folder`, or starts one there.
+    ///
+    /// # Errors
+    /// When a store for something else is there, or it is damaged.
+    pub fn open(folder: &Utf8Path, purpose: Purpose) -> Result<Self, EvaluateError> {
+        if !folder.join(STATE).exists() {
+            return Self::start(folder, purpose);
+        }
+        let store = Self::read(folder)?;
+        if store.purpose != purpose {
+            let unlike = if (Purpose { stamp: purpose.stamp.clone(), ..store.purpose.clone() }) == purpose {
+                "images that were written again since"
+            } else {
+                "other images, or with other options"
+            };
+            let message = format!("{folder} holds an evaluation of {unlike}");
+            let hint = "repeat the command line that began it, or choose another --output";
+            return Err(EvaluateError::input(message, Some(hint)));
+        }
+        store.cut()?;
+        Ok(store)
+    }
+
+    fn start(folder: &Utf8Path, purpose: Purpose) -> Result<Self, EvaluateError> {
+        fs_err::create_dir_all(folder).map_err(EvaluateError::io(folder))?;
+        let new = |width| MomentsAccumulator::new(width).map_err(EvaluateError::metric("features"));
+        let moments = new(purpose.widths[0])?;
+        let spatial = (purpose.widths[1] > 0).then(|| new(purpose.widths[1])).transpose()?;
+        let hashes = BTreeMap::new();
+        let mut store = Self { folder: folder.to_owned(), purpose, count: 0, hashes, moments, spatial };
+        for (name, _) in store.files() {
+            let path = folder.join(name);
+            fs_err::write(&path, b"").map_err(EvaluateError::io(&path))?;
+            store.hashes.insert(name, Sha256::new());
+        }
+        store.commit()?;
+        Ok(store)
+    }
+
+    /// Reads a store as it was last committed, and compares every counted row with the digest of its file.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged.
+    pub fn read(folder: &Utf8Path) -> Result<Self, EvaluateError> {
+        let path = folder.join(STATE);
+        let bytes = fs_err::read(&path).map_err(EvaluateError::io(&path))?;
+        let damaged = |what: &str| unlike(&path, "its own digest", format!("it is damaged ({what})"));
+        let (body, digest) = bytes.split_last_chunk::<32>().ok_or_else(|| damaged("truncated"))?;
+        if Sha256::digest(body).as_slice() != digest {
+            return Err(damaged("its bytes were changed"));
+        }
+        let rest = body.strip_prefix(MAGIC).ok_or_else(|| {
+            let hint = "remove the output folder and evaluate again";
+            EvaluateError::input(format!("{path} was written by another version of this tool"), Some(hint))
+        })?;
+        let (length, rest) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("truncated"))?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        if length > LONGEST_HEADER.min(rest.len()) {
+            return Err(damaged("its header is too long"));
+        }
+        let (header, rest) = rest.split_at(length);
+        let header: Header = serde_json::from_slice(header).map_err(|e| damaged(&e.to_string()))?;
+        let (moments, spatial) = rest.split_at_checked(header.moments).ok_or_else(|| damaged("truncated"))?;
+        let state = |bytes: &[u8]| {
+            MomentsAccumulator::from_bytes(bytes).map_err(EvaluateError::metric(path.as_str()))
+        };
+        let moments = state(moments)?;
+        let spatial = (header.spatial > 0).then(|| state(spatial)).transpose()?;
+        let [width, spatial_width, _] = header.purpose.widths;
+        let fits = moments.width() == width
+            && spatial.as_ref().map_or(0, MomentsAccumulator::width) == spatial_width
+            && header.count <= header.purpose.to.saturating_sub(header.purpose.from);
+        if !fits {
+            return Err(damaged("its parts do not fit together"));
+        }
+        let (purpose, count, hashes) = (header.purpose, header.count, BTreeMap::new());
+        let mut store = Self { folder: folder.to_owned(), purpose, count, hashes, moments, spatial };
+        for (name, _) in store.files() {
+            let (path, bytes) = (folder.join(name), store.committed(name)?);
+            let hash = Sha256::new_with_prefix(bytes.rows());
+            if header.rows.get(name) != Some(&hex::encode(hash.clone().finalize())) {
+                return Err(unlike(
+                    &path,
+                    STATE,
+                    "its rows were changed after they were committed".to_owned(),
+                ));
+            }
+            store.hashes.insert(name, hash);
+        }
+        Ok(store)
+    }
+
+    /// Files with their bytes an image.
+    fn files(&self) -> Vec<(&'static str, u64)> {
+        let [pool, _, logits] = self.purpose.widths.map(|w| w as u64 * 4);
+        let steps = if self.purpose.steps { 4 } else { 0 };
+        [(POOL, pool), (LOGITS, logits), (IMAGES, 32), (STEPS, steps)]
+            .into_iter()
+            .filter(|(_, bytes)| *bytes > 0)
+            .collect()
+    }
+
+    /// Cuts off what was not committed.
+    fn cut(&self) -> Result<(), EvaluateError> {
+        remove_unfinished(&self.folder).map_err(EvaluateError::io(&self.folder))?;
+        for (name, bytes) in self.files() {
+            let path = self.folder.join(name);
+            let file =
+                fs_err::OpenOptions::new().write(true).open(&path).map_err(EvaluateError::io(&path))?;
+            file.set_len(self.count * bytes).map_err(EvaluateError::io(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the features of the next images, whose bytes are `pixels`, `[n, …]`; durable and atomic: a process that
+    /// ends at any point leaves the store with or without all of them.
+    ///
+    /// # Errors
+    /// When the features do not fit, or the disk refuses.
+    pub fn add(
+        &mut self,
+        n: usize,
+        pixels: &[u8],
+        chunk: &Chunk,
+        compute: &Compute,
+    ) -> Result<(), EvaluateError> {
+        let [width, spatial_width, classes] = self.purpose.widths;
+        let parts = [
+            (Some(&chunk.features), width, "features"),
+            (chunk.spatial.as_ref(), spatial_width, "spatial features"),
+            (chunk.logits.as_ref(), classes, "logits"),
+        ];
+        for (values, width, what) in parts {
+            if values.map_or(0, Vec::len) != n * width {
+                let found = values.map_or(0, Vec::len);
+                return Err(EvaluateError::input(format!("{found} values of {what} for {n} images"), None));
+            }
+        }
+        let steps = chunk.steps.as_deref().unwrap_or_default();
+        if steps.len() != if self.purpose.steps { n } else { 0 } {
+            return Err(EvaluateError::input(format!("{} step counts for {n} images", steps.len()), None));
+        }
+        if self.count + n as u64 > self.purpose.to - self.purpose.from {
+            return Err(EvaluateError::input(format!("more than {} images", self.purpose.to), None));
+        }
+        let fail = || EvaluateError::metric("features");
+        let rows = Rows::new("features", &chunk.features, width).map_err(fail())?;
+        let spatial = match &chunk.spatial {
+            Some(values) if spatial_width > 0 => {
+                Some(Rows::new("spatial features", values, spatial_width).map_err(fail())?)
+            }
+            _ => None,
+        };
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let images = pixels.chunks((pixels.len() / n.max(1)).max(1));
+        let digests: Vec<u8> = images.flat_map(|image| Sha256::digest(image).to_vec()).collect();
+        for (name, _) in self.files() {
+            let rows = match name {
+                POOL => bytes(&chunk.features),
+                LOGITS => bytes(chunk.logits.as_deref().unwrap_or_default()),
+                STEPS => steps.iter().flat_map(|s| s.to_le_bytes()).collect(),
+                _ => digests.clone(),
+            };
+            self.write_rows(name, 0, &rows)?;
+            self.hash(name, &rows);
+        }
+        self.moments.push(rows, compute).map_err(fail())?;
+        if let (Some(all), Some(rows)) = (&mut self.spatial, spatial) {
+            all.push(rows, compute).map_err(fail())?;
+        }
+        self.count += n as u64;
+        self.commit()
+    }
+
+    /// Writes bytes `skip` behind the committed rows.
+    fn write_rows(&self, name: &str, skip: u64, rows: &[u8]) -> Result<(), EvaluateError> {
+        let path = self.folder.join(name);
+        let bytes = self.files().iter().find(|f| f.0 == name).map_or(0, |f| f.1);
+        let write = || {
+            let mut file = fs_err::OpenOptions::new().write(true).open(&path)?;
+            file.seek(SeekFrom::Start(self.count * bytes + skip))?;
+            file.write_all(rows)?;
+            file.sync_data()
+        };
+        write().map_err(EvaluateError::io(&path))
+    }
+
+    fn hash(&mut self, name: &'static str, rows: &[u8]) {
+        self.hashes.entry(name).or_default().update(rows);
+    }
+
+    fn commit(&self) -> Result<(), EvaluateError> {
+        let moments = self.moments.to_bytes();
+        let spatial = self.spatial.as_ref().map(MomentsAccumulator::to_bytes).unwrap_or_default();
+        let header = Header {
+            purpose: self.purpose.clone(),
+            count: self.count,
+            rows: self
+                .hashes
+                .iter()
+                .map(|(name, hash)| ((*name).to_owned(), hex::encode(hash.clone().finalize())))
+                .collect(),
+            moments: moments.len(),
+            spatial: spatial.len(),
+        };
+        let path = self.folder.join(STATE);
+        let header = serde_json::to_vec(&header)
+            .map_err(|e| EvaluateError::Io { path: path.clone(), source: std::io::Error::other(e) })?;
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend((header.len() as u64).to_le_bytes());
+        [header, moments, spatial].iter().for_each(|part| bytes.extend(part));
+        bytes.extend(Sha256::digest(&bytes));
+        write_atomic(&path, &bytes).map_err(EvaluateError::io(&path))
+    }
+
+    /// Adds everything that `next` holds, the images behind these.
+    ///
+    /// # Errors
+    /// When it holds others, or the disk refuses.
+    pub fn append(&mut self, next: &Self, compute: &Compute) -> Result<(), EvaluateError> {
+        let (mine, other) = (&self.purpose, &next.purpose);
+        let at = mine.from + self.count;
+        let fits = (&other.key, other.total, other.widths, other.steps)
+            == (&mine.key, mine.total, mine.widths, mine.steps);
+        if !fits {
+            let message =
+                format!("{} holds an evaluation of other images, or with other options", next.folder);
+            return Err(EvaluateError::input(message, Some("merge the shards of one command line")));
+        }
+        if other.from != at || next.count != other.to - other.from {
+            let (from, to, there) = (other.from, other.to, next.count);
+            let message = format!(
+                "{} holds {there} of the images {from} to {to}, where image {at} comes next",
+                next.folder
+            );
+            return Err(EvaluateError::input(message, Some("merge every shard once, and finished")));
+        }
+        for (name, _) in self.files() {
+            // A part at a time: a shard is as large as the disk.
+            for (i, part) in next.values(name)?.chunks(PART).enumerate() {
+                self.write_rows(name, (i * PART) as u64, part)?;
+                self.hash(name, part);
+            }
+        }
+        let fail = || EvaluateError::metric("merged features");
+        // Pooled features are there: their sums are those of an evaluation that was never cut, bit for bit.
+        let pool = next.pool()?;
+        let rows =
+            Rows::new("features", pool.f32().unwrap_or_default(), next.purpose.widths[0]).map_err(fail())?;
+        self.moments.push(rows, compute).map_err(fail())?;
+        if let (Some(all), Some(part)) = (&mut self.spatial, &next.spatial) {
+            all.merge(part.clone(), compute).map_err(fail())?;
+        }
+        self.count += next.count;
+        self.commit()
+    }
+
+    /// A file with at least the counted rows.
+    fn committed(&self, name: &str) -> Result<Committed, EvaluateError> {
+        let path = self.folder.join(name);
+        let mapped = Mapped::open(&path).map_err(EvaluateError::io(&path))?;
+        let wanted = self.count * self.files().iter().find(|f| f.0 == name).map_or(0, |f| f.1);
+        if (mapped.len() as u64) < wanted {
+            let message = format!("it holds {} bytes, {wanted} were committed", mapped.len());
+            return Err(unlike(&path, STATE, message));
+        }
+        Ok(Committed(mapped, wanted as usize))
+    }
+
+    fn values(&self, name: &str) -> Result<Mapped, EvaluateError> {
+        let Committed(mapped, wanted) = self.committed(name)?;
+        if mapped.len() != wanted || mapped.f32().is_none() {
+            let message = format!("it holds {} bytes, {wanted} were committed", mapped.len());
+            return Err(unlike(&self.folder.join(name), STATE, message));
+        }
+        Ok(mapped)
+    }
+
+    /// What it is for.
+    pub fn purpose(&self) -> &Purpose {
+        &self.purpose
+    }
+
+    /// Images so far.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// SHA-256 of the SHA-256 of every image's pixels (u8 `[H, W, 3]`), in order: what the images are.
+    ///
+    /// # Errors
+    /// When the file is not as it was committed.
+    pub fn pixels_sha256(&self) -> Result<String, EvaluateError> {
+        Ok(hex::encode(Sha256::digest(&*self.values(IMAGES)?)))
+    }
+
+    /// Pooled features of every image, mapped.
+    ///
+    /// # Errors
+    /// When the file is not as it was committed.
+    pub fn pool(&self) -> Result<Mapped, EvaluateError> {
+        self.values(POOL)
+    }
+
+    /// Logits of every image, mapped, where the network has them.
+    ///
+    /// # Errors
+    /// When the file is not as it was committed.
+    pub fn logits(&self) -> Result<Option<Mapped>, EvaluateError> {
+        if self.purpose.widths[2] == 0 { Ok(None) } else { self.values(LOGITS).map(Some) }
+    }
+
+    /// Mean steps of the large transformer an image, where the images are generated.
+    ///
+    /// # Errors
+    /// When the file is not as it was committed.
+    pub fn mean_steps(&self) -> Result<Option<f64>, EvaluateError> {
+        if !self.purpose.steps || self.count == 0 {
+            return Ok(None);
+        }
+        let bytes = self.values(STEPS)?;
+        let steps = bytes.as_chunks::<4>().0.iter().map(|s| u64::from(u32::from_le_bytes(*s)));
+        Ok(Some(steps.sum::<u64>() as f64 / self.count as f64))
+    }
+
+    /// Mean and covariance of the pooled features.
+    ///
+    /// # Errors
+    /// Below two images.
+    pub fn moments(&self, compute: &Compute) -> Result<Moments, EvaluateError> {
+        self.moments.finish(compute).map_err(EvaluateError::metric("features"))
+    }
+
+    /// Mean and covariance of the spatial features, where the network has them.
+    ///
+    /// # Errors
+    /// Below two images.
+    pub fn spatial_moments(&self, compute: &Compute) -> Result<Option<Moments>, EvaluateError> {
+        let finish =
+            |m: &MomentsAccumulator| m.finish(compute).map_err(EvaluateError::metric("spatial features"));
+        self.spatial.as_ref().map(finish).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::test_folder;
+
+    fn purpose(from: u64, to: u64) -> Purpose {
+        Purpose {
+            key: "k".to_owned(),
+            stamp: "s".to_owned(),
+            total: 40,
+            from,
+            to,
+            widths: [3, 2, 4],
+            steps: true,
+        }
+    }
+
+    /// Features and pixels of images `from..to`.
+    fn chunk(from: u64, to: u64) -> (usize, Vec<u8>, Chunk) {
+        let values = |salt: u64, width: u64| -> Vec<f32> {
+            (from * width..to * width).map(|i| ((i * 7919 + salt) % 1009) as f32 / 64.0).collect()
+        };
+        let pixels = (from * 6..to * 6).map(|i| (i * 31) as u8).collect();
+        let (features, spatial, logits) = (values(1, 3), Some(values(2, 2)), Some(values(3, 4)));
+        let steps = Some((from as u32..to as u32).collect());
+        ((to - from) as usize, pixels, Chunk { features, spatial, logits, steps })
+    }
+
+    fn add(store: &mut Store, from: u64, to: u64, compute: &Compute) {
+        let (n, pixels, chunk) = chunk(from, to);
+        store.add(n, &pixels, &chunk, compute).unwrap();
+    }
+
+    /// Everything that numbers are made of.
+    fn whole(store: &Store, compute: &Compute) -> (Moments, Option<Moments>, Vec<u8>, Vec<u8>, String) {
+        let logits = store.logits().unwrap().unwrap().to_vec();
+        (
+            store.moments(compute).unwrap(),
+            store.spatial_moments(compute).unwrap(),
+            store.pool().unwrap().to_vec(),
+            logits,
+            store.pixels_sha256().unwrap(),
+        )
+    }
+
+    #[test]
+    fn an_interrupted_store_goes_on_as_if_it_had_not_been() {
+        let (_guard, root) = test_folder();
+        let compute = Compute::new(2).unwrap();
+        let mut plain = Store::open(&root.join("plain"), purpose(0, 40)).unwrap();
+        add(&mut plain, 0, 40, &compute);
+
+        let folder = root.join("x");
+        let mut store = Store::open(&folder, purpose(0, 40)).unwrap();
+        add(&mut store, 0, 13, &compute);
+        // The process ended after rows were written and before they were committed.
+        let (_, _, rest) = chunk(13, 20);
+        let bytes: Vec<u8> = rest.features.iter().flat_map(|v| v.to_le_bytes()).collect();
+        store.write_rows(POOL, 0, &bytes[..50]).unwrap();
+        drop(store);
+        fs_err::write(folder.join(".dpar-export-x.part"), b"half").unwrap();
+        let mut store = Store::open(&folder, purpose(0, 40)).unwrap();
+        assert_eq!((store.count(), folder.read_dir_utf8().unwrap().count()), (13, 5));
+        add(&mut store, 13, 20, &compute);
+        add(&mut store, 20, 40, &compute);
+        assert_eq!(whole(&store, &compute), whole(&plain, &compute));
+        assert_eq!(store.mean_steps().unwrap(), Some(19.5));
+        assert_eq!(
+            fs_err::read(folder.join(STATE)).unwrap(),
+            fs_err::read(root.join("plain").join(STATE)).unwrap()
+        );
+        let (n, pixels, more) = chunk(0, 1);
+        assert!(store.add(n, &pixels, &more, &compute).unwrap_err().to_string().contains("more than 40"));
+    }
+
+    #[test]
+    fn shards_are_merged_in_their_order_once_and_whole() {
+        let (_guard, root) = test_folder();
+        let compute = Compute::new(1).unwrap();
+        let mut plain = Store::open(&root.join("plain"), purpose(0, 40)).unwrap();
+        add(&mut plain, 0, 40, &compute);
+        let shard = |name: &str, from, to, end| {
+            let mut store = Store::open(&root.join(name), purpose(from, to)).unwrap();
+            add(&mut store, from, end, &compute);
+            store
+        };
+        let elsewhere = Purpose { stamp: "another machine's".to_owned(), ..purpose(0, 24) };
+        let mut copy = Store::open(&root.join("copy"), elsewhere).unwrap();
+        add(&mut copy, 0, 24, &compute);
+        Store::open(&root.join("of copies"), purpose(0, 40)).unwrap().append(&copy, &compute).unwrap();
+        let (a, b, short) = (shard("a", 0, 24, 24), shard("b", 24, 40, 40), shard("c", 24, 40, 30));
+        let mut merged = Store::open(&root.join("merged"), purpose(0, 40)).unwrap();
+        let wrong = merged.append(&b, &compute).unwrap_err().to_string();
+        assert!(wrong.contains("where image 0 comes next"), "{wrong}");
+        merged.append(&a, &compute).unwrap();
+        assert!(merged.append(&a, &compute).is_err() && merged.append(&short, &compute).is_err());
+        merged.append(&b, &compute).unwrap();
+        let (all, want) = (whole(&merged, &compute), whole(&plain, &compute));
+        assert_eq!((&all.0, &all.2, &all.3, &all.4), (&want.0, &want.2, &want.3, &want.4));
+        for (a, b) in all.1.unwrap().covariance().iter().zip(want.1.unwrap().covariance()) {
+            // Spatial features are not kept, their sums are merged: another order of summation.
+            assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0));
+        }
+    }
+
+    #[test]
+    fn another_purpose_and_damage_are_refused() {
+        let (_guard, root) = test_folder();
+        let compute = Compute::new(1).unwrap();
+        let mut store = Store::open(&root, purpose(0, 40)).unwrap();
+        add(&mut store, 0, 8, &compute);
+        let other = Purpose { key: "other".to_owned(), ..purpose(0, 40) };
+        assert!(Store::open(&root, other).unwrap_err().to_string().contains("other options"));
+        let touched = Purpose { stamp: "later".to_owned(), ..purpose(0, 40) };
+        assert!(Store::open(&root, touched).unwrap_err().to_string().contains("written again"));
+        // Rows of the same length.
+        let rows = fs_err::read(root.join(LOGITS)).unwrap();
+        let mut bad = rows.clone();
+        bad[5] ^= 1;
+        fs_err::write(root.join(LOGITS), bad).unwrap();
+        for error in [Store::read(&root).unwrap_err(), Store::open(&root, purpose(0, 40)).unwrap_err()] {
+            assert!(matches!(error, EvaluateError::Run(RunError::Integrity { .. })), "{error}");
+            assert!(error.to_string().contains("logits.f32"), "{error}");
+        }
+        fs_err::write(root.join(LOGITS), rows).unwrap();
+        let state = fs_err::read(root.join(STATE)).unwrap();
+        for at in [0, 9, 30, state.len() - 40, state.len() - 1] {
+            let mut bad = state.clone();
+            bad[at] ^= 1;
+            fs_err::write(root.join(STATE), bad).unwrap();
+            assert!(Store::open(&root, purpose(0, 40)).unwrap_err().to_string().contains("damaged"), "{at}");
+        }
+        for end in [0, 8, 31, state.len() / 2] {
+            fs_err::write(root.join(STATE), &state[..end]).unwrap();
+            assert!(Store::read(&root).unwrap_err().to_string().contains("damaged"), "{end}");
+        }
+        fs_err::write(root.join(STATE), &state).unwrap();
+        fs_err::write(root.join(POOL), b"").unwrap();
+        assert!(Store::open(&root, purpose(0, 40)).unwrap_err().to_string().contains("were committed"));
+        let (n, pixels, mut chunk) = chunk(8, 9);
+        chunk.steps = None;
+        assert!(store.add(n, &pixels, &chunk, &compute).unwrap_err().to_string().contains("0 step counts"));
+        chunk.logits = None;
+        assert!(store.add(n, &pixels, &chunk, &compute).is_err());
+    }
+}

@@ -1,0 +1,409 @@
+//! Reproducing reference results: the same classes and seeds as a recorded run, and whether what comes out is the same:
+//! streams, steps, and distances on a feature network, each with its statistics.
+//!
+//! Identical streams make identical images, so their metrics are equal and few images are enough. Where streams part, the
+//! difference of each metric is tested for equivalence, paired by class and seed.
+
+mod gates;
+mod kernel;
+pub mod paper;
+mod reference;
+
+use dpar_engine_api::EngineInfo;
+use dpar_export_compare::check::Flip;
+use dpar_export_compare::tolerance::Limits;
+use dpar_export_compare::verify::ReferenceStreams;
+use dpar_export_decode::generate::sampler::{image_key, random_class};
+use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
+use dpar_export_decode::runtime::{RunError, Runtime};
+use dpar_export_files::picture::to_u8_nhwc;
+use dpar_export_metrics::{
+    ADM_CHUNK, Compute, InceptionScoreAccumulator, Moments, MomentsAccumulator, PrMode, Rows, Softmax,
+    Verdict, frechet_distance, precision_recall,
+};
+use dpar_export_spec::{Precision, SystemKind};
+use serde::Serialize;
+
+use crate::features::{Activations, ExtractorIdentity, FeatureExtractor};
+
+pub use reference::{Real, ReferenceFolder};
+
+/// Images that are decoded and looked at together: bounds memory.
+const CHUNK: usize = 256;
+
+/// Called with what is done, and (done, total) units of it; returns false to stop.
+pub type Step<'a> = &'a mut dyn FnMut(&str, usize, usize) -> bool;
+
+/// What is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReproduceOptions {
+    /// Images; `None` = as many as the reference has.
+    pub num: Option<usize>,
+    /// Images in one call of a graph.
+    pub batch: usize,
+    /// Threads of the metrics.
+    pub threads: usize,
+}
+
+/// A comparison with its verdict.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Gate {
+    /// What is compared.
+    pub name: String,
+    /// Pass, fail or inconclusive.
+    pub verdict: Verdict,
+    /// The reference's number.
+    pub reference: Option<f64>,
+    /// This run's.
+    pub found: Option<f64>,
+    /// found − reference.
+    pub difference: Option<f64>,
+    /// Standard error of the difference, paired by class and seed.
+    pub standard_error: Option<f64>,
+    /// Two-sided 90 % interval of the difference.
+    pub interval_90: Option<[f64; 2]>,
+    /// Differences within ± margin are equivalent.
+    pub margin: Option<f64>,
+    /// In words.
+    pub detail: String,
+}
+
+impl Gate {
+    pub(crate) fn new(name: &str, verdict: Verdict) -> Self {
+        Self {
+            name: name.to_owned(),
+            verdict,
+            reference: None,
+            found: None,
+            difference: None,
+            standard_error: None,
+            interval_90: None,
+            margin: None,
+            detail: String::new(),
+        }
+    }
+}
+
+/// Steps of the large transformer over the images of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepSummary {
+    /// Mean.
+    pub mean: f64,
+    /// Standard deviation over the images (ddof 0).
+    pub std: f64,
+    /// Fewest.
+    pub min: usize,
+    /// Most.
+    pub max: usize,
+    /// (steps, images with so many), ascending.
+    pub histogram: Vec<(usize, usize)>,
+}
+
+impl StepSummary {
+    /// Over at least one image.
+    fn of(steps: &[usize]) -> Self {
+        let n = steps.len().max(1) as f64;
+        let mean = steps.iter().sum::<usize>() as f64 / n;
+        let square = steps.iter().map(|s| (*s as f64 - mean).powi(2)).sum::<f64>() / n;
+        let mut counts = std::collections::BTreeMap::new();
+        steps.iter().for_each(|s| *counts.entry(*s).or_insert(0) += 1);
+        let (min, max) = (steps.iter().min().copied(), steps.iter().max().copied());
+        Self {
+            mean,
+            std: square.sqrt(),
+            min: min.unwrap_or(0),
+            max: max.unwrap_or(0),
+            histogram: counts.into_iter().collect(),
+        }
+    }
+}
+
+/// The numbers of one set of images on a feature network, against the real images where there are some.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ImageMetrics {
+    /// Images.
+    pub images: usize,
+    /// Fréchet distance; `distance_name` of the report says on what.
+    pub distance: Option<f64>,
+    /// KID.
+    pub kid: Option<f64>,
+    /// Precision.
+    pub precision: Option<f64>,
+    /// Recall.
+    pub recall: Option<f64>,
+    /// Inception Score, or the same on another network's logits.
+    pub score: Option<f64>,
+}
+
+/// One system: what it is, what came out, and every gate.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SystemReport {
+    /// Name of the model.
+    pub model: String,
+    /// DPAR or LlamaGen.
+    pub system: SystemKind,
+    /// Parameters of the generating transformer, without entropy model and tokenizer.
+    pub parameters: u64,
+    /// SHA-256 of the bundle's manifest.
+    pub bundle: String,
+    /// What ran.
+    pub engine: EngineInfo,
+    /// Images.
+    pub images: usize,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Steps of this run.
+    pub steps: StepSummary,
+    /// Steps of the same images in the reference.
+    pub reference_steps: StepSummary,
+    /// Streams that part from the reference: the first decision that differs in each.
+    pub flips: Vec<Flip>,
+    /// The feature network, where one was given.
+    pub extractor: Option<ExtractorIdentity>,
+    /// Metrics of the generated images.
+    pub metrics: Option<ImageMetrics>,
+    /// Metrics of the reference's images, decoded from its tokens.
+    pub reference_metrics: Option<ImageMetrics>,
+    /// The comparisons.
+    pub gates: Vec<Gate>,
+    /// Over all gates: a failure fails, otherwise anything inconclusive is inconclusive.
+    pub verdict: Verdict,
+}
+
+/// Generates the first images of the reference again and compares.
+///
+/// # Errors
+/// When the reference does not fit the bundle, the engine fails, or `step` says stop.
+pub fn reproduce(
+    runtime: &Runtime<'_>,
+    reference: &mut ReferenceFolder,
+    mut extractor: Option<&mut FeatureExtractor>,
+    options: ReproduceOptions,
+    step: Step<'_>,
+) -> Result<SystemReport, RunError> {
+    let bundle = runtime.bundle();
+    let system = bundle.system();
+    let recorded = reference.streams(system)?;
+    let n = options.num.unwrap_or(recorded.len()).min(recorded.len());
+    if n < 2 {
+        return Err(RunError::Input(format!("{n} images; at least 2 are needed")));
+    }
+    if options.num.is_some_and(|num| num > n) {
+        return Err(RunError::Input(format!(
+            "{} images were asked for, the reference has {n}: images beyond it have nothing to be compared with",
+            options.num.unwrap_or(0)
+        )));
+    }
+    let compute = Compute::new(options.threads)?;
+    if let Some(extractor) = extractor.as_deref_mut() {
+        reference.look(extractor, &compute, step)?;
+    }
+    let requests = recorded.requests(n, system.num_classes);
+    let mut tell = |done, total| step("decoding streams", done, total);
+    let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
+    let limits = Limits::between(Precision::Fp32, bundle.manifest().precision, runtime.arithmetic().kind);
+    let flips = recorded.first_flips(bundle.patch_rule(), &limits, &streams);
+    let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
+    let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
+    let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();
+
+    let mut gates = vec![gates::labels(labels, n)];
+    let exact = bundle.manifest().precision == Precision::Fp32;
+    let parted = gates::Parted { flips: &flips, of: n, exact };
+    gates.extend(gates::streams(parted));
+    gates.push(gates::steps(&steps, &counted, parted)?);
+
+    let mut looked = None;
+    if let Some(extractor) = extractor.as_deref_mut() {
+        let pair = pair(runtime, extractor, &streams, &recorded, options.batch, step)?;
+        let real = reference.real();
+        let wanted = measure(&pair.reference, real, &compute, step)?;
+        let same = pair.found == pair.reference;
+        let found = if same { wanted.clone() } else { measure(&pair.found, real, &compute, step)? };
+        if let Some(real) = real {
+            let name = extractor.identity().distance.clone();
+            gates.extend(gates::distances(&name, &pair, real, (&found, &wanted), parted, &compute)?);
+        }
+        looked = Some((found, wanted));
+    }
+    let verdict = Verdict::all(gates.iter().map(|g| g.verdict));
+    let (metrics, reference_metrics) = looked.unzip();
+    Ok(SystemReport {
+        model: system.name.clone(),
+        system: system.kind,
+        parameters: generating_parameters(runtime),
+        bundle: bundle.manifest_sha256().to_owned(),
+        engine: runtime.info().clone(),
+        images: n,
+        seed: recorded.options().seed,
+        steps: StepSummary::of(&steps),
+        reference_steps: StepSummary::of(&counted),
+        flips,
+        extractor: extractor.map(|e| e.identity().clone()),
+        metrics,
+        reference_metrics,
+        gates,
+        verdict,
+    })
+}
+
+/// A run of another seed, for a comparison with a printed number: no reference stream exists for it.
+///
+/// # Errors
+/// As [`reproduce`].
+pub fn run_seed(
+    runtime: &Runtime<'_>,
+    decode: &DecodeOptions,
+    n: usize,
+    extractor: Option<&mut FeatureExtractor>,
+    real: Option<&Real>,
+    options: ReproduceOptions,
+    step: Step<'_>,
+) -> Result<paper::Run, RunError> {
+    let classes = runtime.bundle().system().num_classes as u64;
+    let requests: Vec<Request> = (0..n as u64)
+        .map(|index| Request { index, class: random_class(image_key(decode.seed, index), classes) as i64 })
+        .collect();
+    let mut tell = |done, total| step("decoding streams", done, total);
+    let streams = runtime.decode(&requests, decode, options.batch, &mut tell)?;
+    let steps: usize = streams.iter().map(Stream::steps).sum();
+    let mut run = paper::Run {
+        images: Some(n as u64),
+        steps: Some(steps as f64 / n.max(1) as f64),
+        ..paper::Run::default()
+    };
+    // The table's numbers are on FID-Inception: those of another network are not comparable.
+    if let Some(extractor) = extractor.filter(|e| e.spec().is_fid()) {
+        let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+        let activations = look_at(runtime, extractor, &ids, options.batch, "looking at images", step)?;
+        let compute = Compute::new(options.threads)?;
+        let metrics = measure(&activations, real, &compute, step)?;
+        run.fid = metrics.distance;
+        run.inception_score = metrics.score;
+        run.precision = metrics.precision;
+        run.recall = metrics.recall;
+    }
+    Ok(run)
+}
+
+/// Parameters of the generating transformer, as the table counts.
+fn generating_parameters(runtime: &Runtime<'_>) -> u64 {
+    use dpar_export_spec::ComponentKind::{Dpar, Llamagen};
+    let components = runtime.bundle().manifest().components.iter();
+    components.filter(|c| [Dpar, Llamagen].contains(&c.kind)).map(|c| c.parameters).sum()
+}
+
+/// Activations of the generated images and of the reference's, in the same order.
+pub(crate) struct Pair {
+    pub(crate) found: Activations,
+    pub(crate) reference: Activations,
+}
+
+/// Looks at both sets of images; where the tokens of an image are equal in both, its activations are the same and are
+/// computed once.
+fn pair(
+    runtime: &Runtime<'_>,
+    extractor: &mut FeatureExtractor,
+    streams: &[Stream],
+    recorded: &ReferenceStreams,
+    batch: usize,
+    step: Step<'_>,
+) -> Result<Pair, RunError> {
+    let t = runtime.bundle().system().tokens();
+    let reference: Vec<i64> = recorded.tokens[..streams.len() * t].to_vec();
+    let mut other = Vec::new();
+    let mut changed = Vec::new();
+    for (i, (stream, row)) in streams.iter().zip(reference.chunks_exact(t)).enumerate() {
+        if stream.tokens.iter().zip(row).any(|(a, b)| i64::from(*a) != *b) {
+            changed.push(i);
+            other.extend(stream.tokens.iter().map(|t| i64::from(*t)));
+        }
+    }
+    let reference = look_at(runtime, extractor, &reference, batch, "looking at the reference", step)?;
+    let mut found = reference.clone();
+    let new = look_at(runtime, extractor, &other, batch, "looking at images", step)?;
+    let put = |to: &mut [f32], from: &[f32], count: usize| {
+        let width = from.len().checked_div(count).unwrap_or(0);
+        for (row, &i) in from.chunks_exact(width.max(1)).zip(&changed) {
+            to[i * width..(i + 1) * width].copy_from_slice(row);
+        }
+    };
+    put(&mut found.features, &new.features, new.count);
+    if let (Some(to), Some(from)) = (&mut found.logits, &new.logits) {
+        put(to, from, new.count);
+    }
+    Ok(Pair { found, reference })
+}
+
+/// Decodes tokens `[N, T]` to images and gives their activations.
+fn look_at(
+    runtime: &Runtime<'_>,
+    extractor: &mut FeatureExtractor,
+    ids: &[i64],
+    batch: usize,
+    what: &str,
+    step: Step<'_>,
+) -> Result<Activations, RunError> {
+    let system = runtime.bundle().system();
+    let (size, t) = (system.image_size, system.tokens());
+    let total = ids.len() / t;
+    let mut all = Activations { width: extractor.widths()[0], ..Activations::default() };
+    for chunk in ids.chunks(t * CHUNK) {
+        let rows = chunk.len() / t;
+        let images = runtime.images(chunk, batch, &mut |_, _| step(what, all.count, total))?;
+        let pixels = to_u8_nhwc(&images, rows, size, size);
+        let before = all.count;
+        let more = extractor.run(&pixels, (size, size), &mut |done, _| step(what, before + done, total))?;
+        // No metric here is on spatial features.
+        all.append(Activations { spatial: None, ..more })?;
+    }
+    Ok(all)
+}
+
+/// Mean and covariance of features.
+pub(crate) fn moments(activations: &Activations, compute: &Compute) -> Result<Moments, RunError> {
+    let mut sums = MomentsAccumulator::new(activations.width)?;
+    sums.push(rows(activations)?, compute)?;
+    Ok(sums.finish(compute)?)
+}
+
+pub(crate) fn rows(activations: &Activations) -> Result<Rows<'_>, RunError> {
+    Ok(Rows::new("features", &activations.features, activations.width)?)
+}
+
+/// The numbers of a set of images; those that need real images are `None` without them.
+fn measure(
+    set: &Activations,
+    real: Option<&Real>,
+    compute: &Compute,
+    step: Step<'_>,
+) -> Result<ImageMetrics, RunError> {
+    if !step("measuring", 0, 1) {
+        return Err(RunError::Interrupted);
+    }
+    let mut metrics = ImageMetrics {
+        images: set.count,
+        distance: None,
+        kid: None,
+        precision: None,
+        recall: None,
+        score: None,
+    };
+    if let Some(logits) = &set.logits {
+        let classes = logits.len() / set.count.max(1);
+        let mut score = InceptionScoreAccumulator::new(classes, ADM_CHUNK, Softmax::F64)?;
+        score.push(Rows::new("logits", logits, classes)?)?;
+        metrics.score = Some(score.finish()?.mean);
+    }
+    if let Some(real) = real {
+        let distance = frechet_distance(&moments(set, compute)?, &real.moments, compute)?;
+        metrics.distance = Some(distance.distance);
+        metrics.kid = Some(dpar_export_metrics::kid(rows(set)?, rows(&real.seen)?, compute)?.value);
+        if set.count.min(real.seen.count) > dpar_export_metrics::NEIGHBOURS {
+            let pr = precision_recall(rows(set)?, rows(&real.seen)?, PrMode::F32, compute)?;
+            metrics.precision = Some(pr.precision);
+            metrics.recall = Some(pr.recall);
+        }
+    }
+    Ok(metrics)
+}

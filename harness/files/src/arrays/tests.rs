@@ -1,0 +1,364 @@
+//! Round trips, refusals and hostile files.
+
+use ndarray::IxDyn;
+use proptest::prelude::*;
+
+use super::*;
+
+fn sample() -> Vec<(&'static str, Array)> {
+    let f = |shape: &[usize]| IxDyn(shape);
+    vec![
+        ("codes", Array::I64(ArrayD::from_shape_fn(f(&[2, 3]), |i| i[0] as i64 * -7 + i[1] as i64))),
+        ("image", Array::F32(ArrayD::from_shape_fn(f(&[2, 2, 2]), |i| i[0] as f32 - 0.5 * i[2] as f32))),
+        ("mu", Array::F64(ArrayD::from_elem(f(&[4]), std::f64::consts::PI))),
+        ("tokens", Array::I32(ArrayD::from_elem(f(&[]), i32::MIN))),
+        ("bytes", Array::U8(ArrayD::from_shape_fn(f(&[5]), |i| i[0] as u8 * 50))),
+        ("none", Array::F32(ArrayD::zeros(f(&[0, 7])))),
+    ]
+}
+
+fn refs<'a>(arrays: &'a [(&'static str, Array)]) -> Vec<(&'static str, ArrayRef<'a>)> {
+    arrays.iter().map(|(n, a)| (*n, a.into())).collect()
+}
+
+fn npy_bytes(descr: &str, fortran: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let text = format!("{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+    let mut out = b"\x93NUMPY\x01\x00".to_vec();
+    out.extend((text.len() as u16).to_le_bytes());
+    out.extend(text.as_bytes());
+    out.extend(data);
+    out
+}
+
+/// Opens `bytes` as a file of this name and reads everything in it.
+fn read_all(name: &str, bytes: &[u8]) -> Result<Vec<Array>, ArrayError> {
+    let (_guard, folder) = test_folder();
+    let path = folder.join(name);
+    fs_err::write(&path, bytes).unwrap();
+    let file = ArrayFile::open(&path)?;
+    file.arrays().iter().map(|a| file.get(&a.name)).collect()
+}
+
+fn npy_error(descr: &str, fortran: &str, shape: &str, data: &[u8]) -> String {
+    read_all("x.npy", &npy_bytes(descr, fortran, shape, data)).unwrap_err().to_string()
+}
+
+#[test]
+fn arrays_survive_each_format_and_bytes_repeat() {
+    let (_guard, folder) = test_folder();
+    let arrays = sample();
+    for (name, write) in
+        [("a.npz", write_npz as fn(&Utf8Path, &[_]) -> _), ("a.safetensors", write_safetensors)]
+    {
+        let (path, again) = (folder.join(name), folder.join(format!("again-{name}")));
+        write(&path, &refs(&arrays)).unwrap();
+        write(&again, &refs(&arrays)).unwrap();
+        assert_eq!(fs_err::read(&path).unwrap(), fs_err::read(&again).unwrap(), "{name}");
+        let file = ArrayFile::open(&path).unwrap();
+        assert_eq!(file.arrays().len(), arrays.len());
+        for (array_name, array) in &arrays {
+            assert_eq!(&file.get(array_name).unwrap(), array, "{name}: {array_name}");
+            let info = file.info(array_name).unwrap();
+            assert_eq!((info.dtype.as_str(), info.shape.as_slice()), (array.dtype(), array.shape()));
+        }
+    }
+    for (name, array) in &arrays {
+        let path = folder.join(format!("{name}.npy"));
+        write_npy(&path, &array.into()).unwrap();
+        assert_eq!(&ArrayFile::open(&path).unwrap().get(name).unwrap(), array);
+    }
+}
+
+#[test]
+fn npz_members_keep_their_order_and_carry_no_time() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("a.npz");
+    write_npz(&path, &refs(&sample())).unwrap();
+    let names: Vec<String> =
+        ArrayFile::open(&path).unwrap().arrays().iter().map(|a| a.name.clone()).collect();
+    assert_eq!(names, ["codes", "image", "mu", "tokens", "bytes", "none"]);
+    let mut zip = zip::ZipArchive::new(fs_err::File::open(&path).unwrap()).unwrap();
+    let member = zip.by_index(0).unwrap();
+    assert_eq!(member.last_modified(), Some(zip::DateTime::default()));
+    assert_eq!(member.compression(), zip::CompressionMethod::Stored);
+}
+
+#[test]
+fn the_npy_header_is_the_one_numpy_writes() {
+    let bytes = npy::header_bytes(Kind::U8, &[10, 32, 32, 3]).unwrap();
+    assert_eq!(bytes.len(), 128);
+    let text = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (10, 32, 32, 3), }";
+    assert_eq!(&bytes[..text.len()], text);
+    assert_eq!(bytes.last(), Some(&b'\n'));
+    let one = npy::header_bytes(Kind::F32, &[3]).unwrap();
+    assert!(String::from_utf8_lossy(&one).contains("'shape': (3,), }"));
+    let scalar = npy::header_bytes(Kind::F32, &[]).unwrap();
+    assert!(String::from_utf8_lossy(&scalar).contains("'shape': (), }"));
+}
+
+#[test]
+fn deflated_archives_of_numpy_are_read() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/emoji32/streams_dpar.safetensors");
+    let file = ArrayFile::open(path).unwrap();
+    let margin = file.f32("margin", &[Some(1024), Some(64)]).unwrap();
+    // The same numbers through a deflated archive.
+    let (_guard, folder) = test_folder();
+    let plain = folder.join("plain.npy");
+    let array = Array::F32(margin);
+    write_npy(&plain, &(&array).into()).unwrap();
+    let packed = folder.join("packed.npz");
+    let mut zip = zip::ZipWriter::new(fs_err::File::create(&packed).unwrap());
+    let deflated =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+    zip.start_file("readme.txt", deflated).unwrap();
+    zip.start_file("margin.npy", deflated).unwrap();
+    std::io::Write::write_all(&mut zip, &fs_err::read(&plain).unwrap()).unwrap();
+    zip.finish().unwrap();
+    let file = ArrayFile::open(&packed).unwrap();
+    assert_eq!(file.arrays().len(), 1, "members that are no arrays are passed over");
+    assert_eq!(file.get("margin").unwrap(), array);
+}
+
+#[test]
+fn fortran_order_becomes_row_major() {
+    let data: Vec<u8> = (0..6).collect();
+    let arrays = read_all("x.npy", &npy_bytes("'|u1'", "True", "(2, 3)", &data)).unwrap();
+    let Array::U8(a) = &arrays[0] else { panic!("{arrays:?}") };
+    assert_eq!(a.as_slice().unwrap(), [0, 2, 4, 1, 3, 5]);
+}
+
+#[test]
+fn other_headers_of_numpy_are_read() {
+    let mut v2 = b"\x93NUMPY\x02\x00".to_vec();
+    let text = "{\"shape\": (2L,), 'descr':'|u1','fortran_order':False}";
+    v2.extend((text.len() as u32).to_le_bytes());
+    v2.extend(text.as_bytes());
+    v2.extend([7, 8, 9]);
+    let arrays = read_all("x.npy", &v2).unwrap();
+    assert_eq!(arrays[0].to_i64("x").unwrap().as_slice().unwrap(), [7, 8]);
+}
+
+#[test]
+fn element_types_that_are_not_read_are_named_and_do_not_hide_the_rest() {
+    for (descr, why) in [
+        ("'|O'", "pickled Python objects"),
+        ("'>f4'", "big-endian"),
+        ("'<f2'", "not supported"),
+        ("[('a', '<f4', (2, 3)), ('b', '|O')]", "records"),
+    ] {
+        let error = npy_error(descr, "False", "(1,)", &[0; 8]);
+        assert!(error.contains(why) && error.contains("x.npy: array `x`"), "{error}");
+    }
+    let (_guard, folder) = test_folder();
+    let path = folder.join("x.npy");
+    fs_err::write(&path, npy_bytes("'|O'", "False", "(3,)", &[0; 8])).unwrap();
+    assert_eq!(ArrayFile::open(&path).unwrap().info("x").unwrap().dtype, "|O", "listed all the same");
+}
+
+#[test]
+fn headers_that_promise_too_much_are_refused_before_memory_is_taken() {
+    let cases = [
+        ("'<f4'", "(1000000000000,)", "truncated: 4000000000000 bytes are promised, 8 are there"),
+        ("'<f8'", "(4611686018427387904, 4)", "too large"),
+        ("'|u1'", "(0, 9223372036854775807, 9223372036854775807)", "too large"),
+        ("'|u1'", "(99999999999999999999,)", "too large"),
+        ("'<f4'", "(3,)", "truncated: 12 bytes are promised, 8 are there"),
+    ];
+    for (descr, shape, want) in cases {
+        let error = npy_error(descr, "False", shape, &[0; 8]);
+        assert!(error.contains(want), "{shape}: {error}");
+    }
+    let dims = format!("({})", "1,".repeat(65));
+    assert!(npy_error("'|u1'", "False", &dims, &[0; 8]).contains("dimensions"));
+    let mut long = b"\x93NUMPY\x02\x00".to_vec();
+    long.extend(u32::MAX.to_le_bytes());
+    assert!(read_all("x.npy", &long).unwrap_err().to_string().contains("too large"));
+    let nested = format!("{}'|u1'", "[(".repeat(20_000));
+    assert!(npy_error(&nested, "False", "(1,)", &[0]).contains("bracket"), "nesting does not recurse");
+}
+
+#[test]
+fn a_member_that_promises_more_than_its_archive_can_hold_is_refused() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("x.npz");
+    let mut zip = zip::ZipWriter::new(fs_err::File::create(&path).unwrap());
+    zip.start_file("x.npy", zip::write::SimpleFileOptions::default()).unwrap();
+    let member = npy_bytes("'<f4'", "False", "(1000000000,)", &[0; 40]);
+    std::io::Write::write_all(&mut zip, &member).unwrap();
+    zip.finish().unwrap();
+    let error = ArrayFile::open(&path).unwrap().get("x").unwrap_err();
+    assert!(matches!(error.kind, ArrayErrorKind::Truncated { promised: 4_000_000_000, held: 40 }), "{error}");
+}
+
+#[test]
+fn a_damaged_member_is_found_by_its_checksum() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("x.npz");
+    let data = [1.25_f32; 100];
+    write_npz(&path, &[("x", ArrayRef::f32(&[100], &data))]).unwrap();
+    let mut bytes = fs_err::read(&path).unwrap();
+    let at = bytes.windows(4).position(|w| w == data[0].to_le_bytes()).unwrap();
+    bytes[at] ^= 1;
+    let error = read_all("x.npz", &bytes).unwrap_err();
+    assert!(matches!(error.kind, ArrayErrorKind::Malformed(_)), "{error}");
+}
+
+#[test]
+fn safetensors_headers_are_checked_against_the_file() {
+    let file = |json: &str, data: usize| {
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        read_all("x.safetensors", &bytes).map(|a| a.len()).map_err(|e| e.to_string())
+    };
+    let f32x2 = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    assert_eq!(file(f32x2, 8), Ok(1));
+    assert!(file(f32x2, 7).unwrap_err().contains("truncated"));
+    assert!(file(f32x2, 9).unwrap_err().contains("belong to no array"));
+    let f16 = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
+    assert!(file(f16, 4).unwrap_err().contains("F16 cannot be read"));
+    let lie = r#"{"a":{"dtype":"U8","shape":[9999999999],"data_offsets":[0,9999999999]}}"#;
+    assert!(file(lie, 8).unwrap_err().contains("truncated"));
+    let zero = r#"{"a":{"dtype":"U8","shape":[18446744073709551615,0],"data_offsets":[0,0]}}"#;
+    assert!(file(zero, 0).unwrap_err().contains("too large"));
+    assert!(read_all("x.safetensors", &u64::MAX.to_le_bytes()).is_err());
+}
+
+#[test]
+fn shapes_and_types_are_required_and_widened_without_loss() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("in.npz");
+    write_npz(&path, &refs(&sample())).unwrap();
+    let file = ArrayFile::open(&path).unwrap();
+    assert_eq!(file.i64("bytes", &[Some(5)]).unwrap()[[4]], 200);
+    assert_eq!(file.f32("bytes", &[None]).unwrap()[[4]], 200.0);
+    assert_eq!(file.f64("image", &[None, None, Some(2)]).unwrap()[[1, 0, 1]], 0.5);
+    assert_eq!(file.u8("bytes", &[None]).unwrap().len(), 5);
+    assert_eq!(file.i64("tokens", &[]).unwrap().len(), 1);
+    let message = |e: ArrayError| e.to_string();
+    assert_eq!(
+        message(file.require("codes", &[Some(4), None]).unwrap_err()),
+        format!("{path}: array `codes`: shape [2, 3] where [4, any] is wanted (int64)")
+    );
+    assert_eq!(
+        message(file.f32("codes", &[None, None]).unwrap_err()),
+        format!("{path}: array `codes`: int64 elements of shape [2, 3] do not fit float32 without loss")
+    );
+    assert!(message(file.f32("tokens", &[]).unwrap_err()).contains("int32 elements"));
+    assert!(message(file.i64("mu", &[None]).unwrap_err()).contains("float64 elements"));
+    assert!(message(file.u8("mu", &[None]).unwrap_err()).contains("float64 elements"));
+    let missing = message(file.get("nothing").unwrap_err());
+    assert!(missing.contains("`nothing`") && missing.contains("`codes`, `image`, `mu`"), "{missing}");
+}
+
+#[test]
+fn file_names_and_files_that_are_not_there_are_named() {
+    let (_guard, folder) = test_folder();
+    let error = ArrayFile::open(folder.join("x.pt")).unwrap_err();
+    assert!(matches!(error.kind, ArrayErrorKind::UnknownFormat), "{error}");
+    for name in ["x.npz", "x.npy", "x.safetensors"] {
+        let error = ArrayFile::open(folder.join(name)).unwrap_err();
+        assert!(matches!(error.kind, ArrayErrorKind::Io(_)) && error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_together_is_not_written() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("x.npz");
+    for arrays in [
+        &[("a", ArrayRef::f32(&[2], &[1.0]))][..],
+        &[("", ArrayRef::f32(&[1], &[1.0]))],
+        &[("a", ArrayRef::u8(&[1], &[1])), ("a", ArrayRef::u8(&[1], &[1]))],
+    ] {
+        assert!(matches!(write_npz(&path, arrays).unwrap_err().kind, ArrayErrorKind::Write(_)));
+        assert!(matches!(write_safetensors(&path, arrays).unwrap_err().kind, ArrayErrorKind::Write(_)));
+    }
+    assert!(write_safetensors(&path, &[("__metadata__", ArrayRef::u8(&[1], &[1]))]).is_err());
+    assert!(write_npy(&path, &ArrayRef::i32(&[3], &[1])).is_err());
+    assert_eq!(fs_err::read_dir(&folder).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn images_are_written_one_by_one() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("samples.npz");
+    let mut writer = ImageNpzWriter::create(&path, 2, 3, 4).unwrap();
+    for i in 0..4 {
+        writer.push(&[i; 18]).unwrap();
+        assert!(!path.exists(), "the file appears only when it is complete");
+    }
+    assert!(writer.push(&[0; 18]).is_err(), "one too many");
+    assert_eq!(writer.pushed(), 4);
+    writer.finish_with(&[("arr_1", ArrayRef::i64(&[4], &[0, 1, 2, 3]))]).unwrap();
+    let file = ArrayFile::open(&path).unwrap();
+    let images = file.u8("arr_0", &[Some(4), Some(2), Some(3), Some(3)]).unwrap();
+    assert_eq!(images[[3, 1, 2, 2]], 3);
+    assert_eq!(file.i64("arr_1", &[Some(4)]).unwrap()[[2]], 2);
+}
+
+#[test]
+fn incomplete_image_files_do_not_appear() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("samples.npz");
+    let mut writer = ImageNpzWriter::create(&path, 1, 1, 2).unwrap();
+    assert!(writer.push(&[0; 4]).is_err(), "another size");
+    writer.push(&[0; 3]).unwrap();
+    let error = writer.finish().unwrap_err().to_string();
+    assert!(error.contains("1 of the announced 2 images"), "{error}");
+    assert!(ImageNpzWriter::create(&path, usize::MAX, 2, 2).is_err());
+    assert_eq!(fs_err::read_dir(&folder).unwrap().count(), 0);
+}
+
+fn valid(name: &str) -> Vec<u8> {
+    let (_guard, folder) = test_folder();
+    let path = folder.join(name);
+    let arrays = sample();
+    match path.extension() {
+        Some("npz") => write_npz(&path, &refs(&arrays)).unwrap(),
+        Some("npy") => write_npy(&path, &(&arrays[0].1).into()).unwrap(),
+        _ => write_safetensors(&path, &refs(&arrays)).unwrap(),
+    }
+    fs_err::read(&path).unwrap()
+}
+
+#[test]
+fn files_cut_anywhere_are_refused_with_their_name() {
+    for name in ["x.npy", "x.safetensors", "x.npz"] {
+        let bytes = valid(name);
+        assert!(read_all(name, &bytes).is_ok());
+        for end in 0..bytes.len() {
+            let error = read_all(name, &bytes[..end]).expect_err(name).to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), which in 0_usize..3) {
+        let (name, magic) = [("x.npy", &b"\x93NUMPY\x01\x00"[..]), ("x.npz", b"PK\x03\x04"), ("x.safetensors", b"")][which];
+        let _ = read_all(name, &bytes);
+        let _ = read_all(name, &[magic, &bytes].concat());
+    }
+
+    #[test]
+    fn damaged_files_never_panic(which in 0_usize..3, hits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let name = ["x.npy", "x.npz", "x.safetensors"][which];
+        let mut bytes = valid(name);
+        for (at, value) in hits {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        let _ = read_all(name, &bytes);
+    }
+
+    #[test]
+    fn header_texts_never_panic(text in "[\\{\\}\\[\\]\\(\\)'\", :a-zA-Z0-9<|]{0,80}") {
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((text.len() as u16).to_le_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.extend([0; 16]);
+        let _ = read_all("x.npy", &bytes);
+    }
+}
