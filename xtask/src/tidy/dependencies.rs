@@ -1,4 +1,5 @@
-//! Which crate may depend on which: data flows one way, and each native dependency has one owner.
+//! Which crate may depend on which: data flows one way, up through the layers, and each native dependency has one
+//! owner.
 
 use anyhow::{Context, Result};
 
@@ -10,6 +11,23 @@ pub(crate) struct Edge {
     /// Also built outside tests.
     normal: bool,
 }
+
+/// The layers, lowest first: a member depends on members of lower layers only.
+const LAYERS: &[&[&str]] = &[
+    &["dpar-export-spec", "dpar-export-metrics"],
+    &["dpar-engine-api", "dpar-export-checkpoint", "dpar-export-files"],
+    &["dpar-engine-tract", "dpar-engine-ort", "dpar-engine-candle", "dpar-engine-tensorrt"],
+    &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],
+    &["dpar-export-bundle"],
+    &["dpar-export-trt", "dpar-export-decode"],
+    &["dpar-export-compare"],
+    &["dpar-export-evaluate"],
+    &["dpar-export"],
+    &["xtask"],
+];
+
+/// Members that turn checkpoints into graphs.
+const EXPORTERS: &[&str] = &["dpar-export-checkpoint", "dpar-export-onnx"];
 
 /// Dependencies that only the named members may have.
 const OWNERS: &[(&str, &[&str])] = &[
@@ -43,10 +61,6 @@ pub(crate) fn edges(metadata: &serde_json::Value) -> Result<Vec<Edge>> {
     Ok(edges)
 }
 
-fn is_exporter(name: &str) -> bool {
-    name.starts_with("dpar-export-")
-}
-
 fn is_engine(name: &str) -> bool {
     name.starts_with("dpar-engine-")
 }
@@ -70,21 +84,32 @@ pub(crate) fn plain(tree: &str) -> Vec<String> {
     problems
 }
 
+fn layer(name: &str) -> Option<usize> {
+    LAYERS.iter().position(|members| members.contains(&name))
+}
+
+/// Members that have no layer.
+pub(crate) fn members(metadata: &serde_json::Value) -> Vec<String> {
+    let names = metadata["packages"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
+    let homeless = names.filter(|name| layer(name).is_none());
+    homeless
+        .map(|name| format!("{name} is in no layer: give it one in xtask/src/tidy/dependencies.rs"))
+        .collect()
+}
+
 pub(crate) fn check(edges: &[Edge]) -> Vec<String> {
     let mut problems = Vec::new();
     for Edge { from, to, normal } in edges {
         let mut problem = |why: &str| problems.push(format!("{from} depends on {to}: {why}"));
-        if is_exporter(from) && is_engine(to) {
+        let up = layer(from).zip(layer(to)).is_some_and(|(from, to)| to >= from);
+        if EXPORTERS.contains(&from.as_str()) && is_engine(to) {
             problem("exporters never depend on an engine");
-        }
-        if is_engine(from) && is_exporter(to) && to != "dpar-export-spec" {
+        } else if is_engine(from) && to.starts_with("dpar-export-") && to != "dpar-export-spec" {
             problem("engines never see a checkpoint or an exporter");
-        }
-        if *normal && is_engine(from) && is_engine(to) && to != "dpar-engine-api" {
-            problem("engines know the contract, not each other");
-        }
-        if from == "dpar-export-spec" && (IO.contains(&to.as_str()) || is_exporter(to)) {
+        } else if from == "dpar-export-spec" && (IO.contains(&to.as_str()) || layer(to).is_some()) {
             problem("the spec does no I/O and depends on no other member");
+        } else if *normal && up {
+            problem("dependencies lead down: it is in the same layer or above");
         }
         if let Some((_, owners)) = OWNERS.iter().find(|(name, _)| name == to)
             && !owners.contains(&from.as_str())
@@ -109,7 +134,11 @@ mod tests {
             ("dpar-export-onnx", "dpar-engine-api", "never depend on an engine"),
             ("dpar-engine-ort", "dpar-export-checkpoint", "never see a checkpoint"),
             ("dpar-engine-tract", "dpar-export-onnx", "never see a checkpoint"),
-            ("dpar-engine-tract", "dpar-engine-ort", "not each other"),
+            ("dpar-engine-tract", "dpar-engine-ort", "lead down"),
+            ("dpar-export-bundle", "dpar-export-trt", "lead down"),
+            ("dpar-export-decode", "dpar-export-compare", "lead down"),
+            ("dpar-export-trt", "dpar-export-decode", "lead down"),
+            ("dpar-export-files", "dpar-export", "lead down"),
             ("dpar-export-spec", "fs-err", "no I/O"),
             ("dpar-export-spec", "camino", "no I/O"),
             ("dpar-export-spec", "dpar-export-onnx", "no other member"),
@@ -130,11 +159,20 @@ mod tests {
             ("dpar-export-onnx", "dpar-export-checkpoint", true),
             ("dpar-engine-ort", "dpar-export-spec", true),
             ("dpar-engine-ort", "ort", true),
-            ("dpar-engine-conformance", "dpar-engine-ort", false),
+            ("dpar-engine-ort", "dpar-engine-conformance", false),
+            ("dpar-export-trt", "dpar-engine-tensorrt", true),
+            ("dpar-export-compare", "dpar-export-decode", true),
             ("dpar-export-spec", "serde", true),
         ] {
             assert!(problems(from, to, normal).is_empty(), "{from} -> {to}");
         }
+    }
+
+    #[test]
+    fn a_member_without_a_layer_fires() {
+        let metadata = serde_json::json!({"packages": [{"name": "dpar-export"}, {"name": "dpar-new"}]});
+        let found = members(&metadata);
+        assert!(found.len() == 1 && found[0].starts_with("dpar-new is in no layer"), "{found:?}");
     }
 
     #[test]

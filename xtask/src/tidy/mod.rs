@@ -5,6 +5,7 @@
 
 mod dependencies;
 mod files;
+mod modules;
 mod source;
 
 use std::process::Command;
@@ -27,9 +28,12 @@ const TEXT_LIMIT: u64 = 4 << 20;
 
 pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     let tracked = tracked(root)?;
-    let mut problems = dependencies::check(&dependencies::edges(&metadata(root)?)?);
+    let metadata = metadata(root)?;
+    let mut problems = dependencies::members(&metadata);
+    problems.extend(dependencies::check(&dependencies::edges(&metadata)?));
     problems.extend(dependencies::plain(&plain_tree(root)?));
     problems.extend(files::check(&tracked));
+    problems.extend(modules::check(&tracked));
     problems.extend(tracked.iter().flat_map(source::check));
     for problem in &problems {
         eprintln!("{problem}");

@@ -18,6 +18,18 @@ const IGNORE: &str = concat!("#[ig", "nore");
 /// Tests that are run by hand, with the reason.
 const BY_HAND: &[(&str, &str)] = &[];
 
+/// Where `unsafe` may stand. `unsafe_code` is denied in the workspace; what allows it is looked for as well.
+const UNSAFE: &[&str] = &[
+    "engines/candle/src/weights.rs",
+    "engines/ort/src/",
+    "engines/tensorrt/",
+    "exporters/checkpoint/src/file/mapped.rs",
+    "harness/files/src/arrays/mapped.rs",
+];
+
+/// The word, and the lint that would let it pass.
+const UNSAFE_WORDS: &[&str] = &[concat!("uns", "afe"), concat!("uns", "afe_code")];
+
 /// Only the commands print and exit.
 const PRINTING: &[&str] = &["println!", "eprintln!", "print!", "eprint!", "process::exit"];
 
@@ -37,10 +49,12 @@ fn check_with(file: &Tracked, long: &[(&str, &str)], by_hand: &[(&str, &str)]) -
     if rust && lines > LINES && long.iter().all(|(p, _)| *p != path) {
         problems.push(format!("{path}: {lines} lines, {LINES} are allowed: split it"));
     }
+    let library = path.starts_with("src/") || path.contains("/src/") && !path.starts_with("xtask/");
     let quiet = rust
-        && path.starts_with("src/")
+        && library
         && !path.starts_with("src/commands/")
         && !["src/commands.rs", "src/main.rs"].contains(&path);
+    let safe = !UNSAFE.iter().any(|place| path.starts_with(place));
     for (i, line) in text.lines().enumerate() {
         let mut problem = |what: &str, why: &str| problems.push(format!("{path}:{}: `{what}`: {why}", i + 1));
         if let Some(home) = HOMES.iter().find(|h| has_path(line, h)) {
@@ -54,6 +68,9 @@ fn check_with(file: &Tracked, long: &[(&str, &str)], by_hand: &[(&str, &str)]) -
         if let Some(word) = LEFTOVERS.iter().find(|w| has_word(code, w) && !listed(w)) {
             problem(word, "finish it or take it out");
         }
+        if let Some(word) = UNSAFE_WORDS.iter().find(|w| safe && is_word(code, w)) {
+            problem(word, "it has its places, listed in xtask/src/tidy/source.rs");
+        }
         if let Some(word) = PRINTING.iter().find(|w| quiet && has_word(code, w)) {
             problem(word, "only src/commands and src/main.rs print or exit");
         }
@@ -64,6 +81,13 @@ fn check_with(file: &Tracked, long: &[(&str, &str)], by_hand: &[(&str, &str)]) -
 /// Whether `word` stands in `line` and is not the end of a longer name.
 fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
+/// Whether `word` stands in `line` by itself.
+fn is_word(line: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || "_-".contains(c);
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(part) && !line[at + word.len()..].starts_with(part))
 }
 
 /// Whether `line` has an absolute path that begins with `start`, and not a path or address that contains it.
@@ -114,7 +138,30 @@ mod tests {
             for allowed in ["src/main.rs", "src/commands/verify.rs", "src/commands.rs", "xtask/src/main.rs"] {
                 assert!(found(allowed, &line).is_empty(), "{allowed}");
             }
+            assert_eq!(found("harness/decode/src/runtime.rs", &line).len(), 1, "{word}");
         }
+    }
+
+    #[test]
+    fn unsafe_fires_outside_its_places() {
+        let word = UNSAFE_WORDS[0];
+        for line in
+            [format!("{word} {{ f() }}"), format!("#![allow({word}_code)]"), format!("{word} fn f();")]
+        {
+            for path in
+                ["src/lib.rs", "harness/decode/src/runtime.rs", "engines/tract/src/lib.rs", "tests/a.rs"]
+            {
+                let problems = found(path, &line);
+                assert!(
+                    problems.len() == 1 && problems[0].contains("it has its places"),
+                    "{path}: {problems:?}"
+                );
+            }
+            for path in ["engines/ort/src/library.rs", "harness/files/src/arrays/mapped.rs"] {
+                assert!(found(path, &line).is_empty(), "{path}");
+            }
+        }
+        assert!(found("src/lib.rs", &format!("// {word}\nlet {word}ly = 1;")).is_empty());
     }
 
     #[test]
