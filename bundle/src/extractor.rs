@@ -416,7 +416,9 @@ fn interface(foreign: &Foreign, input_size: Option<usize>) -> Result<(usize, usi
         return Err("its input size is open: give it with --input-size".to_owned());
     };
     if sides.iter().any(|s| *s != size) {
-        return Err(format!("its input is {height:?} x {width:?} pixels, --input-size {input_size:?}"));
+        let side = |s: &Option<usize>| s.map_or_else(|| "any".to_owned(), |s| s.to_string());
+        let given = input_size.map(|s| format!(", --input-size {s}")).unwrap_or_default();
+        return Err(format!("its input is {} x {} pixels{given}", side(height), side(width)));
     }
     match features.dims.as_deref() {
         Some([_, Some(f)]) if *f > 0 => Ok((size, *f)),

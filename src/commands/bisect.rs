@@ -12,7 +12,7 @@ use super::printer::Printer;
 use super::verify::word;
 use crate::bundle::{Bundle, MANIFEST};
 use crate::engines::DEFAULT_ENGINE;
-use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request};
 use crate::parity::bisect::{Bisection, against_recorded, between};
 use crate::parity::drawn;
@@ -89,10 +89,8 @@ fn find(args: &BisectArgs, progress: Progress<'_>) -> Result<Bisection, Failure>
 
 /// Tokens to follow: what the good source draws.
 fn draw(runtime: &Runtime<'_>, args: &BisectArgs, progress: Progress<'_>) -> Result<Forced, RunError> {
-    let classes = runtime.bundle().system().num_classes.max(1) as u64;
-    let class = |index| random_class(image_key(args.seed, index), classes) as i64;
-    let requests: Vec<Request> =
-        (0..u64::from(args.images)).map(|index| Request { index, class: class(index) }).collect();
+    let classes = runtime.bundle().system().num_classes;
+    let requests = Request::all_seeded(args.seed, u64::from(args.images), classes);
     let options = DecodeOptions {
         cfg_scale: args.cfg_scale,
         cfg_interval: None,

@@ -12,7 +12,7 @@ use super::pixels::{SAMPLE_FOLDER, TRACE, write_images};
 use super::printer::Printer;
 use super::{outside, with_runtime};
 use crate::arrays::{ArrayRef, write_npz};
-use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::patches::pad;
 use crate::picture::{GridOptions, grid};
@@ -108,12 +108,7 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
 /// The images asked for: explicit classes, or classes drawn from the seed.
 fn requests(args: &GenerateArgs, num_classes: usize) -> Vec<Request> {
     match args.num {
-        Some(n) => (0..n)
-            .map(|index| {
-                let class = random_class(image_key(args.seed, index), num_classes as u64) as i64;
-                Request { index, class }
-            })
-            .collect(),
+        Some(n) => Request::all_seeded(args.seed, n, num_classes),
         None => {
             let numbered = args.classes.iter().enumerate();
             numbered.map(|(i, class)| Request { index: i as u64, class: *class }).collect()

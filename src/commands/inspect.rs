@@ -241,7 +241,7 @@ fn port_row(side: &str, port: &Port) -> Vec<String> {
 
 fn system_text(system: &SystemSpec) -> String {
     format!(
-        "{:?} `{}`: {} px, {} tokens ({} a row), codebook {}, {} classes\npatches: {}\n",
+        "{} `{}`: {} px, {} tokens ({} a row), codebook {}, {} classes\npatches: {}\n",
         system.kind,
         system.name,
         system.image_size,

@@ -82,7 +82,7 @@ pub(super) fn run(args: &ReproduceArgs, printer: Printer) -> Result<Exit, Failur
         && let (Some(first), Some(second)) = (kind(bundle), kind(baseline))
         && first == second
     {
-        let message = format!("{bundle} and {baseline} are both {first:?}: --baseline is the other system");
+        let message = format!("{bundle} and {baseline} are both {first}: --baseline is the other system");
         return Err(Failure::usage(message, Some("reproduce each of them alone, or give the other system")));
     }
     let mut reference = reference(args, folder)?;
@@ -268,7 +268,7 @@ fn poster(reports: &[SystemReport]) -> String {
         .iter()
         .flat_map(|r| {
             let parameters = format!("{:.1}M", r.parameters as f64 / 1e6);
-            let system = format!("{:?}", r.system).to_lowercase();
+            let system = r.system;
             [
                 row(format!("{} ({system})", r.model), parameters, r.steps.mean, r.metrics.as_ref()),
                 row(

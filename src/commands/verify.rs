@@ -158,7 +158,7 @@ fn flip_row(flip: &Flip) -> Vec<String> {
     vec![
         flip.image.to_string(),
         flip.slot.to_string(),
-        format!("{:?}", flip.decision).to_lowercase(),
+        flip.decision.to_string(),
         flip.reference.to_string(),
         flip.found.to_string(),
         margin.unwrap_or_else(|| "unknown".to_owned()),

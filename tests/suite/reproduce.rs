@@ -386,7 +386,7 @@ fn what_cannot_be_honoured_is_an_error() {
     let nothing = with(&["--extractor", &network]);
     assert!(nothing.code == 2 && nothing.stderr.contains("--images FILE.npz"), "{}", nothing.stderr);
     let same = with(&["--baseline", &bundle]);
-    assert!(same.code == 2 && same.stderr.contains("both Dpar"), "{}", same.stderr);
+    assert!(same.code == 2 && same.stderr.contains("both dpar"), "{}", same.stderr);
     assert_eq!(with(&[]).code, 0);
 }
 

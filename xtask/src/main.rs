@@ -1,4 +1,4 @@
-//! Development tasks: `cargo xtask setup`, `demo`, `check`, `streams`, `tidy`, `onnx-check` and `npz-check`.
+//! Development tasks; `cargo xtask help` lists them.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench_model;

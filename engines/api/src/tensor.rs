@@ -5,7 +5,6 @@ use half::{bf16, f16};
 
 /// Owned elements.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum TensorData {
     /// 32-bit floats.
     F32(Vec<f32>),
@@ -143,7 +142,6 @@ impl Tensor {
 
 /// Borrowed elements.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub enum TensorSlice<'a> {
     /// 32-bit floats.
     F32(&'a [f32]),

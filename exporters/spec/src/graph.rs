@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 /// Element type of a graph port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum DType {
     /// 32-bit IEEE float.
     F32,

@@ -36,7 +36,10 @@ pub enum PatchRuleError {
     #[error("`patcher.threshold` must be a finite number, not {0}")]
     BadThreshold(f32),
     /// `static` without a patch size, or one that is not at least 1.
-    #[error("static patching needs a `patcher.patch_size` of at least 1, not {0:?}")]
+    #[error(
+        "static patching needs a `patcher.patch_size` of at least 1, not {}",
+        .0.map_or_else(|| "none".to_owned(), |size| size.to_string())
+    )]
     BadPatchSize(Option<f64>),
     /// `max_patch_length` 0.
     #[error("`patcher.max_patch_length` must be at least 1")]

@@ -23,6 +23,16 @@ pub enum SystemKind {
     Extractor,
 }
 
+impl std::fmt::Display for SystemKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Dpar => "dpar",
+            Self::Llamagen => "llamagen",
+            Self::Extractor => "extractor",
+        })
+    }
+}
+
 /// Which component a weight set belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

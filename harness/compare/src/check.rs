@@ -31,6 +31,16 @@ pub enum Decision {
     Code,
 }
 
+impl std::fmt::Display for Decision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Boundary => "boundary",
+            Self::Token => "token",
+            Self::Code => "code",
+        })
+    }
+}
+
 /// A decision that differs from the reference: the first of its image, since everything later follows from it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Flip {

@@ -3,7 +3,7 @@
 use dpar_engine_api::Engine;
 use dpar_export_bundle::{Bundle, BundleError, TargetError, TargetErrorKind};
 
-use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeError, DecodeOptions, Request};
 use crate::runtime::{Progress, RunError, Runtime};
 
@@ -28,9 +28,7 @@ pub fn calibrate(
         sampler: SamplerOptions::default(),
         seed: 0,
     };
-    let classes = bundle.system().num_classes as u64;
-    let request = |index: u64| Request { index, class: random_class(image_key(0, index), classes) as i64 };
-    let requests: Vec<Request> = (0..u64::from(images)).map(request).collect();
+    let requests = Request::all_seeded(0, u64::from(images), bundle.system().num_classes);
     let streams = Runtime::new(bundle, engine)?.decode(&requests, &decode, BATCH, progress)?;
     Ok(streams.into_iter().map(|s| s.patch_lengths).collect())
 }

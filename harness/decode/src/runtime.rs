@@ -272,10 +272,11 @@ impl<'a> Runtime<'a> {
         for chunk in ids.chunks(tokens * batch.max(1)) {
             let rows = chunk.len() / tokens;
             let view = TensorView::i64([rows, tokens], chunk);
-            if let Some(TensorData::F32(out)) = run_one(session.as_mut(), "tokens", view)? {
-                check_finite("vq_decode", "image", &out)?;
-                images.extend(out);
-            }
+            let TensorData::F32(out) = run_one(session.as_mut(), "tokens", view)? else {
+                return Err(wrong_type("vq_decode", "image").into());
+            };
+            check_finite("vq_decode", "image", &out)?;
+            images.extend(out);
             if !progress(images.len() / self.image_len(), n) {
                 return Err(RunError::Interrupted);
             }
@@ -299,9 +300,10 @@ impl<'a> Runtime<'a> {
         for (i, chunk) in images.chunks(len * batch.max(1)).enumerate() {
             let rows = chunk.len() / len;
             let view = TensorView::f32([rows, 3, size, size], chunk);
-            if let Some(TensorData::I64(out)) = run_one(session.as_mut(), "image", view)? {
-                codes.extend(out);
-            }
+            let TensorData::I64(out) = run_one(session.as_mut(), "image", view)? else {
+                return Err(wrong_type("vq_encode", "tokens").into());
+            };
+            codes.extend(out);
             if !progress((i * batch.max(1) + rows).min(n), n) {
                 return Err(RunError::Interrupted);
             }
@@ -334,10 +336,16 @@ fn check_tokens(ids: &[i64], vocab: usize) -> Result<(), RunError> {
     }
 }
 
-fn run_one(
-    session: &mut dyn Session,
-    name: &str,
-    view: TensorView<'_>,
-) -> Result<Option<TensorData>, EngineError> {
-    Ok(session.run(&[(name, view)])?.into_iter().next().map(Tensor::into_data))
+/// A call of a graph with one input and one output.
+fn run_one(session: &mut dyn Session, name: &str, view: TensorView<'_>) -> Result<TensorData, EngineError> {
+    let output = session.run(&[(name, view)])?.into_iter().next();
+    output.map(Tensor::into_data).ok_or_else(|| {
+        let graph = &session.spec().name;
+        EngineError::new(EngineErrorKind::Output, "runtime", "it gives no output").in_graph(graph)
+    })
+}
+
+fn wrong_type(graph: &str, port: &str) -> EngineError {
+    let message = format!("output `{port}` has another element type than the runtime takes");
+    EngineError::new(EngineErrorKind::Output, "runtime", message).in_graph(graph)
 }

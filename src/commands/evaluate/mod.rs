@@ -27,7 +27,7 @@ use crate::evaluate::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, Samp
 use crate::evaluate::report::{Metric, Network, Settings};
 use crate::evaluate::store::{Chunk, Purpose, Store};
 use crate::features::{ExtractorOptions, FeatureExtractor};
-use crate::generate::sampler::{SamplerOptions, image_key, random_class};
+use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request};
 pub(crate) use args::EvaluateArgs;
 use source::{Source, TakeChunk};
@@ -69,12 +69,8 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
     with_runtime(path, &args.engine, |runtime| {
         // Asked first: decoding thousands of images to find no tokenizer would waste hours.
         runtime.bundle().with_graph("vq_decode", |_| Ok::<_, Failure>(()))?;
-        let classes = runtime.bundle().system().num_classes as u64;
-        let request = |index| {
-            let class = random_class(image_key(draw.seed, index), classes) as i64;
-            Request { index, class }
-        };
-        let requests = (0..draw.num.unwrap_or_default()).map(request).collect();
+        let classes = runtime.bundle().system().num_classes;
+        let requests = Request::all_seeded(draw.seed, draw.num.unwrap_or_default(), classes);
         let batch = usize::from(args.engine.batch);
         let source = Source::Bundle { runtime, requests, options, batch };
         let job = Job::new(args, printer)?;

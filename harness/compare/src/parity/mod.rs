@@ -22,7 +22,7 @@ use dpar_engine_api::{
     ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, HostCache, Session, TensorView,
 };
 use dpar_export_bundle::Bundle;
-use dpar_export_decode::generate::sampler::{SampleError, SamplerOptions, image_key, random_class, uniform};
+use dpar_export_decode::generate::sampler::{SampleError, SamplerOptions, image_key, uniform};
 use dpar_export_decode::generate::{
     DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model,
 };
@@ -282,9 +282,7 @@ impl<'a> Outcome<'a> {
 }
 
 fn requests(bundle: &Bundle, options: &ParityOptions) -> Vec<Request> {
-    let classes = bundle.system().num_classes.max(1) as u64;
-    let class = |index| random_class(image_key(options.seed, index), classes) as i64;
-    (0..options.images as u64).map(|index| Request { index, class: class(index) }).collect()
+    Request::all_seeded(options.seed, options.images as u64, bundle.system().num_classes)
 }
 
 fn sampled(options: &ParityOptions) -> DecodeOptions {

@@ -99,7 +99,7 @@ fn description(check: &Check) -> String {
 fn flip_text(flip: &Flip) -> String {
     let margin = flip.margin.map_or_else(|| "unknown".to_owned(), |m| format!("{m:.2e}"));
     format!(
-        "image {}, slot {}: {:?} is {}, reference {} (margin {margin}, near-tie below {:.0e}): {}",
+        "image {}, slot {}: {} is {}, reference {} (margin {margin}, near-tie below {:.0e}): {}",
         flip.image,
         flip.slot,
         flip.decision,

@@ -1,6 +1,6 @@
 //! Images drawn for a report, with the decisions that made them.
 
-use dpar_export_decode::generate::sampler::{SamplerOptions, image_key, random_class};
+use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::picture::to_u8_nhwc;
@@ -62,10 +62,8 @@ impl Samples {
     /// When the engine fails or the caller stops.
     pub fn draw(runtime: &Runtime<'_>, draw: Draw, progress: Progress<'_>) -> Result<Self, RunError> {
         let system = runtime.bundle().system();
-        let classes = system.num_classes as u64;
-        let requests: Vec<Request> = (0..u64::from(draw.num.min(MOST_IMAGES)))
-            .map(|index| Request { index, class: random_class(image_key(draw.seed, index), classes) as i64 })
-            .collect();
+        let num = u64::from(draw.num.min(MOST_IMAGES));
+        let requests = Request::all_seeded(draw.seed, num, system.num_classes);
         let options = DecodeOptions {
             cfg_scale: draw.cfg_scale,
             cfg_interval: None,

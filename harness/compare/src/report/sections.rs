@@ -145,7 +145,7 @@ fn flips(page: &Page) -> Markup {
                         th scope="row" { (check.name) }
                         td { (flip.image) }
                         td { (flip.slot) }
-                        td { (format!("{:?}", flip.decision).to_lowercase()) }
+                        td { (flip.decision) }
                         td { (flip.reference) }
                         td { (flip.found) }
                         td.number { (flip.margin.map_or_else(|| "unknown".to_owned(), |m| format!("{m:.1e}"))) }

@@ -154,8 +154,7 @@ fn case(runtime: &Runtime<'_>, spec: &GraphSpec) -> Case {
 /// Images to probe the loop with.
 fn draw(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Result<Vec<Stream>, RunError> {
     let classes = runtime.bundle().system().num_classes;
-    let requests: Vec<Request> =
-        (0..IMAGES as u64).map(|index| Request::seeded(SEED, index, classes)).collect();
+    let requests: Vec<Request> = Request::all_seeded(SEED, IMAGES as u64, classes);
     let options =
         DecodeOptions { cfg_scale: 1.0, cfg_interval: None, sampler: SamplerOptions::default(), seed: SEED };
     runtime.decode(&requests, &options, batch, progress)

@@ -122,7 +122,7 @@ impl ReferenceStreams {
 
     /// The first `n` images with the classes that follow from the seed.
     pub fn requests(&self, n: usize, num_classes: usize) -> Vec<Request> {
-        (0..n as u64).map(|index| Request::seeded(self.settings.seed, index, num_classes)).collect()
+        Request::all_seeded(self.settings.seed, n as u64, num_classes)
     }
 
     /// The first decision of each stream that differs, judged; `streams` are the first images.

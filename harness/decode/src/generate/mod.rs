@@ -54,6 +54,11 @@ impl Request {
     pub fn seeded(seed: u64, index: u64, num_classes: usize) -> Self {
         Self { index, class: random_class(image_key(seed, index), num_classes as u64) as i64 }
     }
+
+    /// The first `count` images of a seed.
+    pub fn all_seeded(seed: u64, count: u64, num_classes: usize) -> Vec<Self> {
+        (0..count).map(|index| Self::seeded(seed, index, num_classes)).collect()
+    }
 }
 
 /// One decoded image.

@@ -13,7 +13,6 @@ use dpar_engine_api::EngineInfo;
 use dpar_export_compare::check::Flip;
 use dpar_export_compare::tolerance::Limits;
 use dpar_export_compare::verify::ReferenceStreams;
-use dpar_export_decode::generate::sampler::{image_key, random_class};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{RunError, Runtime};
 use dpar_export_files::picture::to_u8_nhwc;
@@ -260,10 +259,7 @@ pub fn run_seed(
     options: ReproduceOptions,
     step: Step<'_>,
 ) -> Result<paper::Run, RunError> {
-    let classes = runtime.bundle().system().num_classes as u64;
-    let requests: Vec<Request> = (0..n as u64)
-        .map(|index| Request { index, class: random_class(image_key(decode.seed, index), classes) as i64 })
-        .collect();
+    let requests = Request::all_seeded(decode.seed, n as u64, runtime.bundle().system().num_classes);
     let mut tell = |done, total| step("decoding streams", done, total);
     let streams = runtime.decode(&requests, decode, options.batch, &mut tell)?;
     let steps: usize = streams.iter().map(Stream::steps).sum();

@@ -96,7 +96,7 @@ impl Row {
         let kind = if self.name.starts_with("DPAR") { SystemKind::Dpar } else { SystemKind::Llamagen };
         if system.kind != kind {
             return Err(RunError::Input(format!(
-                "{} is {:?}, the row {} is {kind:?}",
+                "{} is a {} system, the row {} is {kind}",
                 system.name, system.kind, self.name
             )));
         }

@@ -7,7 +7,7 @@ use super::super::report::SCHEMA_VERSION;
 use super::super::{reference, tolerance};
 use super::{Bisection, GraphFinding, Source, Symptom, how, source, symptom};
 use crate::check::{Check, Status, starts};
-use crate::replay::{Replay, follow};
+use crate::replay::{Follow, Replay, follow};
 use crate::stats::Accumulator;
 use crate::tolerance::Limits;
 use crate::verify::verify_golden;
@@ -30,7 +30,7 @@ pub fn against_recorded(
     {
         return Ok(found);
     }
-    let how = how(bundle, &golden.forced, 1.0);
+    let how = Follow { batch, ..how(bundle, &golden.forced, 1.0) };
     let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
     golden.follow(&own);
     let precision = bundle.manifest().precision;
@@ -39,7 +39,7 @@ pub fn against_recorded(
     let mut graph = None;
     let mut note = None;
     if let Some(symptom) = &symptom {
-        let named = inferred(runtime, &golden, symptom, limit.logits, progress)?;
+        let named = inferred(runtime, &golden, symptom, limit.logits, batch, progress)?;
         note = Some(match named.len() {
             0 => "every entropy agrees: the patch rule, and no graph, decides otherwise".to_owned(),
             _ => "recorded outputs hold no intermediate values: give a bundle that is known to be good as --reference \
@@ -139,6 +139,7 @@ fn inferred(
     golden: &reference::Reference,
     symptom: &Symptom,
     limit: f64,
+    batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<String>, RunError> {
     let system = runtime.bundle().system();
@@ -162,7 +163,7 @@ fn inferred(
     }
     let ids: Vec<i64> = golden.forced.tokens.iter().map(|t| i64::from(*t)).collect();
     let lengths = &golden.replay.patch_lengths;
-    let whole = runtime.score(&ids, &golden.forced.labels, Some(lengths), ids.len(), progress)?;
+    let whole = runtime.score(&ids, &golden.forced.labels, Some(lengths), batch, progress)?;
     let mut sums = Accumulator::default();
     sums.add(&golden.replay.conditional, &whole.logits);
     let steps = ["encoder_step", "patch_embed", "global_step", "decoder_step"];
