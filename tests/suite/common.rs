@@ -15,7 +15,7 @@ pub(crate) const ENGINES: [&str; 2] = ["tract", "ort"];
 pub(crate) const ENGINES: [&str; 3] = ["tract", "ort", "candle"];
 
 /// What an engine is told: two threads, but candle takes its number from the environment.
-pub(crate) fn engine_options(engine: &str) -> EngineOptions<'static> {
+pub(crate) fn engine_options(engine: &str) -> EngineOptions {
     EngineOptions { threads: (engine != "candle").then_some(2), ..EngineOptions::default() }
 }
 

@@ -27,7 +27,6 @@ const SYSTEMS: &[(&str, &[Precision])] = &[
     ("variants/full-cross/dpar", &[Precision::Fp32]),
     ("variants/index-rope/dpar", &[Precision::Fp32]),
     ("variants/monotonicity/dpar", &[Precision::Fp32]),
-    ("variants/shared-entropy", &[Precision::Fp32]),
     ("variants/static-fractional/dpar", &[Precision::Fp32]),
     ("variants/token/dpar", &[Precision::Fp32]),
     ("wrappings/experiment", &[Precision::Fp32]),
@@ -72,8 +71,6 @@ fn every_export_has_the_listed_bytes() {
     let efficientnet = crate::extractor::efficientnet_weights();
     let bundle = crate::extractor::export(&efficientnet, ComponentKind::EfficientnetLite0, &out);
     add("efficientnet-lite0", bundle.manifest());
-    let bundle = crate::extractor::seeded_inception(&temp.path("weights.safetensors"), &out);
-    add("inception", bundle.manifest());
     let tiny = fixture("features/tiny.onnx");
     let features = ForeignExtractor::read(&tiny, Some(16), Resize::default(), None).unwrap();
     add("features", &write_features(&tiny, &features, &out, false).unwrap());

@@ -24,7 +24,6 @@ impl TensorData {
             DType::F16 => Some(Self::F16(vec![f16::ZERO; len])),
             DType::BF16 => Some(Self::BF16(vec![bf16::ZERO; len])),
             DType::I64 => Some(Self::I64(vec![0; len])),
-            _ => None,
         }
     }
 

@@ -112,7 +112,6 @@ fn dtype(port: dpar_export_spec::DType) -> Option<DType> {
         dpar_export_spec::DType::F16 => Some(DType::F16),
         dpar_export_spec::DType::BF16 => Some(DType::BF16),
         dpar_export_spec::DType::I64 => Some(DType::I64),
-        _ => None,
     }
 }
 

@@ -160,7 +160,6 @@ pub(crate) fn rows(tensor: &Tensor, axis: usize, pick: &[usize]) -> Tensor {
         TensorSlice::F32(data) => Tensor::f32(shape, collect(data, &starts, inner)),
         TensorSlice::F16(data) => Tensor::f16(shape, collect(data, &starts, inner)),
         TensorSlice::BF16(data) => Tensor::bf16(shape, collect(data, &starts, inner)),
-        _ => tensor.clone(),
     }
 }
 

@@ -16,7 +16,6 @@ use crate::profile::{Point, Profile};
 pub(crate) fn element_bytes(dtype: DType) -> Option<usize> {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 | DType::I64 => Some(dtype.bytes()),
-        _ => None,
     }
 }
 

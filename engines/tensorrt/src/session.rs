@@ -401,7 +401,6 @@ fn enqueue(
                 TensorSlice::F16(data) => stream.upload(buffer, data)?,
                 TensorSlice::BF16(data) => stream.upload(buffer, data)?,
                 TensorSlice::I64(data) => stream.upload(buffer, data)?,
-                _ => return Err(format!("`{port}` has a dtype this engine does not know")),
             }
         }
     }
@@ -418,9 +417,6 @@ fn enqueue(
                 HostOutput(_, TensorData::F16(data)) => stream.download(data, buffer)?,
                 HostOutput(_, TensorData::BF16(data)) => stream.download(data, buffer)?,
                 HostOutput(_, TensorData::I64(data)) => stream.download(data, buffer)?,
-                HostOutput(..) => {
-                    return Err(format!("`{}` has a dtype this engine does not know", port.name));
-                }
             }
         }
     }

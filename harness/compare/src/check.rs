@@ -132,7 +132,7 @@ impl Check {
     }
 
     /// A check that did not come to an end, and why.
-    pub(crate) fn failed(name: &str, why: impl Into<String>) -> Self {
+    pub fn failed(name: &str, why: impl Into<String>) -> Self {
         Self { status: Status::Fail, ..Self::not_run(name, why) }
     }
 

@@ -36,14 +36,6 @@ pub(crate) fn export(weights: &Utf8Path, kind: ComponentKind, out: &Utf8Path) ->
     ExtractorBundle::open(out).unwrap()
 }
 
-/// Exports FID-Inception with the seeded weights of `fixtures/inception`, which are written to `weights`.
-pub(crate) fn seeded_inception(weights: &Utf8Path, out: &Utf8Path) -> ExtractorBundle {
-    let facts = facts("inception");
-    let seed = facts["seed"].as_u64().unwrap();
-    assert_eq!(seeded::write_weights(seed, weights), facts["weights_sha256"], "the generators differ");
-    export(weights, ComponentKind::Inception, out)
-}
-
 /// An extractor on an engine.
 pub(crate) fn open(path: &Utf8Path, engine: &str, options: &ExtractorOptions) -> FeatureExtractor {
     let engine = engines::create(engine, &engine_options(engine)).unwrap();
@@ -99,9 +91,11 @@ fn inception_gives_what_pytorch_fid_gives() {
     let temp = Temp::new();
     let facts = facts("inception");
     let seed = facts["seed"].as_u64().unwrap();
+    let weights = temp.path("weights.safetensors");
+    assert_eq!(seeded::write_weights(seed, &weights), facts["weights_sha256"], "the generators differ");
     let images = seeded::images(seed, 1 << 20, 2, 299, 13, 128.0);
     assert_eq!(seeded::digest(&images), facts["images_sha256"], "the generators differ");
-    let bundle = seeded_inception(&temp.path("weights.safetensors"), &temp.path("b"));
+    let bundle = export(&weights, ComponentKind::Inception, &temp.path("b"));
     assert!(bundle.spec().is_fid() && bundle.manifest().patch_rule.is_none());
     assert_eq!(bundle.manifest().components[0].parameters, 23_885_392);
     let (pads, can): (Vec<&str>, Vec<&str>) = ENGINES.into_iter().partition(|e| *e == "candle");

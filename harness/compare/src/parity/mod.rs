@@ -523,7 +523,7 @@ fn free(
     Ok(free_running(rule, &a.streams, &b.streams, observed, &mut gap))
 }
 
-fn loop_tensors(compared: &decisions::Compared, tolerance: Tolerance) -> Vec<stats::TensorStats> {
+fn loop_tensors(compared: &decisions::Compared, tolerance: Tolerance) -> Vec<crate::stats::TensorStats> {
     let mut tensors = vec![compared.logits.finish("logits", tolerance.logits)];
     if compared.entropy.largest().is_some() {
         tensors.push(compared.entropy.finish("entropy", tolerance.entropy));

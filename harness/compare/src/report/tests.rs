@@ -1,3 +1,5 @@
+use dpar_export_bundle::{ComponentChain, GraphLink, Link, SourceEntry, ToolEntry};
+
 use super::*;
 use crate::check::Decision;
 

@@ -134,7 +134,7 @@ impl Report {
     }
 
     /// Says more about why metrics of single images were not computed.
-    pub(crate) fn reason(&mut self, reason: &str) {
+    pub fn reason(&mut self, reason: &str) {
         for metric in [Metric::Precision, Metric::Recall, Metric::Kid, Metric::KidSubsets] {
             if let Some(text) = self.not_computed.get_mut(&metric) {
                 *text = format!("{text}; {reason}");
