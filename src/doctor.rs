@@ -259,7 +259,7 @@ fn files(
     gpu: Option<&GpuReport>,
 ) -> Vec<EngineFileReport> {
     let check = |entry: &crate::bundle::EngineEntry| {
-        let file = dpar_engine_tensorrt::check_engine_file(&bundle.folder().join(&entry.file));
+        let file = dpar_engine_tensorrt::check_engine_file(&bundle.path(&entry.file));
         let reason = match (file, library) {
             (Err(e), _) => Some(e.message),
             (Ok(_), Some(version)) if version != entry.version => Some(format!(

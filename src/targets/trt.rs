@@ -5,8 +5,8 @@ use std::time::Instant;
 use camino::Utf8Path;
 use dpar_engine_api::{EngineError, EngineErrorKind, GraphFile};
 use dpar_engine_tensorrt::{
-    BuildError, BuildRequest, BuildSettings, EngineBuilder, EngineFile, Profile, TensorRtEngine,
-    TensorRtOptions, WeightMode,
+    BuildError, BuildRequest, BuildSettings, EngineBuilder, EngineFile, TensorRtEngine, TensorRtOptions,
+    WeightMode,
 };
 
 use super::engine_cache::{EngineCache, Found};
@@ -65,11 +65,8 @@ pub fn engine_file(bundle: &Bundle, graph: GraphFile<'_>) -> EngineFile {
     match entry {
         None => EngineFile::in_bundle(graph),
         Some(entry) => {
-            let profiles = entry.profiles.iter().map(|p| Profile {
-                name: p.name.clone(),
-                axes: p.axes.iter().map(|a| (a.name.clone(), a.clone())).collect(),
-            });
-            EngineFile { path: bundle.folder().join(&entry.file), profiles: profiles.collect() }
+            let profiles = entry.profiles.iter().map(ProfileEntry::profile);
+            EngineFile { path: bundle.path(&entry.file), profiles: profiles.collect() }
         }
     }
 }
@@ -187,8 +184,7 @@ pub fn layers(
     let engine = TensorRtEngine::new(TensorRtOptions { library_dir, ..TensorRtOptions::default() });
     let mut found = Vec::new();
     for entry in &bundle.manifest().engines {
-        let text =
-            engine.inspect(&bundle.folder().join(&entry.file)).map_err(|e| e.in_graph(&entry.graph))?;
+        let text = engine.inspect(&bundle.path(&entry.file)).map_err(|e| e.in_graph(&entry.graph))?;
         // Not JSON is still what TensorRT said.
         let value = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
         found.push((entry.graph.clone(), value));

@@ -16,6 +16,7 @@ mod evaluate;
 mod export;
 mod extractor;
 mod faults;
+mod forged;
 mod integrity;
 mod metrics;
 mod parity;
@@ -24,6 +25,7 @@ mod reference;
 mod report;
 mod reproduce;
 mod streams;
+mod swaps;
 #[cfg(feature = "tensorrt")]
 mod trt;
 #[cfg(feature = "tensorrt")]
