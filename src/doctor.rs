@@ -253,7 +253,7 @@ impl EngineReport {
 #[cfg(feature = "tensorrt")]
 fn files(bundle: &Bundle, library: Option<&str>, gpu: Option<&GpuReport>) -> Vec<EngineFileReport> {
     let check = |entry: &crate::bundle::EngineEntry| {
-        let file = dpar_engine_tensorrt::check_engine_file(&bundle.folder().join(&entry.file));
+        let file = dpar_engine_tensorrt::check_engine_file(&bundle.path(&entry.file));
         let reason = match (file, library) {
             (Err(e), _) => Some(e.message),
             (Ok(_), Some(version)) if version != entry.version => Some(format!(

@@ -2,7 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
-use dpar_export_checkpoint::{LoadedExtractor, SourceFile};
+use dpar_export_checkpoint::LoadedExtractor;
 use dpar_export_files::staging::StagedFolder;
 use dpar_export_metrics::Resize;
 use dpar_export_onnx::{Foreign, ForeignPort, MAX_BATCH, read_foreign};
@@ -10,15 +10,16 @@ use dpar_export_spec::{
     AxisRange, ComponentKind, ComponentSpec, DType, Dim, FeaturesSpec, GraphSpec, Port, Precision, SystemKind,
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::files::{Files, MAX_ONNX};
+use super::held::Held;
 use super::write::{BUNDLE_FOLDER, add_component, add_config, add_sources, empty, finish};
 use super::{
-    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Manifest, ONNX, check_file, check_references,
-    check_unlisted, digest, read_manifest, read_small,
+    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Manifest, ONNX, SourceEntry, check_opset,
+    check_references, digest, json,
 };
 
-/// Largest ONNX file that is taken as an extractor: protobuf's own limit.
-const MAX_ONNX: u64 = 1 << 31;
 /// Largest input side in pixels.
 const MAX_SIDE: usize = 4096;
 
@@ -127,6 +128,7 @@ impl ExtractorSpec {
         if self.kind != SystemKind::Extractor || !self.component.kind().is_extractor() {
             return Err("it describes no feature extractor".to_owned());
         }
+        self.component.validate()?;
         if !(1..=MAX_SIDE).contains(&self.input_size) {
             return Err(format!("`input_size` is not in 1..={MAX_SIDE}"));
         }
@@ -139,6 +141,25 @@ impl ExtractorSpec {
             }
             _ => Ok(()),
         }
+    }
+
+    /// That the manifest has the component of the spec and its one graph.
+    fn check_manifest(&self, manifest: &Manifest) -> Result<(), String> {
+        let kind = self.component.kind();
+        if !matches!(manifest.components.as_slice(), [only] if only.kind == kind) {
+            return Err(format!("its component `{}` is not the one in the manifest", kind.name()));
+        }
+        let [graph] = manifest.graphs.as_slice() else {
+            return Err(format!("the manifest has {} graphs, an extractor has one", manifest.graphs.len()));
+        };
+        let names = match kind {
+            ComponentKind::Features => vec![kind.name()],
+            _ => dpar_export_onnx::graph_names(&self.component).map_err(|e| e.to_string())?,
+        };
+        if names != [graph.spec.name.as_str()] {
+            return Err(format!("graph `{}` of the manifest is none of its component", graph.spec.name));
+        }
+        self.check_ports(&graph.spec)
     }
 
     /// That the graph has the ports of the spec, with its sizes.
@@ -178,10 +199,8 @@ pub fn port_width(graph: &GraphSpec, name: &str) -> Option<usize> {
 /// An opened extractor bundle whose files match its manifest.
 #[derive(Debug, Clone)]
 pub struct ExtractorBundle {
-    folder: Utf8PathBuf,
-    manifest: Manifest,
+    files: Files,
     spec: ExtractorSpec,
-    manifest_sha256: String,
 }
 
 impl ExtractorBundle {
@@ -190,42 +209,34 @@ impl ExtractorBundle {
     /// # Errors
     /// [`BundleError::Integrity`] names the file that does not match; [`BundleError::NotAnExtractor`] for a system.
     pub fn open(folder: &Utf8Path) -> Result<Self, BundleError> {
-        let (manifest, manifest_sha256) = read_manifest(folder)?;
-        if manifest.system != SystemKind::Extractor {
-            return Err(BundleError::NotAnExtractor(folder.to_owned()));
-        }
-        for file in &manifest.files {
-            check_file(folder, file)?;
-        }
-        check_unlisted(folder, folder, &manifest)?;
-        let path = folder.join(CONFIG);
-        let bad = |message: String| BundleError::Config { path: path.clone(), message };
-        let spec: ExtractorSpec =
-            serde_json::from_slice(&read_small(&path)?).map_err(|e| bad(e.to_string()))?;
-        spec.check_values().map_err(bad)?;
-        let [graph] = manifest.graphs.as_slice() else {
-            return Err(bad(format!(
-                "the manifest has {} graphs, an extractor has one",
-                manifest.graphs.len()
-            )));
+        let system = |system| match system {
+            SystemKind::Extractor => Ok(()),
+            SystemKind::Dpar | SystemKind::Llamagen => Err(BundleError::NotAnExtractor(folder.to_owned())),
         };
-        spec.check_ports(&graph.spec).map_err(bad)?;
-        if spec.component.kind() == ComponentKind::Features {
-            check_foreign(&folder.join(&graph.file))?;
-        } else {
-            check_references(folder, graph, &manifest)?;
-        }
-        Ok(Self { folder: folder.to_owned(), manifest, spec, manifest_sha256 })
+        let graph = |manifest: &Manifest, entry: &GraphEntry, bytes: &[u8]| match manifest
+            .components
+            .iter()
+            .any(|c| c.kind == ComponentKind::Features)
+        {
+            true => check_foreign(folder, manifest, entry, bytes),
+            false => check_references(folder, manifest, entry, bytes),
+        };
+        let (files, config) = Files::open(folder, system, graph)?;
+        let bad = |message: String| BundleError::Integrity { path: folder.join(CONFIG), message };
+        let spec: ExtractorSpec = json::read(&config).map_err(|e| bad(e.to_string()))?;
+        spec.check_values().map_err(bad)?;
+        spec.check_manifest(&files.manifest).map_err(bad)?;
+        Ok(Self { files, spec })
     }
 
     /// The folder.
     pub fn folder(&self) -> &Utf8Path {
-        &self.folder
+        &self.files.folder
     }
 
     /// The manifest.
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.files.manifest
     }
 
     /// What it is.
@@ -235,21 +246,29 @@ impl ExtractorBundle {
 
     /// SHA-256 of `manifest.json`: identifies network, weights and preparation.
     pub fn manifest_sha256(&self) -> &str {
-        &self.manifest_sha256
+        &self.files.manifest_sha256
     }
 
-    /// Calls `f` with its graph.
+    /// Checks that every file is still the one that was hashed, as [`Bundle::unchanged`](super::Bundle::unchanged) does.
     ///
     /// # Errors
-    /// What `f` returns.
+    /// As there.
+    pub fn unchanged(&self) -> Result<(), BundleError> {
+        self.files.unchanged()
+    }
+
+    /// Calls `f` with its graph, and then checks that the files are those that were hashed.
+    ///
+    /// # Errors
+    /// [`BundleError::Changed`]; what `f` returns.
     pub fn with_graph<T, E: From<BundleError>>(
         &self,
         f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let Some(entry) = self.manifest.graphs.first() else {
-            return Err(BundleError::NotAnExtractor(self.folder.clone()).into());
+        let Some(entry) = self.manifest().graphs.first() else {
+            return Err(BundleError::NotAnExtractor(self.folder().to_owned()).into());
         };
-        f(GraphFile::new(&entry.spec, &self.folder.join(&entry.file)))
+        self.files.with(entry, f)
     }
 }
 
@@ -290,8 +309,11 @@ pub fn write_features(
     let mut manifest = empty(SystemKind::Extractor, &features.spec.name, Precision::Fp32);
     let path = format!("{ONNX}/{}.onnx", features.graph.name);
     let (size, sha256) = digest(&copy)?;
+    if sha256 != features.sha256 {
+        return Err(BundleError::Changed { path: file.to_owned() });
+    }
     manifest.opset = features.opset;
-    manifest.files.push(FileEntry { path: path.clone(), size, sha256 });
+    manifest.files.push(FileEntry { path: path.clone(), size, sha256: sha256.clone() });
     manifest.components.push(ComponentEntry {
         kind: ComponentKind::Features,
         parameters: features.parameters,
@@ -300,12 +322,8 @@ pub fn write_features(
     });
     manifest.graphs.push(GraphEntry { file: path, spec: features.graph.clone() });
     add_config(&mut manifest, staged.path(), &features.spec)?;
-    let source = SourceFile {
-        role: ComponentKind::Features.name().to_owned(),
-        path: file.to_owned(),
-        name: features.spec.name.clone(),
-    };
-    add_sources(&mut manifest, &[source])?;
+    let (role, name) = (ComponentKind::Features.name().to_owned(), features.spec.name.clone());
+    manifest.sources.push(SourceEntry { role, name, size, sha256 });
     finish(staged, manifest)
 }
 
@@ -326,6 +344,11 @@ pub struct ForeignExtractor {
     pub opset: i64,
     /// Elements of its initializers.
     pub parameters: u64,
+    /// SHA-256 of the file, lower-case hex.
+    pub sha256: String,
+    /// Where the file is, without links.
+    path: Utf8PathBuf,
+    held: Held,
 }
 
 impl ForeignExtractor {
@@ -341,11 +364,13 @@ impl ForeignExtractor {
         normalise: Option<Normalise>,
     ) -> Result<Self, BundleError> {
         let bad = |message: String| BundleError::Foreign { path: path.to_owned(), message };
-        let length = fs_err::metadata(path).map_err(|e| BundleError::io(path, e))?.len();
-        if length > MAX_ONNX {
+        let io = |e| BundleError::io(path, e);
+        let place = path.canonicalize_utf8().map_err(io)?;
+        let mut held = Held::default();
+        if held.note(&place).map_err(io)?.len() > MAX_ONNX {
             return Err(bad("it is larger than 2 GiB".to_owned()));
         }
-        let bytes = fs_err::read(path).map_err(|e| BundleError::io(path, e))?;
+        let bytes = fs_err::read(&place).map_err(io)?;
         let foreign = read_foreign(&bytes).map_err(bad)?;
         let file_name = path.file_name().unwrap_or("features.onnx");
         let (size, width) = interface(&foreign, input_size).map_err(bad)?;
@@ -374,28 +399,48 @@ impl ForeignExtractor {
             },
         };
         spec.check_values().map_err(bad)?;
-        Ok(Self { spec, graph, opset: foreign.opset, parameters: foreign.parameters })
+        graph.validate(true).map_err(bad)?;
+        let sha256 = hex::encode(Sha256::digest(&bytes));
+        let (opset, parameters) = (foreign.opset, foreign.parameters);
+        Ok(Self { spec, graph, opset, parameters, sha256, path: place, held })
+    }
+
+    /// Calls `f` with the graph, and then checks that the file is the one that was read.
+    ///
+    /// # Errors
+    /// [`BundleError::Changed`]; what `f` returns.
+    pub fn with_graph<T, E: From<BundleError>>(
+        &self,
+        f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let made = f(GraphFile::new(&self.graph, &self.path));
+        self.unchanged()?;
+        made
+    }
+
+    /// Checks that the file is still the one that was read.
+    ///
+    /// # Errors
+    /// [`BundleError::Changed`].
+    pub fn unchanged(&self) -> Result<(), BundleError> {
+        Ok(self.held.check()?)
     }
 }
 
 /// A foreign graph in a bundle holds its weights, as it did when it was taken.
-fn check_foreign(path: &Utf8Path) -> Result<(), BundleError> {
-    let bytes = fs_err::read(path).map_err(|e| BundleError::io(path, e))?;
-    match read_foreign(&bytes) {
-        Ok(foreign) if !foreign.external => Ok(()),
-        Ok(_) => {
-            let message = "it refers to weights in other files".to_owned();
-            Err(BundleError::Integrity { path: path.to_owned(), message })
-        }
-        Err(message) => Err(BundleError::Foreign { path: path.to_owned(), message }),
-    }
+fn check_foreign(
+    folder: &Utf8Path,
+    manifest: &Manifest,
+    graph: &GraphEntry,
+    bytes: &[u8],
+) -> Result<(), BundleError> {
+    let wrong = |message: String| BundleError::Integrity { path: folder.join(&graph.file), message };
+    let foreign = read_foreign(bytes).map_err(wrong)?;
+    check_opset(foreign.opset, manifest).map_err(wrong)
 }
 
 /// Input side and feature width.
 fn interface(foreign: &Foreign, input_size: Option<usize>) -> Result<(usize, usize), String> {
-    if foreign.external {
-        return Err("its weights lie in other files; save it as one file".to_owned());
-    }
     let one = |ports: &[ForeignPort], what: &str| match ports {
         [port] if port.float => Ok(port.clone()),
         [port] => Err(format!("{what} `{}` is not float32", port.name)),
@@ -431,5 +476,5 @@ fn interface(foreign: &Foreign, input_size: Option<usize>) -> Result<(usize, usi
 /// # Errors
 /// When it is no bundle at all.
 pub fn is_extractor(folder: &Utf8Path) -> Result<bool, BundleError> {
-    Ok(read_manifest(folder)?.0.system == SystemKind::Extractor)
+    Ok(super::files::system(folder)? == SystemKind::Extractor)
 }

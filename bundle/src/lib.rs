@@ -5,7 +5,11 @@
 //! to listed files only.
 
 pub mod attest;
+mod entries;
 mod extractor;
+mod files;
+mod held;
+pub(crate) mod json;
 mod manifest;
 mod provenance;
 mod target;
@@ -14,9 +18,11 @@ mod write;
 use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_engine_api::{EngineFile, GraphFile};
-use dpar_export_spec::{PatchRule, Precision, Profile, SystemKind, SystemSpec};
+use dpar_engine_api::GraphFile;
+use dpar_export_spec::{GraphSpec, PatchRule, Precision, SystemKind, SystemSpec};
 use sha2::{Digest, Sha256};
+
+use files::Files;
 
 pub use extractor::{
     ExtractorBundle, ExtractorPorts, ExtractorSpec, ForeignExtractor, Normalise, is_extractor, port_width,
@@ -94,6 +100,12 @@ pub enum BundleError {
         /// What differs.
         message: String,
     },
+    /// A file of the bundle was written, replaced or renamed after it was hashed: what ran may be something else.
+    #[error("{path} changed while it was used")]
+    Changed {
+        /// The file or folder.
+        path: Utf8PathBuf,
+    },
     /// A graph has another precision than the manifest says.
     #[error("graph `{graph}` is not {precision} as the manifest says: {message}")]
     Precision {
@@ -137,10 +149,8 @@ impl BundleError {
 /// An opened bundle whose files match its manifest.
 #[derive(Debug, Clone)]
 pub struct Bundle {
-    folder: Utf8PathBuf,
-    manifest: Manifest,
+    files: Files,
     system: SystemSpec,
-    manifest_sha256: String,
 }
 
 impl Bundle {
@@ -150,18 +160,15 @@ impl Bundle {
     /// # Errors
     /// [`BundleError::Integrity`] names the file that does not match; other errors say what is not a bundle.
     pub fn open(folder: &Utf8Path) -> Result<Self, BundleError> {
-        let (manifest, manifest_sha256) = read_manifest(folder)?;
-        if manifest.system == SystemKind::Extractor {
-            return Err(BundleError::Extractor(folder.to_owned()));
-        }
-        for file in &manifest.files {
-            check_file(folder, file)?;
-        }
-        check_unlisted(folder, folder, &manifest)?;
-        for graph in &manifest.graphs {
-            check_references(folder, graph, &manifest)?;
-        }
-        Self::assemble(folder, manifest, manifest_sha256)
+        let system = |system| match system {
+            SystemKind::Extractor => Err(BundleError::Extractor(folder.to_owned())),
+            SystemKind::Dpar | SystemKind::Llamagen => Ok(()),
+        };
+        let graph = |manifest: &Manifest, entry: &GraphEntry, bytes: &[u8]| {
+            check_references(folder, manifest, entry, bytes)
+        };
+        let (files, config) = Files::open(folder, system, graph)?;
+        Self::assemble(files, &config)
     }
 
     /// A bundle that is being written: its graphs and `config.json` are in the folder, the manifest is not yet. It can
@@ -175,42 +182,57 @@ impl Bundle {
             message: e.to_string(),
         };
         let sha256 = hex::encode(Sha256::digest(manifest.to_bytes().map_err(config)?));
-        Self::assemble(folder, manifest.clone(), sha256)
+        let bytes = read_small(&folder.join(CONFIG))?;
+        Self::assemble(Files::unwritten(folder, manifest.clone(), sha256), &bytes)
     }
 
-    /// Reads `config.json` and holds it against the manifest.
-    fn assemble(folder: &Utf8Path, manifest: Manifest, manifest_sha256: String) -> Result<Self, BundleError> {
-        let config = folder.join(CONFIG);
-        let system: SystemSpec = serde_json::from_slice(&read_small(&config)?)
-            .map_err(|e| BundleError::Config { path: config.clone(), message: e.to_string() })?;
+    /// Reads the bytes of `config.json` and holds them against the manifest. They are listed: what is wrong with them, no
+    /// export wrote.
+    fn assemble(files: Files, config: &[u8]) -> Result<Self, BundleError> {
+        let manifest = &files.manifest;
+        let unlike = |message| BundleError::Integrity { path: files.folder.join(CONFIG), message };
+        let system: SystemSpec = json::read(config).map_err(|e| unlike(e.to_string()))?;
         // Two files of one export say the same: the one that differs was changed, whatever its digest says.
-        let unlike = |message| BundleError::Integrity { path: config.clone(), message };
         if Some(&system.patch_rule) != manifest.patch_rule.as_ref() || system.kind != manifest.system {
             return Err(unlike(format!("its system or patch rule is not the one in {MANIFEST}")));
         }
-        system.validate().map_err(|message| BundleError::Config { path: config.clone(), message })?;
-        check_graphs(&manifest, &system).map_err(unlike)?;
-        Ok(Self { folder: folder.to_owned(), manifest, system, manifest_sha256 })
+        system.validate().map_err(unlike)?;
+        check_graphs(manifest, &system).map_err(unlike)?;
+        Ok(Self { files, system })
     }
 
     /// The folder.
     pub fn folder(&self) -> &Utf8Path {
-        &self.folder
+        &self.files.folder
+    }
+
+    /// Where a listed file is, for a reader that is followed by [`unchanged`](Self::unchanged).
+    pub fn path(&self, file: &str) -> Utf8PathBuf {
+        self.files.path(file)
     }
 
     /// The manifest.
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.files.manifest
     }
 
     /// SHA-256 of `manifest.json`: identifies the bundle.
     pub fn manifest_sha256(&self) -> &str {
-        &self.manifest_sha256
+        &self.files.manifest_sha256
+    }
+
+    /// Checks that every file is still the one that was hashed when the bundle was opened. Engines read files again, by
+    /// path, and may map them while they run: a result is the bundle's once this has passed after the last call.
+    ///
+    /// # Errors
+    /// [`BundleError::Changed`] with what was written, replaced or renamed, also if it was put back.
+    pub fn unchanged(&self) -> Result<(), BundleError> {
+        self.files.unchanged()
     }
 
     /// Where everything in it came from.
     pub fn provenance(&self) -> Provenance {
-        self.manifest.provenance()
+        self.manifest().provenance()
     }
 
     /// The resolved configuration.
@@ -225,52 +247,64 @@ impl Bundle {
 
     /// Whether the bundle has a graph of that name.
     pub fn has_graph(&self, name: &str) -> bool {
-        self.manifest.graphs.iter().any(|g| g.spec.name == name)
+        self.manifest().graphs.iter().any(|g| g.spec.name == name)
     }
 
-    /// Calls `f` with the graph of that name.
+    fn graph(&self, name: &str) -> Result<&GraphEntry, BundleError> {
+        let graphs = &self.manifest().graphs;
+        graphs.iter().find(|g| g.spec.name == name).ok_or_else(|| {
+            let known: Vec<&str> = graphs.iter().map(|g| g.spec.name.as_str()).collect();
+            let (folder, graph) = (self.folder().to_owned(), name.to_owned());
+            BundleError::NoGraph { folder, graph, known: known.join(", ") }
+        })
+    }
+
+    /// Calls `f` with the graph of that name, and then checks that the files are those that were hashed.
     ///
     /// # Errors
-    /// When there is none; what `f` returns.
+    /// When there is none; [`BundleError::Changed`]; what `f` returns.
     pub fn with_graph<T, E: From<BundleError>>(
         &self,
         name: &str,
         f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let Some(entry) = self.manifest.graphs.iter().find(|g| g.spec.name == name) else {
-            let known: Vec<&str> = self.manifest.graphs.iter().map(|g| g.spec.name.as_str()).collect();
-            return Err(E::from(BundleError::NoGraph {
-                folder: self.folder.clone(),
-                graph: name.to_owned(),
-                known: known.join(", "),
-            }));
-        };
-        let (path, engine) = (self.folder.join(&entry.file), self.engine_file(name));
-        f(GraphFile { spec: &entry.spec, path: &path, engine: engine.as_ref() })
+        self.files.with(self.graph(name)?, f)
     }
 
-    /// The engine of a graph, with the profiles that the manifest lists, narrow ones first.
-    fn engine_file(&self, graph: &str) -> Option<EngineFile> {
-        let entry = self.manifest.engines.iter().find(|e| e.graph == graph)?;
-        let profiles = entry.profiles.iter().map(|p| Profile {
-            name: p.name.clone(),
-            axes: p.axes.iter().map(|a| (a.name.clone(), a.clone())).collect(),
-        });
-        Some(EngineFile { path: self.folder.join(&entry.file), profiles: profiles.collect() })
+    /// Interface and bytes of a graph, as they were hashed, after its weights were copied into `folder`, an empty one:
+    /// what is derived from the bytes loads from there.
+    ///
+    /// # Errors
+    /// When there is no such graph; [`BundleError::Changed`]; when the copy cannot be written.
+    pub fn copy_graph(&self, name: &str, folder: &Utf8Path) -> Result<(GraphSpec, Vec<u8>), BundleError> {
+        let entry = self.graph(name)?;
+        let bytes = self.files.bytes(&entry.file)?;
+        // Checked when the bundle was opened: no graph refers to any other file.
+        if let Some(weights) = weights_beside(self.manifest(), entry) {
+            self.files.copy(weights.as_str(), folder)?;
+        }
+        Ok((entry.spec.clone(), bytes))
     }
 }
 
-/// Every component of the configuration has its graphs in the manifest, with the sizes of the configuration.
+/// The manifest has the components of the configuration with their graphs and no others, with the sizes of the
+/// configuration.
 fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> {
+    if let Some(other) =
+        manifest.components.iter().find(|c| system.components.iter().all(|s| s.kind() != c.kind))
+    {
+        return Err(format!("component `{}` of the manifest is not in it", other.kind.name()));
+    }
     for component in &system.components {
+        let name = component.kind().name();
         let known = dpar_export_onnx::graph_names(component).map_err(|e| e.to_string())?;
-        for name in known {
-            if !manifest.graphs.iter().any(|g| g.spec.name == name) {
-                return Err(format!(
-                    "the manifest has no graph `{name}` for component `{}`",
-                    component.kind().name()
-                ));
-            }
+        let graphs =
+            || manifest.graphs.iter().filter(|g| g.spec.component == name).map(|g| g.spec.name.as_str());
+        if let Some(other) = graphs().find(|g| !known.contains(g)) {
+            return Err(format!("graph `{other}` of the manifest is none of component `{name}`"));
+        }
+        if let Some(missing) = known.iter().find(|k| graphs().all(|g| g != **k)) {
+            return Err(format!("the manifest has no graph `{missing}` for component `{name}`"));
         }
     }
     let width = system.dpar().map(|d| d.width);
@@ -290,21 +324,6 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
         }
     }
     Ok(())
-}
-
-/// The manifest of a bundle, parsed and checked, and its SHA-256.
-fn read_manifest(folder: &Utf8Path) -> Result<(Manifest, String), BundleError> {
-    let path = folder.join(MANIFEST);
-    if !path.is_file() {
-        return Err(BundleError::NotABundle(folder.to_owned()));
-    }
-    if path.is_symlink() {
-        let message = "it is reached through a symbolic link".to_owned();
-        return Err(BundleError::Integrity { path, message });
-    }
-    let bytes = read_small(&path)?;
-    let manifest = Manifest::parse(&bytes).map_err(|source| BundleError::Manifest { path, source })?;
-    Ok((manifest, hex::encode(Sha256::digest(&bytes))))
 }
 
 fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
@@ -337,73 +356,38 @@ pub fn digest(path: &Utf8Path) -> Result<(u64, String), BundleError> {
     }
 }
 
-fn check_file(folder: &Utf8Path, entry: &FileEntry) -> Result<(), BundleError> {
-    let path = folder.join(&entry.path);
-    let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
-    let outside = || wrong("it is reached through a symbolic link".to_owned());
-    let mut place = folder.to_owned();
-    for part in entry.path.split('/') {
-        place.push(part);
-        if place.is_symlink() {
-            return Err(outside());
-        }
-    }
-    let meta = fs_err::metadata(&path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => wrong("it is missing".to_owned()),
-        _ => BundleError::io(&path, e),
-    })?;
-    if !meta.is_file() {
-        return Err(wrong("it is not a regular file".to_owned()));
-    }
-    if meta.len() != entry.size {
-        return Err(wrong(format!("it has {} bytes, listed are {}", meta.len(), entry.size)));
-    }
-    let (_, sha256) = digest(&path)?;
-    if sha256 != entry.sha256 {
-        return Err(wrong(format!("its SHA-256 is {sha256}, listed is {}", entry.sha256)));
-    }
-    Ok(())
-}
-
-/// Nothing lies in `place`, a folder of the bundle, but listed files and the folders that lead to them.
-fn check_unlisted(folder: &Utf8Path, place: &Utf8Path, manifest: &Manifest) -> Result<(), BundleError> {
-    let read = place.read_dir_utf8().map_err(|e| BundleError::io(place, e))?;
-    for entry in read {
-        let path = entry.map_err(|e| BundleError::io(place, e))?.into_path();
-        let inside = path.strip_prefix(folder).unwrap_or(&path).components();
-        let name = inside.map(|c| c.as_str()).collect::<Vec<_>>().join("/");
-        if name == MANIFEST || manifest.files.iter().any(|f| f.path == name) {
-            continue;
-        }
-        let leads =
-            manifest.files.iter().any(|f| f.path.strip_prefix(&name).is_some_and(|r| r.starts_with('/')));
-        if !leads || path.is_symlink() || !path.is_dir() {
-            let message = "the manifest does not list it: move it out of the bundle".to_owned();
-            return Err(BundleError::Integrity { path, message });
-        }
-        check_unlisted(folder, &path, manifest)?;
-    }
-    Ok(())
-}
-
-/// A graph's weights are in its component's file, and nowhere else; and the graph has the precision that the manifest
-/// says, without which its outputs would be held against the wrong tolerances.
-fn check_references(folder: &Utf8Path, graph: &GraphEntry, manifest: &Manifest) -> Result<(), BundleError> {
-    let path = folder.join(&graph.file);
-    let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
-    let bytes = fs_err::read(&path).map_err(|e| BundleError::io(&path, e))?;
+/// The file beside a graph that holds the weights of its component.
+fn weights_beside<'m>(manifest: &'m Manifest, graph: &GraphEntry) -> Option<&'m Utf8Path> {
     let component = manifest.components.iter().find(|c| c.kind.name() == graph.spec.component);
     let weights = component.map(|c| Utf8Path::new(&c.weights));
-    let beside = weights.filter(|w| w.parent() == Utf8Path::new(&graph.file).parent());
-    let listed = beside.and_then(Utf8Path::file_name);
-    for file in dpar_export_onnx::external_files(&bytes).map_err(wrong)? {
-        if Some(file.as_str()) != listed {
-            return Err(wrong(format!(
-                "it takes weights from `{file}`, which the manifest does not list for it"
-            )));
-        }
+    weights.filter(|w| w.parent() == Utf8Path::new(&graph.file).parent())
+}
+
+/// A graph's weights are in its component's file, and nowhere else; and the graph has opset and precision that the
+/// manifest says, without which its outputs would be held against the wrong tolerances.
+fn check_references(
+    folder: &Utf8Path,
+    manifest: &Manifest,
+    graph: &GraphEntry,
+    bytes: &[u8],
+) -> Result<(), BundleError> {
+    let wrong = |message: String| BundleError::Integrity { path: folder.join(&graph.file), message };
+    let own = dpar_export_onnx::read_own(bytes).map_err(wrong)?;
+    let listed = weights_beside(manifest, graph).and_then(Utf8Path::file_name);
+    if let Some(file) = own.external.iter().find(|file| Some(file.as_str()) != listed) {
+        return Err(wrong(format!(
+            "it takes weights from `{file}`, which the manifest does not list for it"
+        )));
     }
+    check_opset(own.opset, manifest).map_err(wrong)?;
     let (name, precision) = (graph.spec.name.clone(), manifest.precision);
-    dpar_export_onnx::check_precision(&bytes, &graph.spec, precision)
+    dpar_export_onnx::check_precision(bytes, &graph.spec, precision)
         .map_err(|message| BundleError::Precision { graph: name, precision, message })
+}
+
+fn check_opset(found: i64, manifest: &Manifest) -> Result<(), String> {
+    match found == manifest.opset {
+        true => Ok(()),
+        false => Err(format!("its opset is {found}, the manifest says {}", manifest.opset)),
+    }
 }

@@ -1,9 +1,11 @@
 //! `manifest.json`: what is in a bundle, where it came from, and how to call it.
 
 use dpar_export_spec::{
-    AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind, Tuning, WeightMode,
+    AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind, Tuning, WeightMode, is_name,
 };
 use serde::{Deserialize, Serialize};
+
+use super::json::{self, JsonError};
 
 /// The manifest layout this version writes and reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -181,6 +183,9 @@ pub enum ManifestError {
     /// A field occurs twice in an object: of two values one reader takes the first, and another the last.
     #[error("not a manifest: {0}")]
     RepeatedField(String),
+    /// A field that manifests of this schema version do not have.
+    #[error("not a manifest: {0}")]
+    UnknownField(String),
     /// Written by a newer (or unknown) version.
     #[error("schema version {0} is not supported (this version reads {SCHEMA_VERSION})")]
     SchemaVersion(u64),
@@ -211,12 +216,25 @@ pub enum ManifestError {
     /// A name or path occurs twice.
     #[error("`{0}` is listed twice")]
     Duplicate(String),
+    /// An entry that no export has: a name that is none, a size that no model has, a graph of no component.
+    #[error("{0}")]
+    Entry(String),
     /// The patch rule cannot be evaluated.
     #[error("patch rule: {0}")]
     PatchRule(#[from] dpar_export_spec::PatchRuleError),
     /// A system without a patch rule, or an extractor with one.
     #[error("a system has a patch rule and a feature extractor has none; here it is the other way round")]
     PatchRulePresence,
+}
+
+impl From<JsonError> for ManifestError {
+    fn from(e: JsonError) -> Self {
+        match e {
+            JsonError::Syntax(text) => Self::Syntax(text),
+            JsonError::Repeated(text) => Self::RepeatedField(text),
+            JsonError::Unknown(text) => Self::UnknownField(text),
+        }
+    }
 }
 
 impl ManifestError {
@@ -230,7 +248,10 @@ impl ManifestError {
                 | Self::StaleEngine(_)
                 | Self::EnginePrecision { .. }
                 | Self::Duplicate(_)
+                | Self::Entry(_)
                 | Self::RepeatedField(_)
+                | Self::UnknownField(_)
+                | Self::PatchRule(_)
                 | Self::PatchRulePresence
         )
     }
@@ -246,17 +267,15 @@ impl Manifest {
         struct Version {
             schema_version: u64,
         }
-        // The words of serde's `Error::duplicate_field`.
-        let syntax = |e: serde_json::Error| match e.to_string() {
-            text if text.starts_with("duplicate field") => ManifestError::RepeatedField(text),
-            text => ManifestError::Syntax(text),
-        };
-        let version: Version = serde_json::from_slice(bytes).map_err(syntax)?;
+        json::unique_keys(bytes)?;
+        let version: Version =
+            serde_json::from_slice(bytes).map_err(|e| ManifestError::Syntax(e.to_string()))?;
         if version.schema_version != u64::from(SCHEMA_VERSION) {
             return Err(ManifestError::SchemaVersion(version.schema_version));
         }
-        let manifest: Self = serde_json::from_slice(bytes).map_err(syntax)?;
+        let manifest: Self = json::read(bytes)?;
         manifest.check()?;
+        manifest.check_entries()?;
         Ok(manifest)
     }
 
@@ -331,19 +350,17 @@ impl Manifest {
     }
 }
 
-/// Whether a path is relative, portable and stays inside the folder it starts in: parts of ASCII letters, digits,
-/// `.`, `_` and `-` that mean the same file on every file system.
+/// Whether a path is relative, portable and stays inside the folder it starts in: its parts are names that mean the
+/// same file on every file system.
 fn is_inside(path: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
     // A leading dot hides a file (and is `.` or `..`); a trailing one is dropped by some systems.
-    let plain = |part: &str| {
-        !part.is_empty() && !part.starts_with('.') && !part.ends_with('.') && part.chars().all(allowed)
-    };
-    path.split('/').all(plain)
+    path.split('/').all(|part| is_name(part) && !part.ends_with('.'))
 }
 
 #[cfg(test)]
 mod tests {
+    use dpar_export_spec::{DType, Dim, Port};
+
     use super::*;
 
     #[test]
@@ -360,6 +377,8 @@ mod tests {
             "a.",
             "a b",
             "a ",
+            "-rf",
+            "onnx/-x",
             "\u{ff41}.onnx",
             "a\u{200b}",
             "cafe\u{301}",
@@ -389,9 +408,18 @@ mod tests {
                 weights: "onnx/dpar.onnx_data".into(),
                 graphs: vec!["score".into()],
             }],
-            graphs: vec![],
+            graphs: vec![GraphEntry {
+                file: "onnx/score.onnx".into(),
+                spec: GraphSpec {
+                    name: "score".into(),
+                    component: "dpar".into(),
+                    inputs: vec![Port::new("x", DType::F32, vec![Dim::axis("batch"), Dim::Fixed(4)])],
+                    outputs: vec![],
+                    axes: vec![AxisRange { name: "batch".into(), min: 1, opt: 2, max: 8 }],
+                },
+            }],
             engines: vec![],
-            files: vec![file("config.json"), file("onnx/dpar.onnx_data")],
+            files: ["config.json", "onnx/dpar.onnx_data", "onnx/score.onnx"].map(file).into(),
         };
         manifest.to_bytes().unwrap()
     }
@@ -400,6 +428,27 @@ mod tests {
     fn what_is_written_is_read() {
         let bytes = sample();
         assert_eq!(Manifest::parse(&bytes).unwrap().to_bytes().unwrap(), bytes);
+    }
+
+    #[test]
+    fn entries_that_no_export_has_are_tampering() {
+        for (from, to, message) in [
+            ("\"name\": \"score\"", "\"name\": \"x$(cmd)\"", "no name of a graph"),
+            ("\"name\": \"x\"", "\"name\": \"x:1\"", "no name of a port"),
+            ("\"max\": 8", "\"max\": 1099511627776", "axis `batch`"),
+            ("\"opset\": 17", "\"opset\": -9223372036854775808", "opset -9223372036854775808"),
+            ("\"parameters\": 1", "\"parameters\": 18446744073709551615", "18446744073709551615 parameters"),
+            ("\"component\": \"dpar\"", "\"component\": \"vq\"", "no graph of a component"),
+            ("\"component\": \"dpar\"", "\"component\": \"x\"", "no graph of a component"),
+            ("\"score\"\n", "\"score\", \"start\"\n", "graphs of component `dpar`"),
+            ("\"kind\": \"dpar\"", "\"kind\": \"inception\"", "no graph of a component"),
+        ] {
+            let text = String::from_utf8(sample()).unwrap();
+            assert!(text.contains(from), "{from}: {text}");
+            let e = Manifest::parse(text.replacen(from, to, 1).as_bytes()).unwrap_err();
+            assert!(matches!(e, ManifestError::Entry(_)) && e.is_tampering(), "{to}: {e}");
+            assert!(e.to_string().contains(message), "{message}: {e}");
+        }
     }
 
     #[test]
@@ -426,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_occurs_twice_is_tampering_and_an_unknown_one_is_another_version() {
+    fn a_field_that_occurs_twice_or_that_no_manifest_has_is_tampering() {
         let change = |from: &str, to: &str| {
             let text = String::from_utf8(sample()).unwrap();
             assert!(text.contains(from), "{from}: {text}");
@@ -440,8 +489,19 @@ mod tests {
             let e = change(from, to);
             assert!(matches!(e, ManifestError::RepeatedField(_)) && e.is_tampering(), "{to}: {e}");
         }
-        let e = change("\"opset\": 17", "\"opset\": 17, \"more\": 1");
-        assert!(matches!(e, ManifestError::Syntax(_)) && !e.is_tampering(), "{e}");
+        // Of another schema version it is a field that this version does not know.
+        let other = change("\"schema_version\": 1", "\"schema_version\": 2, \"more\": 1");
+        assert!(matches!(other, ManifestError::SchemaVersion(2)) && !other.is_tampering(), "{other}");
+        for (from, to) in [
+            ("\"opset\": 17", "\"opset\": 17, \"more\": 1"),
+            ("\"component\": \"dpar\"", "\"component\": \"dpar\", \"more\": 1"),
+            ("\"max\": 8", "\"max\": 8, \"more\": 1"),
+            ("\"grid\": 4", "\"grid\": 4, \"more\": 1"),
+        ] {
+            let e = change(from, to);
+            assert!(matches!(&e, ManifestError::UnknownField(text) if text.contains("more")), "{to}: {e}");
+            assert!(e.is_tampering());
+        }
     }
 
     proptest::proptest! {

@@ -8,6 +8,7 @@ use dpar_export_files::staging::{Kind, StagedFolder};
 use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
 use dpar_export_spec::{Precision, SystemKind};
 
+use super::files::check_file;
 use super::{
     Bundle, BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX,
     SCHEMA_VERSION, SourceEntry, TRT, ToolEntry, digest,
@@ -70,13 +71,15 @@ pub fn extend(
         StagedFolder::create(output.unwrap_or(bundle.folder()), replace || output.is_none(), &BUNDLE_FOLDER)?;
     let mut manifest = bundle.manifest().clone();
     for file in &manifest.files {
-        let (from, to) = (bundle.folder().join(&file.path), staged.path().join(&file.path));
+        let (from, to) = (bundle.path(&file.path), staged.path().join(&file.path));
         if let Some(folder) = to.parent() {
             fs_err::create_dir_all(folder).map_err(|e| BundleError::io(folder, e))?;
         }
         if output.is_some() || fs_err::hard_link(&from, &to).is_err() {
             fs_err::copy(&from, &to).map_err(|e| BundleError::io(&to, e))?;
         }
+        // The new manifest vouches for what was opened, and for nothing that was put there since.
+        check_file(staged.path(), file)?;
     }
     target(staged.path(), &mut manifest)?;
     finish(staged, manifest)

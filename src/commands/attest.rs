@@ -8,9 +8,7 @@ use super::failure::{Exit, Failure};
 use super::outside;
 use super::printer::Printer;
 use crate::arrays::write_atomic;
-use crate::attest::{
-    Attested, ENDING, Envelope, Statement, key_id, read_private, verify_bundle, verify_file,
-};
+use crate::attest::{Attested, ENDING, Statement, key_id, read_private, sign, verify_bundle, verify_file};
 use crate::bundle::Bundle;
 
 #[derive(Debug, Args)]
@@ -78,10 +76,7 @@ pub(super) fn run(args: &AttestArgs, printer: Printer) -> Result<Exit, Failure> 
         outside(&output, &args.path)?;
         Statement::of_bundle(&args.path)?
     };
-    let envelope = Envelope::sign(&serde_json::to_vec(&statement)?, &key);
-    let mut line = serde_json::to_vec(&envelope)?;
-    line.push(b'\n');
-    write_atomic(&output, &line)?;
+    write_atomic(&output, &sign(&statement, &key)?)?;
     let id = key_id(&key.verifying_key());
     let files = statement.subject.len();
     let text = || {

@@ -34,6 +34,9 @@ pub(super) fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> 
         ..EngineOptions::default()
     };
     let report = examine(&options, bundle.as_ref());
+    if let Some(bundle) = &bundle {
+        bundle.unchanged()?;
+    }
     let asked = args.engine.as_deref().unwrap_or(DEFAULT_ENGINE);
     printer.result(|| text(&report, asked), &report)?;
     let works = report.engine(asked).is_some_and(|e| e.works);

@@ -120,6 +120,10 @@ impl From<BundleError> for Failure {
                 let hint = "the bundle was changed after it was written: export it again";
                 Self::new(Exit::Integrity, e, Some(hint.to_owned()))
             }
+            BundleError::Changed { .. } => {
+                let hint = "another program wrote it or put another in its place: run again when it is done";
+                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
+            }
             BundleError::Manifest { ref source, .. } if source.is_tampering() => {
                 let hint = "no version of this tool wrote this manifest: export the checkpoint again";
                 Self::new(Exit::Integrity, e, Some(hint.to_owned()))

@@ -25,6 +25,7 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
         }
         let bundle = Bundle::open(&args.path)?;
         let layers = if args.layers { layers(&bundle, args)? } else { Vec::new() };
+        bundle.unchanged()?;
         let mut value = json!({
             "kind": "bundle", "manifest": bundle.manifest(), "config": bundle.system(),
             "manifest_sha256": bundle.manifest_sha256(), "provenance": bundle.provenance(),

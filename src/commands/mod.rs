@@ -173,5 +173,10 @@ fn with_runtime<T>(
     if stopped() {
         return Err(crate::runtime::RunError::Interrupted.into());
     }
-    f(&runtime)
+    let done = f(&runtime);
+    if done.is_err() {
+        // A file that was swapped may be why.
+        bundle.unchanged()?;
+    }
+    done
 }

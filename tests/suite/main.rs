@@ -16,6 +16,7 @@ mod evaluate;
 mod export;
 mod extractor;
 mod faults;
+mod forged;
 mod graphs;
 mod integrity;
 mod metrics;
@@ -25,6 +26,7 @@ mod reference;
 mod report;
 mod reproduce;
 mod streams;
+mod swaps;
 #[cfg(feature = "tensorrt")]
 mod trt;
 #[cfg(feature = "tensorrt")]

@@ -6,6 +6,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::key::key_id;
+use crate::json::unique_keys;
 
 /// The payload of an in-toto statement.
 pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
@@ -65,7 +66,10 @@ impl Envelope {
         let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
         let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
         match lines.as_slice() {
-            [line] => serde_json::from_str(line).map_err(|e| format!("it is no DSSE envelope: {e}")),
+            [line] => {
+                unique_keys(line.as_bytes()).map_err(|e| format!("it is no DSSE envelope: {e}"))?;
+                serde_json::from_str(line).map_err(|e| format!("it is no DSSE envelope: {e}"))
+            }
             other => Err(format!("it holds {} lines, one envelope is expected", other.len())),
         }
     }

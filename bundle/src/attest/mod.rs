@@ -11,9 +11,12 @@ mod key;
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
+use crate::json::unique_keys;
 use crate::{Bundle, BundleError, ExtractorBundle, MANIFEST, ToolEntry, digest, is_extractor};
 
 pub use dsse::{Envelope, PAYLOAD_TYPE, pae};
@@ -52,6 +55,23 @@ pub enum AttestError {
         /// Why.
         message: String,
     },
+    /// A report that cannot be read: what it says cannot be signed.
+    #[error("{path}: not JSON: {message}")]
+    Report {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// An attestation that `verify` would refuse unread.
+    #[error("the attestation would have {size} bytes, and {LARGEST} can be verified")]
+    TooLarge {
+        /// Bytes of its line.
+        size: u64,
+    },
+    /// A statement that cannot be written.
+    #[error("the statement cannot be written: {0}")]
+    Statement(String),
     /// A bundle cannot be opened.
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -129,28 +149,49 @@ impl Statement {
     /// the bundle, the engine and the verdict.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// When the file cannot be read, is a JSON file above 64 MiB, or has a key twice in an object.
     pub fn of_file(path: &Utf8Path) -> Result<Self, AttestError> {
         let input = |message: String| AttestError::Input { path: path.to_owned(), message };
-        let (size, sha256) = digest(path).map_err(|e| input(e.to_string()))?;
         let mut predicate = serde_json::Map::new();
         predicate.insert("tool".to_owned(), serde_json::to_value(ToolEntry::this()).unwrap_or_default());
-        predicate.insert("size".to_owned(), size.into());
-        if path.extension() == Some("json") && size <= LARGEST {
-            let text = fs_err::read(path).map_err(|e| input(e.to_string()))?;
-            let report: Value = serde_json::from_slice(&text).map_err(|e| input(format!("not JSON: {e}")))?;
+        let (size, sha256);
+        if path.extension() == Some("json") {
+            // Read once: what is said of the report is said of the bytes that are signed.
+            let text = read_bounded(path, LARGEST)?;
+            (size, sha256) = (text.len() as u64, hex::encode(Sha256::digest(&text)));
+            let bad = |message| AttestError::Report { path: path.to_owned(), message };
+            unique_keys(&text).map_err(|e| bad(e.to_string()))?;
+            let report: Value = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
             for key in ["bundle", "verdict", "engine", "engines"] {
                 if let Some(value) = report.get(key) {
                     predicate.insert(key.to_owned(), value.clone());
                 }
             }
+        } else {
+            (size, sha256) = digest(path).map_err(|e| input(e.to_string()))?;
         }
+        predicate.insert("size".to_owned(), size.into());
         Ok(Self {
             kind: STATEMENT.to_owned(),
             subject: vec![Subject::new(path.file_name().unwrap_or_default(), &sha256)],
             predicate_type: FILE_PREDICATE.to_owned(),
             predicate: predicate.into(),
         })
+    }
+}
+
+/// The line of an attestation: the statement in an envelope that `key` signed.
+///
+/// # Errors
+/// [`AttestError::TooLarge`] when nobody could verify it.
+pub fn sign(statement: &Statement, key: &SigningKey) -> Result<Vec<u8>, AttestError> {
+    let json = |e: serde_json::Error| AttestError::Statement(e.to_string());
+    let envelope = Envelope::sign(&serde_json::to_vec(statement).map_err(json)?, key);
+    let mut line = serde_json::to_vec(&envelope).map_err(json)?;
+    line.push(b'\n');
+    match line.len() as u64 {
+        ..=LARGEST => Ok(line),
+        size => Err(AttestError::TooLarge { size }),
     }
 }
 
@@ -216,7 +257,16 @@ pub fn verify_file(
     attestation: &Utf8Path,
     public: &Utf8Path,
 ) -> Result<Attested, AttestError> {
-    verify(&Statement::of_file(path)?, path, attestation, public)
+    let wanted = Statement::of_file(path).map_err(|e| match e {
+        // No report of which that is so was ever attested.
+        AttestError::Report { message, .. } => AttestError::Rejected {
+            path: attestation.to_owned(),
+            what: path.to_owned(),
+            message: format!("the report is not JSON: {message}"),
+        },
+        e => e,
+    })?;
+    verify(&wanted, path, attestation, public)
 }
 
 fn verify(
@@ -235,7 +285,8 @@ fn verify(
     // What is no attestation vouches for nothing: the same answer as to a wrong one.
     let envelope = Envelope::parse(&bytes).map_err(rejected)?;
     let payload = envelope.open(&key).map_err(rejected)?;
-    // Signed by the right key: from here on it is the signer's word against the files.
+    // Signed by the right key: from here on it is the signer's word against the files, if everybody reads the same word.
+    unique_keys(&payload).map_err(|e| rejected(format!("no in-toto statement: {e}")))?;
     let found: Statement =
         serde_json::from_slice(&payload).map_err(|e| rejected(format!("no in-toto statement: {e}")))?;
     difference(wanted, &found).map_or(Ok(()), |message| Err(rejected(message)))?;
@@ -309,4 +360,4 @@ fn read_bounded(path: &Utf8Path, most: u64) -> Result<Vec<u8>, AttestError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

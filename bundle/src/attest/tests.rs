@@ -1,6 +1,6 @@
 use super::*;
 
-fn test_folder() -> (tempfile::TempDir, Utf8PathBuf) {
+pub(crate) fn test_folder() -> (tempfile::TempDir, Utf8PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
     (dir, path)
@@ -166,4 +166,64 @@ fn a_bundle_that_was_replaced_after_the_check_is_not_vouched_for() {
         let e = holds(&attested(other)).unwrap_err();
         assert!(matches!(e, AttestError::Rejected { .. }) && e.to_string().contains("replaced"), "{e}");
     }
+}
+
+#[test]
+fn a_key_twice_is_no_statement_no_envelope_and_no_report() {
+    let (_guard, folder) = test_folder();
+    let key = read_private(&private(&folder)).unwrap();
+    let (report, attestation) = (folder.join("report.json"), folder.join("report.json.intoto.jsonl"));
+    let public = fixture("test-only-public.pem");
+    fs_err::write(&report, r#"{"verdict":"fail"}"#).unwrap();
+    let statement = Statement::of_file(&report).unwrap();
+    let verify = |line: &[u8]| {
+        fs_err::write(&attestation, line).unwrap();
+        verify_file(&report, &attestation, &public)
+    };
+    verify(&sign(&statement, &key).unwrap()).unwrap();
+    // Signed by the right key, and its readers differ in what it says: at the top, and in the predicate.
+    let text = serde_json::to_string(&statement).unwrap();
+    for (from, to) in [
+        ("{\"_type\"", "{\"x\":1,\"x\":2,\"_type\""),
+        ("\"verdict\":\"fail\"", "\"verdict\":\"pass\",\"verdict\":\"fail\""),
+        ("{\"sha256\"", "{\"sha256\":\"0\",\"sha256\""),
+    ] {
+        let twice = text.replacen(from, to, 1);
+        assert_ne!(twice, text, "{from}");
+        let line = serde_json::to_vec(&Envelope::sign(twice.as_bytes(), &key)).unwrap();
+        let e = verify(&line).unwrap_err();
+        assert!(
+            matches!(&e, AttestError::Rejected { message, .. } if message.contains("duplicate field")),
+            "{e}"
+        );
+    }
+    let line = String::from_utf8(sign(&statement, &key).unwrap()).unwrap();
+    let e = verify(line.replacen('{', "{\"more\":1,\"more\":1,", 1).as_bytes()).unwrap_err();
+    assert!(
+        matches!(&e, AttestError::Rejected { message, .. } if message.contains("duplicate field")),
+        "{e}"
+    );
+
+    fs_err::write(&report, r#"{"verdict":"pass","verdict":"fail"}"#).unwrap();
+    let e = Statement::of_file(&report).unwrap_err();
+    assert!(matches!(e, AttestError::Report { .. }), "{e}");
+    let e = verify(line.as_bytes()).unwrap_err();
+    assert!(matches!(e, AttestError::Rejected { .. }), "{e}");
+}
+
+#[test]
+fn an_attestation_that_nobody_could_verify_is_not_written() {
+    let (_guard, folder) = test_folder();
+    let key = read_private(&private(&folder)).unwrap();
+    let statement = |size: u64| Statement {
+        kind: STATEMENT.into(),
+        subject: Vec::new(),
+        predicate_type: FILE_PREDICATE.into(),
+        predicate: Value::String("x".repeat(usize::try_from(size).unwrap())),
+    };
+    // base64 makes four bytes of three.
+    let most = LARGEST / 4 * 3;
+    assert!(sign(&statement(most - 1024), &key).unwrap().len() as u64 <= LARGEST);
+    let e = sign(&statement(most), &key).unwrap_err();
+    assert!(matches!(e, AttestError::TooLarge { size } if size > LARGEST), "{e}");
 }

@@ -3,13 +3,13 @@
 //! 1. what the caller named;
 //! 2. an environment variable, unless it is empty;
 //! 3. beside the executable;
-//! 4. the folder that `cargo xtask setup` fills, in the executable's folder or one of the three above it, then in
-//!    `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
+//! 4. the folder that `cargo xtask setup` fills, but only for a program that lies in cargo's build folder: in the checkout
+//!    around that folder, then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
 //! 5. the system loader, by name.
 //!
 //! The first place that names a library is final: one that was asked for and does not fit is an error and never a
 //! silent fallback. The current directory and its parents are not searched: running a program on somebody's files must
-//! not run code that lies beside them.
+//! not run code that lies beside them. Neither are folders above an installed program, to which others may write.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -21,10 +21,13 @@ pub const BESIDE_EXECUTABLE: &str = "the executable's folder";
 /// Origin of a library that the system loader is to find.
 pub const SYSTEM_LOADER: &str = "the system loader";
 
-/// Folders in which [`Wanted::setup_folder`] is looked for, upwards from the executable's own and from
-/// `CARGO_MANIFEST_DIR`: the fourth is the checkout of a test in `CHECKOUT/target/PROFILE/deps` and of a program in
-/// `CHECKOUT/target/TRIPLE/PROFILE`. What lies further up is somebody else's.
+/// Folders that are looked at, upwards: for cargo's build folder from the executable's own, which is the third of a test in
+/// `CHECKOUT/target/PROFILE/deps` and the fourth at most; and for [`Wanted::setup_folder`] from `CARGO_MANIFEST_DIR`.
+/// What lies further up is somebody else's.
 const LEVELS: usize = 4;
+
+/// The file that cargo marks a build folder with.
+const BUILD_FOLDER: &str = "CACHEDIR.TAG";
 
 /// What decides where to look; taken from the process by [`Places::here`].
 #[derive(Debug, Default, Clone)]
@@ -33,7 +36,9 @@ pub struct Places {
     pub variable: Option<Utf8PathBuf>,
     /// The running program.
     pub executable: Option<Utf8PathBuf>,
-    /// `CARGO_MANIFEST_DIR`.
+    /// Around cargo's build folder, where the program lies in one; nothing for an installed program.
+    pub checkout: Option<Utf8PathBuf>,
+    /// `CARGO_MANIFEST_DIR`, for a program in a build folder.
     pub manifest: Option<Utf8PathBuf>,
 }
 
@@ -41,11 +46,20 @@ impl Places {
     /// Those of this process; `variable` is the name of the environment variable.
     pub fn here(variable: &str) -> Self {
         let value = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty()).map(Utf8PathBuf::from);
-        Self {
-            variable: value(variable),
-            executable: std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok()),
-            manifest: value("CARGO_MANIFEST_DIR"),
-        }
+        let executable = std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok());
+        Self::of(executable, value(variable), value("CARGO_MANIFEST_DIR"))
+    }
+
+    fn of(
+        executable: Option<Utf8PathBuf>,
+        variable: Option<Utf8PathBuf>,
+        manifest: Option<Utf8PathBuf>,
+    ) -> Self {
+        let above = executable.as_deref().and_then(Utf8Path::parent);
+        let mut folders = above.into_iter().flat_map(|p| p.ancestors().take(LEVELS));
+        let build = folders.find(|p| p.join(BUILD_FOLDER).is_file());
+        let checkout = build.and_then(Utf8Path::parent).map(Utf8Path::to_owned);
+        Self { variable, manifest: manifest.filter(|_| checkout.is_some()), checkout, executable }
     }
 }
 
@@ -88,10 +102,9 @@ impl Wanted<'_> {
             return named(self.variable, path);
         }
         let beside = places.executable.as_deref().and_then(Utf8Path::parent);
-        let roots = [beside, places.manifest.as_deref()].into_iter().flatten();
-        let set_up = roots
-            .flat_map(|p| p.ancestors().take(LEVELS))
-            .map(|p| (self.setup_folder, p.join(self.setup_folder)));
+        let manifest = places.manifest.iter().flat_map(|p| p.ancestors().take(LEVELS));
+        let set_up = places.checkout.as_deref().into_iter().chain(manifest);
+        let set_up = set_up.map(|p| (self.setup_folder, p.join(self.setup_folder)));
         let mut looked = Vec::new();
         for (origin, folder) in beside.map(|p| (BESIDE_EXECUTABLE, p.to_owned())).into_iter().chain(set_up) {
             let found = holds(&folder);
@@ -118,6 +131,7 @@ mod tests {
         let mut there: Vec<Utf8PathBuf> = Vec::new();
         let mut places = Places {
             executable: Some("/built/target/debug/deps/tool".into()),
+            checkout: Some("/built".into()),
             manifest: Some("/checkout/engines/some".into()),
             variable: None,
         };
@@ -130,9 +144,9 @@ mod tests {
             assert!(last.taken);
             (last.origin, last.path.to_string(), looked.len())
         };
-        // The executable's folder, then it again and three above it, the manifest's and three above it, the loader.
+        // The executable's folder, the checkout, the manifest's folder and three above it, the loader.
         let (origin, path, looked) = last(&there, &places);
-        assert_eq!((origin, path.as_str(), looked), (SYSTEM_LOADER, "libsome.so", 10));
+        assert_eq!((origin, path.as_str(), looked), (SYSTEM_LOADER, "libsome.so", 7));
         for (folder, origin) in [
             ("/checkout/third_party/some", "third_party/some"),
             ("/built/third_party/some", "third_party/some"),
@@ -142,15 +156,40 @@ mod tests {
             let found = last(&there, &places);
             assert_eq!((found.0, found.1), (origin, format!("{folder}/libsome.so")));
         }
-        // What lies further up than a checkout, or below the program's own name, is not searched.
-        let deep = Places { executable: Some("/srv/a/b/c/d/tool".into()), ..Places::default() };
-        for folder in ["/srv/third_party/some", "/third_party/some", "/srv/a/b/c/d/tool/third_party/some"] {
-            assert_eq!(last(&[folder.into()], &deep).0, SYSTEM_LOADER, "{folder}");
+        // Of an installed program its own folder is searched, and none above it.
+        let installed = Places { executable: Some("/srv/a/b/tool".into()), ..Places::default() };
+        for folder in ["/third_party/some", "/srv/third_party/some", "/srv/a/b/third_party/some", "/srv/a"] {
+            assert_eq!(last(&[folder.into()], &installed).0, SYSTEM_LOADER, "{folder}");
         }
-        assert_eq!(last(&["/srv/a/third_party/some".into()], &deep).0, "third_party/some");
+        assert_eq!(last(&["/srv/a/b".into()], &installed).0, BESIDE_EXECUTABLE);
         places.variable = Some("named".into());
         assert_eq!(last(&there, &places), ("SOME_LIB", "named".into(), 1));
         let asked = WANTED.search(Some("asked".into()), &places, &|_| None);
         assert_eq!(asked, [Place { origin: BY_OPTION, path: "asked".into(), taken: true }]);
+    }
+
+    #[test]
+    fn a_checkout_is_what_lies_around_a_build_folder_of_cargo() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let at = |program: &str| Places::of(Some(root.join(program)), None, Some("/m".into()));
+        let programs =
+            ["c/target/debug/tool", "c/target/debug/deps/tool", "c/target/triple/release/deps/tool"];
+        for program in programs {
+            let installed = at(program);
+            assert_eq!((installed.checkout, installed.manifest), (None, None), "{program}");
+        }
+        std::fs::create_dir_all(root.join("c/target")).unwrap();
+        std::fs::write(root.join("c/target").join(BUILD_FOLDER), "").unwrap();
+        for program in programs {
+            let built = at(program);
+            assert_eq!(
+                (built.checkout, built.manifest),
+                (Some(root.join("c")), Some("/m".into())),
+                "{program}"
+            );
+        }
+        assert_eq!(at("c/bin/tool").checkout, None);
+        assert_eq!(at("c/target/a/b/c/d/tool").checkout, None);
     }
 }

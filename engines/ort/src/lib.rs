@@ -7,12 +7,12 @@
 //! 1. [`OrtOptions::library`];
 //! 2. the environment variable `ORT_DYLIB_PATH`, unless it is empty;
 //! 3. beside the executable;
-//! 4. `third_party/onnxruntime/` (filled by `cargo xtask setup`) in the executable's folder or one of the three above it,
-//!    then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
+//! 4. for a program in cargo's build folder, `third_party/onnxruntime/` (filled by `cargo xtask setup`) in the checkout
+//!    around it, then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
 //! 5. the system loader, by its usual name.
 //!
-//! The current directory and its parents are not searched: running this tool on somebody's files must not run
-//! code that lies beside them.
+//! The current directory and its parents are not searched, and no folder above an installed program: running this tool
+//! on somebody's files must not run code that lies beside them.
 
 mod device;
 mod library;

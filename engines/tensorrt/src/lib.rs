@@ -8,8 +8,8 @@
 //! 1. [`TensorRtOptions::library_dir`];
 //! 2. the environment variable `DPAR_TRT_LIB`, unless it is empty;
 //! 3. beside the executable;
-//! 4. `third_party/tensorrt-rtx/` (filled by `cargo xtask setup`) in the executable's folder or one of the three above it,
-//!    then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
+//! 4. for a program in cargo's build folder, `third_party/tensorrt-rtx/` (filled by `cargo xtask setup`) in the checkout
+//!    around it, then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
 //! 5. the system loader, by their usual names.
 //!
 //! With the feature `enterprise` the crate is for full TensorRT 11 (`libnvinfer`) instead, which builds on the GPU that

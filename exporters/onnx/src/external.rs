@@ -1,37 +1,56 @@
-//! Which files a written graph refers to.
+//! What a written graph says of itself, and which files it refers to.
 
 use std::collections::BTreeSet;
 
-use prost::Message;
-
-use crate::proto::ModelProto;
+use crate::derive::{DeriveError, read_model};
 
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: i32 = 1;
+/// What the exporter says of external data.
+const KEYS: [&str; 3] = ["location", "offset", "length"];
 
-/// The external-data files that a graph of this exporter refers to, as the graph names them.
+/// What a graph of this exporter says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// Opset of its operators.
+    pub opset: i64,
+    /// The external-data files that it refers to, as it names them.
+    pub external: BTreeSet<String>,
+}
+
+/// Reads a graph that this exporter wrote, byte for byte as it writes graphs: nothing else is in the file for an engine
+/// to find.
 ///
 /// # Errors
 /// When the bytes are no ONNX model, or hold anything that this exporter does not write: a reference could hide
-/// there (in a subgraph, a function, a sparse tensor).
-pub fn external_files(model: &[u8]) -> Result<BTreeSet<String>, String> {
-    let parsed = ModelProto::decode(model).map_err(|e| format!("it is no ONNX model: {e}"))?;
-    // Unknown fields are dropped by decoding, so a model that has some is longer than what is written again.
-    if parsed.encoded_len() != model.len() {
-        return Err("it holds fields that this exporter does not write".to_owned());
-    }
-    let mut files = BTreeSet::new();
+/// there (in a constant, a subgraph, a function, a sparse tensor).
+pub fn read_own(model: &[u8]) -> Result<Own, String> {
+    let parsed = read_model(model).map_err(|e| match e {
+        DeriveError::Unreadable(e) => format!("it is no ONNX model: {e}"),
+        DeriveError::Foreign => "it holds fields that this exporter does not write".to_owned(),
+    })?;
+    let opset = match parsed.opset_import.as_slice() {
+        [only] if only.domain.as_deref().unwrap_or_default().is_empty() => only.version,
+        _ => None,
+    };
+    let opset = opset.ok_or("it does not name the one opset that this exporter writes")?;
+    let mut external = BTreeSet::new();
     for tensor in parsed.graph.iter().flat_map(|g| &g.initializer) {
         // Of two locations one reader takes the first, and another the last.
         let mut keys = BTreeSet::new();
-        if let Some(twice) = tensor.external_data.iter().find(|e| !keys.insert(e.key.as_deref())) {
-            let key = twice.key.as_deref().unwrap_or_default();
-            return Err(format!("a weight says `{key}` of its external data twice"));
+        for entry in &tensor.external_data {
+            let key = entry.key.as_deref().unwrap_or_default();
+            if !KEYS.contains(&key) {
+                return Err(format!("a weight says `{key}` of its external data"));
+            }
+            if !keys.insert(key) {
+                return Err(format!("a weight says `{key}` of its external data twice"));
+            }
         }
         let location = tensor.external_data.iter().find(|e| e.key.as_deref() == Some("location"));
         match location.and_then(|e| e.value.clone()) {
             Some(file) => {
-                files.insert(file);
+                external.insert(file);
             }
             None if tensor.data_location == Some(EXTERNAL) || !tensor.external_data.is_empty() => {
                 return Err("a weight is external and names no file".to_owned());
@@ -39,43 +58,89 @@ pub fn external_files(model: &[u8]) -> Result<BTreeSet<String>, String> {
             None => {}
         }
     }
-    Ok(files)
+    Ok(Own { opset, external })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::proto::{GraphProto, StringStringEntryProto, TensorProto};
+    use prost::Message;
 
-    fn model(entries: &[(&str, &str)], location: Option<i32>) -> Vec<u8> {
+    use super::*;
+    use crate::proto::{
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
+        TensorProto,
+    };
+
+    fn tensor(entries: &[(&str, &str)], location: Option<i32>) -> TensorProto {
         let entry = |(k, v): &(&str, &str)| StringStringEntryProto {
             key: Some((*k).to_owned()),
             value: Some((*v).to_owned()),
         };
-        let tensor = TensorProto {
+        TensorProto {
             external_data: entries.iter().map(entry).collect(),
             data_location: location,
             ..TensorProto::default()
-        };
-        let graph = GraphProto { initializer: vec![tensor], ..GraphProto::default() };
-        ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec()
+        }
+    }
+
+    fn model_of(graph: GraphProto) -> Vec<u8> {
+        let opset = OperatorSetIdProto { domain: Some(String::new()), version: Some(17) };
+        ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() }.encode_to_vec()
+    }
+
+    fn model(entries: &[(&str, &str)], location: Option<i32>) -> Vec<u8> {
+        model_of(GraphProto { initializer: vec![tensor(entries, location)], ..GraphProto::default() })
     }
 
     #[test]
     fn references_are_found_and_hiding_places_refused() {
-        let found = external_files(&model(&[("location", "../x"), ("offset", "0")], Some(EXTERNAL)));
-        assert_eq!(found.unwrap(), BTreeSet::from(["../x".to_owned()]));
-        assert!(external_files(&model(&[], None)).unwrap().is_empty());
-        assert!(external_files(&model(&[], Some(EXTERNAL))).unwrap_err().contains("names no file"));
-        assert!(external_files(&model(&[("offset", "0")], None)).unwrap_err().contains("names no file"));
+        let found = read_own(&model(&[("location", "../x"), ("offset", "0")], Some(EXTERNAL))).unwrap();
+        assert_eq!(found, Own { opset: 17, external: BTreeSet::from(["../x".to_owned()]) });
+        assert!(read_own(&model(&[], None)).unwrap().external.is_empty());
+        let refused = |entries: &[(&str, &str)], location| read_own(&model(entries, location)).unwrap_err();
+        assert!(refused(&[], Some(EXTERNAL)).contains("names no file"));
+        assert!(refused(&[("offset", "0")], None).contains("names no file"));
+        assert!(refused(&[("location", "x"), ("basepath", "/")], None).contains("`basepath`"));
         for key in ["location", "offset"] {
-            let twice = [("location", "x"), ("offset", "0"), (key, "../x")];
-            let e = external_files(&model(&twice, Some(EXTERNAL))).unwrap_err();
+            let e = refused(&[("location", "x"), ("offset", "0"), (key, "../x")], Some(EXTERNAL));
             assert!(e.contains(&format!("`{key}`")) && e.contains("twice"), "{e}");
         }
         // Field 25 of a model: functions, which this exporter does not write.
         let hidden = [model(&[], None), vec![0xca, 0x01, 0x00]].concat();
-        assert!(external_files(&hidden).unwrap_err().contains("does not write"));
-        assert!(external_files(&[0xff; 9]).unwrap_err().contains("no ONNX model"));
+        assert!(read_own(&hidden).unwrap_err().contains("does not write"));
+        assert!(read_own(&[0xff; 9]).unwrap_err().contains("no ONNX model"));
+        let none = ModelProto::default().encode_to_vec();
+        assert!(read_own(&none).unwrap_err().contains("opset"));
+    }
+
+    /// A field with a length: its number, and what it holds.
+    fn field(number: u32, content: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut bytes);
+        prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+        [bytes, content.to_vec()].concat()
+    }
+
+    #[test]
+    fn a_constant_with_external_weights_does_not_fit_into_room_that_packing_makes() {
+        // The same model with its attribute's integers packed, as other writers do, is 9 bytes shorter ...
+        let ints = AttributeProto { name: Some("v".into()), ints: vec![1; 12], ..AttributeProto::default() };
+        let node = NodeProto { attribute: vec![ints.clone()], ..NodeProto::default() };
+        let plain = model_of(GraphProto { node: vec![node], ..GraphProto::default() });
+        read_own(&plain).unwrap();
+        let named = AttributeProto { ints: vec![], ..ints }.encode_to_vec();
+        let packed = field(8, &[1; 12]);
+        // ... and the attribute `t` of a `Constant` takes the room: field 5, a tensor with external data (field 13).
+        let room = 12 * 2 - packed.len();
+        let hidden = field(5, &field(13, &vec![0; room - 4]));
+        assert_eq!(packed.len() + hidden.len(), 12 * 2, "as long as what is written again");
+        let attribute = field(5, &[named, packed, hidden].concat());
+        let graph = field(1, &attribute);
+        let opset =
+            field(8, &OperatorSetIdProto { domain: Some(String::new()), version: Some(17) }.encode_to_vec());
+        let forged = [field(7, &graph), opset].concat();
+        let parsed = ModelProto::decode(forged.as_slice()).unwrap();
+        assert_eq!(parsed.encoded_len(), forged.len(), "lengths alone do not tell");
+        assert!(read_own(&forged).unwrap_err().contains("does not write"));
     }
 }

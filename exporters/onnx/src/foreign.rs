@@ -3,6 +3,7 @@
 use prost::Message;
 
 use crate::proto::{DimensionValue, FLOAT, ModelProto, ValueInfoProto};
+use crate::walk::check_whole;
 
 /// An input or output of a foreign graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,30 +27,41 @@ pub struct Foreign {
     pub outputs: Vec<ForeignPort>,
     /// Elements of all initializers together.
     pub parameters: u64,
-    /// Whether weights lie in other files.
-    pub external: bool,
 }
 
-/// Reads the interface of an ONNX model. Nothing but its table of contents is judged; engines refuse what they cannot run.
+/// Opsets that there can be.
+const OPSETS: std::ops::RangeInclusive<i64> = 1..=1 << 10;
+
+/// Reads the interface of an ONNX model that is whole in its bytes: two networks never have the same. Nothing but its
+/// table of contents is judged otherwise; engines refuse what they cannot run.
 ///
 /// # Errors
-/// In words, when the bytes are no ONNX model.
+/// In words, when the bytes are no ONNX model, refer to weights in another file (anywhere: in a constant, a subgraph, a
+/// function), or hold what no known version of ONNX has.
 pub fn read_foreign(bytes: &[u8]) -> Result<Foreign, String> {
+    check_whole(bytes)?;
     let model = ModelProto::decode(bytes).map_err(|e| format!("not an ONNX model: {e}"))?;
     let graph = model.graph.ok_or("not an ONNX model: it has no graph")?;
     let default = |domain: &Option<String>| domain.as_deref().unwrap_or_default().is_empty();
     let opset = model.opset_import.iter().find(|o| default(&o.domain)).and_then(|o| o.version);
     let opset = opset.ok_or("not an ONNX model: it names no opset")?;
+    if !OPSETS.contains(&opset) {
+        return Err(format!("not an ONNX model: there is no opset {opset}"));
+    }
     let own = |v: &&ValueInfoProto| graph.initializer.iter().all(|i| i.name != v.name);
     let count = |dims: &[i64]| {
         dims.iter().try_fold(1_u64, |n, d| n.checked_mul(u64::try_from(*d).ok()?)).unwrap_or(0)
     };
+    let parameters = graph.initializer.iter().fold(0, |n: u64, i| n.saturating_add(count(&i.dims)));
+    // The smallest type that there is takes 4 bits.
+    if parameters / 8 > bytes.len() as u64 {
+        return Err(format!("its initializers claim {parameters} elements, more than the file holds"));
+    }
     Ok(Foreign {
         opset,
         inputs: graph.input.iter().filter(own).map(port).collect(),
         outputs: graph.output.iter().map(port).collect(),
-        parameters: graph.initializer.iter().fold(0, |n, i| n.saturating_add(count(&i.dims))),
-        external: graph.initializer.iter().any(|i| i.data_location == Some(1)),
+        parameters,
     })
 }
 

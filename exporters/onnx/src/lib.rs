@@ -34,6 +34,7 @@ pub mod proto;
 mod rope;
 mod store;
 mod vq;
+mod walk;
 
 use camino::Utf8Path;
 use dpar_export_spec::{ComponentSpec, GraphSpec, Precision};
@@ -46,7 +47,7 @@ use store::WeightStore;
 pub use axes::MAX_BATCH;
 pub use builder::{OPSET, opset};
 pub use error::ExportError;
-pub use external::external_files;
+pub use external::{Own, read_own};
 pub use foreign::{Foreign, ForeignPort, read_foreign};
 pub use precision::check_precision;
 pub use store::{Weights, WeightsError};

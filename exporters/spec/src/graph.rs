@@ -1,6 +1,19 @@
 //! Graph interfaces: ports with named dynamic axes and their ranges.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
+
+/// Largest size of a dimension or an axis that an interface may claim; far above any model, low enough that no sum of
+/// two overflows.
+const MAX_SIZE: usize = 1 << 30;
+
+/// Whether a text is a name of a graph, port, axis or file: ASCII letters, digits, `_`, `.` and `-`, and no `.` or `-`
+/// at its beginning. Such a name means itself in a path, in a command line and in a report.
+pub fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    !text.is_empty() && !text.starts_with(['.', '-']) && text.chars().all(allowed)
+}
 
 /// Element type of a graph port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -130,6 +143,48 @@ pub struct GraphSpec {
 }
 
 impl GraphSpec {
+    /// Checks what holds of every interface that is written: names, sizes, and that each axis of a port has one range.
+    /// Names of ports are the file's own where another tool wrote it (`foreign`): anything but nothing.
+    ///
+    /// # Errors
+    /// What does not hold, in words.
+    pub fn validate(&self, foreign: bool) -> Result<(), String> {
+        let name = |what: &str, text: &str| match is_name(text) {
+            true => Ok(()),
+            false => Err(format!("`{text}` is no name of {what} (letters, digits, `_`, `.` and `-`)")),
+        };
+        name("a graph", &self.name)?;
+        let mut ranges = BTreeSet::new();
+        for axis in &self.axes {
+            name("an axis", &axis.name)?;
+            if !ranges.insert(axis.name.as_str()) {
+                return Err(format!("axis `{}` has two ranges", axis.name));
+            }
+            if !(axis.min <= axis.opt && axis.opt <= axis.max && axis.max <= MAX_SIZE) {
+                let AxisRange { name, min, opt, max } = axis;
+                return Err(format!("axis `{name}` is {min} to {max}, {opt} to tune for"));
+            }
+        }
+        let mut ports = BTreeSet::new();
+        for port in self.inputs.iter().chain(&self.outputs) {
+            if !foreign || port.name.is_empty() {
+                name("a port", &port.name)?;
+            }
+            if !ports.insert(port.name.as_str()) {
+                return Err(format!("port `{}` is there twice", port.name));
+            }
+            for dim in &port.dims {
+                if let Some(axis) = dim.axes().into_iter().find(|a| !ranges.contains(a)) {
+                    return Err(format!("axis `{axis}` of port `{}` has no range", port.name));
+                }
+                if matches!(dim, Dim::Fixed(n) if !(1..=MAX_SIZE).contains(n)) {
+                    return Err(format!("port `{}` has a dimension of {dim}", port.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The input of that name.
     pub fn input(&self, name: &str) -> Option<&Port> {
         self.inputs.iter().find(|p| p.name == name)
@@ -143,5 +198,72 @@ impl GraphSpec {
     /// The range of an axis.
     pub fn axis(&self, name: &str) -> Option<&AxisRange> {
         self.axes.iter().find(|a| a.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_means_itself_in_a_path_a_shell_and_a_report() {
+        for good in ["global_step", "past_key_0", "vq.decode-2", "A", "_"] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in [
+            "",
+            "-x",
+            ".x",
+            "..",
+            "a b",
+            "a/b",
+            "a\nb",
+            "x$(cmd)",
+            "a'b",
+            "a;b",
+            "\u{e9}",
+            "a\u{202e}b",
+            "a\0",
+        ] {
+            assert!(!is_name(bad), "{bad:?}");
+        }
+    }
+
+    fn spec() -> GraphSpec {
+        let dims = || vec![Dim::axis("batch"), Dim::sum("past", "new"), Dim::Fixed(4)];
+        let axis = |name: &str| AxisRange { name: name.into(), min: 0, opt: 2, max: 8 };
+        GraphSpec {
+            name: "g".into(),
+            component: "c".into(),
+            inputs: vec![Port::new("x", DType::F32, dims())],
+            outputs: vec![Port::new("y", DType::F32, dims())],
+            axes: ["batch", "past", "new"].map(axis).into(),
+        }
+    }
+
+    #[test]
+    fn interfaces_that_nobody_writes_are_refused() {
+        spec().validate(false).unwrap();
+        let refused = |change: &dyn Fn(&mut GraphSpec), message: &str| {
+            let mut changed = spec();
+            change(&mut changed);
+            let e = changed.validate(false).unwrap_err();
+            assert!(e.contains(message), "{message}: {e}");
+        };
+        refused(&|s| s.name = "x$(cmd)".into(), "no name of a graph");
+        refused(&|s| s.inputs[0].name = "a:1".into(), "no name of a port");
+        refused(&|s| s.axes[0].name = "a b".into(), "no name of an axis");
+        refused(&|s| s.outputs[0].name = "x".into(), "there twice");
+        refused(&|s| s.axes.push(s.axes[0].clone()), "two ranges");
+        refused(&|s| s.axes[0].opt = 9, "0 to 8, 9 to tune for");
+        refused(&|s| s.axes[0].max = usize::MAX, "axis `batch`");
+        refused(&|s| drop(s.axes.pop()), "axis `new` of port `x` has no range");
+        refused(&|s| s.inputs[0].dims[2] = Dim::Fixed(1 << 40), "dimension of 1099511627776");
+        refused(&|s| s.inputs[0].dims[2] = Dim::Fixed(0), "dimension of 0");
+        let mut foreign = spec();
+        foreign.inputs[0].name = "serving_default/x:0".into();
+        foreign.validate(true).unwrap();
+        foreign.inputs[0].name = String::new();
+        assert!(foreign.validate(true).is_err());
     }
 }

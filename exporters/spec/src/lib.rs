@@ -16,7 +16,7 @@ mod weight_mode;
 
 pub use capability::{Capability, CapabilityError};
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
-pub use graph::{AxisRange, DType, Dim, GraphSpec, Port};
+pub use graph::{AxisRange, DType, Dim, GraphSpec, Port, is_name};
 pub use patch::{PatchMode, PatchRule, PatchRuleError};
 pub use precision::Precision;
 pub use profile::{Override, Point, Profile, ProfileError};

@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EfficientNetSpec, FeaturesSpec, InceptionSpec, PatchRule};
 
-/// Largest token grid, image side, table and stack that a configuration may claim; far above any model, low enough that
+/// Largest token grid, image side, table, stack and width that a configuration may claim; far above any model, low enough that
 /// no product of sizes overflows.
 const MAX_GRID: usize = 1 << 10;
 const MAX_SIDE: usize = 1 << 15;
 const MAX_ROWS: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
+const MAX_WIDTH: usize = 1 << 20;
 
 /// What a bundle is: one of the two systems of the paper's table, or a feature network that looks at their images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,6 +240,62 @@ impl ComponentSpec {
     }
 }
 
+impl ComponentSpec {
+    /// Checks that every size is one that a model can have.
+    ///
+    /// # Errors
+    /// The first that is not, in words.
+    pub fn validate(&self) -> Result<(), String> {
+        let name = self.kind().name();
+        let sizes: &[(&str, usize, std::ops::RangeInclusive<usize>)] = match self {
+            Self::Dpar(s) => &[
+                ("width", s.width, 1..=MAX_WIDTH),
+                ("heads", s.heads, 1..=MAX_WIDTH),
+                ("ffn", s.ffn, 1..=MAX_WIDTH),
+                ("encoder_layers", s.encoder_layers, 1..=MAX_LAYERS),
+                ("global_layers", s.global_layers, 0..=MAX_LAYERS),
+                ("decoder_layers", s.decoder_layers, 0..=MAX_LAYERS),
+                ("token_rows", s.token_rows, 1..=MAX_ROWS),
+            ],
+            Self::Entropy(s) | Self::Llamagen(s) => &[
+                ("width", s.width, 1..=MAX_WIDTH),
+                ("heads", s.heads, 1..=MAX_WIDTH),
+                ("ffn", s.ffn, 1..=MAX_WIDTH),
+                ("layers", s.layers, 0..=MAX_LAYERS),
+                ("token_rows", s.token_rows, 1..=MAX_ROWS),
+                ("num_classes", s.num_classes.unwrap_or_default(), 0..=MAX_ROWS),
+            ],
+            Self::Vq(s) => {
+                let levels = s.encoder.levels.iter().chain(&s.decoder.levels);
+                let of = |f: fn(&VqLevel) -> usize| levels.clone().map(f).max().unwrap_or(1);
+                let least = levels.clone().map(|l| l.channels).min().unwrap_or(1);
+                &[
+                    ("code_width", s.code_width, 1..=MAX_WIDTH),
+                    ("z_channels", s.z_channels, 1..=MAX_WIDTH),
+                    ("conv_in", s.encoder.conv_in, 1..=MAX_WIDTH),
+                    ("conv_in", s.decoder.conv_in, 1..=MAX_WIDTH),
+                    ("levels", levels.clone().count(), 0..=MAX_LAYERS),
+                    ("channels", of(|l| l.channels), 1..=MAX_WIDTH),
+                    ("channels", least, 1..=MAX_WIDTH),
+                    ("index", of(|l| l.index), 0..=MAX_LAYERS),
+                    ("res_blocks", of(|l| l.res_blocks), 0..=MAX_LAYERS),
+                ]
+            }
+            Self::Inception(s) => &[("classes", s.classes, 1..=MAX_ROWS)],
+            Self::EfficientnetLite0(s) => {
+                &[("classes", s.classes, 1..=MAX_ROWS), ("input_size", s.input_size, 1..=MAX_SIDE)]
+            }
+            Self::Features(s) => {
+                &[("width", s.width, 1..=MAX_ROWS), ("input_size", s.input_size, 1..=MAX_SIDE)]
+            }
+        };
+        match sizes.iter().find(|(_, size, range)| !range.contains(size)) {
+            None => Ok(()),
+            Some((what, size, _)) => Err(format!("`{what}` of `{name}` is {size}, which no model has")),
+        }
+    }
+}
+
 /// A whole system: what `config.json` in a bundle holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SystemSpec {
@@ -285,8 +342,11 @@ impl SystemSpec {
             !reads_entropy || self.entropy().is_some(),
             "the patch rule reads entropies, but there is no entropy model",
         )?;
-        self.components.iter().try_for_each(|component| {
+        self.components.iter().enumerate().try_for_each(|(i, component)| {
             let name = component.kind().name();
+            let again = self.components[..i].iter().any(|c| c.kind() == component.kind());
+            fit(!again, &format!("there are two components `{name}`"))?;
+            component.validate()?;
             let (grid, vocab, classes, width, heads) = match component {
                 ComponentSpec::Dpar(d) => (d.grid, d.vocab, Some(d.num_classes), d.width, d.heads),
                 ComponentSpec::Entropy(g) => (g.grid, g.vocab, None, g.width, g.heads),
@@ -310,7 +370,6 @@ impl SystemSpec {
         if let Some(d) = self.dpar() {
             let longest = self.patch_rule.longest_patch(self.tokens());
             fit(d.longest_patch == longest, "`longest_patch` is not that of the patch rule")?;
-            fit(d.encoder_layers > 0 && d.encoder_layers <= MAX_LAYERS, "`encoder_layers` is out of range")?;
         }
         Ok(())
     }

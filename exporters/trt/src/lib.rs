@@ -2,6 +2,7 @@
 
 pub mod engine_cache;
 pub mod plan;
+mod shell;
 #[cfg(feature = "tensorrt")]
 pub mod trt;
 pub mod trtexec;

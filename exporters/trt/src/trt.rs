@@ -164,8 +164,7 @@ pub fn layers(
     let engine = TensorRtEngine::new(TensorRtOptions { library_dir, ..TensorRtOptions::default() });
     let mut found = Vec::new();
     for entry in &bundle.manifest().engines {
-        let text =
-            engine.inspect(&bundle.folder().join(&entry.file)).map_err(|e| e.in_graph(&entry.graph))?;
+        let text = engine.inspect(&bundle.path(&entry.file)).map_err(|e| e.in_graph(&entry.graph))?;
         // Not JSON is still what TensorRT said.
         let value = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
         found.push((entry.graph.clone(), value));

@@ -11,6 +11,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::plan::{TrtPlan, TuneFor};
+use super::shell::{comment, literal, word};
 use super::tuning::{Calibrate, measured, of_trace};
 
 /// The script in a bundle.
@@ -112,7 +113,7 @@ fn shapes(
 
 fn of_graph(graph: &GraphEntry, plan: &TrtPlan, profiles: &[Profile]) -> Result<Commands, TargetError> {
     let spec = &graph.spec;
-    let engine = format!("$OUT/{}.engine", spec.name);
+    let engine = format!("{}{}.engine", super::shell::OUT, spec.name);
     let mut native = vec![format!("--onnx={}", graph.file), format!("--saveEngine={engine}")];
     let mut polygraphy: Vec<String> =
         ["polygraphy", "convert", &graph.file, "--convert-to", "trt", "--strongly-typed", "-o", &engine]
@@ -173,18 +174,6 @@ fn of_graph(graph: &GraphEntry, plan: &TrtPlan, profiles: &[Profile]) -> Result<
     Ok(Commands { graph: spec.name.clone(), tensorrt_rtx: rtx, trtexec, polygraphy })
 }
 
-/// A word as the shell takes it; `$OUT` stays a variable.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./".contains(c);
-    match word.find("$OUT") {
-        Some(at) if word.chars().all(|c| plain(c) || c == '$') => {
-            format!("{}\"{}\"", &word[..at], &word[at..])
-        }
-        _ if word.chars().all(plain) => word.to_owned(),
-        _ => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
-
 /// Options that begin a line of their own.
 fn starts_line(word: &str) -> bool {
     word.starts_with("--profile=") || word.contains("Shapes=") || word.starts_with("--trt-")
@@ -192,13 +181,13 @@ fn starts_line(word: &str) -> bool {
 
 fn line(words: &[String]) -> String {
     let mut text = String::from("    ");
-    for (i, word) in words.iter().enumerate() {
+    for (i, one) in words.iter().enumerate() {
         match i {
             0 => {}
-            _ if starts_line(word) => text.push_str(" \\\n        "),
+            _ if starts_line(one) => text.push_str(" \\\n        "),
             _ => text.push(' '),
         }
-        text += &quoted(word);
+        text += &word(one);
     }
     text
 }
@@ -223,50 +212,140 @@ pub fn script(
 # With TensorRT-RTX, Polygraphy wants POLYGRAPHY_USE_TENSORRT_RTX=1.
 set -eu
 OUT=${{OUT:-$PWD/engines}}
-mkdir -p \"$OUT\"
-OUT=$(cd \"$OUT\" && pwd)
-cd \"$(dirname \"$0\")/..\"
+mkdir -p -- \"$OUT\"
+OUT=$(CDPATH='' cd -- \"$OUT\" && pwd)
+CDPATH='' cd -- \"$(dirname -- \"$0\")/..\"
 tool=${{1:-tensorrt_rtx}}
-case $tool in tensorrt_rtx|trtexec|polygraphy) ;; *) echo \"no tool $tool\" >&2; exit 2 ;; esac
+case $tool in
+  tensorrt_rtx|trtexec|polygraphy) ;;
+  *) printf 'no tool %s\\n' \"$tool\" >&2; exit 2 ;;
+esac
 only=${{2:-}}
 known=
 ",
-        // Names come from a checkpoint's configuration: nothing of them may end the comment.
-        manifest.name.replace(char::is_control, " "),
+        // Names come from a checkpoint's configuration.
+        comment(&manifest.name),
         manifest.precision,
-        names.join(", "),
+        comment(&names.join(", ")),
         tuning.patches,
         tuning.tokens,
     );
     for c in commands {
         let _ = write!(
             text,
-            "\nif [ -z \"$only\" ] || [ \"$only\" = {graph} ]; then\n  known=1\n  echo \"== {graph}\"\n  case $tool in\n",
-            graph = quoted(&c.graph)
+            "\nif [ -z \"$only\" ] || [ \"$only\" = {graph} ]; then\n  known=1\n  printf '== %s\\n' {graph}\n  case $tool in\n",
+            graph = literal(&c.graph)
         );
         for words in [&c.tensorrt_rtx, &c.trtexec, &c.polygraphy] {
+            // The three tools' names are this program's own.
             let _ = writeln!(text, "  {})\n{} ;;", words[0], line(words));
         }
         text += "  esac\nfi\n";
     }
-    text += "\nif [ -z \"$known\" ]; then echo \"no graph $only\" >&2; exit 2; fi\n";
+    text += "\nif [ -z \"$known\" ]; then printf 'no graph %s\\n' \"$only\" >&2; exit 2; fi\n";
     text
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
-    use super::*;
+    use dpar_export_spec::{Precision, SystemKind};
 
-    #[test]
-    fn words_are_quoted_for_the_shell() {
-        for (word, text) in [
-            ("--onnx=onnx/a.onnx", "--onnx=onnx/a.onnx"),
-            ("--saveEngine=$OUT/a.engine", "--saveEngine=\"$OUT/a.engine\""),
-            ("tokens:[1,1]", "'tokens:[1,1]'"),
-            ("a'b $(rm)", "'a'\\''b $(rm)'"),
-            ("$OUT/`x`", "'$OUT/`x`'"),
-        ] {
-            assert_eq!(quoted(word), text);
+    use super::*;
+    use dpar_export_bundle::{SCHEMA_VERSION, ToolEntry};
+
+
+    fn manifest(name: &str) -> Manifest {
+        Manifest {
+            schema_version: SCHEMA_VERSION,
+            tool: ToolEntry::this(),
+            system: SystemKind::Dpar,
+            name: name.to_owned(),
+            precision: Precision::Fp32,
+            opset: 17,
+            patch_rule: None,
+            sources: Vec::new(),
+            components: Vec::new(),
+            graphs: Vec::new(),
+            engines: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// Runs the script with programs of the tools' names that write down how they were called.
+    fn called(root: &Utf8Path, script: &str, tool: &str, graph: &str) -> Vec<Vec<String>> {
+        let bundle = root.join("b c");
+        fs_err::create_dir_all(bundle.join("trt")).unwrap();
+        fs_err::create_dir_all(root.join("tools")).unwrap();
+        fs_err::write(bundle.join(SCRIPT), script).unwrap();
+        for tool in ["tensorrt_rtx", "trtexec", "polygraphy"] {
+            let path = root.join("tools").join(tool);
+            let text = "#!/bin/sh\n{ printf '%s\\0' \"$@\"; printf '\\1'; } >> \"$OUT/called\"\n";
+            fs_err::write(&path, text).unwrap();
+            fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let out = root.join("o u't");
+        let _ = fs_err::remove_dir_all(&out);
+        let path = format!("{}:{}", root.join("tools"), std::env::var("PATH").unwrap());
+        let mut command = std::process::Command::new("sh");
+        command.arg(bundle.join(SCRIPT)).args([tool, graph]).current_dir(root);
+        let ran = command.env("PATH", path).env("OUT", "o u't").env("CDPATH", root).output().unwrap();
+        assert!(ran.status.success(), "{}\n{script}", String::from_utf8_lossy(&ran.stderr));
+        let checked = std::process::Command::new("sh").arg("-n").arg(bundle.join(SCRIPT)).output().unwrap();
+        assert!(checked.status.success() && checked.stderr.is_empty(), "{script}");
+        let text = fs_err::read_to_string(out.join("called")).unwrap_or_default();
+        let calls = text.split_terminator('\u{1}');
+        let mut found: Vec<Vec<String>> =
+            calls.map(|c| c.split_terminator('\0').map(str::to_owned).collect()).collect();
+        let absolute = format!("{}/", out.canonicalize_utf8().unwrap());
+        found.iter_mut().flatten().for_each(|w| *w = w.replacen(&absolute, "$OUT/", 1));
+        found
+    }
+
+    /// Names that mean something to a shell; no manifest is read that has one.
+    fn name() -> impl proptest::strategy::Strategy<Value = String> {
+        "[ \t\n'\"`$(){}\\[\\]\\\\;&|<>*?!#~=%^,:a-z-]{1,8}|\\$\\(touch pwned\\)|';touch pwned;'|[^\\x00\\x01/$]{1,8}"
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config::with_cases(24))]
+        #[test]
+        fn the_tools_are_called_with_the_words_that_were_meant(
+            model in name(), profile in name(), graphs in proptest::collection::btree_set(name(), 1..4),
+            words in proptest::collection::vec(name(), 0..4),
+        ) {
+            let guard = tempfile::tempdir().unwrap();
+            let root = Utf8Path::from_path(guard.path()).unwrap();
+            let graphs: Vec<String> = graphs.into_iter().collect();
+            let of = |tool: &str, graph: &String| {
+                let own = [format!("--saveEngine=$OUT/{graph}.engine"), format!("--optShapes={graph}:1x2")];
+                [vec![tool.to_owned()], own.into(), words.clone()].concat()
+            };
+            let commands: Vec<Commands> = graphs
+                .iter()
+                .map(|graph| Commands {
+                    graph: graph.clone(),
+                    tensorrt_rtx: of("tensorrt_rtx", graph),
+                    trtexec: of("trtexec", graph),
+                    polygraphy: of("polygraphy", graph),
+                })
+                .collect();
+            let tuning = Tuning {
+                source: TuningSource::Rule,
+                patches: 1.0,
+                patch_length: 1.0,
+                tokens: 1,
+                images: None,
+                trace_sha256: None,
+            };
+            let profiles = [vec![Profile { name: profile, axes: Default::default() }]];
+            let script = script(&manifest(&model), &commands, &profiles, &tuning);
+            for tool in ["tensorrt_rtx", "trtexec", "polygraphy"] {
+                let all: Vec<Vec<String>> = graphs.iter().map(|g| of(tool, g)[1..].to_vec()).collect();
+                proptest::prop_assert_eq!(&called(root, &script, tool, ""), &all);
+                proptest::prop_assert_eq!(&called(root, &script, tool, &graphs[0]), &all[..1]);
+            }
+            proptest::prop_assert_eq!(root.read_dir_utf8().unwrap().count(), 3, "tools, bundle and output");
+            proptest::prop_assert_eq!(root.join("b c").read_dir_utf8().unwrap().count(), 1);
         }
     }
 }

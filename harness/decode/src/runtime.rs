@@ -63,7 +63,9 @@ pub struct Scores {
     pub patch_lengths: Vec<Vec<usize>>,
 }
 
-/// A bundle on an engine that was found to work here.
+/// A bundle on an engine that was found to work here. What its jobs return was computed from the files that were hashed
+/// when the bundle was opened, or they end with [`BundleError::Changed`]; whoever calls sessions or a model asks
+/// [`Bundle::unchanged`] afterwards.
 pub struct Runtime<'a> {
     bundle: &'a Bundle,
     engine: Box<dyn Engine>,
@@ -171,6 +173,7 @@ impl<'a> Runtime<'a> {
                 &mut |slots| progress(done + slots * chunk.len(), total),
             )?);
         }
+        self.bundle.unchanged()?;
         Ok(streams)
     }
 
@@ -217,6 +220,7 @@ impl<'a> Runtime<'a> {
                 return Err(RunError::Interrupted);
             }
         }
+        self.bundle.unchanged()?;
         Ok(scores)
     }
 
@@ -281,6 +285,7 @@ impl<'a> Runtime<'a> {
                 return Err(RunError::Interrupted);
             }
         }
+        self.bundle.unchanged()?;
         Ok(images)
     }
 
@@ -308,6 +313,7 @@ impl<'a> Runtime<'a> {
                 return Err(RunError::Interrupted);
             }
         }
+        self.bundle.unchanged()?;
         Ok(codes)
     }
 

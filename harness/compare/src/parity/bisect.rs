@@ -13,11 +13,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
     CachedSession, EngineError, EngineInfo, GraphFile, HostCache, Session, Tensor, TensorView,
 };
-use dpar_export_bundle::{Bundle, BundleError};
+use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_onnx::derive::{Exposed, expose};
-use dpar_export_onnx::external_files;
 use dpar_export_spec::{GraphSpec, PatchRule};
 use serde::Serialize;
 
@@ -252,6 +251,7 @@ pub fn between(
     if found.symptom.is_some() || found.graph.is_some() || x.patch_rule != y.patch_rule {
         found.verdict = Status::Fail;
     }
+    [a, b].iter().try_for_each(|r| r.bundle().unchanged())?;
     Ok(found)
 }
 
@@ -511,17 +511,8 @@ fn node(
 fn opened(runtime: &Runtime<'_>, call: &Call, folder: &Utf8Path) -> Result<(Exposed, Vec<Tensor>), RunError> {
     let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("graph {}: {e}", call.graph));
     fs_err::create_dir(folder).map_err(|e| bad(&e))?;
-    let (spec, path) = runtime
-        .bundle()
-        .with_graph(&call.graph, |file| Ok::<_, BundleError>((file.spec.clone(), file.path.to_owned())))?;
-    let bytes = fs_err::read(&path).map_err(|e| bad(&e))?;
+    let (spec, bytes) = runtime.bundle().copy_graph(&call.graph, folder)?;
     let exposed = expose(&bytes, &spec).map_err(|e| bad(&e))?;
-    for name in external_files(&bytes).map_err(|e| bad(&e))? {
-        let (from, to) = (path.with_file_name(&name), folder.join(&name));
-        if fs_err::hard_link(&from, &to).is_err() {
-            fs_err::copy(&from, &to).map_err(|e| bad(&e))?;
-        }
-    }
     let file = folder.join(format!("{}.onnx", call.graph));
     fs_err::write(&file, &exposed.bytes).map_err(|e| bad(&e))?;
     let mut session = runtime.prepare_file(GraphFile::new(&exposed.spec, &file))?;

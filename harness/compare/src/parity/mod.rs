@@ -186,6 +186,8 @@ pub fn run(
         }
     }
     report.engines = outcomes.into_iter().map(|o| o.result).collect();
+    // Of another bundle's files no engine is at fault.
+    bundle.unchanged()?;
     report.judge();
     Ok(report)
 }

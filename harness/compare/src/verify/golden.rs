@@ -45,6 +45,7 @@ pub fn verify_golden(
         }
         None => {}
     }
+    runtime.bundle().unchanged()?;
     Ok(checks)
 }
 

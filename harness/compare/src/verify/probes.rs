@@ -62,12 +62,14 @@ pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Res
             Ok(streams) => streams,
             Err(e) => {
                 checks.extend(or_bad_output(PREFIX, Err(e))?);
+                runtime.bundle().unchanged()?;
                 return Ok(checks);
             }
         };
         checks.extend(or_bad_output(PREFIX, prefix(runtime, &streams, batch, progress).map(|c| vec![c]))?);
         checks.extend(or_bad_output(PADDING, padding(runtime, &streams, progress).map(|c| vec![c]))?);
     }
+    runtime.bundle().unchanged()?;
     Ok(checks)
 }
 

@@ -16,7 +16,9 @@
 
 use camino::Utf8Path;
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, TensorView};
-use dpar_export_bundle::{ExtractorBundle, ExtractorSpec, ForeignExtractor, Normalise, digest, port_width};
+use dpar_export_bundle::{
+    BundleError, ExtractorBundle, ExtractorSpec, ForeignExtractor, Normalise, port_width,
+};
 use dpar_export_decode::runtime::{Progress, RunError};
 use dpar_export_metrics::{Compute, Resize, Resizer};
 use dpar_export_spec::GraphSpec;
@@ -124,9 +126,25 @@ impl Activations {
     }
 }
 
+/// What a network was read from.
+enum Source {
+    Bundle(ExtractorBundle),
+    File(ForeignExtractor),
+}
+
+impl Source {
+    fn unchanged(&self) -> Result<(), BundleError> {
+        match self {
+            Self::Bundle(bundle) => bundle.unchanged(),
+            Self::File(file) => file.unchanged(),
+        }
+    }
+}
+
 /// A feature network that was prepared on an engine.
 pub struct FeatureExtractor {
     spec: ExtractorSpec,
+    source: Source,
     identity: ExtractorIdentity,
     info: EngineInfo,
     session: Box<dyn Session>,
@@ -151,8 +169,9 @@ impl FeatureExtractor {
         if path.extension() == Some("onnx") && path.is_file() {
             let resize = options.resize.unwrap_or_default();
             let foreign = ForeignExtractor::read(path, options.input_size, resize, None)?;
-            let file = GraphFile::new(&foreign.graph, path);
-            return Self::prepare(foreign.spec.clone(), digest(path)?.1, file, engine, options);
+            let (spec, digest) = (foreign.spec.clone(), foreign.sha256.clone());
+            let source = Source::File(foreign.clone());
+            return foreign.with_graph(|file| Self::prepare(spec, digest, source, file, engine, options));
         }
         let bundle = ExtractorBundle::open(path)?;
         if options.input_size.is_some_and(|s| s != bundle.spec().input_size) {
@@ -161,13 +180,15 @@ impl FeatureExtractor {
                 "{path} looks at images of {side} pixels, as it was exported"
             )));
         }
-        let digest = bundle.manifest_sha256().to_owned();
-        bundle.with_graph(|file| Self::prepare(bundle.spec().clone(), digest, file, engine, options))
+        let (spec, digest) = (bundle.spec().clone(), bundle.manifest_sha256().to_owned());
+        let source = Source::Bundle(bundle.clone());
+        bundle.with_graph(|file| Self::prepare(spec, digest, source, file, engine, options))
     }
 
     fn prepare(
         spec: ExtractorSpec,
         digest: String,
+        source: Source,
         file: GraphFile<'_>,
         engine: Box<dyn Engine>,
         options: &ExtractorOptions,
@@ -188,7 +209,7 @@ impl FeatureExtractor {
         };
         let compute = Compute::new(options.threads)?;
         let batch = options.batch.max(1);
-        Ok(Self { spec, identity, info, session, resize, batch, compute, resizer: None })
+        Ok(Self { spec, source, identity, info, session, resize, batch, compute, resizer: None })
     }
 
     /// What the activations depend on.
@@ -267,9 +288,10 @@ impl FeatureExtractor {
     /// Activations of inputs that are resized and normalised already, f32 [rows, 3, side, side].
     ///
     /// # Errors
-    /// When the engine fails or gives numbers that are not finite.
+    /// When the engine fails or gives numbers that are not finite, or the network's files changed since they were hashed.
     pub fn call(&mut self, rows: usize, view: TensorView<'_>) -> Result<Activations, RunError> {
         let outputs = self.session.run(&[(&self.spec.ports.image, view)])?;
+        self.source.unchanged()?;
         let graph = self.session.spec();
         let take = |name: &str| -> Result<Vec<f32>, RunError> {
             let at = graph.output_index(name);

@@ -70,6 +70,7 @@ pub fn against_recorded(
         }
         note = Some(notes.join("; ")).filter(|n| !n.is_empty());
     }
+    bundle.unchanged()?;
     Ok(Bisection {
         schema_version: SCHEMA_VERSION,
         verdict,
