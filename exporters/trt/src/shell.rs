@@ -32,7 +32,8 @@ pub(super) fn comment(text: &str) -> String {
     text.replace(breaks, " ")
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::process::Command;
 

@@ -246,7 +246,8 @@ known=
     text
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use dpar_export_spec::{Precision, SystemKind};
 
