@@ -146,7 +146,7 @@ fn junit_counts_and_explains() {
     );
     assert!(xml.contains("<skipped") && xml.contains("… and 280 more"), "{xml}");
     assert!(xml.contains("largest difference 3.00e-4, allowed is 2.00e-4"), "{xml}");
-    assert!(xml.contains("slot 1: Token is 6, reference 5 (margin unknown"), "{xml}");
+    assert!(xml.contains("slot 1: token is 6, reference 5 (margin unknown"), "{xml}");
     assert!(!xml.contains("<script") && xml.contains("&lt;script"), "{xml}");
     assert_eq!(xml, junit(&page()).unwrap());
 }
