@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::EvaluateError;
-use crate::arrays::{Mapped, remove_unfinished, write_atomic};
+use crate::arrays::{Mapped, write_atomic};
 use crate::runtime::RunError;
+use crate::staging::remove_unfinished;
 
 const STATE: &str = "state.bin";
 const MAGIC: &[u8; 8] = b"DPXEVAL2";
@@ -207,7 +208,7 @@ impl Store {
 
     /// Cuts off what was not committed.
     fn cut(&self) -> Result<(), EvaluateError> {
-        remove_unfinished(&self.folder).map_err(EvaluateError::io(&self.folder))?;
+        remove_unfinished(&self.folder);
         for (name, bytes) in self.files() {
             let path = self.folder.join(name);
             let file =
