@@ -18,6 +18,7 @@ mod extractor;
 mod faults;
 mod integrity;
 mod metrics;
+mod outputs;
 mod parity;
 mod precision;
 mod reference;
