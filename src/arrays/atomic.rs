@@ -15,6 +15,7 @@ pub struct AtomicFile {
     /// Locked, so that others can tell it from what a killed run left.
     temp: NamedTempFile<File>,
     path: Utf8PathBuf,
+    failed: bool,
 }
 
 impl AtomicFile {
@@ -43,14 +44,17 @@ impl AtomicFile {
             .suffix(PART)
             .make_in(folder, open)
             .map_err(|e| io::Error::new(e.kind(), format!("cannot write in folder `{folder}`: {e}")))?;
-        Ok(Self { temp, path: path.to_owned() })
+        Ok(Self { temp, path: path.to_owned(), failed: false })
     }
 
     /// Flushes to the disk and renames over the destination.
     ///
     /// # Errors
-    /// When either fails; the destination is then unchanged.
+    /// When either fails, or an earlier write has; the destination is then unchanged.
     pub fn commit(mut self) -> io::Result<()> {
+        if self.failed {
+            return Err(io::Error::other("an earlier write failed"));
+        }
         self.temp.flush()?;
         self.temp.as_file().sync_all()?;
         self.temp.persist(&self.path).map_err(|e| e.error)?;
@@ -66,8 +70,14 @@ impl AtomicFile {
 }
 
 impl Write for AtomicFile {
+    /// Fails once and then takes everything: a zip archive ends itself when it is dropped, and prints where that fails.
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.temp.as_file_mut().write(buf)
+        if self.failed {
+            return Ok(buf.len());
+        }
+        let written = self.temp.as_file_mut().write(buf);
+        self.failed = written.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Interrupted);
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -82,7 +82,7 @@ pub(super) fn check(command: &Command, matches: &ArgMatches) -> Result<(), Failu
         list.extend(given.map(|path| (what, path.as_path())));
     }
     for (at, (what, output)) in written.iter().enumerate() {
-        apart(output, &read)?;
+        hold(what, output, &read)?;
         let met =
             written.iter().skip(at + 1).find_map(|(other, path)| Some((other, path, met(output, path)?)));
         if let Some((other, path, meeting)) = met {
@@ -97,9 +97,13 @@ pub(super) fn check(command: &Command, matches: &ArgMatches) -> Result<(), Failu
 /// # Errors
 /// When it is, holds, or lies in one of them.
 pub(super) fn apart(output: &Utf8Path, inputs: &[(&str, &Utf8Path)]) -> Result<(), Failure> {
+    hold("the output", output, inputs)
+}
+
+fn hold(name: &str, output: &Utf8Path, inputs: &[(&str, &Utf8Path)]) -> Result<(), Failure> {
     match inputs.iter().find_map(|(what, input)| Some((what, input, met(output, input)?))) {
         None => Ok(()),
-        Some((what, input, meeting)) => Err(refused(&format!("the output {output}"), meeting, what, input)),
+        Some((what, input, meeting)) => Err(refused(&format!("{name} {output}"), meeting, what, input)),
     }
 }
 

@@ -45,14 +45,17 @@ fn tree(folder: &Utf8Path) -> BTreeMap<Utf8PathBuf, Vec<u8>> {
     found
 }
 
-/// Waits until a run has taken a name in `folder`.
+/// Waits until a run has taken a name in `folder`, and looked at what is there.
 fn taken(child: &mut Child, folder: &Utf8Path) {
     let started = Instant::now();
-    while !folder.is_dir() || !names(folder).iter().any(|n| n.starts_with(".dpar-export-")) {
+    let has = |n: &String| n.starts_with(".dpar-export-") && folder.join(n).join("new").is_dir();
+    while !folder.is_dir() || !names(folder).iter().any(has) {
         assert!(started.elapsed() < Duration::from_secs(60), "the run did not begin");
         assert!(child.try_wait().unwrap().is_none(), "the run ended early");
         std::thread::sleep(Duration::from_millis(2));
     }
+    // The look comes right behind; the work takes seconds.
+    std::thread::sleep(Duration::from_millis(300));
 }
 
 fn emoji(temp: &Temp) -> Utf8PathBuf {
@@ -241,7 +244,7 @@ fn a_full_disk_is_said_with_the_file_and_leaves_nothing() {
     for (out, command) in [
         ("out", vec![checkpoint.as_str()]),
         ("s.npz", vec!["score", b, "--inputs", golden.as_str()]),
-        ("g", vec!["generate", b, "--num", "8", "--no-images"]),
+        ("g", vec!["generate", b, "--num", "4", "--no-images"]),
         ("r", vec!["reference", b, "--num", "1"]),
         (
             "v.html",
@@ -261,6 +264,7 @@ fn a_full_disk_is_said_with_the_file_and_leaves_nothing() {
         let stderr = String::from_utf8(limited.stderr).unwrap();
         assert!(limited.status.code() == Some(2) && stderr.contains("too large"), "{out}: {stderr}");
         assert!(stderr.contains(place.as_str()) && stderr.contains(out), "{out}: {stderr}");
+        assert!(stderr.starts_with("error: "), "no library prints on its own: {stderr}");
         assert!(names(&place).is_empty(), "{out}: {:?}", names(&place));
     }
 }
