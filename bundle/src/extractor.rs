@@ -305,7 +305,7 @@ pub fn write_features(
     let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
     let onnx = onnx_folder(&staged)?;
     let copy = onnx.join(format!("{}.onnx", features.graph.name));
-    fs_err::copy(file, &copy).map_err(|e| BundleError::io(&copy, e))?;
+    super::write::copy(file, &copy)?;
     let mut manifest = empty(SystemKind::Extractor, &features.spec.name, Precision::Fp32);
     let path = format!("{ONNX}/{}.onnx", features.graph.name);
     let (size, sha256) = digest(&copy)?;

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::held::{Changed, Held};
 use super::{
-    BundleError, CONFIG, FileEntry, GraphEntry, MANIFEST, MAX_JSON, Manifest, ProfileEntry, digest, read_small,
+    BundleError, CONFIG, FileEntry, GraphEntry, MANIFEST, MAX_JSON, Manifest, ProfileEntry, digest,
+    read_small,
 };
 
 /// The largest `.onnx` file: protobuf's own limit.

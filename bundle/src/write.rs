@@ -76,13 +76,20 @@ pub fn extend(
             fs_err::create_dir_all(folder).map_err(|e| BundleError::io(folder, e))?;
         }
         if output.is_some() || fs_err::hard_link(&from, &to).is_err() {
-            fs_err::copy(&from, &to).map_err(|e| BundleError::io(&to, e))?;
+            copy(&from, &to)?;
         }
         // The new manifest vouches for what was opened, and for nothing that was put there since.
         check_file(staged.path(), file)?;
     }
     target(staged.path(), &mut manifest)?;
     finish(staged, manifest)
+}
+
+/// Copies a file's bytes. The copy has the mode of any new file, whatever the original's is.
+pub(super) fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<(), BundleError> {
+    let mut source = fs_err::File::open(from).map_err(|e| BundleError::io(from, e))?;
+    let copied = fs_err::File::create(to).and_then(|mut file| std::io::copy(&mut source, &mut file));
+    copied.map(drop).map_err(|e| BundleError::io(to, e))
 }
 
 /// Writes the manifest and puts the folder in its place.

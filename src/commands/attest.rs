@@ -5,11 +5,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::failure::{Exit, Failure};
-use super::outside;
+use super::paths::apart;
 use super::printer::Printer;
-use crate::arrays::write_atomic;
 use crate::attest::{Attested, ENDING, Statement, key_id, read_private, sign, verify_bundle, verify_file};
 use crate::bundle::Bundle;
+use crate::staging::StagedFile;
 
 #[derive(Debug, Args)]
 pub(crate) struct AttestArgs {
@@ -59,24 +59,14 @@ pub(super) fn run(args: &AttestArgs, printer: Printer) -> Result<Exit, Failure> 
         Some(output) => output.clone(),
         None => beside(&args.path)?,
     };
-    // Before --force counts: neither can be made again.
-    for (path, what) in [(&args.key, "the private key"), (&args.path, "what is attested")] {
-        if same_file(&output, path) {
-            let message = format!("the output {output} is {what}, {path}");
-            return Err(Failure::usage(message, Some("name another file with -o")));
-        }
-    }
-    if output.exists() && !(args.force && output.is_file()) {
-        return Err(Failure::usage(format!("{output} already exists"), Some("replace it with --force")));
-    }
+    // Also where the output's name follows from PATH; and whatever --force says, neither can be made again.
+    apart(&output, &[("the key", args.key.as_path()), ("what is attested", args.path.as_path())])?;
+    let file = StagedFile::create(&output, args.force)?;
     let key = read_private(&args.key)?;
-    let statement = if args.path.is_file() {
-        Statement::of_file(&args.path)?
-    } else {
-        outside(&output, &args.path)?;
-        Statement::of_bundle(&args.path)?
-    };
-    write_atomic(&output, &sign(&statement, &key)?)?;
+    let statement =
+        if args.path.is_file() { Statement::of_file(&args.path)? } else { Statement::of_bundle(&args.path)? };
+    file.write(&sign(&statement, &key)?)?;
+    file.commit()?;
     let id = key_id(&key.verifying_key());
     let files = statement.subject.len();
     let text = || {
@@ -88,16 +78,6 @@ pub(super) fn run(args: &AttestArgs, printer: Printer) -> Result<Exit, Failure> 
     });
     printer.result(text, &value)?;
     Ok(Exit::Pass)
-}
-
-/// Whether two paths lead to one file that exists, also through links.
-fn same_file(a: &Utf8Path, b: &Utf8Path) -> bool {
-    #[cfg(unix)]
-    if let (Ok(a), Ok(b)) = (fs_err::metadata(a), fs_err::metadata(b)) {
-        use std::os::unix::fs::MetadataExt;
-        return (a.dev(), a.ino()) == (b.dev(), b.ino());
-    }
-    a.canonicalize_utf8().is_ok_and(|a| b.canonicalize_utf8().is_ok_and(|b| a == b))
 }
 
 /// `PATH.intoto.jsonl`.

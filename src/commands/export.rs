@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use dpar_engine_api::Engine;
 use dpar_export_checkpoint::Loaded;
 use dpar_export_spec::{Precision, SystemSpec, Tuning};
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
-use super::outside;
+use super::paths::apart;
 use super::printer::{Bar, Printer};
 #[cfg(not(feature = "tensorrt"))]
 use crate::bundle::TargetErrorKind;
@@ -18,6 +18,7 @@ use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest, TargetError};
 use crate::calibrate::calibrate;
 use crate::engines::{self, DEFAULT_ENGINE, EngineOptions};
 use crate::runtime::RunError;
+use crate::staging;
 use crate::targets::plan::{TrtPlan, TuneFor};
 use crate::targets::trtexec::{self, Commands, SCRIPT};
 use crate::targets::tuning::of_trace;
@@ -28,6 +29,10 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     }
     let started = Instant::now();
     let precision = args.precision.asked()?;
+    if args.target == Target::Trt && args.output.is_none() && !args.dry_run {
+        // What is read is what is replaced, perhaps by a run that was killed.
+        staging::recover(checkpoint);
+    }
     let from_bundle = args.target == Target::Trt && checkpoint.join(MANIFEST).is_file();
     // An option that nothing can meet is not met with --target trt either.
     if let Some((message, hint)) = args.trt.refused() {
@@ -42,10 +47,6 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     }
     let plan = args.trt.plan();
     plan.check_words()?;
-    if let Some(cache) = &plan.engine_cache {
-        let source = from_bundle.then_some(checkpoint);
-        source.into_iter().chain(args.output.as_deref()).try_for_each(|bundle| not_in(cache, bundle))?;
-    }
     let bar = printer.progress("exporting", "steps");
     let (mut built, mut commands, mut script) = (Vec::new(), Vec::new(), String::new());
     let mut engines = |folder: &Utf8Path, manifest: &mut Manifest| {
@@ -83,6 +84,9 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         let Some(output) = &args.output else {
             return Err(Failure::usage("no output folder", Some("name one with -o OUT, or try --dry-run")));
         };
+        let sources: Vec<(&str, &Utf8Path)> =
+            loaded.sources.iter().map(|s| ("a file of the checkpoint", s.path.as_path())).collect();
+        apart(output, &sources)?;
         let progress = &mut |graph: &str| bar.step(graph);
         (
             summary,
@@ -121,23 +125,6 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     }
     printer.result(text, &value)?;
     Ok(Exit::Pass)
-}
-
-/// The engine cache is no part of what is read or written, which need not be there yet.
-fn not_in(cache: &Utf8Path, bundle: &Utf8Path) -> Result<(), Failure> {
-    outside(cache, bundle)?;
-    if place(cache)?.starts_with(place(bundle)?) {
-        let hint = Some("write it somewhere else");
-        return Err(Failure::usage(format!("{cache} would lie in the bundle {bundle}"), hint));
-    }
-    Ok(())
-}
-
-/// Where a path is or will be: its nearest existing ancestor without links, the rest as it is written.
-fn place(path: &Utf8Path) -> Result<Utf8PathBuf, Failure> {
-    let path = camino::absolute_utf8(path)?;
-    let resolved = |p: &Utf8Path| Some(p.canonicalize_utf8().ok()?.join(path.strip_prefix(p).ok()?));
-    Ok(path.ancestors().find_map(resolved).unwrap_or_else(|| path.clone()))
 }
 
 /// What a dry run can say about a build without the library: settings, a trace, and whether images can be generated.

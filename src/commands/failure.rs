@@ -85,10 +85,15 @@ impl From<CheckpointError> for Failure {
 
 impl From<StagingError> for Failure {
     fn from(e: StagingError) -> Self {
-        let hint = matches!(e, StagingError::Exists(_)).then(|| {
-            "choose another --output, or replace an earlier output of this tool with --force".to_owned()
-        });
-        Self::new(Exit::Usage, e, hint)
+        let hint = match e {
+            StagingError::Exists(_) => {
+                Some("choose another --output, or replace an earlier output of this tool with --force")
+            }
+            StagingError::Busy(_) => Some("wait for it to end, or choose another --output"),
+            StagingError::Conflict { .. } => Some("it is whole: keep the one that you need"),
+            _ => None,
+        };
+        Self::new(Exit::Usage, e, hint.map(str::to_owned))
     }
 }
 

@@ -10,7 +10,7 @@ use super::args::GenerateArgs;
 use super::failure::{Exit, Failure};
 use super::pixels::{SAMPLE_FOLDER, TRACE, write_images};
 use super::printer::Printer;
-use super::{outside, with_runtime};
+use super::with_runtime;
 use crate::arrays::{ArrayRef, write_npz};
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream};
@@ -44,7 +44,6 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
         sampler,
         seed: args.seed,
     };
-    outside(&args.output, &args.bundle)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let system = runtime.bundle().system();
         let images = !args.no_images;

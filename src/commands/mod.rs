@@ -13,6 +13,7 @@ mod generate;
 mod inspect;
 mod metrics;
 mod parity;
+mod paths;
 mod pixels;
 mod precision;
 mod printer;
@@ -26,11 +27,12 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use camino::Utf8Path;
-use clap::{CommandFactory, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use crate::bundle::Bundle;
 use crate::engines::{self, EngineOptions};
 use crate::runtime::Runtime;
+use crate::staging::StagedFile;
 use args::{EngineArgs, TalkArgs};
 use cli::{Cli, Command};
 use failure::{Exit, Failure};
@@ -43,7 +45,9 @@ pub fn subcommands() -> Vec<String> {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut command = Cli::command();
+    let matches = command.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command).exit());
     let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet };
     start_log(&cli.talk);
     let handler = ctrlc::set_handler(|| {
@@ -55,14 +59,20 @@ pub fn main() -> ExitCode {
     if let Err(e) = handler {
         tracing::warn!("Ctrl-C will not be handled: {e}");
     }
-    let exit = dispatch(cli, printer).unwrap_or_else(|failure| {
+    let exit = dispatch(cli, &command, &matches, printer).unwrap_or_else(|failure| {
         printer.failure(&failure);
         failure.exit
     });
     ExitCode::from(exit as u8)
 }
 
-fn dispatch(cli: Cli, printer: Printer) -> Result<Exit, Failure> {
+fn dispatch(
+    cli: Cli,
+    command: &clap::Command,
+    matches: &ArgMatches,
+    printer: Printer,
+) -> Result<Exit, Failure> {
+    paths::check(command, matches)?;
     match (cli.command, &cli.export.checkpoint) {
         (Some(Command::Inspect(a)), _) => inspect::run(&a, printer),
         (Some(Command::Doctor(a)), _) => doctor::run(&a, printer),
@@ -108,30 +118,12 @@ fn start_log(talk: &TalkArgs) {
         .init();
 }
 
-/// Checks, before the work, that an array file may be written: an `.npz` in an existing folder, not there yet (or
-/// `force`), and no part of the bundle.
-fn new_file(path: &Utf8Path, force: bool, bundle: &Utf8Path) -> Result<(), Failure> {
+/// Takes the name of an array file, which must end in `.npz`.
+fn array_file(path: &Utf8Path, force: bool) -> Result<StagedFile, Failure> {
     if path.extension() != Some("npz") {
         return Err(Failure::usage(format!("{path} does not end in .npz"), None));
     }
-    let folder = path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
-    fs_err::canonicalize(folder)?;
-    outside(path, bundle)?;
-    if path.exists() && !(force && path.is_file()) {
-        return Err(Failure::usage(format!("{path} already exists"), Some("replace it with --force")));
-    }
-    Ok(())
-}
-
-/// Checks, before the work, that an output is no part of the bundle: a bundle holds what its manifest lists.
-fn outside(output: &Utf8Path, bundle: &Utf8Path) -> Result<(), Failure> {
-    let output = camino::absolute_utf8(output)?;
-    // What does not exist yet is where its nearest existing ancestor is.
-    let place = output.ancestors().find_map(|p| p.canonicalize_utf8().ok());
-    if bundle.canonicalize_utf8().is_ok_and(|b| place.is_some_and(|p| p.starts_with(b))) {
-        return Err(Failure::usage(format!("{output} lies in the bundle"), Some("write it somewhere else")));
-    }
-    Ok(())
+    Ok(StagedFile::create(path, force)?)
 }
 
 /// Libraries are for their engine.
@@ -164,9 +156,6 @@ fn with_runtime<T>(
     f: impl FnOnce(&Runtime<'_>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     check_engine(args)?;
-    if let Some(folder) = &args.device.runtime_cache {
-        outside(folder, bundle)?;
-    }
     let bundle = Bundle::open(bundle)?;
     let engine = engines::create(&args.engine, &engine_options(args))?;
     let runtime = Runtime::new(&bundle, engine)?;

@@ -106,7 +106,7 @@ impl ContenderArgs {
 }
 
 pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> {
-    args.reports.check(&args.bundle)?;
+    let files = args.reports.take()?;
     let bundle = Bundle::open(&args.bundle)?;
     let contenders = args.engine.contenders(&args.engines)?;
     let options = ParityOptions {
@@ -128,7 +128,7 @@ pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> 
             page.compared = super::report::compared(&[array_file(folder)?, folder.join(GOLDEN_JSON)])?;
         }
         page.samples = samples(args, &bundle, &report, printer)?;
-        args.reports.write(&page)?;
+        files.write(&page)?;
     }
     printer.result(|| render(&report), &report)?;
     Ok(exit(&report))

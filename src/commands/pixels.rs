@@ -6,7 +6,7 @@ use serde_json::json;
 use super::args::{DecodeArgs, EncodeArgs};
 use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer};
-use super::{new_file, outside, with_runtime};
+use super::{array_file, with_runtime};
 use crate::arrays::{ArrayFile, ArrayRef, ImageNpzWriter, write_npz};
 use crate::picture::{from_u8_nhwc, to_u8_nhwc, write_png};
 use crate::runtime::{RunError, Runtime};
@@ -63,7 +63,6 @@ pub(super) fn write_images(
 
 pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failure> {
     let file = ArrayFile::open(&args.tokens)?;
-    outside(&args.output, &args.bundle)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let t = runtime.bundle().system().tokens();
         let ids = file.i64("tokens", &[None, Some(t)])?;
@@ -85,7 +84,7 @@ pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failur
 
 pub(super) fn encode(args: &EncodeArgs, printer: Printer) -> Result<Exit, Failure> {
     let file = ArrayFile::open(&args.images)?;
-    new_file(&args.output, args.force, &args.bundle)?;
+    let output = array_file(&args.output, args.force)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let system = runtime.bundle().system();
         let size = system.image_size;
@@ -117,7 +116,8 @@ pub(super) fn encode(args: &EncodeArgs, printer: Printer) -> Result<Exit, Failur
         let codes = runtime.codes(&images, batch, &mut |done, total| bar.advance(done, total))?;
         drop(bar);
         let shape = [n, system.tokens()];
-        write_npz(&args.output, &[("tokens", ArrayRef::i64(&shape, &codes))])?;
+        write_npz(output.path(), &[("tokens", ArrayRef::i64(&shape, &codes))])?;
+        output.commit()?;
         let text = || format!("{}: tokens of {n} images", args.output);
         printer.result(text, &json!({ "output": args.output, "images": n, "engine": runtime.info() }))?;
         Ok(Exit::Pass)

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::{EngineArgs, guidance};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
-use super::{outside, with_runtime};
+use super::with_runtime;
 use crate::staging::{Kind, StagedFolder};
 use crate::verify::{ARRAYS, GOLDEN_JSON, Recording, record};
 
@@ -39,7 +39,6 @@ pub(crate) struct ReferenceArgs {
 }
 
 pub(super) fn run(args: &ReferenceArgs, printer: Printer) -> Result<Exit, Failure> {
-    outside(&args.output, &args.bundle)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let staged = StagedFolder::create(&args.output, args.force, &GOLDEN_FOLDER)?;
         let recording = Recording {

@@ -1,15 +1,14 @@
 //! `--report` and `--junit`: the report files of `verify` and `parity`.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use clap::Args;
 
 use super::failure::Failure;
-use super::outside;
 use super::printer::Printer;
-use crate::arrays::write_atomic;
 use crate::bundle::digest;
 use crate::report::{Draw, MOST_IMAGES, Page, Samples, html, junit};
 use crate::runtime::Runtime;
+use crate::staging::StagedFile;
 use crate::verify::RecordedFile;
 
 /// Report files for people and for CI systems.
@@ -32,21 +31,16 @@ impl ReportArgs {
         self.report.is_some() || self.junit.is_some()
     }
 
-    /// Checks, before the work, that the files can be written: their endings, their folders, not in the bundle.
-    pub(super) fn check(&self, bundle: &Utf8Path) -> Result<(), Failure> {
-        for (path, ending) in [(&self.report, "html"), (&self.junit, "xml")] {
-            let Some(path) = path else { continue };
+    /// Takes, before the work, the names of the files.
+    pub(super) fn take(&self) -> Result<ReportFiles, Failure> {
+        let take = |path: &Option<Utf8PathBuf>, ending| {
+            let Some(path) = path else { return Ok(None) };
             if path.extension() != Some(ending) {
                 return Err(Failure::usage(format!("{path} does not end in .{ending}"), None));
             }
-            let folder = path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
-            fs_err::canonicalize(folder)?;
-            if path.exists() && !path.is_file() {
-                return Err(Failure::usage(format!("{path} is not a regular file"), None));
-            }
-            outside(path, bundle)?;
-        }
-        Ok(())
+            Ok(Some(StagedFile::create(path, true)?))
+        };
+        Ok(ReportFiles { html: take(&self.report, "html")?, junit: take(&self.junit, "xml")? })
     }
 
     /// Number of images of the HTML report, where it has some.
@@ -67,17 +61,25 @@ impl ReportArgs {
         let bar = printer.progress("drawing", "units");
         Ok(Some(Samples::draw(runtime, draw, &mut |done, total| bar.advance(done, total))?))
     }
+}
 
-    /// Writes the files that were asked for.
-    pub(super) fn write(&self, page: &Page) -> Result<(), Failure> {
-        if let Some(path) = &self.report {
-            write_atomic(path, html(page).as_bytes())?;
+/// The files that were asked for, whose names are taken.
+pub(super) struct ReportFiles {
+    html: Option<StagedFile>,
+    junit: Option<StagedFile>,
+}
+
+impl ReportFiles {
+    /// Writes them.
+    pub(super) fn write(self, page: &Page) -> Result<(), Failure> {
+        if let Some(file) = &self.html {
+            file.write(html(page).as_bytes())?;
         }
-        if let Some(path) = &self.junit {
-            let xml = junit(page).map_err(|e| Failure::usage(format!("{path}: {e}"), None))?;
-            write_atomic(path, xml.as_bytes())?;
+        if let Some(file) = &self.junit {
+            let xml = junit(page).map_err(|e| Failure::usage(format!("the JUnit file: {e}"), None))?;
+            file.write(xml.as_bytes())?;
         }
-        Ok(())
+        Ok([self.html, self.junit].into_iter().flatten().try_for_each(StagedFile::commit)?)
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::ScoreArgs;
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
-use super::{new_file, with_runtime};
+use super::{array_file, with_runtime};
 use crate::arrays::{ArrayFile, ArrayRef, write_npz};
 use crate::patches::{pad, unpad};
 
@@ -18,7 +18,7 @@ pub(super) fn run(args: &ScoreArgs, printer: Printer) -> Result<Exit, Failure> {
         true => Some(unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, &args.inputs, "patch_lengths")?),
         false => None,
     };
-    new_file(&args.output, args.force, &args.bundle)?;
+    let output = array_file(&args.output, args.force)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let vocab = runtime.bundle().system().vocab;
         let bar = printer.progress("scoring", "images");
@@ -37,7 +37,8 @@ pub(super) fn run(args: &ScoreArgs, printer: Printer) -> Result<Exit, Failure> {
         if let Some(entropy) = &scores.entropy {
             arrays.push(("entropy", ArrayRef::f32(&matrix, entropy)));
         }
-        write_npz(&args.output, &arrays)?;
+        write_npz(output.path(), &arrays)?;
+        output.commit()?;
         let names: Vec<&str> = arrays.iter().map(|(name, _)| *name).collect();
         let text = || format!("{}: {} of {n} images of {t} tokens", args.output, names.join(", "));
         let info = runtime.info();

@@ -22,7 +22,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
         let message = "--report and --junit report a comparison";
         return Err(Failure::usage(message, Some("add --reference DIR or --streams FILE")));
     }
-    args.reports.check(&args.bundle)?;
+    let files = args.reports.take()?;
     let attested = args.attested.check(&args.bundle)?;
     if let (Some(attested), false) = (&attested, compares) {
         let text = || attested_text(attested);
@@ -68,7 +68,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
             let mut page = Page::new("verify", runtime.bundle(), vec![column]);
             page.samples = samples;
             page.compared.clone_from(&report.references);
-            args.reports.write(&page)?;
+            files.write(&page)?;
         }
         printer.result(|| render(&report), &report)?;
         Ok(if report.verdict == Status::Pass { Exit::Pass } else { Exit::Failed })

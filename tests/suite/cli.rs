@@ -226,7 +226,8 @@ fn files_are_replaced_only_when_asked_and_never_in_the_bundle() {
     assert_eq!(score(out.as_str(), true).code, 0);
     for (path, force, message) in [
         (bundle.join("x.npz"), true, "lies in the bundle"),
-        (bundle.join("manifest.json"), true, ".npz"),
+        (bundle.join("manifest.json"), true, "lies in the bundle"),
+        (temp.path("x.json"), true, ".npz"),
         (temp.path("no/folder/x.npz"), false, "folder"),
     ] {
         let refused = score(path.as_str(), force);

@@ -20,6 +20,7 @@ mod forged;
 mod graphs;
 mod integrity;
 mod metrics;
+mod outputs;
 mod parity;
 mod precision;
 mod reference;

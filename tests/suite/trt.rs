@@ -207,7 +207,7 @@ fn an_engine_cache_in_the_bundle_is_refused_and_none_is_made_without_the_library
     for (from, cache, more) in cases {
         let out = build(from, &cache, more);
         assert!(
-            out.code == 2 && out.stderr.contains("in the bundle"),
+            out.code == 2 && out.stderr.contains("the engine cache"),
             "{cache}: {} {}",
             out.code,
             out.stderr

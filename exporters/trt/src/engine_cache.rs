@@ -5,11 +5,12 @@
 //! place and renamed, the engine first: an interrupted writer leaves nothing that is found, and of two writers of one
 //! key (TensorRT's engines differ in a few bytes each time) either result is whole. What is read is hashed again.
 
-use std::io::{self, Write};
+use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_bundle::EngineEntry;
-use dpar_export_files::arrays::AtomicFile;
+use dpar_export_files::arrays::write_atomic;
+use dpar_export_files::staging::remove_unfinished;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -41,12 +42,13 @@ pub enum Found {
 }
 
 impl EngineCache {
-    /// Opens a folder, which is made where it is missing.
+    /// Opens a folder, which is made where it is missing. What killed writers left is removed.
     ///
     /// # Errors
     /// When it cannot be made, or is no folder.
     pub fn open(folder: &Utf8Path) -> io::Result<Self> {
         fs_err::create_dir_all(folder)?;
+        remove_unfinished(folder);
         Ok(Self { folder: folder.to_owned() })
     }
 
@@ -98,17 +100,17 @@ impl EngineCache {
     /// When the disk refuses; nothing incomplete is left.
     pub fn keep(&self, entry: &EngineEntry, bytes: &[u8]) -> io::Result<()> {
         let sha256 = hex::encode(Sha256::digest(bytes));
-        self.write(&self.engine(&sha256), bytes)?;
+        write_named(&self.engine(&sha256), bytes)?;
         let record = Record { sha256, entry: entry.clone() };
         let text = serde_json::to_vec_pretty(&record).map_err(io::Error::other)?;
-        self.write(&self.record(&Self::key(entry)), &text)
+        write_named(&self.record(&Self::key(entry)), &text)
     }
+}
 
-    fn write(&self, path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = AtomicFile::create(path)?;
-        file.write_all(bytes)?;
-        file.commit()
-    }
+/// Writes a file; an error says which of the folder's.
+fn write_named(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    write_atomic(path, bytes).map_err(|e| io::Error::new(e.kind(), format!("{name}: {e}")))
 }
 
 #[cfg(test)]

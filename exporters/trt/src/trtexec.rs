@@ -254,7 +254,6 @@ mod tests {
     use super::*;
     use dpar_export_bundle::{SCHEMA_VERSION, ToolEntry};
 
-
     fn manifest(name: &str) -> Manifest {
         Manifest {
             schema_version: SCHEMA_VERSION,

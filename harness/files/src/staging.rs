@@ -1,16 +1,46 @@
-//! Output folders that appear complete or not at all: written beside their place, then renamed.
+//! Outputs that appear complete or not at all, and take nothing away that they were not told to replace.
+//!
+//! An output's name is taken before the work: a second run for the same name is refused at once. The output is made beside
+//! its place, brought to the disk, and renamed in one step that replaces nothing but what lay there when the name was
+//! taken. Something else that lies there by then stays, and the finished output gets a name beside it.
+
+mod claim;
+mod lock;
+mod place;
+mod rename;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-/// Why an output folder could not be prepared.
+use claim::{Claim, is_ours};
+pub(crate) use lock::{Lock, PART, PREFIX, try_lock};
+pub use place::{Meeting, Place};
+use rename::{Identity, keep_beside, put, sync_folder, sync_tree};
+
+/// Why an output could not be prepared, or not be put in its place.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StagingError {
     /// Something else is in the place.
     #[error("{0} already exists")]
     Exists(Utf8PathBuf),
+    /// A file is to be written where a folder, a device or a pipe is.
+    #[error("{0} is not a regular file")]
+    NotAFile(Utf8PathBuf),
+    /// Another run has taken the name.
+    #[error("another run is writing {0}")]
+    Busy(Utf8PathBuf),
+    /// Something came to the place while the output was made; it stays.
+    #[error("{output} was written by something else meanwhile: the finished output is {kept}")]
+    Conflict {
+        /// The place.
+        output: Utf8PathBuf,
+        /// The finished output.
+        kept: Utf8PathBuf,
+    },
     /// The file system refused.
     #[error("{path}: {source}")]
     Io {
@@ -19,6 +49,13 @@ pub enum StagingError {
         /// The system's error.
         source: io::Error,
     },
+}
+
+impl StagingError {
+    fn io(path: &Utf8Path) -> impl Fn(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { path: path.clone(), source }
+    }
 }
 
 /// A kind of output folder.
@@ -30,176 +67,227 @@ pub struct Kind {
     pub writes: fn(&str) -> bool,
 }
 
+/// Removes what killed runs left of unfinished outputs in and beside `output`, and puts back what they were replacing.
+/// Taking the name of an output does the same.
+pub fn recover(output: &Utf8Path) {
+    if let Ok(place) = Place::of(output) {
+        recover_at(place.path());
+    }
+}
+
+/// True where a living run writes into the folder that the output is.
+fn recover_at(output: &Utf8Path) -> bool {
+    output.parent().map(claim::sweep);
+    claim::sweep(output)
+}
+
+/// Removes what killed runs left of unfinished files in `folder`; what living ones write stays.
+pub fn remove_unfinished(folder: &Utf8Path) {
+    claim::sweep(folder);
+}
+
+/// What is in the place of an output, and may be replaced.
+#[derive(Debug)]
+struct Found {
+    was: Option<Identity>,
+    /// Entries are moved into the folder that is there, which stays.
+    inside: bool,
+}
+
+/// An output whose name is taken, under construction.
+#[derive(Debug)]
+struct Staged {
+    output: Utf8PathBuf,
+    new: Utf8PathBuf,
+    found: Found,
+    claim: Claim,
+}
+
+impl Staged {
+    /// Takes the name, where `look` finds nothing or what may be replaced.
+    fn create(
+        output: &Utf8Path,
+        look: impl Fn(&Utf8Path) -> Result<Found, StagingError>,
+    ) -> Result<Self, StagingError> {
+        let place = Place::of(output).map_err(StagingError::io(output))?;
+        let output = place.path().to_owned();
+        if output.file_name().is_none() {
+            return Err(StagingError::Exists(output));
+        }
+        if recover_at(&output) {
+            return Err(StagingError::Busy(output));
+        }
+        let inside = look(&output)?.inside;
+        let Some(claim) = Claim::take(&output, inside)? else { return Err(StagingError::Busy(output)) };
+        // Again: another run may have ended in between.
+        let found = look(&output)?;
+        if found.inside != inside {
+            return Err(StagingError::Exists(output));
+        }
+        Ok(Self { new: claim.new_path(&output), output, found, claim })
+    }
+
+    fn commit(self, marks: &[&str]) -> Result<(), StagingError> {
+        let io = StagingError::io(&self.output);
+        sync_tree(&self.new).map_err(&io)?;
+        let was = self.found.was.as_ref();
+        let placed = if !self.found.inside {
+            put(&self.new, &self.output, &self.claim.old_path(&self.output), was)
+        } else if Identity::of(&self.output).map_err(&io)?.as_ref() == was {
+            self.claim.move_up(&self.output, was.map_or_else(Vec::new, Identity::names), marks)
+        } else {
+            Ok(false)
+        };
+        if placed.map_err(&io)? {
+            self.output.parent().into_iter().for_each(sync_folder);
+            return Ok(());
+        }
+        let kept = keep_beside(&self.new, &self.output).or_else(|e| match self.found.inside {
+            // Beside a mount point is another file system.
+            true => keep_beside(&self.new, &self.output.join(self.output.file_name().unwrap_or_default())),
+            false => Err(e),
+        });
+        let kept = kept.map_err(&io)?;
+        kept.parent().into_iter().for_each(sync_folder);
+        Err(StagingError::Conflict { output: self.output.clone(), kept })
+    }
+}
+
 /// A folder under construction. Dropped before [`commit`](Self::commit), it leaves nothing behind.
 #[derive(Debug)]
 pub struct StagedFolder {
-    output: Utf8PathBuf,
-    staging: Utf8PathBuf,
-    /// The output was there, empty: it may be a mount point, so the entries are moved into it.
-    inside: bool,
+    staged: Staged,
     marks: &'static [&'static str],
-    /// What to remove when dropped.
-    remove: Option<Utf8PathBuf>,
 }
 
 impl StagedFolder {
-    /// Starts a folder that will become `output`, which may be missing or empty. With `replace`, an earlier
+    /// Takes the name of a folder that will become `output`, which may be missing or empty. With `replace`, an earlier
     /// output of this kind is replaced; a folder that holds anything else never is.
     ///
     /// # Errors
     /// When the place is taken, or the folder cannot be made.
     pub fn create(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Self, StagingError> {
-        let io = |path: &Utf8Path| {
-            let path = path.to_owned();
-            move |source| StagingError::Io { path, source }
-        };
-        let mut output = camino::absolute_utf8(output).map_err(io(output))?;
-        if output.exists() {
-            output = output.canonicalize_utf8().map_err(io(&output))?;
-        } else if output.is_symlink() {
-            return Err(StagingError::Exists(output));
-        }
-        let mut entries = Vec::new();
-        if output.is_dir() {
-            for entry in output.read_dir_utf8().map_err(io(&output))? {
-                entries.push(entry.map_err(io(&output))?.file_name().to_owned());
-            }
-        }
-        let ours = kind.marks.iter().any(|m| entries.iter().any(|e| e == m))
-            && entries.iter().all(|e| (kind.writes)(e));
-        let foreign = output.exists() && !output.is_dir();
-        let free = entries.is_empty() || (replace && ours);
-        if foreign || !free {
-            return Err(StagingError::Exists(output));
-        }
-        let inside = output.is_dir() && entries.is_empty();
-        let parent = output.parent().unwrap_or(Utf8Path::new("/")).to_owned();
-        let place = if inside { output.clone() } else { parent };
-        fs_err::create_dir_all(&place).map_err(io(&place))?;
-        let name = output.file_name().unwrap_or("out");
-        // A process that was killed may have left its folder, and in a container its number comes again.
-        for attempt in 0.. {
-            let staging = place.join(format!(".{name}.{}-{attempt}.tmp", std::process::id()));
-            match fs_err::create_dir(&staging) {
-                Ok(()) => {
-                    let remove = Some(staging.clone());
-                    return Ok(Self { output, staging, inside, marks: kind.marks, remove });
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 1000 => {}
-                Err(e) => return Err(io(&staging)(e)),
-            }
-        }
-        unreachable!("the loop ends with a folder or an error")
+        let staged = Staged::create(output, |output| {
+            let found = look_for_folder(output, replace, kind)?;
+            let place = if found.inside { Some(output) } else { output.parent() };
+            let made = place.map_or(Ok(()), fs_err::create_dir_all);
+            made.map_err(StagingError::io(output)).map(|()| found)
+        })?;
+        fs_err::create_dir(&staged.new).map_err(StagingError::io(&staged.output))?;
+        Ok(Self { staged, marks: kind.marks })
     }
 
     /// Where to write.
     pub fn path(&self) -> &Utf8Path {
-        &self.staging
+        &self.staged.new
     }
 
     /// Puts the folder in its place.
     ///
     /// # Errors
-    /// When it cannot be renamed; an earlier output is then still there.
-    pub fn commit(mut self) -> Result<(), StagingError> {
-        let fail = |source| StagingError::Io { path: self.output.clone(), source };
-        if self.inside {
-            return self.move_entries().map_err(fail);
-        }
-        if !self.output.exists() {
-            fs_err::rename(&self.staging, &self.output).map_err(fail)?;
-            self.remove = None;
-            return Ok(());
-        }
-        let old = self.staging.with_extension("old");
-        fs_err::rename(&self.output, &old).map_err(fail)?;
-        if let Err(e) = fs_err::rename(&self.staging, &self.output) {
-            let restored = fs_err::rename(&old, &self.output);
-            return Err(fail(restored.err().unwrap_or(e)));
-        }
-        self.remove = Some(old);
-        Ok(())
-    }
-
-    /// Moves the entries up into the output; the files that mark it as complete come last.
-    fn move_entries(&self) -> io::Result<()> {
-        let mut names = Vec::new();
-        for entry in self.staging.read_dir_utf8()? {
-            names.push(entry?.file_name().to_owned());
-        }
-        names.sort_by_key(|n| (self.marks.contains(&n.as_str()), n.clone()));
-        names.iter().try_for_each(|n| fs_err::rename(self.staging.join(n), self.output.join(n)))
+    /// When it cannot be renamed, an earlier output is then still there; when something else has come to the place, the
+    /// error says where the finished folder is.
+    pub fn commit(self) -> Result<(), StagingError> {
+        self.staged.commit(self.marks)
     }
 }
 
-impl Drop for StagedFolder {
-    fn drop(&mut self) {
-        if let Some(path) = self.remove.take() {
-            let _ = fs_err::remove_dir_all(path);
-        }
+fn look_for_folder(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Found, StagingError> {
+    let io = StagingError::io(output);
+    match fs_err::symlink_metadata(output) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found { was: None, inside: false }),
+        Err(e) => return Err(io(e)),
+        Ok(meta) if !meta.is_dir() => return Err(StagingError::Exists(output.to_owned())),
+        Ok(_) => {}
     }
+    let mut entries = Vec::new();
+    for entry in output.read_dir_utf8().map_err(&io)? {
+        entries.push(entry.map_err(&io)?.file_name().to_owned());
+    }
+    // A name is also looked at while this run holds it.
+    entries.retain(|e| !is_ours(e));
+    let ours =
+        entries.iter().any(|e| kind.marks.contains(&e.as_str())) && entries.iter().all(|e| (kind.writes)(e));
+    if !entries.is_empty() && !(replace && ours) {
+        return Err(StagingError::Exists(output.to_owned()));
+    }
+    let inside = entries.is_empty() || stays(output);
+    Ok(Found { was: Identity::of(output).map_err(&io)?, inside })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Whether a folder cannot be renamed: a mount point, or one whose own folder cannot be written to.
+#[cfg(unix)]
+fn stays(folder: &Utf8Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Some(parent) = folder.parent() else { return true };
+    let device = |p: &Utf8Path| fs_err::metadata(p).ok().map(|m| m.dev());
+    device(folder) != device(parent)
+        || is_mount(folder)
+        || rustix::fs::access(parent.as_std_path(), rustix::fs::Access::WRITE_OK).is_err()
+}
 
-    const KIND: Kind = Kind { marks: &["mark"], writes: |name| ["mark", "new"].contains(&name) };
+#[cfg(not(unix))]
+fn stays(_: &Utf8Path) -> bool {
+    false
+}
 
-    fn temp() -> (tempfile::TempDir, Utf8PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
-        (dir, path)
+/// Also where a folder of the same file system is mounted.
+#[cfg(target_os = "linux")]
+fn is_mount(folder: &Utf8Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    statx(CWD, folder.as_std_path(), AtFlags::empty(), StatxFlags::BASIC_STATS)
+        .is_ok_and(|s| s.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+fn is_mount(_: &Utf8Path) -> bool {
+    false
+}
+
+/// A file under construction. Dropped before [`commit`](Self::commit), it leaves nothing behind.
+#[derive(Debug)]
+pub struct StagedFile(Staged);
+
+impl StagedFile {
+    /// Takes the name of a file that will become `output`, in a folder that is there. With `replace`, a regular file is
+    /// replaced. A symbolic link is followed.
+    ///
+    /// # Errors
+    /// When the place is taken, or its folder cannot be written to.
+    pub fn create(output: &Utf8Path, replace: bool) -> Result<Self, StagingError> {
+        Staged::create(output, |output| {
+            let io = StagingError::io(output);
+            match fs_err::symlink_metadata(output) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Found { was: None, inside: false }),
+                Err(e) => Err(io(e)),
+                Ok(meta) if replace && meta.is_file() => {
+                    Ok(Found { was: Identity::of(output).map_err(io)?, inside: false })
+                }
+                Ok(_) if replace => Err(StagingError::NotAFile(output.to_owned())),
+                Ok(_) => Err(StagingError::Exists(output.to_owned())),
+            }
+        })
+        .map(Self)
     }
 
-    fn names(folder: &Utf8Path) -> Vec<String> {
-        folder.read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect()
+    /// Where to write: a file of the output's name.
+    pub fn path(&self) -> &Utf8Path {
+        &self.0.new
     }
 
-    #[test]
-    fn an_abandoned_folder_leaves_nothing() {
-        let (_guard, root) = temp();
-        fs_err::create_dir_all(root.join("a/there")).unwrap();
-        for name in ["a/out", "a/there"] {
-            let staged = StagedFolder::create(&root.join(name), false, &KIND).unwrap();
-            fs_err::write(staged.path().join("new"), "1").unwrap();
-            drop(staged);
-        }
-        assert_eq!(names(&root.join("a")), ["there"]);
-        assert!(names(&root.join("a/there")).is_empty());
+    /// Writes all of the file.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), StagingError> {
+        std::fs::write(&self.0.new, bytes).map_err(StagingError::io(&self.0.output))
     }
 
-    #[test]
-    fn an_empty_folder_is_filled_and_two_writers_do_not_meet() {
-        let (_guard, root) = temp();
-        let out = root.join("out");
-        fs_err::create_dir(&out).unwrap();
-        let staged = StagedFolder::create(&out, false, &KIND).unwrap();
-        fs_err::write(staged.path().join("mark"), "1").unwrap();
-        staged.commit().unwrap();
-        assert_eq!(names(&out), ["mark"]);
-        let first = StagedFolder::create(&root.join("x"), false, &KIND).unwrap();
-        let second = StagedFolder::create(&root.join("x"), false, &KIND).unwrap();
-        assert_ne!(first.path(), second.path());
-    }
-
-    #[test]
-    fn only_an_earlier_output_is_replaced_and_only_when_asked() {
-        let (_guard, root) = temp();
-        let out = root.join("out");
-        fs_err::create_dir(&out).unwrap();
-        fs_err::write(out.join("mark"), "1").unwrap();
-        fs_err::write(out.join("precious"), "1").unwrap();
-        for replace in [false, true] {
-            let e = StagedFolder::create(&out, replace, &KIND).unwrap_err();
-            assert!(matches!(e, StagingError::Exists(_)), "{e}");
-        }
-        fs_err::remove_file(out.join("precious")).unwrap();
-        assert!(StagedFolder::create(&out, false, &KIND).is_err());
-        let staged = StagedFolder::create(&out, true, &KIND).unwrap();
-        fs_err::write(staged.path().join("new"), "1").unwrap();
-        staged.commit().unwrap();
-        assert_eq!(names(&out), ["new"]);
-        assert_eq!(names(&root), ["out"]);
+    /// Puts the file in its place.
+    ///
+    /// # Errors
+    /// As [`StagedFolder::commit`].
+    pub fn commit(self) -> Result<(), StagingError> {
+        self.0.commit(&[])
     }
 }

@@ -1,21 +1,22 @@
 //! `evaluate`: from images, or from a bundle that draws them, to `metrics.json`; resumable, in shards.
 
 mod args;
+mod output;
 mod source;
 
 use std::cell::Cell;
-use std::fs::TryLockError;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_metrics::{Compute, Moments, Rows, Variant};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::failure::{Exit, Failure};
 use super::metrics::{compute, text};
+use super::paths::apart;
 use super::printer::Printer;
-use super::{check_engine, engine_options, outside, with_runtime};
-use crate::arrays::{ArrayFile, ArrayRef, Mapped, remove_unfinished, write_atomic, write_npz};
+use super::{check_engine, engine_options, with_runtime};
+use crate::arrays::{ArrayFile, ArrayRef, Mapped, write_atomic, write_npz};
 use crate::bundle;
 use crate::engines;
 use crate::evaluate::EvaluateError;
@@ -30,6 +31,7 @@ use crate::features::{ExtractorOptions, FeatureExtractor};
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request};
 pub(crate) use args::EvaluateArgs;
+use output::hold;
 use source::{Source, TakeChunk};
 
 /// What an output folder holds.
@@ -38,10 +40,12 @@ const COMPARISON: &str = "comparison.json";
 const STATISTICS: &str = "statistics.npz";
 const SAMPLES: &str = "samples";
 const REFERENCE: &str = "reference";
-const LOCK: &str = "lock";
 
 pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure> {
     let draw = &args.draw;
+    if let Some(samples) = args.compare.as_deref().map(samples_of) {
+        apart(&args.output, &[("the other evaluation", samples.as_path())])?;
+    }
     let Some(path) = &draw.bundle else {
         let path =
             args.samples.as_ref().ok_or_else(|| Failure::usage("no --samples and no --bundle", None))?;
@@ -49,7 +53,7 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
         let source = Source::Images(ImageSet::open(path, args.limit.and_then(|n| usize::try_from(n).ok()))?);
         let job = Job::new(args, printer)?;
         job.check(&source)?;
-        let _lock = lock(&args.output, args.resume)?;
+        let _lock = hold(&args.output, args.resume)?;
         return job.run(&source).map_err(resumable);
     };
     let sampler = SamplerOptions {
@@ -59,7 +63,6 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
         greedy: draw.greedy,
     };
     sampler.validate().map_err(|e| Failure::usage(e.to_string(), None))?;
-    outside(&args.output, path)?;
     let options = DecodeOptions {
         cfg_scale: draw.cfg_scale,
         cfg_interval: draw.cfg_interval.flatten(),
@@ -75,39 +78,13 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
         let source = Source::Bundle { runtime, requests, options, batch };
         let job = Job::new(args, printer)?;
         job.check(&source)?;
-        let _lock = lock(&args.output, args.resume)?;
+        let _lock = hold(&args.output, args.resume)?;
         job.run(&source).map_err(resumable)
     })
 }
 
 fn resumable(failure: Failure) -> Failure {
     failure.when_interrupted("go on with the same command line and --resume")
-}
-
-/// Holds the output folder for this process. A folder with anything in it is only gone on with when asked.
-fn lock(output: &Utf8Path, resume: bool) -> Result<fs_err::File, Failure> {
-    let begun = output.join(LOCK).exists();
-    let empty = !output.exists() || output.read_dir_utf8()?.next().is_none();
-    let goes_on = resume && begun;
-    if !empty && !goes_on {
-        let hint =
-            if begun { "go on with --resume, or choose another --output" } else { "choose another --output" };
-        return Err(Failure::usage(format!("{output} already exists"), Some(hint)));
-    }
-    fs_err::create_dir_all(output)?;
-    let path = output.join(LOCK);
-    let file = fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
-    match file.file().try_lock() {
-        Ok(()) => {
-            remove_unfinished(output)?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => Err(Failure::usage(
-            format!("{output} is being written by another process"),
-            Some("wait for it to end"),
-        )),
-        Err(TryLockError::Error(e)) => Err(e.into()),
-    }
 }
 
 /// An evaluation with its network.
@@ -441,7 +418,7 @@ impl<'a> Job<'a> {
         };
         let mut bytes = serde_json::to_vec_pretty(&file)?;
         bytes.push(b'\n');
-        write_atomic(&self.args.output.join(METRICS), &bytes)?;
+        self.write(METRICS, &bytes)?;
         let comparison = match (&self.args.compare, &reference.pool) {
             (Some(other), Some(moments)) => Some(self.compare(other, &file, samples, moments)?),
             _ => None,
@@ -480,6 +457,12 @@ impl<'a> Job<'a> {
         })
     }
 
+    /// Writes a file of the output folder.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), EvaluateError> {
+        let path = self.args.output.join(name);
+        write_atomic(&path, bytes).map_err(EvaluateError::io(&path))
+    }
+
     /// The samples' statistics, in the layout of a reference file.
     fn write_statistics(&self, pool: &Moments, spatial: Option<&Moments>) -> Result<(), Failure> {
         let d = pool.width();
@@ -516,7 +499,7 @@ impl<'a> Job<'a> {
     ) -> Result<Comparison, Failure> {
         let other = read_metrics(path)?;
         like(path, &own.protocol, &other.protocol)?;
-        let folder = path.parent().unwrap_or(Utf8Path::new("")).join(SAMPLES);
+        let folder = samples_of(path);
         let store = Store::read(&folder)?;
         if store.pixels_sha256()? != other.samples.pixels_sha256 {
             return Err(Failure::usage(format!("{folder} does not hold the samples of {path}"), None));
@@ -530,9 +513,14 @@ impl<'a> Job<'a> {
             compare((samples, here), (&store, there), reference, self.args.metric_seed, &self.compute)?;
         let mut bytes = serde_json::to_vec_pretty(&found)?;
         bytes.push(b'\n');
-        write_atomic(&self.args.output.join(COMPARISON), &bytes)?;
+        self.write(COMPARISON, &bytes)?;
         Ok(found)
     }
+}
+
+/// The store of the samples of a `metrics.json`.
+fn samples_of(path: &Utf8Path) -> Utf8PathBuf {
+    path.with_file_name(SAMPLES)
 }
 
 fn read_metrics(path: &Utf8Path) -> Result<MetricsFile, Failure> {

@@ -11,7 +11,8 @@ use std::io::{Seek, SeekFrom, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_decode::runtime::RunError;
-use dpar_export_files::arrays::{Mapped, remove_unfinished, write_atomic};
+use dpar_export_files::arrays::{Mapped, write_atomic};
+use dpar_export_files::staging::remove_unfinished;
 use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -207,7 +208,7 @@ impl Store {
 
     /// Cuts off what was not committed.
     fn cut(&self) -> Result<(), EvaluateError> {
-        remove_unfinished(&self.folder).map_err(EvaluateError::io(&self.folder))?;
+        remove_unfinished(&self.folder);
         for (name, bytes) in self.files() {
             let path = self.folder.join(name);
             let file =

@@ -1,33 +1,21 @@
 //! Files that appear whole or not at all.
 
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use tempfile::NamedTempFile;
 
-const PREFIX: &str = ".dpar-export-";
-const SUFFIX: &str = ".part";
-
-/// Removes what killed processes left of unfinished files in `folder`, which no other process may be writing to.
-///
-/// # Errors
-/// When the folder cannot be read or a file not removed.
-pub fn remove_unfinished(folder: &Utf8Path) -> io::Result<()> {
-    for entry in folder.read_dir_utf8()? {
-        let entry = entry?;
-        if entry.file_name().starts_with(PREFIX) && entry.file_name().ends_with(SUFFIX) {
-            fs_err::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
+use crate::staging::{Lock, PART, PREFIX, try_lock};
 
 /// A file written beside its destination and renamed over it when complete. Dropped before
 /// [`commit`](Self::commit), it leaves nothing behind and the destination untouched.
 #[derive(Debug)]
 pub struct AtomicFile {
-    temp: NamedTempFile,
+    /// Locked, so that others can tell it from what a killed run left.
+    temp: NamedTempFile<File>,
     path: Utf8PathBuf,
+    failed: bool,
 }
 
 impl AtomicFile {
@@ -42,25 +30,31 @@ impl AtomicFile {
             return Err(io::Error::other(format!("`{path}` is not a regular file")));
         }
         let folder = folder_of(path);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(PREFIX).suffix(SUFFIX);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // As any new file: the process's umask decides, not the private mode of temporary files.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let temp = builder
-            .tempfile_in(folder)
+        // As any new file: the process's umask decides, not the private mode of temporary files.
+        let open = |path: &std::path::Path| {
+            let file = File::options().read(true).write(true).create_new(true).open(path)?;
+            match try_lock(&file, path) {
+                // Somebody who cleans up was faster: another name is tried.
+                Lock::Taken | Lock::Gone => Err(io::ErrorKind::AlreadyExists.into()),
+                Lock::Held | Lock::Unknown(_) => Ok(file),
+            }
+        };
+        let temp = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .suffix(PART)
+            .make_in(folder, open)
             .map_err(|e| io::Error::new(e.kind(), format!("cannot write in folder `{folder}`: {e}")))?;
-        Ok(Self { temp, path: path.to_owned() })
+        Ok(Self { temp, path: path.to_owned(), failed: false })
     }
 
     /// Flushes to the disk and renames over the destination.
     ///
     /// # Errors
-    /// When either fails; the destination is then unchanged.
+    /// When either fails, or an earlier write has; the destination is then unchanged.
     pub fn commit(mut self) -> io::Result<()> {
+        if self.failed {
+            return Err(io::Error::other("an earlier write failed"));
+        }
         self.temp.flush()?;
         self.temp.as_file().sync_all()?;
         self.temp.persist(&self.path).map_err(|e| e.error)?;
@@ -76,8 +70,14 @@ impl AtomicFile {
 }
 
 impl Write for AtomicFile {
+    /// Fails once and then takes everything: a zip archive ends itself when it is dropped, and prints where that fails.
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.temp.as_file_mut().write(buf)
+        if self.failed {
+            return Ok(buf.len());
+        }
+        let written = self.temp.as_file_mut().write(buf);
+        self.failed = written.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Interrupted);
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -17,7 +17,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use atomic::{AtomicFile, remove_unfinished, write_atomic};
+pub use atomic::{AtomicFile, write_atomic};
 pub use error::{ArrayError, ArrayErrorKind};
 pub use images::ImageNpz;
 pub use mapped::Mapped;
