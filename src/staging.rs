@@ -6,7 +6,6 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 /// Why an output folder could not be prepared.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum StagingError {
     /// Something else is in the place.
     #[error("{0} already exists")]

@@ -174,7 +174,6 @@ pub struct Manifest {
 
 /// What is wrong with a manifest, apart from hashes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum ManifestError {
     /// Not JSON of the expected layout.
     #[error("not a manifest: {0}")]
@@ -224,16 +223,16 @@ impl ManifestError {
     /// Whether no version of this tool would have written it: paths that lead elsewhere, entries that contradict
     /// each other. The others are what a damaged file or another version looks like.
     pub fn is_tampering(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Path(_)
-                | Self::Unlisted { .. }
-                | Self::StaleEngine(_)
-                | Self::EnginePrecision { .. }
-                | Self::Duplicate(_)
-                | Self::RepeatedField(_)
-                | Self::PatchRulePresence
-        )
+            | Self::Unlisted { .. }
+            | Self::StaleEngine(_)
+            | Self::EnginePrecision { .. }
+            | Self::Duplicate(_)
+            | Self::RepeatedField(_)
+            | Self::PatchRulePresence => true,
+            Self::Syntax(_) | Self::SchemaVersion(_) | Self::PatchRule(_) => false,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
-use dpar_export_spec::{PatchRule, Precision, SystemKind, SystemSpec};
+use dpar_export_spec::{ComponentSpec, PatchRule, Precision, SystemKind, SystemSpec, text};
 use sha2::{Digest, Sha256};
 
 pub(crate) use extractor::port_width;
@@ -41,7 +41,6 @@ const MAX_JSON: u64 = 64 << 20;
 
 /// Why a bundle could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum BundleError {
     /// Reading or writing failed.
     #[error("{path}: {source}")]
@@ -159,7 +158,9 @@ impl Bundle {
         for graph in &manifest.graphs {
             check_references(folder, graph, &manifest)?;
         }
-        Self::assemble(folder, manifest, manifest_sha256)
+        let bundle = Self::assemble(folder, manifest, manifest_sha256)?;
+        bundle.check_tables()?;
+        Ok(bundle)
     }
 
     /// A bundle that is being written: its graphs and `config.json` are in the folder, the manifest is not yet. It can
@@ -189,6 +190,19 @@ impl Bundle {
         system.validate().map_err(|message| BundleError::Config { path: config.clone(), message })?;
         check_graphs(&manifest, &system).map_err(unlike)?;
         Ok(Self { folder: folder.to_owned(), manifest, system, manifest_sha256 })
+    }
+
+    /// Every index that the configuration allows (a class, a token, a code) is within the graphs' tables.
+    fn check_tables(&self) -> Result<(), BundleError> {
+        for graph in &self.manifest.graphs {
+            let of = |c: &&ComponentSpec| c.kind().name() == graph.spec.component;
+            let Some(component) = self.system.components.iter().find(of) else { continue };
+            let path = self.folder.join(&graph.file);
+            let bytes = fs_err::read(&path).map_err(|e| BundleError::io(&path, e))?;
+            dpar_export_onnx::check_tables(&bytes, component)
+                .map_err(|message| BundleError::Integrity { path, message })?;
+        }
+        Ok(())
     }
 
     /// The folder.
@@ -240,7 +254,7 @@ impl Bundle {
             return Err(E::from(BundleError::NoGraph {
                 folder: self.folder.clone(),
                 graph: name.to_owned(),
-                known: known.join(", "),
+                known: text::names(known),
             }));
         };
         f(GraphFile { spec: &entry.spec, path: &self.folder.join(&entry.file) })

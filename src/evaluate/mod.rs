@@ -20,7 +20,6 @@ use crate::runtime::RunError;
 
 /// Why metrics could not be computed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum EvaluateError {
     /// An array file.
     #[error(transparent)]

@@ -81,7 +81,6 @@ impl Stream {
 
 /// Why decoding stopped.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum DecodeError {
     /// The engine failed.
     #[error(transparent)]

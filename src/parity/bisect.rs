@@ -19,7 +19,7 @@ use dpar_export_spec::{GraphSpec, PatchRule};
 use serde::Serialize;
 
 use super::decisions::{Sizes, Tolerance, teacher_forced};
-use super::replay::{Follow, Forced, Replay, follow, is_bad_output};
+use super::replay::{Follow, Forced, Replay, follow};
 use super::report::SCHEMA_VERSION;
 use super::shadow::numbers;
 use super::stats::Accumulator;
@@ -196,8 +196,8 @@ pub fn between(
     let mut bad = Vec::new();
     let mut keep = |name: &str, ran: Result<Replay, RunError>| match ran {
         Ok(replay) => Ok(Some(replay)),
-        // Which graph gives such outputs is found below.
-        Err(e) if is_bad_output(&e) => {
+        // Which graph it is, is found below.
+        Err(e) if e.went_wrong() => {
             bad.push(format!("{name}: {e}"));
             Ok(None)
         }

@@ -5,9 +5,7 @@ use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_spec::PatchRule;
 
 use crate::generate::sampler::{SamplerOptions, guide};
-use crate::generate::{
-    ClosedPatch, DecodeError, DecodeOptions, Request, SlotLogits, StepModel, decode_batch,
-};
+use crate::generate::{ClosedPatch, DecodeOptions, Request, SlotLogits, StepModel, decode_batch};
 use crate::runtime::{Progress, RunError};
 
 /// Tokens to follow, with their classes.
@@ -157,14 +155,5 @@ impl StepModel for Recorder<'_> {
 
     fn drop_guidance(&mut self) -> Result<(), EngineError> {
         self.model.drop_guidance()
-    }
-}
-
-/// Whether an error says that outputs cannot be, and not that the engine is missing or refuses.
-pub(crate) fn is_bad_output(e: &RunError) -> bool {
-    match e {
-        RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.kind == EngineErrorKind::Output,
-        RunError::Decode(DecodeError::Sample { .. } | DecodeError::Entropy { .. }) => true,
-        _ => false,
     }
 }

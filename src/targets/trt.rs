@@ -41,8 +41,14 @@ impl From<BuildError> for TargetError {
     fn from(e: BuildError) -> Self {
         let kind = match &e {
             BuildError::Stopped { .. } => TargetErrorKind::Stopped,
-            BuildError::Unavailable(_) | BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
-            _ => TargetErrorKind::Refused,
+            BuildError::Unavailable(e) => kind(e.kind),
+            BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
+            BuildError::Profile(_)
+            | BuildError::Capability(_)
+            | BuildError::Setting { .. }
+            | BuildError::Parse { .. }
+            | BuildError::Ports(_)
+            | BuildError::Build { .. } => TargetErrorKind::Refused,
         };
         let message = e.to_string();
         Self { kind, message, hint: e.hint() }
@@ -51,11 +57,19 @@ impl From<BuildError> for TargetError {
 
 impl From<EngineError> for TargetError {
     fn from(e: EngineError) -> Self {
-        let kind = match e.kind {
-            EngineErrorKind::Unavailable => TargetErrorKind::Unavailable,
-            _ => TargetErrorKind::Refused,
-        };
-        Self { kind, message: e.to_string(), hint: e.hint }
+        Self { kind: kind(e.kind), message: e.to_string(), hint: e.hint }
+    }
+}
+
+/// What an engine's error is to a build.
+fn kind(kind: EngineErrorKind) -> TargetErrorKind {
+    match kind {
+        EngineErrorKind::Unavailable => TargetErrorKind::Unavailable,
+        EngineErrorKind::Setting
+        | EngineErrorKind::Graph
+        | EngineErrorKind::Input
+        | EngineErrorKind::Run
+        | EngineErrorKind::Output => TargetErrorKind::Refused,
     }
 }
 

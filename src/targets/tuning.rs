@@ -5,7 +5,7 @@
 //! `generate` run, or from images generated for the purpose.
 
 use camino::Utf8Path;
-use dpar_engine_api::Engine;
+use dpar_engine_api::{Engine, EngineErrorKind};
 use dpar_export_spec::{GraphSpec, PatchMode, Precision, Profile, SystemSpec};
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::arrays::ArrayFile;
 use crate::bundle::{Bundle, digest};
 use crate::engines::{self, EngineOptions};
 use crate::generate::sampler::{SamplerOptions, image_key, random_class};
-use crate::generate::{DecodeOptions, Request};
+use crate::generate::{DecodeError, DecodeOptions, Request};
 use crate::patches::unpad;
 use crate::runtime::{Progress, RunError, Runtime};
 
@@ -68,13 +68,23 @@ pub struct Tuning {
 impl From<RunError> for TargetError {
     fn from(e: RunError) -> Self {
         let (kind, hint) = match &e {
-            RunError::Interrupted | RunError::Decode(crate::generate::DecodeError::Interrupted) => {
+            RunError::Interrupted | RunError::Decode(DecodeError::Interrupted) => {
                 (TargetErrorKind::Stopped, None)
             }
-            RunError::Engine(e) if e.kind == dpar_engine_api::EngineErrorKind::Unavailable => {
-                (TargetErrorKind::Unavailable, e.hint.clone())
-            }
-            _ => (TargetErrorKind::Refused, None),
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => match e.kind {
+                EngineErrorKind::Unavailable => (TargetErrorKind::Unavailable, e.hint.clone()),
+                EngineErrorKind::Setting
+                | EngineErrorKind::Graph
+                | EngineErrorKind::Input
+                | EngineErrorKind::Run
+                | EngineErrorKind::Output => (TargetErrorKind::Refused, None),
+            },
+            RunError::Bundle(_)
+            | RunError::Decode(DecodeError::Sample { .. } | DecodeError::Entropy { .. })
+            | RunError::Array(_)
+            | RunError::Integrity { .. }
+            | RunError::Metric(_)
+            | RunError::Input(_) => (TargetErrorKind::Refused, None),
         };
         Self { kind, message: format!("calibration: {e}"), hint }
     }

@@ -7,7 +7,7 @@ use ndarray::ArrayD;
 
 use super::reference::{self, GOLDEN_JSON, Settings};
 use super::tolerance::Limits;
-use super::{Check, Decision, Flip, Status, boundary_flip, mean, or_bad_output, starts};
+use super::{Check, Decision, Flip, Status, boundary_flip, mean, or_failed, starts};
 use crate::arrays::ArrayFile;
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream, shift_entropy};
@@ -89,10 +89,10 @@ impl<'a> Golden<'a> {
     }
 
     fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
-        let mut checks = or_bad_output("teacher-forced outputs", self.teacher_forced(progress))?;
-        checks.extend(or_bad_output("greedy tokens", self.greedy(progress))?);
-        checks.extend(or_bad_output("images", self.images(progress).map(|c| vec![c]))?);
-        checks.extend(or_bad_output("codes", self.codes(progress).map(|c| vec![c]))?);
+        let mut checks = or_failed("teacher-forced outputs", self.teacher_forced(progress))?;
+        checks.extend(or_failed("greedy tokens", self.greedy(progress))?);
+        checks.extend(or_failed("images", self.images(progress).map(|c| vec![c]))?);
+        checks.extend(or_failed("codes", self.codes(progress).map(|c| vec![c]))?);
         Ok(checks)
     }
 

@@ -12,7 +12,7 @@ use dpar_engine_conformance::{
 use dpar_export_spec::{DType, GraphSpec, PatchMode, Precision};
 use half::{bf16, f16};
 
-use super::{Check, Status, or_bad_output};
+use super::{Check, Status, or_failed};
 use crate::engines;
 use crate::generate::sampler::{SamplerOptions, uniform};
 use crate::generate::{DecodeOptions, Request, Stream};
@@ -62,12 +62,12 @@ pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Res
         let streams = match draw(runtime, batch, progress) {
             Ok(streams) => streams,
             Err(e) => {
-                checks.extend(or_bad_output(PREFIX, Err(e))?);
+                checks.extend(or_failed(PREFIX, Err(e))?);
                 return Ok(checks);
             }
         };
-        checks.extend(or_bad_output(PREFIX, prefix(runtime, &streams, batch, progress).map(|c| vec![c]))?);
-        checks.extend(or_bad_output(PADDING, padding(runtime, &streams, progress).map(|c| vec![c]))?);
+        checks.extend(or_failed(PREFIX, prefix(runtime, &streams, batch, progress).map(|c| vec![c]))?);
+        checks.extend(or_failed(PADDING, padding(runtime, &streams, progress).map(|c| vec![c]))?);
     }
     Ok(checks)
 }

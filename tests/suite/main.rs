@@ -13,17 +13,23 @@ mod device;
 mod doctor;
 mod engines;
 mod evaluate;
+mod exit_codes;
 mod export;
 mod extractor;
 mod faults;
 mod integrity;
 mod metrics;
+#[cfg(target_os = "linux")]
+#[path = "../../engines/ort/tests/telemetry/network.rs"]
+mod network;
 mod parity;
 mod precision;
 mod reference;
 mod report;
 mod reproduce;
 mod streams;
+#[cfg(target_os = "linux")]
+mod telemetry;
 #[cfg(feature = "tensorrt")]
 mod trt;
 #[cfg(feature = "tensorrt")]

@@ -33,6 +33,7 @@ mod precision;
 pub mod proto;
 mod rope;
 mod store;
+mod tables;
 mod vq;
 
 use camino::Utf8Path;
@@ -50,6 +51,7 @@ pub use external::external_files;
 pub use foreign::{Foreign, ForeignPort, read_foreign};
 pub use precision::check_precision;
 pub use store::{Weights, WeightsError};
+pub use tables::check_tables;
 
 /// Fills a graph builder.
 type Write<'a> = Box<dyn Fn(&mut GraphBuilder<'_, '_>) -> Result<(), ExportError> + 'a>;

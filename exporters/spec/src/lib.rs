@@ -11,6 +11,7 @@ mod patch;
 mod precision;
 mod profile;
 mod system;
+pub mod text;
 
 pub use capability::{Capability, CapabilityError};
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};

@@ -73,7 +73,7 @@ fn the_engine_file_can_be_elsewhere_and_its_profiles_are_checked() {
     assert!(format!("{options:?}").contains("given"));
     let engine = TensorRtEngine::new(options);
     let e = engine.prepare(copied.graph.file()).map(|_| ()).unwrap_err();
-    assert_eq!(e.kind, EngineErrorKind::Input);
+    assert_eq!(e.kind, EngineErrorKind::Setting);
     assert!(e.message.contains("no range for axis `batch` of input `hidden`"), "{e}");
 
     let path = elsewhere.clone();
