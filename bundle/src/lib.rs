@@ -19,7 +19,7 @@ use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
-use dpar_export_spec::{GraphSpec, PatchRule, Precision, SystemKind, SystemSpec};
+use dpar_export_spec::{ComponentSpec, GraphSpec, PatchRule, Precision, SystemKind, SystemSpec, text};
 use sha2::{Digest, Sha256};
 
 use files::Files;
@@ -49,7 +49,6 @@ const MAX_JSON: u64 = 64 << 20;
 
 /// Why a bundle could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum BundleError {
     /// Reading or writing failed.
     #[error("{path}: {source}")]
@@ -168,7 +167,9 @@ impl Bundle {
             check_references(folder, manifest, entry, bytes)
         };
         let (files, config) = Files::open(folder, system, graph)?;
-        Self::assemble(files, &config)
+        let bundle = Self::assemble(files, &config)?;
+        bundle.check_tables()?;
+        Ok(bundle)
     }
 
     /// A bundle that is being written: its graphs and `config.json` are in the folder, the manifest is not yet. It can
@@ -199,6 +200,20 @@ impl Bundle {
         system.validate().map_err(unlike)?;
         check_graphs(manifest, &system).map_err(unlike)?;
         Ok(Self { files, system })
+    }
+
+    /// Every index that the configuration allows (a class, a token, a code) is within the graphs' tables.
+    fn check_tables(&self) -> Result<(), BundleError> {
+        for graph in &self.manifest().graphs {
+            let of = |c: &&ComponentSpec| c.kind().name() == graph.spec.component;
+            let Some(component) = self.system.components.iter().find(of) else { continue };
+            let bytes = self.files.bytes(&graph.file)?;
+            dpar_export_onnx::check_tables(&bytes, component).map_err(|message| BundleError::Integrity {
+                path: self.folder().join(&graph.file),
+                message,
+            })?;
+        }
+        Ok(())
     }
 
     /// The folder.
@@ -255,7 +270,7 @@ impl Bundle {
         graphs.iter().find(|g| g.spec.name == name).ok_or_else(|| {
             let known: Vec<&str> = graphs.iter().map(|g| g.spec.name.as_str()).collect();
             let (folder, graph) = (self.folder().to_owned(), name.to_owned());
-            BundleError::NoGraph { folder, graph, known: known.join(", ") }
+            BundleError::NoGraph { folder, graph, known: text::names(known) }
         })
     }
 

@@ -175,7 +175,6 @@ pub struct Manifest {
 
 /// What is wrong with a manifest, apart from hashes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum ManifestError {
     /// Not JSON of the expected layout.
     #[error("not a manifest: {0}")]
@@ -241,19 +240,19 @@ impl ManifestError {
     /// Whether no version of this tool would have written it: paths that lead elsewhere, entries that contradict
     /// each other. The others are what a damaged file or another version looks like.
     pub fn is_tampering(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Path(_)
-                | Self::Unlisted { .. }
-                | Self::StaleEngine(_)
-                | Self::EnginePrecision { .. }
-                | Self::Duplicate(_)
-                | Self::Entry(_)
-                | Self::RepeatedField(_)
-                | Self::UnknownField(_)
-                | Self::PatchRule(_)
-                | Self::PatchRulePresence
-        )
+            | Self::Unlisted { .. }
+            | Self::StaleEngine(_)
+            | Self::EnginePrecision { .. }
+            | Self::Duplicate(_)
+            | Self::Entry(_)
+            | Self::RepeatedField(_)
+            | Self::UnknownField(_)
+            | Self::PatchRule(_)
+            | Self::PatchRulePresence => true,
+            Self::Syntax(_) | Self::SchemaVersion(_) => false,
+        }
     }
 }
 

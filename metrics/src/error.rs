@@ -3,7 +3,6 @@
 /// What can be wrong with the input of a metric. Every function checks before it computes: on error nothing
 /// has been accumulated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum MetricError {
     /// A row width of zero, or data that is not a whole number of rows.
     #[error("{what}: {len} values do not make rows of width {width}")]

@@ -16,7 +16,7 @@ use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request};
 use crate::parity::bisect::{Bisection, against_recorded, between};
 use crate::parity::drawn;
-use crate::replay::{Forced, is_bad_output};
+use crate::replay::Forced;
 use crate::runtime::{Progress, RunError, Runtime};
 use crate::verify::Status;
 
@@ -55,16 +55,16 @@ pub(super) fn run(args: &BisectArgs, printer: Printer) -> Result<Exit, Failure> 
 fn find(args: &BisectArgs, progress: Progress<'_>) -> Result<Bisection, Failure> {
     let bundle = Bundle::open(&args.bundle)?;
     let runtime = |bundle, name: &str| -> Result<Runtime<'_>, Failure> {
-        let mut made = args.engine.contenders(&[name.to_owned()])?;
+        let mut made = args.engine.contenders(bundle, &[name.to_owned()])?;
         let Some(contender) = made.pop() else { return Err(Failure::usage("no engine", None)) };
         Ok(Runtime::new(bundle, contender.engine?)?)
     };
     match (&args.reference, args.engines.as_slice()) {
         (None, [a, b]) if a != b => {
             let (x, y) = (runtime(&bundle, a)?, runtime(&bundle, b)?);
-            // Where the first engine's outputs are no numbers, the second one's tokens are followed.
+            // Where the first engine goes wrong, the second one's tokens are followed.
             let forced = match draw(&x, args, progress) {
-                Err(e) if is_bad_output(&e) => draw(&y, args, progress)?,
+                Err(e) if e.went_wrong() => draw(&y, args, progress)?,
                 drawn => drawn?,
             };
             Ok(between([a, b], &x, &y, &forced, args.cfg_scale, progress)?)

@@ -1,13 +1,15 @@
 //! Errors as users see them: what failed, the next step, the exit code.
 
-use dpar_engine_api::{EngineError, EngineErrorKind};
+use dpar_engine_api::EngineError;
 use dpar_export_checkpoint::CheckpointError;
 use dpar_export_onnx::ExportError;
 use dpar_export_spec::Precision;
+use dpar_export_spec::text::{LONGEST_TEXT, cut};
 
+use super::cause::{Cause, Caused};
 use crate::arrays::ArrayError;
 use crate::attest::AttestError;
-use crate::bundle::{BundleError, TargetError, TargetErrorKind};
+use crate::bundle::{BundleError, TargetError};
 use crate::evaluate::EvaluateError;
 use crate::generate::DecodeError;
 use crate::picture::PictureError;
@@ -34,11 +36,11 @@ pub(crate) enum Exit {
     Interrupted = 130,
 }
 
-/// An error with its exit code and the next step.
+/// An error with its cause, from which the exit code follows, and the next step.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    /// Exit code.
-    pub(crate) exit: Exit,
+    /// What it means.
+    pub(crate) cause: Cause,
     /// What failed.
     pub(crate) error: anyhow::Error,
     /// What to do next.
@@ -48,164 +50,177 @@ pub(crate) struct Failure {
 impl Failure {
     /// Bad input with a hint.
     pub(crate) fn usage(message: impl Into<String>, hint: Option<&str>) -> Self {
-        Self::new(Exit::Usage, anyhow::Error::msg(message.into()), hint.map(str::to_owned))
+        Self { cause: Cause::Input, error: anyhow::Error::msg(message.into()), hint: hint.map(str::to_owned) }
     }
 
     /// With the next step where the user interrupted.
     pub(crate) fn when_interrupted(mut self, hint: &str) -> Self {
-        if self.exit == Exit::Interrupted {
+        if self.cause == Cause::Stopped {
             self.hint = Some(hint.to_owned());
         }
         self
     }
 
-    fn new(exit: Exit, error: impl Into<anyhow::Error>, hint: Option<String>) -> Self {
-        Self { exit, error: error.into(), hint }
+    /// What failed, in words, however long what a file says about itself is.
+    pub(crate) fn text(&self) -> String {
+        cut(&self.error.to_string(), LONGEST_TEXT).into_owned()
+    }
+
+    fn new(error: impl Caused + Into<anyhow::Error>, hint: Option<String>) -> Self {
+        Self { cause: error.cause(), error: error.into(), hint }
     }
 }
 
 impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Self {
-        let exit = match e.kind {
-            EngineErrorKind::Input | EngineErrorKind::Graph => Exit::Usage,
-            EngineErrorKind::Output => Exit::Failed,
-            _ => Exit::Unavailable,
-        };
         let hint = e.hint.clone();
-        Self::new(exit, e, hint)
+        Self::new(e, hint)
     }
 }
 
 impl From<CheckpointError> for Failure {
     fn from(e: CheckpointError) -> Self {
         let hint = e.hint();
-        Self::new(Exit::Usage, e, hint)
+        Self::new(e, hint)
     }
 }
 
 impl From<StagingError> for Failure {
     fn from(e: StagingError) -> Self {
-        let hint = match e {
+        let hint = match &e {
             StagingError::Exists(_) => {
                 Some("choose another --output, or replace an earlier output of this tool with --force")
             }
             StagingError::Busy(_) => Some("wait for it to end, or choose another --output"),
             StagingError::Conflict { .. } => Some("it is whole: keep the one that you need"),
-            _ => None,
+            StagingError::NotAFile(_) | StagingError::Io { .. } => None,
         };
-        Self::new(Exit::Usage, e, hint.map(str::to_owned))
+        Self::new(e, hint.map(str::to_owned))
     }
 }
 
 impl From<TargetError> for Failure {
     fn from(e: TargetError) -> Self {
-        let exit = match e.kind {
-            TargetErrorKind::Unavailable => Exit::Unavailable,
-            TargetErrorKind::Refused => Exit::Usage,
-            TargetErrorKind::Stopped => Exit::Interrupted,
-        };
         let hint = e.hint.clone();
-        Self::new(exit, e, hint)
+        Self::new(e, hint)
     }
 }
 
 impl From<BundleError> for Failure {
     fn from(e: BundleError) -> Self {
+        let hint = match &e {
+            BundleError::Checkpoint(_) | BundleError::Staging(_) | BundleError::Target(_) => None,
+            BundleError::Export(ExportError::Overflow { precision: Precision::Fp16, .. }) => {
+                Some("use --precision bf16, which has the range of fp32")
+            }
+            BundleError::Export(ExportError::Overflow { .. }) => Some("use --precision fp32"),
+            BundleError::Integrity { .. } => {
+                Some("the bundle was changed after it was written: export it again")
+            }
+            BundleError::Changed { .. } => {
+                Some("another program wrote it or put another in its place: run again when it is done")
+            }
+            BundleError::Manifest { source, .. } if source.is_tampering() => {
+                Some("no version of this tool wrote this manifest: export the checkpoint again")
+            }
+            BundleError::Precision { .. } => {
+                Some("a graph and the manifest are not of the same export: export again")
+            }
+            BundleError::NotABundle(_) => Some("make one with `dpar-export --target onnx CHECKPOINT -o OUT`"),
+            BundleError::Extractor(_) => {
+                Some("extractors serve `evaluate`, `metrics` and `reproduce`: give it there with --extractor")
+            }
+            BundleError::NotAnExtractor(_) => {
+                Some("make an extractor with `dpar-export --component inception WEIGHTS.pth -o OUT`")
+            }
+            BundleError::NoGraph { graph, .. } if graph.starts_with("vq_") => {
+                Some("the bundle was exported without a tokenizer: export again with --vq FILE")
+            }
+            BundleError::Io { .. }
+            | BundleError::Foreign { .. }
+            | BundleError::Manifest { .. }
+            | BundleError::Config { .. }
+            | BundleError::NoGraph { .. }
+            | BundleError::Export(_) => None,
+        };
         match e {
             BundleError::Checkpoint(e) => e.into(),
             BundleError::Staging(e) => e.into(),
             BundleError::Target(e) => e.into(),
-            BundleError::Export(ExportError::Overflow { precision, .. }) => {
-                let wider =
-                    if precision == Precision::Fp16 { "bf16, which has the range of fp32" } else { "fp32" };
-                Self::new(Exit::Usage, e, Some(format!("use --precision {wider}")))
-            }
-            BundleError::Export(ExportError::Interrupted) => Self::new(Exit::Interrupted, e, None),
-            BundleError::Integrity { .. } => {
-                let hint = "the bundle was changed after it was written: export it again";
-                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
-            }
-            BundleError::Changed { .. } => {
-                let hint = "another program wrote it or put another in its place: run again when it is done";
-                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
-            }
-            BundleError::Manifest { ref source, .. } if source.is_tampering() => {
-                let hint = "no version of this tool wrote this manifest: export the checkpoint again";
-                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
-            }
-            BundleError::Precision { .. } => {
-                let hint = "a graph and the manifest are not of the same export: export again";
-                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
-            }
-            BundleError::NotABundle(_) => {
-                let hint = "make one with `dpar-export --target onnx CHECKPOINT -o OUT`";
-                Self::new(Exit::Usage, e, Some(hint.to_owned()))
-            }
-            BundleError::Extractor(_) => {
-                let hint =
-                    "extractors serve `evaluate`, `metrics` and `reproduce`: give it there with --extractor";
-                Self::new(Exit::Usage, e, Some(hint.to_owned()))
-            }
-            BundleError::NotAnExtractor(_) => {
-                let hint = "make an extractor with `dpar-export --component inception WEIGHTS.pth -o OUT`";
-                Self::new(Exit::Usage, e, Some(hint.to_owned()))
-            }
-            BundleError::NoGraph { ref graph, .. } if graph.starts_with("vq_") => {
-                let hint = "the bundle was exported without a tokenizer: export again with --vq FILE";
-                Self::new(Exit::Usage, e, Some(hint.to_owned()))
-            }
-            e => Self::new(Exit::Usage, e, None),
+            e => Self::new(e, hint.map(str::to_owned)),
         }
     }
 }
 
 impl From<AttestError> for Failure {
     fn from(e: AttestError) -> Self {
-        let e = match e {
-            AttestError::Bundle(e) => return e.into(),
-            e => e,
+        let hint = match &e {
+            AttestError::Rejected { .. } => Some(
+                "do not use these files: get the bundle and its attestation from their maker again".into(),
+            ),
+            AttestError::Key { hint, .. } => Some(hint.clone()),
+            AttestError::Input { .. }
+            | AttestError::Report { .. }
+            | AttestError::TooLarge { .. }
+            | AttestError::Statement(_)
+            | AttestError::Bundle(_) => None,
         };
-        let (exit, hint) = match &e {
-            AttestError::Rejected { .. } => {
-                let hint =
-                    "do not use these files: get the bundle and its attestation from their maker again";
-                (Exit::Integrity, Some(hint.to_owned()))
-            }
-            AttestError::Key { hint, .. } => (Exit::Usage, Some(hint.clone())),
-            _ => (Exit::Usage, None),
-        };
-        Self::new(exit, e, hint)
+        match e {
+            AttestError::Bundle(e) => e.into(),
+            e => Self::new(e, hint),
+        }
     }
 }
 
 impl From<RunError> for Failure {
     fn from(e: RunError) -> Self {
+        let hint = matches!(e, RunError::Integrity { .. }).then(|| {
+            "the file was changed after it was recorded: record it again, or get the original".to_owned()
+        });
         match e {
             RunError::Bundle(e) => e.into(),
             RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.into(),
             RunError::Array(e) => e.into(),
-            RunError::Interrupted | RunError::Decode(DecodeError::Interrupted) => {
-                Self::new(Exit::Interrupted, e, None)
-            }
-            RunError::Integrity { .. } => {
-                let hint = "the file was changed after it was recorded: record it again, or get the original";
-                Self::new(Exit::Integrity, e, Some(hint.to_owned()))
-            }
-            RunError::Decode(_) => Self::new(Exit::Failed, e, None),
-            e => Self::new(Exit::Usage, e, None),
+            e => Self::new(e, hint),
         }
     }
 }
 
 impl From<ArrayError> for Failure {
     fn from(e: ArrayError) -> Self {
-        Self::new(Exit::Usage, e, None)
+        Self::new(e, None)
     }
 }
 
 impl From<PictureError> for Failure {
     fn from(e: PictureError) -> Self {
-        Self::new(Exit::Usage, e, None)
+        Self::new(e, None)
+    }
+}
+
+impl From<EvaluateError> for Failure {
+    fn from(e: EvaluateError) -> Self {
+        match e {
+            EvaluateError::Array(e) => e.into(),
+            EvaluateError::Run(e) => e.into(),
+            EvaluateError::Input { ref hint, .. } => {
+                let hint = hint.clone();
+                Self::new(e, hint)
+            }
+            e => Self::new(e, None),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        Self::new(e, None)
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(e: serde_json::Error) -> Self {
+        Self::new(e, None)
     }
 }
 
@@ -216,32 +231,5 @@ impl From<dpar_export_metrics::Verdict> for Exit {
             dpar_export_metrics::Verdict::Fail => Self::Failed,
             dpar_export_metrics::Verdict::Inconclusive => Self::Inconclusive,
         }
-    }
-}
-
-impl From<EvaluateError> for Failure {
-    fn from(e: EvaluateError) -> Self {
-        match e {
-            EvaluateError::Array(e) => e.into(),
-            EvaluateError::Run(e) => e.into(),
-            EvaluateError::Interrupted => Self::new(Exit::Interrupted, e, None),
-            EvaluateError::Input { ref hint, .. } => {
-                let hint = hint.clone();
-                Self::new(Exit::Usage, e, hint)
-            }
-            e => Self::new(Exit::Usage, e, None),
-        }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(e: std::io::Error) -> Self {
-        Self::new(Exit::Usage, e, None)
-    }
-}
-
-impl From<serde_json::Error> for Failure {
-    fn from(e: serde_json::Error) -> Self {
-        Self::new(Exit::Usage, e, None)
     }
 }

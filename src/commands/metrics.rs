@@ -102,6 +102,7 @@ impl ProtocolArgs {
 pub(crate) fn compute(threads: Option<u16>) -> Result<Compute, Failure> {
     let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = threads.map_or_else(all, usize::from);
+    crate::engines::warn_threads(threads);
     Compute::new(threads).map_err(|e| EvaluateError::metric("threads")(e).into())
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod attest;
 mod bisect;
+mod cause;
 mod cli;
 mod component;
 mod doctor;
@@ -23,6 +24,7 @@ mod reproduce;
 mod score;
 mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -45,9 +47,17 @@ pub fn subcommands() -> Vec<String> {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    engines::before_threads();
+    dpar_engine_api::panics::silence_guarded();
     let mut command = Cli::command();
-    let matches = command.get_matches_mut();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command).exit());
+    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
+        Ok((cli, matches))
+    });
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(e) => return ExitCode::from(told(&e) as u8),
+    };
     let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet };
     start_log(&cli.talk);
     let handler = ctrlc::set_handler(|| {
@@ -59,13 +69,45 @@ pub fn main() -> ExitCode {
     if let Err(e) = handler {
         tracing::warn!("Ctrl-C will not be handled: {e}");
     }
+    let compares = cli.command.as_ref().is_some_and(compares);
     let exit = dispatch(cli, &command, &matches, printer).unwrap_or_else(|failure| {
         printer.failure(&failure);
-        failure.exit
+        failure.cause.exit(compares)
     });
     ExitCode::from(exit as u8)
 }
 
+/// Prints what clap answers in place of a command: help, the version, or what is wrong with the command line. A closed pipe is
+/// not an error, as in [`Printer::raw`].
+fn told(answer: &clap::Error) -> Exit {
+    let printed = answer.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        _ if answer.use_stderr() => Exit::Usage,
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Printer { json: false, quiet: false }.failure(&e.into());
+            Exit::Usage
+        }
+        _ => Exit::Pass,
+    }
+}
+
+/// Whether a comparison is asked for: then a graph that runs wrong is a failed one.
+fn compares(command: &Command) -> bool {
+    match command {
+        Command::Verify(_) | Command::Parity(_) | Command::Bisect(_) | Command::Reproduce(_) => true,
+        Command::Evaluate(a) => a.compare.is_some(),
+        Command::Inspect(_)
+        | Command::Doctor(_)
+        | Command::Score(_)
+        | Command::Generate(_)
+        | Command::Decode(_)
+        | Command::Encode(_)
+        | Command::Reference(_)
+        | Command::Attest(_)
+        | Command::Metrics(_)
+        | Command::Completions { .. } => false,
+    }
+}
 fn dispatch(
     cli: Cli,
     command: &clap::Command,

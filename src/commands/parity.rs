@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use camino::Utf8PathBuf;
 use clap::Args;
+use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_spec::Precision;
 
 use super::args::guidance;
@@ -68,7 +69,7 @@ pub(crate) struct ContenderArgs {
 
 impl ContenderArgs {
     /// The engines named, or all that are built in.
-    pub(super) fn contenders(&self, named: &[String]) -> Result<Vec<Contender>, Failure> {
+    pub(super) fn contenders(&self, bundle: &Bundle, named: &[String]) -> Result<Vec<Contender>, Failure> {
         let names: Vec<String> = match named {
             [] => engines::built().map(str::to_owned).collect(),
             _ => named.to_vec(),
@@ -99,16 +100,34 @@ impl ContenderArgs {
                 _ => false,
             };
             let asked_for = library || !named.is_empty();
-            Contender { engine: engines::create(&name, &options), name, asked_for }
+            let engine = match name.as_str() {
+                // Of the engines that nobody named, it needs more than the graphs.
+                "tensorrt" if !asked_for && bundle.manifest().engines.is_empty() => Err(no_engines(&name)),
+                _ => engines::create(&name, &options),
+            };
+            Contender { engine, name, asked_for }
         };
         Ok(names.into_iter().map(make).collect())
     }
 }
 
+/// The bundle was not built for TensorRT.
+fn no_engines(name: &str) -> EngineError {
+    EngineError::new(EngineErrorKind::Unavailable, name, "the bundle has no TensorRT engines")
+        .hint("build them with `dpar-export --target trt BUNDLE`")
+}
+
 pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> {
     let files = args.reports.take()?;
     let bundle = Bundle::open(&args.bundle)?;
-    let contenders = args.engine.contenders(&args.engines)?;
+    let contenders = args.engine.contenders(&bundle, &args.engines)?;
+    if let ([alone], None) = (contenders.as_slice(), &args.reference) {
+        let message = format!("nothing to compare {} with", alone.name);
+        return Err(Failure::usage(
+            message,
+            Some("name two engines with --engines, or give --reference DIR"),
+        ));
+    }
     let options = ParityOptions {
         images: usize::from(args.images),
         seed: args.seed,
@@ -143,7 +162,7 @@ fn samples(
 ) -> Result<Option<Samples>, Failure> {
     let ran = report.engines.iter().find(|e| e.status == EngineStatus::Ran && !e.free_running.is_empty());
     let (Some(ran), Some(num)) = (ran, args.reports.images()) else { return Ok(None) };
-    let again = args.engine.contenders(std::slice::from_ref(&ran.engine))?;
+    let again = args.engine.contenders(bundle, std::slice::from_ref(&ran.engine))?;
     let Some(contender) = again.into_iter().next() else { return Ok(None) };
     let runtime = Runtime::new(bundle, contender.engine?)?;
     let settings = &report.settings;
@@ -153,12 +172,14 @@ fn samples(
     Ok(Some(Samples::of_traces(&runtime, draw, traces, &mut |done, total| bar.advance(done, total))?))
 }
 
-/// A failure outweighs an engine that is missing, and a comparison that is.
+/// A failure outweighs an engine that is missing, and a comparison that is. Nothing was compared for want of an engine here,
+/// or because no more was asked for.
 fn exit(report: &ParityReport) -> Exit {
     match report.verdict {
         Verdict::Pass => Exit::Pass,
         Verdict::Fail => Exit::Failed,
-        Verdict::Incomplete => Exit::Unavailable,
+        Verdict::Incomplete if report.lacks_engine() => Exit::Unavailable,
+        Verdict::Incomplete => Exit::Usage,
     }
 }
 

@@ -1,6 +1,7 @@
 //! `decode` and `encode`: tokens to images and back, and the sample files that `generate` shares.
 
 use camino::Utf8Path;
+use dpar_export_spec::text;
 use serde_json::json;
 
 use super::args::{DecodeArgs, EncodeArgs};
@@ -98,7 +99,7 @@ pub(super) fn encode(args: &EncodeArgs, printer: Printer) -> Result<Exit, Failur
         } else {
             let names: Vec<&str> = file.arrays().iter().map(|a| a.name.as_str()).collect();
             let message =
-                format!("{} has neither `arr_0` nor `images` (it has {})", args.images, names.join(", "));
+                format!("{} has neither `arr_0` nor `images` (it has {})", args.images, text::names(names));
             return Err(Failure::usage(message, None));
         };
         if n == 0 {

@@ -51,7 +51,7 @@ impl Printer {
         let mut stderr = std::io::stderr().lock();
         let bold = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let (on, off) = if bold { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        let _ = writeln!(stderr, "{on}error:{off} {}", failure.error);
+        let _ = writeln!(stderr, "{on}error:{off} {}", failure.text());
         if let Some(hint) = &failure.hint {
             let _ = writeln!(stderr, " hint: {hint}");
         }

@@ -6,6 +6,7 @@ use dpar_export_spec::Precision;
 use serde_json::json;
 
 use super::args::VerifyArgs;
+use super::cause::Cause;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
 use super::with_runtime;
@@ -55,7 +56,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
             samples = match args.reports.samples(runtime, guidance.unwrap_or(1.0), batch, printer) {
                 Ok(samples) => samples,
                 // Outputs that cannot be: the report says so, without them.
-                Err(e) if e.exit == Exit::Failed => {
+                Err(e) if e.cause == Cause::Run => {
                     checks.push(Check::failed("sample images", e.error.to_string()));
                     None
                 }

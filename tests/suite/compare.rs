@@ -130,8 +130,18 @@ fn a_missing_engine_is_listed_and_exit_code_3() {
     // One engine without a reference compares nothing.
     let alone = ["parity", bundle.as_str(), "--engines", "tract", "--no-probes", "--images", "1"];
     let out = run(&alone);
-    assert!(out.code == 3 && out.stdout.contains("nothing was compared"), "{}{}", out.stdout, out.stderr);
-    let out = run(&[&alone[..], &["--json"]].concat());
+    assert!(
+        out.code == 2 && out.stderr.contains("nothing to compare tract with"),
+        "{}{}",
+        out.stdout,
+        out.stderr
+    );
+    // Nor does one that is left because this machine lacks the other.
+    let left =
+        ["parity", bundle.as_str(), "--engines", "tract,ort", "--ort-lib", "no/such/lib.so", "--no-probes"];
+    let out = run(&[&left[..], &["--images", "1"]].concat());
+    assert!(out.code == 3 && out.stdout.contains("did not run"), "{}{}", out.stdout, out.stderr);
+    let out = run(&[&left[..], &["--images", "1", "--json"]].concat());
     assert_eq!((out.code, json(&out)["verdict"].as_str()), (3, Some("incomplete")));
 
     for (args, why) in [

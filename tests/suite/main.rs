@@ -13,6 +13,7 @@ mod device;
 mod doctor;
 mod engines;
 mod evaluate;
+mod exit_codes;
 mod export;
 mod extractor;
 mod faults;
@@ -20,6 +21,9 @@ mod forged;
 mod graphs;
 mod integrity;
 mod metrics;
+#[cfg(target_os = "linux")]
+#[path = "../../engines/ort/tests/telemetry/network.rs"]
+mod network;
 mod outputs;
 mod parity;
 mod precision;
@@ -28,6 +32,8 @@ mod report;
 mod reproduce;
 mod streams;
 mod swaps;
+#[cfg(target_os = "linux")]
+mod telemetry;
 #[cfg(feature = "tensorrt")]
 mod trt;
 #[cfg(feature = "tensorrt")]

@@ -16,7 +16,7 @@ fn read_json(path: &Utf8Path) -> Value {
 }
 
 /// Writes the arrays again with one of them changed, without the digest that `golden.json` holds of them.
-fn change(folder: &Utf8Path, name: &str, change: impl FnOnce(&mut Array)) {
+pub(crate) fn change(folder: &Utf8Path, name: &str, change: impl FnOnce(&mut Array)) {
     let path = folder.join("golden.safetensors");
     let file = ArrayFile::open(&path).unwrap();
     let mut arrays: Vec<(String, Array)> =

@@ -35,7 +35,6 @@ const LARGEST: u64 = 64 << 20;
 
 /// Why an attestation could not be made or was not accepted.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum AttestError {
     /// A key file cannot be used.
     #[error("{path}: {message}")]

@@ -1,21 +1,35 @@
 //! Engine errors: what kind, in which graph, and the next step.
 
+use dpar_export_spec::text::{LONGEST_TEXT, cut};
+
 use crate::GraphFile;
 
-/// What kind of failure it was; the command line maps it to an exit code.
+/// What kind of failure it was: whose fault it is, and so what can be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum EngineErrorKind {
-    /// A library, driver or device is missing or does not fit.
+    /// This machine or this build lacks what the engine needs: a library, driver, device, provider, or arithmetic of a
+    /// type. The same call can succeed elsewhere. Nothing else is of this kind.
     Unavailable,
-    /// The graph could not be read or is refused.
+    /// The engine does not have, or cannot honour, a setting: an option, a number of threads.
+    Setting,
+    /// The file is no graph, not the graph of the spec, or one that the engine refuses, before anything ran.
     Graph,
-    /// An input does not fit the graph's ports.
+    /// An input of a call does not fit the graph's ports or axis ranges.
     Input,
-    /// The engine failed while running.
+    /// A call that fits the ports failed while it ran.
     Run,
-    /// An output is not what the ports promise.
+    /// A call came to its end, and an output is not what the ports promise, or no finite number where one is due.
     Output,
+}
+
+impl EngineErrorKind {
+    /// Whether a graph was run and it went wrong, by an error or by what came out.
+    pub fn went_wrong(self) -> bool {
+        match self {
+            Self::Run | Self::Output => true,
+            Self::Unavailable | Self::Setting | Self::Graph | Self::Input => false,
+        }
+    }
 }
 
 /// An error of an engine.
@@ -35,9 +49,12 @@ pub struct EngineError {
 }
 
 impl EngineError {
-    /// An error without a graph or hint.
+    /// An error without a graph or hint. A backtrace that a library wrote into its message is left out, and what is longer
+    /// than [`LONGEST_TEXT`] is cut.
     pub fn new(kind: EngineErrorKind, engine: &str, message: impl Into<String>) -> Self {
-        Self { kind, engine: engine.to_owned(), graph: None, message: message.into(), hint: None }
+        let message = message.into();
+        let message = cut(without_backtrace(&message), LONGEST_TEXT).into_owned();
+        Self { kind, engine: engine.to_owned(), graph: None, message, hint: None }
     }
 
     /// A graph that an engine refuses: the message names its file.
@@ -61,8 +78,32 @@ impl EngineError {
     }
 }
 
-/// What a panic of an engine's library said.
-pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+/// A message up to the first frame of a backtrace: libraries add one where `RUST_BACKTRACE` is set.
+fn without_backtrace(message: &str) -> &str {
+    let begins = |line: &str| line.starts_with("Stack backtrace:") || line.trim_start().starts_with("0: ");
+    let mut end = 0;
+    for line in message.split_inclusive('\n') {
+        if begins(line) {
+            return message[..end].trim_end();
+        }
+        end += line.len();
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_end_before_a_backtrace_and_are_cut() {
+        let said = |text: &str| EngineError::new(EngineErrorKind::Run, "x", text).message;
+        assert_eq!(
+            said("axis 9 is too large\n   0: candle_core::error\n             at src/x.rs:1"),
+            "axis 9 is too large"
+        );
+        assert_eq!(said("rank 3\n\nStack backtrace:\n   0: anyhow"), "rank 3");
+        assert_eq!(said("two\nlines, 0: none"), "two\nlines, 0: none");
+        assert!(said(&"x".repeat(1 << 20)).len() < 2 * LONGEST_TEXT);
+    }
 }

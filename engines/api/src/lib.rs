@@ -12,9 +12,11 @@
 mod cached;
 mod error;
 mod host_cache;
+pub mod panics;
 pub mod places;
 mod ports;
 mod tensor;
+pub mod threads;
 mod validate;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -22,7 +24,7 @@ use dpar_export_spec::{GraphSpec, Precision, Profile};
 use serde::Serialize;
 
 pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
-pub use error::{EngineError, EngineErrorKind, panic_text};
+pub use error::{EngineError, EngineErrorKind};
 pub use host_cache::HostCache;
 pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};
@@ -115,7 +117,8 @@ pub trait Engine: Send + Sync {
     /// Level 1: whether the engine can run on this machine, and what would run.
     ///
     /// # Errors
-    /// [`EngineErrorKind::Unavailable`] with what is missing and how to get it.
+    /// [`EngineErrorKind::Unavailable`] with what is missing and how to get it; [`EngineErrorKind::Setting`] for what it
+    /// was told and cannot honour.
     fn probe(&self) -> Result<EngineInfo, EngineError>;
 
     /// What the engine really computes with in graphs of a precision. Without an implementation: fp32 graphs in float32.

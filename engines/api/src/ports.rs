@@ -1,6 +1,6 @@
 //! Check of the ports found in a graph file against those of its spec, the same for every engine.
 
-use dpar_export_spec::{DType, Dim, GraphSpec, Port};
+use dpar_export_spec::{DType, Dim, GraphSpec, Port, text};
 
 use crate::{EngineError, EngineErrorKind};
 
@@ -61,7 +61,7 @@ fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), S
             return Err(format!(
                 "the spec has {side} `{}`: {want}, the file has {}",
                 port.name,
-                if names.is_empty() { format!("no {side}s") } else { names.join(", ") }
+                if names.is_empty() { format!("no {side}s") } else { text::names(names) }
             ));
         };
         let fits = file.dtype == Some(port.dtype)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dpar_export_spec::text::{list, names};
 use dpar_export_spec::{DType, Dim, GraphSpec, Port};
 
 use crate::{EngineError, EngineErrorKind, Tensor, TensorView};
@@ -30,7 +31,7 @@ pub fn bind_axes<'a>(
             return Err(bad(
                 spec,
                 kind,
-                format!("`{}` has shape {shape:?} but the port is [{}]", port.name, want.join(", ")),
+                format!("`{}` has shape {shape:?} but the port is [{}]", port.name, list(want)),
             ));
         }
         for (i, (dim, &size)) in port.dims.iter().zip(shape).enumerate() {
@@ -91,7 +92,7 @@ pub(crate) fn check_input_shapes(
     for (i, (name, dtype, _)) in inputs.iter().enumerate() {
         let Some(port) = spec.input(name) else {
             let known: Vec<&str> = spec.inputs.iter().map(|p| p.name.as_str()).collect();
-            return Err(bad(spec, kind, format!("no input `{name}`; it has {}", known.join(", "))));
+            return Err(bad(spec, kind, format!("no input `{name}`; it has {}", names(known))));
         };
         if inputs[..i].iter().any(|(n, ..)| n == name) {
             return Err(bad(spec, kind, format!("input `{name}` is given twice")));
@@ -191,7 +192,7 @@ mod tests {
         let e = check_inputs(&spec(), &[("x", TensorView::i64([1, 1, 2], &ints))]).unwrap_err();
         assert!(e.message.contains("`x` is i64, expected f32"), "{e}");
         let e = check_inputs(&spec(), &[("z", TensorView::i64([2], &ints))]).unwrap_err();
-        assert!(e.message.contains("no input `z`; it has x, past, mask"), "{e}");
+        assert!(e.message.contains("no input `z`; it has mask, past, x"), "{e}");
         let e = check_inputs(&spec(), &[]).unwrap_err();
         assert!(e.message.contains("`x` is missing"), "{e}");
         let axes = BTreeMap::from([("batch".to_owned(), 2)]);

@@ -11,13 +11,12 @@ mod session;
 mod support;
 mod weights;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::utils::{barrier_pool, get_num_threads};
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision, panic_text,
+    no_precision, panics, threads,
 };
 use dpar_export_spec::Precision;
 use rayon::ThreadPool;
@@ -42,28 +41,26 @@ impl CandleEngine {
     /// An engine whose runs use `threads` threads, or candle's number.
     ///
     /// candle takes its number from the environment, once in a process (`RAYON_NUM_THREADS`, or one per physical
-    /// core); an engine that is asked for another number is unavailable, and its probe says so.
+    /// core); an engine that is asked for another number is refused, and its probe says so.
     pub fn new(threads: Option<usize>) -> Self {
         Self { threads, pool: OnceLock::new() }
     }
 
     fn pool(&self) -> Result<Arc<ThreadPool>, EngineError> {
         let start = || {
+            // candle starts its threads at the first question about them, and ends the process where it cannot.
+            threads::try_start(2 * asked_of_candle(), STACK).map_err(|e| no_threads(&e))?;
             let own = threads_of_candle();
             if let Some(asked) = self.threads.filter(|asked| *asked != own) {
                 let message = format!(
                     "{asked} threads were asked for, but this process runs candle with {own}: it takes the number \
                      from the environment, once"
                 );
-                return Err(EngineError::new(EngineErrorKind::Unavailable, NAME, message)
+                return Err(EngineError::new(EngineErrorKind::Setting, NAME, message)
                     .hint(format!("set RAYON_NUM_THREADS={asked} (and no CANDLE_NUM_THREADS)")));
             }
             let pool = rayon::ThreadPoolBuilder::new().num_threads(own);
-            pool.thread_name(|i| format!("candle-{i}")).build().map(Arc::new).map_err(|e| {
-                let message = format!("{own} threads could not be started: {e}");
-                EngineError::new(EngineErrorKind::Unavailable, NAME, message)
-                    .hint("set RAYON_NUM_THREADS to a smaller number")
-            })
+            pool.thread_name(|i| format!("candle-{i}")).build().map(Arc::new).map_err(|e| no_threads(&e))
         };
         self.pool.get_or_init(start).clone()
     }
@@ -74,6 +71,21 @@ impl CandleEngine {
         let plan = pool.install(|| plan::Plan::new(graph, model))?;
         Ok(CandleSession::new(graph.spec.clone(), plan, pool))
     }
+}
+
+/// Stack of a thread of Rust's.
+const STACK: usize = 2 << 20;
+
+/// Threads that each of candle's two pools will have, without starting them.
+fn asked_of_candle() -> usize {
+    let named = std::env::var("CANDLE_NUM_THREADS").ok().and_then(|n| n.parse().ok());
+    get_num_threads().max(named.unwrap_or(0))
+}
+
+/// The system refuses candle's threads.
+fn no_threads(why: &dyn std::fmt::Display) -> EngineError {
+    EngineError::new(EngineErrorKind::Setting, NAME, format!("its threads could not be started: {why}"))
+        .hint("set RAYON_NUM_THREADS to a smaller number")
 }
 
 /// Threads that candle uses in this process: for matrix products and convolutions, and for large element-wise
@@ -115,11 +127,9 @@ impl Engine for CandleEngine {
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
         // candle-onnx asserts and indexes in places: a graph it cannot take is refused, not a crash.
-        match catch_unwind(AssertUnwindSafe(|| self.load(graph))) {
+        match panics::guard(|| self.load(graph)) {
             Ok(session) => Ok(Box::new(session?)),
-            Err(panic) => {
-                Err(refusal(graph, format!("candle gave up on the graph: {}", panic_text(&*panic))))
-            }
+            Err(panic) => Err(refusal(graph, format!("candle gave up on the graph: {panic}"))),
         }
     }
 }
@@ -145,7 +155,7 @@ mod tests {
         assert_eq!(own, threads_of_candle());
         assert_eq!(CandleEngine::new(Some(own)).probe().unwrap().threads, Some(own));
         let e = CandleEngine::new(Some(own + 1)).probe().unwrap_err();
-        assert_eq!(e.kind, EngineErrorKind::Unavailable);
+        assert_eq!(e.kind, EngineErrorKind::Setting);
         assert!(e.hint.unwrap().contains(&format!("RAYON_NUM_THREADS={}", own + 1)));
     }
 }

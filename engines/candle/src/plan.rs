@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use camino::Utf8Path;
 use candle_core::{DType, Device, Tensor};
 use candle_onnx::onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
-use dpar_engine_api::{EngineError, GraphFile};
+use dpar_engine_api::{EngineError, GraphFile, panics};
 
+use crate::refusal;
 use crate::support;
 use crate::weights::{self, Weights};
-use crate::{panic_text, refusal};
 
 /// Values by name.
 pub(crate) type Values = HashMap<String, Tensor>;
@@ -138,9 +138,9 @@ fn evaluate(model: &ModelProto, values: &Values) -> Result<Values, String> {
         }
     };
     let failed = |why: String| format!("{}: {why}", support::name(node));
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+    match panics::guard(body) {
         Ok(made) => made.map_err(|e| failed(e.to_string())),
-        Err(panic) => Err(failed(format!("candle gave up: {}", panic_text(&*panic)))),
+        Err(panic) => Err(failed(format!("candle gave up: {panic}"))),
     }
 }
 

@@ -13,12 +13,15 @@
 //!
 //! The current directory and its parents are not searched, and no folder above an installed program: running this tool
 //! on somebody's files must not run code that lies beside them.
+//!
+//! The library's telemetry is off before it is loaded, or it is not loaded: see [`disable_telemetry`].
 
 mod device;
 mod library;
 mod providers;
 mod runtime;
 mod session;
+mod telemetry;
 
 use camino::Utf8PathBuf;
 pub use providers::{providers, searched};
@@ -30,6 +33,7 @@ use dpar_engine_api::{
 use dpar_export_spec::Precision;
 
 pub use device::OrtDevice;
+pub use telemetry::disable_telemetry;
 
 /// Name as given to `--engine`.
 const NAME: &str = "ort";

@@ -9,8 +9,7 @@ use libloading::Library;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
-use crate::library;
-use crate::unavailable;
+use crate::{disable_telemetry, library, unavailable};
 
 /// A started ONNX Runtime.
 #[derive(Debug)]
@@ -42,6 +41,7 @@ pub(crate) fn start(library: Option<&Utf8Path>) -> Result<Arc<Runtime>, EngineEr
             ..unavailable(message)
         });
     }
+    disable_telemetry()?;
     let checked = library::open(&choice)?;
     let refuse = |e: &dyn std::fmt::Display| unavailable(format!("`{}` does not start: {e}", checked.path));
     let environment = ort::init_from(&checked.path)

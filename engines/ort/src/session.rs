@@ -1,7 +1,10 @@
 //! A prepared graph.
 
+use std::num::NonZero;
+
 use dpar_engine_api::{
     EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorSlice, TensorView, check_ports,
+    threads,
 };
 use dpar_export_spec::{DType, GraphSpec};
 use half::{bf16, f16};
@@ -14,6 +17,9 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use crate::runtime::Runtime;
 use crate::{NAME, OrtDevice, OrtOptions};
+
+/// Stack of a thread where nobody says otherwise, as ONNX Runtime does not.
+const STACK: usize = 8 << 20;
 
 /// A loaded graph with its options.
 pub(crate) struct OrtSession {
@@ -39,11 +45,22 @@ impl OrtSession {
             )
         };
         options.device.check(runtime).map_err(|e| e.in_graph(&graph.spec.name))?;
+        check_threads(options.threads).map_err(|e| e.in_graph(&graph.spec.name))?;
         let session = build(&runtime.environment, graph, options).map_err(refuse)?;
         let ports = |outlets: &[Outlet]| -> Vec<FilePort> { outlets.iter().map(file_port).collect() };
         check_ports(NAME, graph.spec, &ports(session.inputs()), &ports(session.outputs()))?;
         Ok(Self { spec: graph.spec.clone(), session })
     }
+}
+
+/// ONNX Runtime waits forever for a thread that the system refuses.
+fn check_threads(threads: Option<usize>) -> Result<(), EngineError> {
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
+    // The calling thread works too.
+    threads::try_start(threads.saturating_sub(1), STACK).map_err(|e| {
+        let message = format!("{threads} threads could not be started: {e}");
+        EngineError::new(EngineErrorKind::Setting, NAME, message).hint("ask for fewer threads")
+    })
 }
 
 fn build(environment: &Environment, graph: GraphFile<'_>, options: &OrtOptions) -> ort::Result<RawSession> {

@@ -4,6 +4,7 @@ pub mod device;
 
 use camino::Utf8PathBuf;
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
+use dpar_export_spec::text;
 
 use crate::device::Device;
 
@@ -25,6 +26,23 @@ pub struct EngineOptions {
     pub cuda_graphs: bool,
     /// Folder for what is compiled for the device at run time.
     pub runtime_cache: Option<Utf8PathBuf>,
+}
+
+/// What a program does once, first, while it has one thread: engines' libraries that send telemetry are told not to. Where
+/// that cannot be done here, the engine says so and does not load its library.
+pub fn before_threads() {
+    #[cfg(feature = "ort")]
+    let _ = dpar_engine_ort::disable_telemetry();
+}
+
+/// Warns of more threads than there are processors: they are what was asked for, and slower.
+pub fn warn_threads(threads: usize) {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if threads > processors {
+        tracing::warn!(
+            "{threads} threads on {processors} processors: more threads than processors are slower"
+        );
+    }
 }
 
 /// Makes an engine, or says which Cargo feature it needs.
@@ -118,7 +136,7 @@ fn not_built(name: &str) -> EngineError {
 /// Refuses what an engine cannot be told: nothing is passed over in silence.
 fn check(name: &str, options: &EngineOptions) -> Result<(), EngineError> {
     let refuse = |message: String, hint: &str| {
-        Err(EngineError::new(EngineErrorKind::Input, name, message).hint(hint.to_owned()))
+        Err(EngineError::new(EngineErrorKind::Setting, name, message).hint(hint.to_owned()))
     };
     let here = match (name, options.device) {
         (_, None) => true,
@@ -151,16 +169,16 @@ fn check(name: &str, options: &EngineOptions) -> Result<(), EngineError> {
 /// Makes the engine of that name.
 ///
 /// # Errors
-/// [`EngineErrorKind::Unavailable`] when the name is unknown or its feature is not built in;
-/// [`EngineErrorKind::Input`] for an option that the engine does not have.
+/// [`EngineErrorKind::Unavailable`] when its feature is not built in; [`EngineErrorKind::Setting`] when the name is unknown, and
+/// for an option that the engine does not have.
 pub fn create(name: &str, options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     check(name, options)?;
+    options.threads.into_iter().for_each(warn_threads);
     match ENGINES.iter().find(|(n, _)| *n == name) {
         Some((_, make)) => make(options),
         None => {
-            let known: Vec<&str> = names().collect();
-            let message = format!("no such engine; this version knows {}", known.join(", "));
-            Err(EngineError::new(EngineErrorKind::Unavailable, name, message))
+            let message = format!("no such engine; this version knows {}", text::names(names()));
+            Err(EngineError::new(EngineErrorKind::Setting, name, message))
         }
     }
 }

@@ -7,7 +7,6 @@ use crate::{CapabilityError, NAME, ProfileError};
 
 /// Why an engine could not be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum BuildError {
     /// The library is missing or does not fit.
     #[error(transparent)]
@@ -126,7 +125,7 @@ impl From<BuildError> for EngineError {
             BuildError::Unavailable(e) | BuildError::Ports(e) => return e,
             BuildError::Profile(e) => {
                 let message = format!("profile `{}`: {}", e.profile, e.message);
-                (EngineErrorKind::Input, Some(e.graph), message)
+                (EngineErrorKind::Setting, Some(e.graph), message)
             }
             BuildError::Parse { graph, path, fault } => {
                 (EngineErrorKind::Graph, Some(graph), format!("{path}: {fault}"))
@@ -138,8 +137,10 @@ impl From<BuildError> for EngineError {
                 (EngineErrorKind::Run, Some(graph), "the build was stopped".to_owned())
             }
             other @ BuildError::NoDevice { .. } => (EngineErrorKind::Unavailable, None, other.to_string()),
-            other => (EngineErrorKind::Input, None, other.to_string()),
+            other @ (BuildError::Capability(_) | BuildError::Setting { .. }) => {
+                (EngineErrorKind::Setting, None, other.to_string())
+            }
         };
-        Self { kind, engine: NAME.to_owned(), graph, message, hint }
+        Self { graph, hint, ..Self::new(kind, NAME, message) }
     }
 }

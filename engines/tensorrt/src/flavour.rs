@@ -178,7 +178,7 @@ mod chosen {
     pub(crate) fn check_run(options: &TensorRtOptions) -> Result<(), EngineError> {
         let refuse = |what: &str| {
             let message = format!("{what} is there in TensorRT-RTX only; this build has TensorRT");
-            Err(EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint("leave it out"))
+            Err(EngineError::new(EngineErrorKind::Setting, NAME, message).hint("leave it out"))
         };
         match options {
             o if o.cuda_graphs => refuse("recording CUDA graphs"),

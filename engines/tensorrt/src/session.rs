@@ -12,6 +12,7 @@ use dpar_engine_api::{
     CachePort, EngineError, EngineErrorKind, EngineFile, FilePort, GraphFile, Session, Tensor, TensorData,
     TensorSlice, TensorView, bind_axes, check_ports,
 };
+use dpar_export_spec::text::list;
 use dpar_export_spec::{DType, GraphSpec};
 use trtx::{
     CudaEngine, ExecutionContext, ExecutionContextAllocationStrategy, LayerInformationFormat, Runtime,
@@ -237,8 +238,7 @@ impl TrtSession {
         if fit.is_empty() {
             let sizes: Vec<String> = axes.iter().map(|(name, n)| format!("{name} {n}")).collect();
             let names: Vec<&str> = self.profiles.iter().map(|p| p.name.as_str()).collect();
-            let message =
-                format!("no profile of the engine takes {}; it has {}", sizes.join(", "), names.join(", "));
+            let message = format!("no profile of the engine takes {}; it has {}", list(sizes), list(names));
             let hint = "build the engine with a profile that covers these sizes";
             return Err(self.fail(EngineErrorKind::Input, message).hint(hint));
         }

@@ -8,12 +8,11 @@ mod file;
 mod session;
 
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision, panic_text,
+    no_precision, panics,
 };
 use dpar_export_spec::Precision;
 use tract_linalg::isa;
@@ -62,8 +61,7 @@ impl TractEngine {
                 .map(|pool| Executor::MultiThread(Arc::new(pool)))
                 .map_err(|e| {
                     let message = format!("{} threads could not be started: {e}", self.threads);
-                    EngineError::new(EngineErrorKind::Unavailable, NAME, message)
-                        .hint("ask for fewer threads")
+                    EngineError::new(EngineErrorKind::Setting, NAME, message).hint("ask for fewer threads")
                 })
         };
         self.executor.get_or_init(start).clone()
@@ -128,9 +126,9 @@ impl Engine for TractEngine {
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
         // tract's readers and rewrites assert in places: a graph it cannot take is refused, not a crash.
-        match catch_unwind(AssertUnwindSafe(|| self.load(graph))) {
+        match panics::guard(|| self.load(graph)) {
             Ok(session) => Ok(Box::new(session?)),
-            Err(panic) => Err(refusal(graph, format!("tract gave up on the graph: {}", panic_text(&*panic)))),
+            Err(panic) => Err(refusal(graph, format!("tract gave up on the graph: {panic}"))),
         }
     }
 }

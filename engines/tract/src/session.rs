@@ -1,8 +1,6 @@
 //! A prepared graph.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use dpar_engine_api::{EngineError, EngineErrorKind, Session, Tensor, TensorSlice, TensorView};
+use dpar_engine_api::{EngineError, EngineErrorKind, Session, Tensor, TensorSlice, TensorView, panics};
 use dpar_export_spec::{DType, GraphSpec};
 use tract_onnx::prelude::f16;
 use tract_onnx::prelude::tract_itertools::Itertools;
@@ -11,7 +9,7 @@ use tract_onnx::prelude::{
 };
 use tract_onnx::tract_core::plan::SimpleState;
 
-use crate::{NAME, panic_text};
+use crate::NAME;
 
 /// One symbolic plan and its running state.
 pub(crate) struct TractSession {
@@ -59,7 +57,7 @@ impl Session for TractSession {
     fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
         let inputs = self.gather(inputs)?;
         let state = &mut self.state;
-        let failure = match catch_unwind(AssertUnwindSafe(|| state.run(inputs))) {
+        let failure = match panics::guard(|| state.run(inputs)) {
             Ok(Ok(values)) => {
                 let take = |(port, &at): (&dpar_export_spec::Port, &usize)| {
                     let value = values.get(at).map(|v| host_tensor(v, port.dtype));
@@ -74,7 +72,7 @@ impl Session for TractSession {
                 return taken.map_err(|message| self.fail(EngineErrorKind::Output, message));
             }
             Ok(Err(e)) => format!("{e:#}"),
-            Err(panic) => format!("tract gave up: {}", panic_text(&*panic)),
+            Err(panic) => format!("tract gave up: {panic}"),
         };
         // What a failed run left behind must not reach the next one.
         let plan = self.state.plan().clone();

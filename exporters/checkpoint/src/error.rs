@@ -3,6 +3,7 @@
 use std::fmt;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::text::{self, LONGEST_NAME, MOST_NAMES, cut};
 use dpar_export_spec::{ComponentKind, PatchRuleError};
 
 use crate::{WeightDType, WeightFormat};
@@ -23,7 +24,6 @@ struct Inner {
 
 /// What went wrong, without its place.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ErrorKind {
     /// The operating system refused a read.
     #[error("cannot be read: {0}")]
@@ -80,7 +80,7 @@ pub enum ErrorKind {
     #[error("there is no such tensor")]
     NoSuchTensor,
     /// The tensors do not belong to any known component.
-    #[error("the tensors belong to no known model (first names: {})", names.join(", "))]
+    #[error("the tensors belong to no known model (first names: {})", text::names(.names))]
     UnknownModel {
         /// The first few names of the file.
         names: Vec<String>,
@@ -209,16 +209,17 @@ impl fmt::Display for NameMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (m, u) = (self.missing.len(), self.unused.len());
         write!(f, "the tensors do not match component {}: {m} missing, {u} unused", self.component.name())?;
-        for x in &self.missing {
-            write!(f, "\n  missing `{}`", x.name)?;
-            if let Some(n) = &x.nearest {
-                write!(f, "; unused `{n}` is the nearest")?;
+        for (side, other, names) in
+            [("missing", "unused", &self.missing), ("unused", "missing", &self.unused)]
+        {
+            for x in names.iter().take(MOST_NAMES) {
+                write!(f, "\n  {side} `{}`", cut(&x.name, LONGEST_NAME))?;
+                if let Some(n) = &x.nearest {
+                    write!(f, "; {other} `{}` is the nearest", cut(n, LONGEST_NAME))?;
+                }
             }
-        }
-        for x in &self.unused {
-            write!(f, "\n  unused `{}`", x.name)?;
-            if let Some(n) = &x.nearest {
-                write!(f, "; missing `{n}` is the nearest")?;
+            if names.len() > MOST_NAMES {
+                write!(f, "\n  and {} more {side}", names.len() - MOST_NAMES)?;
             }
         }
         Ok(())

@@ -122,7 +122,7 @@ fn checkpoint_folder(checkpoints: &Utf8Path, epoch: Option<u64>) -> Result<Utf8P
             let hint = if known.is_empty() {
                 "the folder holds no epochs; leave `--epoch` out".to_owned()
             } else {
-                format!("epochs in this folder: {}", known.join(", "))
+                format!("epochs in this folder: {}", dpar_export_spec::text::list(known))
             };
             Err(CheckpointError::in_file(ErrorKind::Option { option: "--epoch", problem }, checkpoints)
                 .with_hint(hint))

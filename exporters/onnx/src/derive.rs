@@ -12,7 +12,6 @@ use crate::proto::{
 
 /// Why a graph cannot be read or derived from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum DeriveError {
     /// Not an ONNX file.
     #[error("not a readable ONNX file: {0}")]

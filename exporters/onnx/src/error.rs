@@ -5,7 +5,6 @@ use dpar_export_spec::Precision;
 
 /// Why an export failed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ExportError {
     /// A tensor could not be read from the checkpoint.
     #[error("{component}: tensor `{tensor}`: {source}")]

@@ -33,6 +33,7 @@ mod precision;
 pub mod proto;
 mod rope;
 mod store;
+mod tables;
 mod vq;
 mod walk;
 
@@ -51,6 +52,7 @@ pub use external::{Own, read_own};
 pub use foreign::{Foreign, ForeignPort, read_foreign};
 pub use precision::check_precision;
 pub use store::{Weights, WeightsError};
+pub use tables::check_tables;
 
 /// Fills a graph builder.
 type Write<'a> = Box<dyn Fn(&mut GraphBuilder<'_, '_>) -> Result<(), ExportError> + 'a>;

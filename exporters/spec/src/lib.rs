@@ -11,6 +11,7 @@ mod patch;
 mod precision;
 mod profile;
 mod system;
+pub mod text;
 mod tuning;
 mod weight_mode;
 

@@ -25,7 +25,6 @@ impl PatchMode {
 
 /// A patch rule that cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum PatchRuleError {
     /// An entropy mode without a threshold (top-k allocation needs the whole image).
     #[error(

@@ -13,6 +13,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::names;
 use crate::{AxisRange, Dim, GraphSpec, Port};
 
 /// The most dimensions a tensor can have in TensorRT (`Dims::MAX_DIMS`).
@@ -231,13 +232,13 @@ impl Profile {
 
     fn unknown_axis(&self, spec: &GraphSpec, axis: &str) -> ProfileError {
         let known: Vec<&str> = spec.axes.iter().map(|a| a.name.as_str()).collect();
-        self.error(spec, format!("no axis `{axis}`; the graph has {}", known.join(", ")))
+        self.error(spec, format!("no axis `{axis}`; the graph has {}", names(known)))
     }
 
     fn input<'s>(&self, spec: &'s GraphSpec, name: &str) -> Result<&'s Port, ProfileError> {
         spec.input(name).ok_or_else(|| {
             let known: Vec<&str> = spec.inputs.iter().map(|p| p.name.as_str()).collect();
-            self.error(spec, format!("no input `{name}`; the graph has {}", known.join(", ")))
+            self.error(spec, format!("no input `{name}`; the graph has {}", names(known)))
         })
     }
 

@@ -41,18 +41,32 @@ pub type TrtProgress<'a> = &'a mut dyn FnMut(&str, &str, usize, usize) -> bool;
 fn refused(e: BuildError) -> TargetError {
     let kind = match &e {
         BuildError::Stopped { .. } => TargetErrorKind::Stopped,
-        BuildError::Unavailable(_) | BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
-        _ => TargetErrorKind::Refused,
+        BuildError::Unavailable(e) => kind(e.kind),
+        BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
+        BuildError::Profile(_)
+        | BuildError::Capability(_)
+        | BuildError::Setting { .. }
+        | BuildError::Parse { .. }
+        | BuildError::Ports(_)
+        | BuildError::Build { .. } => TargetErrorKind::Refused,
     };
     TargetError { kind, message: e.to_string(), hint: e.hint() }
 }
 
 fn no_library(e: EngineError) -> TargetError {
-    let kind = match e.kind {
+    TargetError { kind: kind(e.kind), message: e.to_string(), hint: e.hint }
+}
+
+/// What an engine's error is to a build.
+fn kind(kind: EngineErrorKind) -> TargetErrorKind {
+    match kind {
         EngineErrorKind::Unavailable => TargetErrorKind::Unavailable,
-        _ => TargetErrorKind::Refused,
-    };
-    TargetError { kind, message: e.to_string(), hint: e.hint }
+        EngineErrorKind::Setting
+        | EngineErrorKind::Graph
+        | EngineErrorKind::Input
+        | EngineErrorKind::Run
+        | EngineErrorKind::Output => TargetErrorKind::Refused,
+    }
 }
 
 /// The settings that all graphs share, checked as far as that goes without a library: devices and level, and whether

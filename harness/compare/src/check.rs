@@ -4,7 +4,6 @@ use dpar_export_decode::runtime::RunError;
 use dpar_export_spec::PatchRule;
 use serde::Serialize;
 
-use crate::replay::is_bad_output;
 use crate::tolerance::Limits;
 
 /// Result of one check.
@@ -210,14 +209,11 @@ impl Check {
     }
 }
 
-/// The checks of one job; outputs that cannot be, such as NaN, are what it found and no reason to stop: a failed check with
-/// the engine's words, so that every report is written.
-pub(crate) fn or_bad_output(
-    name: &str,
-    result: Result<Vec<Check>, RunError>,
-) -> Result<Vec<Check>, RunError> {
+/// The checks of one job; a graph that fails, or whose outputs cannot be (NaN), is what it found and no reason to stop: a
+/// failed check with the engine's words, so that every report is written.
+pub(crate) fn or_failed(name: &str, result: Result<Vec<Check>, RunError>) -> Result<Vec<Check>, RunError> {
     match result {
-        Err(e) if is_bad_output(&e) => Ok(vec![Check::failed(name, e.to_string())]),
+        Err(e) if e.went_wrong() => Ok(vec![Check::failed(name, e.to_string())]),
         result => result,
     }
 }
@@ -308,18 +304,19 @@ mod tests {
     }
 
     #[test]
-    fn outputs_that_cannot_be_are_a_failed_check_and_other_errors_stop() {
+    fn what_goes_wrong_is_a_failed_check_and_other_errors_stop() {
         use dpar_engine_api::{EngineError, EngineErrorKind};
         let after = |kind| {
             let e = EngineError::new(kind, "runtime", "output `image` holds NaN").in_graph("vq_decode");
-            or_bad_output("images", Err(e.into()))
+            or_failed("images", Err(e.into()))
         };
         let checks = after(EngineErrorKind::Output).unwrap();
         assert_eq!((checks.len(), checks[0].status, &*checks[0].name), (1, Status::Fail, "images"));
         assert!(checks[0].detail.contains("holds NaN"), "{}", checks[0].detail);
+        assert_eq!(after(EngineErrorKind::Run).unwrap()[0].status, Status::Fail);
         assert!(after(EngineErrorKind::Graph).is_err());
-        assert!(or_bad_output("images", Err(RunError::Interrupted)).is_err());
-        assert!(or_bad_output("images", Ok(Vec::new())).unwrap().is_empty());
+        assert!(or_failed("images", Err(RunError::Interrupted)).is_err());
+        assert!(or_failed("images", Ok(Vec::new())).unwrap().is_empty());
     }
 
     #[test]

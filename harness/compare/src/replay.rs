@@ -4,7 +4,7 @@
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_decode::generate::sampler::{SamplerOptions, guide};
 use dpar_export_decode::generate::{
-    ClosedPatch, DecodeError, DecodeOptions, Request, SlotLogits, StepModel, decode_batch,
+    ClosedPatch, DecodeOptions, Request, SlotLogits, StepModel, decode_batch,
 };
 use dpar_export_decode::runtime::{Progress, RunError};
 use dpar_export_spec::PatchRule;
@@ -156,14 +156,5 @@ impl StepModel for Recorder<'_> {
 
     fn drop_guidance(&mut self) -> Result<(), EngineError> {
         self.model.drop_guidance()
-    }
-}
-
-/// Whether an error says that outputs cannot be, and not that the engine is missing or refuses.
-pub fn is_bad_output(e: &RunError) -> bool {
-    match e {
-        RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.kind == EngineErrorKind::Output,
-        RunError::Decode(DecodeError::Sample { .. } | DecodeError::Entropy { .. }) => true,
-        _ => false,
     }
 }

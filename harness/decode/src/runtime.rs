@@ -14,7 +14,6 @@ use crate::generate::{
 
 /// Why a job on a bundle failed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum RunError {
     /// The bundle.
     #[error(transparent)]
@@ -47,6 +46,25 @@ pub enum RunError {
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl RunError {
+    /// Whether a graph was run and it went wrong: it failed, or gave what cannot be. Not that the engine is missing or
+    /// refuses the graph.
+    pub fn went_wrong(&self) -> bool {
+        match self {
+            Self::Engine(e) | Self::Decode(DecodeError::Engine(e)) => e.kind.went_wrong(),
+            Self::Decode(DecodeError::Sample { source, .. }) => source.is_of_logits(),
+            Self::Decode(DecodeError::Entropy { .. }) => true,
+            Self::Bundle(_)
+            | Self::Array(_)
+            | Self::Integrity { .. }
+            | Self::Metric(_)
+            | Self::Input(_)
+            | Self::Decode(DecodeError::Interrupted)
+            | Self::Interrupted => false,
+        }
+    }
 }
 
 /// Called with (done, total) units of work; returns false to stop.

@@ -22,7 +22,6 @@ use rename::{Identity, keep_beside, put, sync_folder, sync_tree};
 
 /// Why an output could not be prepared, or not be put in its place.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum StagingError {
     /// Something else is in the place.
     #[error("{0} already exists")]

@@ -75,7 +75,7 @@ fn profiles_are_checked_before_the_build() {
     let text = "graph `attention_step`: profile `wide`: axis `batch` is 1 to 5, the graph takes 1 to 4";
     assert_eq!(e.to_string(), text);
     assert!(e.hint().unwrap().contains("manifest"));
-    assert_eq!(EngineError::from(e).kind, EngineErrorKind::Input);
+    assert_eq!(EngineError::from(e).kind, EngineErrorKind::Setting);
 
     let twice = vec![Profile::from_spec("p", &graph.spec), Profile::from_spec("p", &graph.spec)];
     let e = refused(&graph, BuildSettings { profiles: twice, ..BuildSettings::default() });

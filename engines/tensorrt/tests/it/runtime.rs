@@ -65,7 +65,7 @@ fn the_engine_file_can_be_elsewhere_and_its_profiles_are_checked() {
         TensorRtEngine::default().prepare(graph).map(|_| ()).unwrap_err()
     };
     let e = prepare(vec![Profile { name: "p".into(), axes: [].into() }]);
-    assert_eq!(e.kind, EngineErrorKind::Input);
+    assert_eq!(e.kind, EngineErrorKind::Setting);
     assert!(e.message.contains("no range for axis `batch` of input `hidden`"), "{e}");
     let e = prepare(Vec::new());
     assert!(e.message.contains("here.engine"), "{e}");

@@ -25,7 +25,7 @@ use super::report::SCHEMA_VERSION;
 use super::shadow::numbers;
 use super::{bad_draw, image_limit, limits, tolerance};
 use crate::check::{Status, starts};
-use crate::replay::{Follow, Forced, Replay, follow, is_bad_output};
+use crate::replay::{Follow, Forced, Replay, follow};
 use crate::stats::Accumulator;
 
 mod recorded;
@@ -195,8 +195,8 @@ pub fn between(
     let mut bad = Vec::new();
     let mut keep = |name: &str, ran: Result<Replay, RunError>| match ran {
         Ok(replay) => Ok(Some(replay)),
-        // Which graph gives such outputs is found below.
-        Err(e) if is_bad_output(&e) => {
+        // Which graph it is, is found below.
+        Err(e) if e.went_wrong() => {
             bad.push(format!("{name}: {e}"));
             Ok(None)
         }

@@ -30,7 +30,7 @@ use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_spec::Precision;
 
 use crate::check::{Check, Status};
-use crate::replay::{Follow, Forced, Replay, follow, is_bad_output};
+use crate::replay::{Follow, Forced, Replay, follow};
 use crate::tolerance::Limits;
 use crate::verify::{probe, verify_golden};
 use decisions::{Sizes, Tolerance, draw_gap, free_running, teacher_forced};
@@ -122,8 +122,8 @@ struct Outcome<'a> {
 /// Runs every engine and compares them with the first that runs, and with the reference where there is one.
 ///
 /// # Errors
-/// When the reference cannot be read or does not fit the bundle, or the caller asked to stop. An engine that cannot
-/// run, and every difference, is in the report.
+/// When the reference cannot be read or does not fit the bundle, an engine that the user named cannot honour a setting, or
+/// the caller asked to stop. An engine that cannot run, and every difference, is in the report.
 pub fn run(
     bundle: &Bundle,
     engines: Vec<Contender>,
@@ -133,7 +133,8 @@ pub fn run(
 ) -> Result<ParityReport, RunError> {
     let system = bundle.system();
     let mut golden = reference.map(|folder| reference::read(system, folder)).transpose()?;
-    let mut outcomes: Vec<Outcome<'_>> = engines.into_iter().map(|e| start(bundle, e)).collect();
+    let mut outcomes: Vec<Outcome<'_>> =
+        engines.into_iter().map(|e| start(bundle, e)).collect::<Result<_, EngineError>>()?;
     for outcome in &mut outcomes {
         outcome.attempt(|runtime, outcome| {
             outcome.streams =
@@ -207,11 +208,12 @@ fn identify(bundle: &Bundle) -> BundleId {
     }
 }
 
-fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Outcome<'a> {
+fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Result<Outcome<'a>, EngineError> {
     let mut result = EngineResult {
         engine: contender.name,
         asked_for: contender.asked_for,
         status: EngineStatus::Ran,
+        absent: false,
         info: None,
         arithmetic: None,
         reason: None,
@@ -228,25 +230,26 @@ fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Outcome<'a> {
             result.arithmetic = Some(runtime.arithmetic().clone());
             Some(runtime)
         }
+        Err(e) if e.kind == EngineErrorKind::Setting && contender.asked_for => return Err(e),
         Err(e) => {
-            result.not_run(&e.into());
+            result.stopped(&e.into());
             None
         }
     };
-    Outcome { runtime, streams: Vec::new(), replay: None, result }
+    Ok(Outcome { runtime, streams: Vec::new(), replay: None, result })
 }
 
 impl EngineResult {
-    /// Records why an engine stopped. What fails once a run has begun, but for a refused graph, is a failed check.
-    fn not_run(&mut self, e: &RunError) {
-        let crashed = match e {
-            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.kind == EngineErrorKind::Run,
-            _ => false,
+    /// Records why an engine stopped. One that is here and does not take a graph of the bundle has failed, as has one that
+    /// goes wrong while it runs.
+    fn stopped(&mut self, e: &RunError) {
+        let kind = match e {
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => Some(e.kind),
+            _ => None,
         };
-        self.status = match is_bad_output(e) || (crashed && self.info.is_some()) {
-            true => EngineStatus::Failed,
-            false => EngineStatus::NotRun,
-        };
+        self.absent = kind == Some(EngineErrorKind::Unavailable);
+        let without = self.absent || kind == Some(EngineErrorKind::Setting);
+        self.status = if without { EngineStatus::NotRun } else { EngineStatus::Failed };
         if self.status == EngineStatus::Failed {
             self.checks.push(Check::failed("runs to the end", e.to_string()));
         }
@@ -273,9 +276,9 @@ impl<'a> Outcome<'a> {
         self.runtime = Some(runtime);
         match done {
             Err(e @ (RunError::Engine(_) | RunError::Decode(DecodeError::Engine(_)))) => {
-                self.result.not_run(&e)
+                self.result.stopped(&e)
             }
-            Err(e) if is_bad_output(&e) => self.result.not_run(&e),
+            Err(e) if e.went_wrong() => self.result.stopped(&e),
             Err(e) => return Err(e),
             Ok(()) => {}
         }
@@ -326,7 +329,7 @@ fn force(
         }
     }
     let mut own = outcomes[first].runtime.take();
-    let replay = own.as_ref().map(|runtime| {
+    let replay = own.as_ref().map(|runtime| -> Result<Replay, RunError> {
         let shadowed = |name: &str| -> Result<Box<dyn Session>, RunError> {
             let mut shadows = Vec::new();
             for (other, sink) in outcomes.iter().zip(&sinks) {
@@ -358,16 +361,16 @@ fn force(
     match replay.transpose() {
         Ok(replay) => outcomes[first].replay = replay,
         Err(e)
-            if is_bad_output(&e)
+            if e.went_wrong()
                 || matches!(e, RunError::Engine(_) | RunError::Decode(DecodeError::Engine(_))) =>
         {
-            outcomes[first].result.not_run(&e)
+            outcomes[first].result.stopped(&e)
         }
         Err(e) => return Err(e),
     }
     for (outcome, sink) in outcomes.iter_mut().zip(&sinks) {
         if let Some(e) = sink.lock().ok().and_then(|mut s| s.error.take()) {
-            outcome.result.not_run(&e.into());
+            outcome.result.stopped(&e.into());
         }
     }
     trace(outcomes, forced, system.tokens());

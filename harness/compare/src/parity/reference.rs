@@ -39,6 +39,10 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
     let ids = file.i64("tokens", &[None, Some(t)])?;
     let n = ids.shape()[0];
     let labels = file.i64("class_labels", &[Some(n)])?;
+    let classes = system.num_classes as i64;
+    if let Some(bad) = labels.iter().find(|c| !(0..=classes).contains(*c)) {
+        return Err(RunError::Input(format!("{}: class label {bad} is not in 0..={classes}", file.path())));
+    }
     let logits = file.f32("logits", &[Some(n), Some(t), Some(vocab)])?;
     let token = |id: &i64| {
         let fits = u32::try_from(*id).ok().filter(|id| (*id as usize) < vocab);

@@ -94,9 +94,9 @@ pub struct Settings {
 pub enum EngineStatus {
     /// It ran everything.
     Ran,
-    /// It is not available, or refused a graph; `reason` says why.
+    /// It is not available, or has not a setting of the run; `reason` says why.
     NotRun,
-    /// It failed while running, or gave outputs that cannot be: a shape, a dtype or a number that is none.
+    /// It refused a graph, failed while running, or gave outputs that cannot be: a shape, a dtype or a number that is none.
     Failed,
 }
 
@@ -109,6 +109,8 @@ pub struct EngineResult {
     pub asked_for: bool,
     /// How it ended.
     pub status: EngineStatus,
+    /// Whether it did not run because this machine or this build lacks it.
+    pub absent: bool,
     /// What really ran.
     pub info: Option<EngineInfo>,
     /// What it computes graphs of this precision with.
@@ -258,6 +260,11 @@ impl ParityReport {
     /// Whether an engine that the user named did not run.
     pub fn missing_engine(&self) -> bool {
         self.engines.iter().any(|e| e.asked_for && e.status == EngineStatus::NotRun)
+    }
+
+    /// Whether this machine or this build lacks an engine.
+    pub fn lacks_engine(&self) -> bool {
+        self.engines.iter().any(|e| e.absent)
     }
 
     /// Whether there was anything to compare with: two engines that ran, or a reference.

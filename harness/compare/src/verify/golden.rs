@@ -12,7 +12,7 @@ use dpar_export_spec::Precision;
 use ndarray::ArrayD;
 
 use super::reference::{self, GOLDEN_JSON, Settings};
-use crate::check::{Check, Decision, Flip, Status, boundary_flip, mean, or_bad_output, starts};
+use crate::check::{Check, Decision, Flip, Status, boundary_flip, mean, or_failed, starts};
 use crate::replay::{Follow, Forced, follow};
 use crate::tolerance::Limits;
 
@@ -90,10 +90,10 @@ impl<'a> Golden<'a> {
     }
 
     fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
-        let mut checks = or_bad_output("teacher-forced outputs", self.teacher_forced(progress))?;
-        checks.extend(or_bad_output("greedy tokens", self.greedy(progress))?);
-        checks.extend(or_bad_output("images", self.images(progress).map(|c| vec![c]))?);
-        checks.extend(or_bad_output("codes", self.codes(progress).map(|c| vec![c]))?);
+        let mut checks = or_failed("teacher-forced outputs", self.teacher_forced(progress))?;
+        checks.extend(or_failed("greedy tokens", self.greedy(progress))?);
+        checks.extend(or_failed("images", self.images(progress).map(|c| vec![c]))?);
+        checks.extend(or_failed("codes", self.codes(progress).map(|c| vec![c]))?);
         Ok(checks)
     }
 

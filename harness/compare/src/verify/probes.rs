@@ -15,7 +15,7 @@ use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_spec::{DType, GraphSpec, PatchMode, Precision};
 use half::{bf16, f16};
 
-use crate::check::{Check, Status, or_bad_output};
+use crate::check::{Check, Status, or_failed};
 use crate::replay::{Follow, Forced, follow};
 use crate::stats::Accumulator;
 
@@ -61,13 +61,13 @@ pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Res
         let streams = match draw(runtime, batch, progress) {
             Ok(streams) => streams,
             Err(e) => {
-                checks.extend(or_bad_output(PREFIX, Err(e))?);
+                checks.extend(or_failed(PREFIX, Err(e))?);
                 runtime.bundle().unchanged()?;
                 return Ok(checks);
             }
         };
-        checks.extend(or_bad_output(PREFIX, prefix(runtime, &streams, batch, progress).map(|c| vec![c]))?);
-        checks.extend(or_bad_output(PADDING, padding(runtime, &streams, progress).map(|c| vec![c]))?);
+        checks.extend(or_failed(PREFIX, prefix(runtime, &streams, batch, progress).map(|c| vec![c]))?);
+        checks.extend(or_failed(PADDING, padding(runtime, &streams, progress).map(|c| vec![c]))?);
     }
     runtime.bundle().unchanged()?;
     Ok(checks)

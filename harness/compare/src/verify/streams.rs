@@ -10,7 +10,7 @@ use dpar_export_files::patches::unpad;
 use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
-use crate::check::{Check, Decision, Flip, boundary_flip, mean, or_bad_output, starts};
+use crate::check::{Check, Decision, Flip, boundary_flip, mean, or_failed, starts};
 use crate::tolerance::Limits;
 
 /// `reference.json` beside the streams.
@@ -158,7 +158,7 @@ pub fn verify_streams(
     let label_flips = requests.iter().zip(&reference.labels).filter(|(r, l)| r.class != **l).count();
     let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {
         Ok(streams) => streams,
-        Err(e) => return or_bad_output("stream tokens", Err(e)),
+        Err(e) => return or_failed("stream tokens", Err(e)),
     };
 
     let flips = reference.first_flips(runtime.bundle().patch_rule(), &limits, &streams);

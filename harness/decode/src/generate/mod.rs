@@ -86,7 +86,6 @@ impl Stream {
 
 /// Why decoding stopped.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum DecodeError {
     /// The engine failed.
     #[error(transparent)]

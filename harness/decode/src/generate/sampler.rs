@@ -81,7 +81,6 @@ impl SamplerOptions {
 
 /// Why no token could be drawn.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum SampleError {
     /// A temperature that is not a positive number.
     #[error("the temperature must be a number above 0, not {0}")]
@@ -104,6 +103,16 @@ pub enum SampleError {
     /// Every logit is −∞.
     #[error("every logit is minus infinity at this temperature")]
     NothingLeft,
+}
+
+impl SampleError {
+    /// Whether the logits are to blame, and not the options of the draw.
+    pub fn is_of_logits(&self) -> bool {
+        match self {
+            Self::Empty | Self::Nan(_) | Self::Infinite(_) | Self::NothingLeft => true,
+            Self::Temperature(_) | Self::TopP(_) | Self::Uniform(_) => false,
+        }
+    }
 }
 
 /// A drawn token.

@@ -8,6 +8,7 @@
 use camino::Utf8Path;
 use dpar_export_files::arrays::{Array, ArrayFile};
 use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows};
+use dpar_export_spec::text;
 
 use super::EvaluateError;
 use super::report::Network;
@@ -84,7 +85,7 @@ impl Activations {
         if pool.is_none() && pool_moments.is_none() {
             let names: Vec<&str> = file.arrays().iter().map(|a| a.name.as_str()).collect();
             let message =
-                format!("{path} holds neither `pool_3` nor `mu` and `sigma` (it has {})", names.join(", "));
+                format!("{path} holds neither `pool_3` nor `mu` and `sigma` (it has {})", text::names(names));
             let hint = match images {
                 true => "images need a feature network: `dpar-export evaluate --extractor`",
                 false => "save activations as `pool_3` [N, 2048] float32",

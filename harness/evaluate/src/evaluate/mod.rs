@@ -19,7 +19,6 @@ use dpar_export_metrics::MetricError;
 
 /// Why metrics could not be computed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum EvaluateError {
     /// An array file.
     #[error(transparent)]

@@ -3,7 +3,7 @@
 use camino::Utf8Path;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_metrics::{MetricError, PRINTED_SEEDS, Resize, Variant, Verdict, compare_with_printed};
-use dpar_export_spec::{SystemKind, SystemSpec};
+use dpar_export_spec::{SystemKind, SystemSpec, text};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -75,7 +75,7 @@ impl Paper {
     pub fn row(&self, name: &str) -> Result<&Row, RunError> {
         self.rows.iter().find(|r| r.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
             let names: Vec<&str> = self.rows.iter().map(|r| r.name.as_str()).collect();
-            RunError::Input(format!("the table has no `{name}`; it has {}", names.join(", ")))
+            RunError::Input(format!("the table has no `{name}`; it has {}", text::list(names)))
         })
     }
 }

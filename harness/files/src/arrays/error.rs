@@ -1,6 +1,7 @@
 //! What can be wrong with an array file.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::text;
 
 use super::dims_text;
 
@@ -28,7 +29,6 @@ fn place(file: &Option<Utf8PathBuf>, array: &Option<String>) -> String {
 
 /// What is wrong.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ArrayErrorKind {
     /// The file system refused.
     #[error("{0}")]
@@ -95,7 +95,11 @@ pub enum ArrayErrorKind {
 }
 
 fn listed(names: &[String]) -> String {
-    if names.is_empty() { "no arrays".to_owned() } else { format!("`{}`", names.join("`, `")) }
+    if names.is_empty() {
+        "no arrays".to_owned()
+    } else {
+        text::names(names.iter().map(|n| format!("`{n}`")))
+    }
 }
 
 impl ArrayErrorKind {

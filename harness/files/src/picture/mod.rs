@@ -24,7 +24,6 @@ pub struct Picture {
 
 /// What can be wrong with a picture.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum PictureError {
     /// The pixels are not as many as the sizes say, or a size is 0 or too large.
     #[error("{bytes} bytes do not make {what} of {height} × {width} RGB pixels")]

@@ -1,0 +1,86 @@
+//! Panics of an engine's library, caught at the engine's boundary: they become errors, and print nothing of their own.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::Once;
+
+use dpar_export_spec::text::{LONGEST_TEXT, cut};
+
+/// Names of the threads that engines start begin with one of these. What panics there comes back to the caller, in
+/// [`guard`].
+pub const POOLS: [&str; 2] = ["tract-", "candle-"];
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `body`; a panic in it is an error with the panic's message.
+///
+/// # Errors
+/// The message, cut at [`LONGEST_TEXT`].
+pub fn guard<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+    let outer = GUARDED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(body));
+    GUARDED.set(outer);
+    done.map_err(|panic| cut(message(&*panic), LONGEST_TEXT).into_owned())
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// Makes panics that [`guard`] catches silent in this process; every other one is told as before. For programs: a library
+/// leaves the hook to its caller.
+pub fn silence_guarded() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
+            if !is_guarded() {
+                usual(info);
+            }
+        }));
+    });
+}
+
+/// Whether a panic of this thread is caught and told as an error.
+fn is_guarded() -> bool {
+    let thread = std::thread::current();
+    let pooled = || thread.name().is_some_and(|name| POOLS.iter().any(|pool| name.starts_with(pool)));
+    GUARDED.try_with(Cell::get).unwrap_or(false) || pooled()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_become_errors_with_their_message() {
+        assert_eq!(guard(|| 7), Ok(7));
+        assert_eq!(guard(|| panic!("plain")), Err::<(), _>("plain".to_owned()));
+        assert_eq!(guard(|| panic!("{}", 3)), Err::<(), _>("3".to_owned()));
+        assert_eq!(guard(|| std::panic::panic_any(3)), Err::<(), _>("no message".to_owned()));
+        let long = guard(|| panic!("{}", "x".repeat(1 << 20))).unwrap_err();
+        assert!(long.len() < 2 * LONGEST_TEXT && long.ends_with("more bytes)"));
+    }
+
+    #[test]
+    fn only_what_is_caught_is_silent() {
+        assert!(!is_guarded());
+        guard(|| {
+            assert!(is_guarded());
+            let _ = guard(|| panic!("inner"));
+            assert!(is_guarded(), "the outer guard still holds");
+            assert!(!std::thread::spawn(is_guarded).join().unwrap(), "another thread is its own");
+        })
+        .unwrap();
+        assert!(!is_guarded());
+        for pool in POOLS {
+            let worker = std::thread::Builder::new().name(format!("{pool}0")).spawn(is_guarded).unwrap();
+            assert!(worker.join().unwrap());
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Parts of error texts that come from files: bounded, so that no file decides how long an error is, and in an order
+//! that does not change from run to run.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// Most names of a list.
+pub const MOST_NAMES: usize = 20;
+/// Longest name of a list, in bytes.
+pub const LONGEST_NAME: usize = 160;
+/// Longest text of an error, in bytes.
+pub const LONGEST_TEXT: usize = 8192;
+
+/// `text`, or its first `most` bytes and how many more there are.
+pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(most);
+    Cow::Owned(format!("{}… ({} more bytes)", &text[..end], text.len() - end))
+}
+
+/// Names in the order of the alphabet, separated by commas: at most [`MOST_NAMES`], and how many more there are.
+pub fn names<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
+    let mut all: Vec<T> = names.into_iter().collect();
+    all.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+    list(all)
+}
+
+/// The same in the order given, where that says something.
+pub fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
+    let (mut text, mut count) = (String::new(), 0_usize);
+    for item in items {
+        if count < MOST_NAMES {
+            text += if count == 0 { "" } else { ", " };
+            text += &cut(item.as_ref(), LONGEST_NAME);
+        }
+        count += 1;
+    }
+    if count > MOST_NAMES {
+        let _ = write!(text, " and {} more", count - MOST_NAMES);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_sorted_and_end() {
+        assert_eq!(names(["b", "a"]), "a, b");
+        assert_eq!(list(["b", "a"]), "b, a");
+        assert_eq!(names::<&str>([]), "");
+        let many: Vec<String> = (0..60_000).rev().map(|i| format!("n{i:05}")).collect();
+        let text = names(&many);
+        assert!(text.starts_with("n00000, n00001, ") && text.ends_with("n00019 and 59980 more"), "{text}");
+        assert!(names(["x".repeat(1 << 20)]).len() < 200);
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters_and_say_so() {
+        assert_eq!(cut("short", 5), "short");
+        assert_eq!(cut("ab", 1), "a… (1 more bytes)");
+        // Two bytes each.
+        assert_eq!(cut("éé", 3), "é… (2 more bytes)");
+        assert_eq!(cut("é", 1), "… (2 more bytes)");
+    }
+}

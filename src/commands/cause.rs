@@ -1,0 +1,561 @@
+//! The one table of exit codes: what every kind of every error of the workspace's libraries means. No arm is a wildcard, so
+//! a new kind does not compile before it has a place here.
+
+use dpar_engine_api::{EngineError, EngineErrorKind};
+use dpar_export_checkpoint::{CheckpointError, ErrorKind};
+use dpar_export_metrics::MetricError;
+use dpar_export_onnx::ExportError;
+
+use super::failure::Exit;
+use crate::arrays::{ArrayError, ArrayErrorKind};
+use crate::attest::AttestError;
+use crate::bundle::{BundleError, ManifestError, TargetError, TargetErrorKind};
+use crate::evaluate::EvaluateError;
+use crate::generate::DecodeError;
+use crate::generate::sampler::SampleError;
+use crate::picture::PictureError;
+use crate::runtime::RunError;
+use crate::staging::StagingError;
+
+/// Why a command ended without its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Usage, an input, a setting or a place that cannot be used.
+    Input,
+    /// A graph was run and it failed, or gave what cannot be.
+    Run,
+    /// This machine, or this build, lacks something.
+    Absent,
+    /// A file is not the one that was recorded.
+    Integrity,
+    /// The user asked to stop.
+    Stopped,
+}
+
+impl Cause {
+    /// The exit code. A graph that runs wrong is a failed check where a comparison was asked for, and elsewhere an input
+    /// that cannot be used.
+    pub(crate) fn exit(self, compares: bool) -> Exit {
+        match self {
+            Self::Run if compares => Exit::Failed,
+            Self::Run | Self::Input => Exit::Usage,
+            Self::Absent => Exit::Unavailable,
+            Self::Integrity => Exit::Integrity,
+            Self::Stopped => Exit::Interrupted,
+        }
+    }
+}
+
+/// An error with its line in the table.
+pub(crate) trait Caused {
+    /// What it means.
+    fn cause(&self) -> Cause;
+}
+
+impl Caused for EngineError {
+    fn cause(&self) -> Cause {
+        match self.kind {
+            EngineErrorKind::Unavailable => Cause::Absent,
+            EngineErrorKind::Setting | EngineErrorKind::Graph | EngineErrorKind::Input => Cause::Input,
+            EngineErrorKind::Run | EngineErrorKind::Output => Cause::Run,
+        }
+    }
+}
+
+impl Caused for RunError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Bundle(e) => e.cause(),
+            Self::Engine(e) => e.cause(),
+            Self::Decode(e) => e.cause(),
+            Self::Array(e) => e.cause(),
+            Self::Metric(e) => e.cause(),
+            Self::Integrity { .. } => Cause::Integrity,
+            Self::Input(_) => Cause::Input,
+            Self::Interrupted => Cause::Stopped,
+        }
+    }
+}
+
+impl Caused for DecodeError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Engine(e) => e.cause(),
+            Self::Sample { source, .. } => source.cause(),
+            Self::Entropy { .. } => Cause::Run,
+            Self::Interrupted => Cause::Stopped,
+        }
+    }
+}
+
+impl Caused for SampleError {
+    fn cause(&self) -> Cause {
+        if self.is_of_logits() { Cause::Run } else { Cause::Input }
+    }
+}
+
+impl Caused for BundleError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Io { .. }
+            | Self::NotABundle(_)
+            | Self::Extractor(_)
+            | Self::NotAnExtractor(_)
+            | Self::Foreign { .. }
+            | Self::Config { .. }
+            | Self::NoGraph { .. } => Cause::Input,
+            Self::Manifest { source, .. } => source.cause(),
+            Self::Integrity { .. } | Self::Changed { .. } | Self::Precision { .. } => Cause::Integrity,
+            Self::Staging(e) => e.cause(),
+            Self::Export(e) => e.cause(),
+            Self::Target(e) => e.cause(),
+            Self::Checkpoint(e) => e.cause(),
+        }
+    }
+}
+
+impl Caused for ManifestError {
+    fn cause(&self) -> Cause {
+        if self.is_tampering() { Cause::Integrity } else { Cause::Input }
+    }
+}
+
+impl Caused for AttestError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Key { .. }
+            | Self::Input { .. }
+            | Self::Report { .. }
+            | Self::TooLarge { .. }
+            | Self::Statement(_) => Cause::Input,
+            Self::Bundle(e) => e.cause(),
+            Self::Rejected { .. } => Cause::Integrity,
+        }
+    }
+}
+
+impl Caused for TargetError {
+    fn cause(&self) -> Cause {
+        match self.kind {
+            TargetErrorKind::Unavailable => Cause::Absent,
+            TargetErrorKind::Refused => Cause::Input,
+            TargetErrorKind::Stopped => Cause::Stopped,
+        }
+    }
+}
+
+impl Caused for StagingError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Exists(_) | Self::NotAFile(_) | Self::Io { .. } | Self::Busy(_) | Self::Conflict { .. } => {
+                Cause::Input
+            }
+        }
+    }
+}
+
+impl Caused for ExportError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Weight { .. }
+            | Self::Shape { .. }
+            | Self::Overflow { .. }
+            | Self::Spec { .. }
+            | Self::Write { .. } => Cause::Input,
+            Self::Interrupted => Cause::Stopped,
+        }
+    }
+}
+
+impl Caused for CheckpointError {
+    fn cause(&self) -> Cause {
+        match self.kind() {
+            ErrorKind::Io(_)
+            | ErrorKind::NotFound { .. }
+            | ErrorKind::Layout(_)
+            | ErrorKind::Option { .. }
+            | ErrorKind::Truncated { .. }
+            | ErrorKind::Malformed { .. }
+            | ErrorKind::LegacyTorch
+            | ErrorKind::UnsupportedFile(_)
+            | ErrorKind::HostilePickle { .. }
+            | ErrorKind::MalformedTensor(_)
+            | ErrorKind::NoSuchTensor
+            | ErrorKind::UnknownModel { .. }
+            | ErrorKind::WrongComponent { .. }
+            | ErrorKind::Names(_)
+            | ErrorKind::Shape { .. }
+            | ErrorKind::Rank { .. }
+            | ErrorKind::NotFloat(_)
+            | ErrorKind::NonFinite { .. }
+            | ErrorKind::Sizes(_)
+            | ErrorKind::Config { .. }
+            | ErrorKind::UnsupportedConfig { .. }
+            | ErrorKind::Disagreement { .. }
+            | ErrorKind::PatchRule(_)
+            | ErrorKind::MissingComponent { .. }
+            | ErrorKind::Rule { .. }
+            | ErrorKind::RuleCollision { .. } => Cause::Input,
+        }
+    }
+}
+
+impl Caused for ArrayError {
+    fn cause(&self) -> Cause {
+        match &self.kind {
+            ArrayErrorKind::Io(_)
+            | ArrayErrorKind::UnknownFormat
+            | ArrayErrorKind::Missing { .. }
+            | ArrayErrorKind::UnsupportedDtype { .. }
+            | ArrayErrorKind::Dtype { .. }
+            | ArrayErrorKind::Shape { .. }
+            | ArrayErrorKind::Truncated { .. }
+            | ArrayErrorKind::TooLarge(_)
+            | ArrayErrorKind::Malformed(_)
+            | ArrayErrorKind::Content(_)
+            | ArrayErrorKind::Write(_) => Cause::Input,
+        }
+    }
+}
+
+impl Caused for PictureError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Size { .. } | Self::Grid(_) | Self::File { .. } | Self::Encode(_) => Cause::Input,
+        }
+    }
+}
+
+impl Caused for EvaluateError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Array(e) => e.cause(),
+            Self::Run(e) => e.cause(),
+            Self::Metric { source, .. } => source.cause(),
+            Self::Io { .. } | Self::Input { .. } => Cause::Input,
+            Self::Interrupted => Cause::Stopped,
+        }
+    }
+}
+
+impl Caused for MetricError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Shape { .. }
+            | Self::Width { .. }
+            | Self::UnequalCounts { .. }
+            | Self::TooFew { .. }
+            | Self::NotFinite { .. }
+            | Self::NotSymmetric { .. }
+            | Self::NotPositive { .. }
+            | Self::Parameter { .. }
+            | Self::State { .. }
+            | Self::NoConvergence(_)
+            | Self::Threads { .. } => Cause::Input,
+        }
+    }
+}
+
+impl Caused for std::io::Error {
+    fn cause(&self) -> Cause {
+        Cause::Input
+    }
+}
+
+impl Caused for serde_json::Error {
+    fn cause(&self) -> Cause {
+        Cause::Input
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use Cause::{Absent, Input, Integrity, Run, Stopped};
+    use dpar_export_spec::{PatchRuleError, Precision};
+
+    use super::*;
+
+    fn all<E: Caused + std::fmt::Debug>(errors: impl IntoIterator<Item = E>, cause: Cause) {
+        for e in errors {
+            assert_eq!(e.cause(), cause, "{e:?}");
+        }
+    }
+
+    fn text() -> String {
+        "x".to_owned()
+    }
+
+    fn io() -> std::io::Error {
+        std::io::Error::other("x")
+    }
+
+    fn engine(kind: EngineErrorKind) -> EngineError {
+        EngineError::new(kind, "tract", "x")
+    }
+
+    #[test]
+    fn exit_codes_follow_from_causes() {
+        for (cause, alone, comparing) in [
+            (Input, Exit::Usage, Exit::Usage),
+            (Run, Exit::Usage, Exit::Failed),
+            (Absent, Exit::Unavailable, Exit::Unavailable),
+            (Integrity, Exit::Integrity, Exit::Integrity),
+            (Stopped, Exit::Interrupted, Exit::Interrupted),
+        ] {
+            assert_eq!((cause.exit(false), cause.exit(true)), (alone, comparing), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn engines() {
+        use EngineErrorKind as Kind;
+        all([engine(Kind::Unavailable)], Absent);
+        all([Kind::Setting, Kind::Graph, Kind::Input].map(engine), Input);
+        all([Kind::Run, Kind::Output].map(engine), Run);
+        let target = |kind| TargetError { kind, message: text(), hint: None };
+        all([target(TargetErrorKind::Unavailable)], Absent);
+        all([target(TargetErrorKind::Refused)], Input);
+        all([target(TargetErrorKind::Stopped)], Stopped);
+    }
+
+    #[test]
+    fn runs() {
+        let sample = |source| DecodeError::Sample { image: 0, slot: 0, source };
+        let options = || [SampleError::Temperature(0.0), SampleError::TopP(0.0), SampleError::Uniform(1.0)];
+        let logits =
+            || [SampleError::Empty, SampleError::Nan(0), SampleError::Infinite(0), SampleError::NothingLeft];
+        all(options(), Input);
+        all(logits(), Run);
+        all(options().map(sample), Input);
+        all(logits().map(sample), Run);
+        all([DecodeError::Entropy { image: 0, slot: 0, value: f32::NAN }], Run);
+        all([DecodeError::Interrupted], Stopped);
+        all([DecodeError::Engine(engine(EngineErrorKind::Run))], Run);
+
+        let integrity = RunError::Integrity { path: "p".into(), record: text(), message: text() };
+        all([integrity], Integrity);
+        all([RunError::Interrupted, RunError::Decode(DecodeError::Interrupted)], Stopped);
+        all(
+            [
+                RunError::Engine(engine(EngineErrorKind::Output)),
+                RunError::Decode(sample(SampleError::Nan(0))),
+            ],
+            Run,
+        );
+        all([RunError::Engine(engine(EngineErrorKind::Unavailable))], Absent);
+        all([RunError::Bundle(BundleError::Integrity { path: "p".into(), message: text() })], Integrity);
+        all([RunError::Input(text()), RunError::Metric(MetricError::NoConvergence("x"))], Input);
+        all([RunError::Array(array(ArrayErrorKind::UnknownFormat))], Input);
+    }
+
+    /// What stops a comparison and what is its finding are one and the same set.
+    #[test]
+    fn going_wrong_is_the_same_everywhere() {
+        use EngineErrorKind as Kind;
+        for kind in [Kind::Unavailable, Kind::Setting, Kind::Graph, Kind::Input, Kind::Run, Kind::Output] {
+            let e = RunError::from(engine(kind));
+            assert_eq!((kind.went_wrong(), e.went_wrong()), (e.cause() == Run, e.cause() == Run), "{kind:?}");
+            let e = RunError::Decode(DecodeError::Engine(engine(kind)));
+            assert_eq!(e.went_wrong(), e.cause() == Run, "{kind:?}");
+        }
+        let decode = [
+            DecodeError::Sample { image: 0, slot: 0, source: SampleError::NothingLeft },
+            DecodeError::Sample { image: 0, slot: 0, source: SampleError::TopP(2.0) },
+            DecodeError::Entropy { image: 0, slot: 0, value: f32::NAN },
+            DecodeError::Interrupted,
+        ];
+        for e in decode.map(RunError::Decode) {
+            assert_eq!(e.went_wrong(), e.cause() == Run, "{e:?}");
+        }
+    }
+
+    #[test]
+    fn bundles() {
+        let path = || "p".into();
+        all(
+            [
+                BundleError::Io { path: path(), source: io() },
+                BundleError::NotABundle(path()),
+                BundleError::Extractor(path()),
+                BundleError::NotAnExtractor(path()),
+                BundleError::Foreign { path: path(), message: text() },
+                BundleError::Config { path: path(), message: text() },
+                BundleError::NoGraph { folder: path(), graph: text(), known: text() },
+                BundleError::Staging(StagingError::Exists(path())),
+                BundleError::Staging(StagingError::NotAFile(path())),
+                BundleError::Staging(StagingError::Busy(path())),
+                BundleError::Staging(StagingError::Conflict { output: path(), kept: path() }),
+                BundleError::Staging(StagingError::Io { path: path(), source: io() }),
+                BundleError::Target(TargetError::refused("x", None)),
+                BundleError::Checkpoint(ErrorKind::NoSuchTensor.into()),
+            ],
+            Input,
+        );
+        all(
+            [
+                BundleError::Integrity { path: path(), message: text() },
+                BundleError::Changed { path: path() },
+                BundleError::Precision { graph: text(), precision: Precision::Fp16, message: text() },
+            ],
+            Integrity,
+        );
+        all([BundleError::Export(ExportError::Interrupted)], Stopped);
+
+        let damaged = || [ManifestError::Syntax(text()), ManifestError::SchemaVersion(9)];
+        let forged = || {
+            let (graph, found, precision) = (text(), Precision::Fp16, Precision::Fp32);
+            [
+                ManifestError::RepeatedField(text()),
+                ManifestError::UnknownField(text()),
+                ManifestError::Entry(text()),
+                ManifestError::PatchRule(PatchRuleError::BadGrid),
+                ManifestError::Path(text()),
+                ManifestError::Unlisted { what: text(), path: text() },
+                ManifestError::StaleEngine(text()),
+                ManifestError::EnginePrecision { graph, found, precision },
+                ManifestError::Duplicate(text()),
+                ManifestError::PatchRulePresence,
+            ]
+        };
+        let read = |source| BundleError::Manifest { path: "p".into(), source };
+        all(damaged(), Input);
+        all(forged(), Integrity);
+        all(damaged().map(read), Input);
+        all(forged().map(read), Integrity);
+
+        let attested = AttestError::Rejected { path: path(), what: path(), message: text() };
+        all([attested, AttestError::Bundle(read(ManifestError::Path(text())))], Integrity);
+        let key = AttestError::Key { path: path(), message: text(), hint: text() };
+        let unread = [
+            AttestError::Input { path: path(), message: text() },
+            AttestError::Report { path: path(), message: text() },
+            AttestError::TooLarge { size: 1 },
+            AttestError::Statement(text()),
+        ];
+        all([key].into_iter().chain(unread), Input);
+    }
+
+    #[test]
+    fn checkpoints_and_exports() {
+        let (component, tensor) = (text, text);
+        all(
+            [
+                ExportError::Weight { component: component(), tensor: tensor(), source: "x".into() },
+                ExportError::Shape {
+                    component: component(),
+                    tensor: tensor(),
+                    expected: vec![],
+                    found: vec![],
+                },
+                ExportError::Overflow {
+                    component: component(),
+                    tensor: tensor(),
+                    value: 1e9,
+                    index: 0,
+                    precision: Precision::Fp16,
+                    largest: 65504.0,
+                },
+                ExportError::Spec { component: component(), message: text() },
+                ExportError::Write { path: "p".into(), source: io() },
+            ],
+            Input,
+        );
+        all([ExportError::Interrupted], Stopped);
+        let format = dpar_export_checkpoint::WeightFormat::Safetensors;
+        let mismatch = dpar_export_checkpoint::NameMismatch {
+            component: dpar_export_spec::ComponentKind::Vq,
+            missing: vec![],
+            unused: vec![],
+        };
+        let kinds = [
+            ErrorKind::Io(io()),
+            ErrorKind::NotFound { what: text() },
+            ErrorKind::Layout(text()),
+            ErrorKind::Option { option: "--epoch", problem: text() },
+            ErrorKind::Truncated { format, problem: text() },
+            ErrorKind::Malformed { format, problem: text() },
+            ErrorKind::LegacyTorch,
+            ErrorKind::UnsupportedFile(text()),
+            ErrorKind::HostilePickle { global: text() },
+            ErrorKind::MalformedTensor(text()),
+            ErrorKind::NoSuchTensor,
+            ErrorKind::UnknownModel { names: vec![] },
+            ErrorKind::WrongComponent { wanted: "a", found: "b" },
+            ErrorKind::Names(mismatch),
+            ErrorKind::Shape { expected: vec![], found: vec![] },
+            ErrorKind::Rank { rank: 2, found: vec![] },
+            ErrorKind::NotFloat(dpar_export_checkpoint::WeightDType::I64),
+            ErrorKind::NonFinite { index: 0, value: f64::NAN },
+            ErrorKind::Sizes(text()),
+            ErrorKind::Config { key: None, problem: text() },
+            ErrorKind::UnsupportedConfig { key: "a", value: text(), known: &[] },
+            ErrorKind::Disagreement { first: text(), second: text() },
+            ErrorKind::PatchRule(PatchRuleError::BadGrid),
+            ErrorKind::MissingComponent { component: "a", wanted: None },
+            ErrorKind::Rule { rule: None, problem: text() },
+            ErrorKind::RuleCollision { target: text(), sources: [text(), text()] },
+        ];
+        all(kinds.map(CheckpointError::from), Input);
+    }
+
+    fn array(kind: ArrayErrorKind) -> ArrayError {
+        ArrayError { file: None, array: None, kind }
+    }
+
+    #[test]
+    fn files_and_numbers() {
+        let kinds = [
+            ArrayErrorKind::Io(io()),
+            ArrayErrorKind::UnknownFormat,
+            ArrayErrorKind::Missing { available: vec![] },
+            ArrayErrorKind::UnsupportedDtype { found: text(), why: "x" },
+            ArrayErrorKind::Dtype { found: "a", wanted: "b", shape: vec![] },
+            ArrayErrorKind::Shape { dtype: text(), found: vec![], wanted: vec![] },
+            ArrayErrorKind::Truncated { promised: 1, held: 0 },
+            ArrayErrorKind::TooLarge(text()),
+            ArrayErrorKind::Malformed(text()),
+            ArrayErrorKind::Content(text()),
+            ArrayErrorKind::Write(text()),
+        ];
+        all(kinds.map(array), Input);
+        all(
+            [
+                PictureError::Size { what: "a", bytes: 0, height: 0, width: 0 },
+                PictureError::Grid(text()),
+                PictureError::File { path: "p".into(), message: text() },
+                PictureError::Encode(text()),
+            ],
+            Input,
+        );
+        let metrics = || {
+            let what = "a";
+            [
+                MetricError::Shape { what, len: 1, width: 0 },
+                MetricError::Width { what, found: 1, expected: 2 },
+                MetricError::UnequalCounts { what, left: 1, right: 2 },
+                MetricError::TooFew { what, found: 0, needed: 2 },
+                MetricError::NotFinite { what, index: 0 },
+                MetricError::NotSymmetric { what, row: 0, col: 1 },
+                MetricError::NotPositive { what, smallest: -1.0, largest: 1.0 },
+                MetricError::Parameter { what, rule: "b" },
+                MetricError::State { what, problem: "b" },
+                MetricError::NoConvergence(what),
+                MetricError::Threads { threads: 1024, reason: text() },
+            ]
+        };
+        all(metrics(), Input);
+        all(metrics().map(|source| EvaluateError::Metric { what: text(), source }), Input);
+        all(
+            [
+                EvaluateError::Array(array(ArrayErrorKind::UnknownFormat)),
+                EvaluateError::Io { path: "p".into(), source: io() },
+                EvaluateError::Input { message: text(), hint: None },
+            ],
+            Input,
+        );
+        all([EvaluateError::Interrupted, EvaluateError::Run(RunError::Interrupted)], Stopped);
+        all([EvaluateError::Run(RunError::Engine(engine(EngineErrorKind::Run)))], Run);
+        all([io()], Input);
+        all([serde_json::from_str::<u8>("x").map(|_| ()).unwrap_err()], Input);
+    }
+}
