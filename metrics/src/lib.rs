@@ -47,7 +47,7 @@ pub use inception_score::{
     ADM_CHUNK, InceptionScore, InceptionScoreAccumulator, Softmax, inception_score_torch_fidelity,
 };
 pub use kid::{Kid, KidProtocol, KidSubsets, kid, kid_subsets};
-pub use moments::{Moments, MomentsAccumulator};
+pub use moments::{Moments, MomentsAccumulator, working_memory};
 pub use numpy_random::NumpyRandom;
 pub use precision_recall::{NEIGHBOURS, PrMode, PrecisionRecall, precision_recall};
 pub use resize::{INCEPTION_SIZE, Resize, Resizer};

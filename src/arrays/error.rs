@@ -1,6 +1,7 @@
 //! What can be wrong with an array file.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_inputs::memory::MemoryError;
 
 use super::dims_text;
 
@@ -83,6 +84,9 @@ pub enum ArrayErrorKind {
     /// A shape or header too large for this machine or for the format.
     #[error("too large: {0}")]
     TooLarge(String),
+    /// More memory than one input may take.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// Not what the format allows.
     #[error("malformed: {0}")]
     Malformed(String),
@@ -91,8 +95,17 @@ pub enum ArrayErrorKind {
     Write(String),
 }
 
+/// Most names that an error lists.
+const MOST_LISTED: usize = 20;
+
 fn listed(names: &[String]) -> String {
-    if names.is_empty() { "no arrays".to_owned() } else { format!("`{}`", names.join("`, `")) }
+    match names.split_at_checked(MOST_LISTED) {
+        _ if names.is_empty() => "no arrays".to_owned(),
+        Some((first, rest)) if !rest.is_empty() => {
+            format!("`{}` and {} more", first.join("`, `"), rest.len())
+        }
+        _ => format!("`{}`", names.join("`, `")),
+    }
 }
 
 impl ArrayErrorKind {

@@ -137,7 +137,7 @@ impl Statement {
         predicate.insert("tool".to_owned(), serde_json::to_value(ToolEntry::this()).unwrap_or_default());
         predicate.insert("size".to_owned(), size.into());
         if path.extension() == Some("json") && size <= LARGEST {
-            let text = fs_err::read(path).map_err(|e| input(e.to_string()))?;
+            let text = dpar_export_inputs::read(path, LARGEST).map_err(|e| input(e.to_string()))?;
             let report: Value = serde_json::from_slice(&text).map_err(|e| input(format!("not JSON: {e}")))?;
             for key in ["bundle", "verdict", "engine", "engines"] {
                 if let Some(value) = report.get(key) {
@@ -293,19 +293,8 @@ fn claims(statement: &Statement) -> Value {
 
 /// Reads a file of at most `most` bytes.
 fn read_bounded(path: &Utf8Path, most: u64) -> Result<Vec<u8>, AttestError> {
-    use std::io::Read;
-    let input = |message: String| AttestError::Input { path: path.to_owned(), message };
-    let meta = fs_err::metadata(path).map_err(|e| input(e.to_string()))?;
-    if !meta.is_file() {
-        return Err(input("it is not a regular file".to_owned()));
-    }
-    let mut bytes = Vec::new();
-    let file = fs_err::File::open(path).map_err(|e| input(e.to_string()))?;
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| input(e.to_string()))?;
-    if bytes.len() as u64 > most {
-        return Err(input(format!("larger than {most} bytes")));
-    }
-    Ok(bytes)
+    dpar_export_inputs::read(path, most)
+        .map_err(|e| AttestError::Input { path: path.to_owned(), message: e.to_string() })
 }
 
 #[cfg(test)]

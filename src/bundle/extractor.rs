@@ -3,6 +3,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
 use dpar_export_checkpoint::{LoadedExtractor, SourceFile};
+use dpar_export_inputs::limits;
 use dpar_export_metrics::Resize;
 use dpar_export_onnx::{Foreign, ForeignPort, MAX_BATCH, read_foreign};
 use dpar_export_spec::{
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::write::{BUNDLE_FOLDER, add_component, add_config, add_sources, empty, finish};
 use super::{
-    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Manifest, ONNX, check_file, check_references,
-    check_unlisted, digest, read_manifest, read_small,
+    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Listed, Manifest, ONNX, check_file,
+    check_references, check_unlisted, digest, read_manifest, read_small,
 };
 use crate::staging::StagedFolder;
 
@@ -197,7 +198,7 @@ impl ExtractorBundle {
         for file in &manifest.files {
             check_file(folder, file)?;
         }
-        check_unlisted(folder, folder, &manifest)?;
+        check_unlisted(folder, folder, &Listed::of(&manifest))?;
         let path = folder.join(CONFIG);
         let bad = |message: String| BundleError::Config { path: path.clone(), message };
         let spec: ExtractorSpec =
@@ -345,7 +346,7 @@ impl ForeignExtractor {
         if length > MAX_ONNX {
             return Err(bad("it is larger than 2 GiB".to_owned()));
         }
-        let bytes = fs_err::read(path).map_err(|e| BundleError::io(path, e))?;
+        let bytes = dpar_export_inputs::read(path, limits::GRAPH).map_err(|e| BundleError::io(path, e))?;
         let foreign = read_foreign(&bytes).map_err(bad)?;
         let file_name = path.file_name().unwrap_or("features.onnx");
         let (size, width) = interface(&foreign, input_size).map_err(bad)?;
@@ -380,7 +381,7 @@ impl ForeignExtractor {
 
 /// A foreign graph in a bundle holds its weights, as it did when it was taken.
 fn check_foreign(path: &Utf8Path) -> Result<(), BundleError> {
-    let bytes = fs_err::read(path).map_err(|e| BundleError::io(path, e))?;
+    let bytes = dpar_export_inputs::read(path, limits::GRAPH).map_err(|e| BundleError::io(path, e))?;
     match read_foreign(&bytes) {
         Ok(foreign) if !foreign.external => Ok(()),
         Ok(_) => {

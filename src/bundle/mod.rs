@@ -9,10 +9,12 @@ mod manifest;
 mod provenance;
 mod write;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
+use dpar_export_inputs::limits;
 use dpar_export_spec::{PatchRule, Precision, SystemKind, SystemSpec};
 use sha2::{Digest, Sha256};
 
@@ -155,7 +157,7 @@ impl Bundle {
         for file in &manifest.files {
             check_file(folder, file)?;
         }
-        check_unlisted(folder, folder, &manifest)?;
+        check_unlisted(folder, folder, &Listed::of(&manifest))?;
         for graph in &manifest.graphs {
             check_references(folder, graph, &manifest)?;
         }
@@ -295,7 +297,7 @@ fn read_manifest(folder: &Utf8Path) -> Result<(Manifest, String), BundleError> {
 }
 
 fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
-    let file = fs_err::File::open(path).map_err(|e| BundleError::io(path, e))?;
+    let file = dpar_export_inputs::open(path).map_err(|e| BundleError::io(path, e))?;
     let mut bytes = Vec::new();
     file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|e| BundleError::io(path, e))?;
     if bytes.len() as u64 > MAX_JSON {
@@ -310,7 +312,7 @@ fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
 /// # Errors
 /// When it cannot be read.
 pub fn digest(path: &Utf8Path) -> Result<(u64, String), BundleError> {
-    let mut file = fs_err::File::open(path).map_err(|e| BundleError::io(path, e))?;
+    let mut file = dpar_export_inputs::open(path).map_err(|e| BundleError::io(path, e))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0_u8; 1 << 18];
     let mut size = 0;
@@ -352,23 +354,36 @@ fn check_file(folder: &Utf8Path, entry: &FileEntry) -> Result<(), BundleError> {
     Ok(())
 }
 
+/// What a manifest lists, and the folders that lead there.
+struct Listed<'a> {
+    files: BTreeSet<&'a str>,
+    folders: BTreeSet<&'a str>,
+}
+
+impl<'a> Listed<'a> {
+    fn of(manifest: &'a Manifest) -> Self {
+        let files: BTreeSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).collect();
+        let above = |path: &'a str| path.match_indices('/').map(move |(end, _)| &path[..end]);
+        let folders = files.iter().flat_map(|path| above(path)).collect();
+        Self { files, folders }
+    }
+}
+
 /// Nothing lies in `place`, a folder of the bundle, but listed files and the folders that lead to them.
-fn check_unlisted(folder: &Utf8Path, place: &Utf8Path, manifest: &Manifest) -> Result<(), BundleError> {
+fn check_unlisted(folder: &Utf8Path, place: &Utf8Path, listed: &Listed<'_>) -> Result<(), BundleError> {
     let read = place.read_dir_utf8().map_err(|e| BundleError::io(place, e))?;
     for entry in read {
         let path = entry.map_err(|e| BundleError::io(place, e))?.into_path();
         let inside = path.strip_prefix(folder).unwrap_or(&path).components();
         let name = inside.map(|c| c.as_str()).collect::<Vec<_>>().join("/");
-        if name == MANIFEST || manifest.files.iter().any(|f| f.path == name) {
+        if name == MANIFEST || listed.files.contains(name.as_str()) {
             continue;
         }
-        let leads =
-            manifest.files.iter().any(|f| f.path.strip_prefix(&name).is_some_and(|r| r.starts_with('/')));
-        if !leads || path.is_symlink() || !path.is_dir() {
+        if !listed.folders.contains(name.as_str()) || path.is_symlink() || !path.is_dir() {
             let message = "the manifest does not list it: move it out of the bundle".to_owned();
             return Err(BundleError::Integrity { path, message });
         }
-        check_unlisted(folder, &path, manifest)?;
+        check_unlisted(folder, &path, listed)?;
     }
     Ok(())
 }
@@ -378,7 +393,7 @@ fn check_unlisted(folder: &Utf8Path, place: &Utf8Path, manifest: &Manifest) -> R
 fn check_references(folder: &Utf8Path, graph: &GraphEntry, manifest: &Manifest) -> Result<(), BundleError> {
     let path = folder.join(&graph.file);
     let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
-    let bytes = fs_err::read(&path).map_err(|e| BundleError::io(&path, e))?;
+    let bytes = dpar_export_inputs::read(&path, limits::GRAPH).map_err(|e| BundleError::io(&path, e))?;
     let component = manifest.components.iter().find(|c| c.kind.name() == graph.spec.component);
     let weights = component.map(|c| Utf8Path::new(&c.weights));
     let beside = weights.filter(|w| w.parent() == Utf8Path::new(&graph.file).parent());

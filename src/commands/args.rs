@@ -3,8 +3,11 @@
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_inputs::{limits, memory};
 
+use super::failure::Failure;
 use super::precision::PrecisionArgs;
+use crate::arrays::ArrayFile;
 
 mod device;
 mod trt;
@@ -35,6 +38,10 @@ pub(crate) struct Cli {
     pub(crate) export: ExportArgs,
     #[command(flatten)]
     pub(crate) talk: TalkArgs,
+    /// Most memory that what is read of one input may take: an array file, a picture, statistics; bytes, KiB, MiB, GiB
+    /// [default: 4GiB, or half of what the machine, container or process has]
+    #[arg(long, value_name = "SIZE", global = true, value_parser = memory::parse, help_heading = "Limits")]
+    pub(crate) max_memory: Option<u64>,
 }
 
 /// What to export to.
@@ -160,6 +167,27 @@ pub(crate) struct EngineArgs {
     pub(crate) batch: u16,
 }
 
+/// How many images a file may bring.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ManyArgs {
+    /// Most images that are taken from a file
+    #[arg(long, value_name = "N", default_value_t = limits::IMAGES, help_heading = "Limits")]
+    max_images: u64,
+}
+
+impl ManyArgs {
+    /// Refuses an array with more rows, before it is read.
+    pub(super) fn check(&self, file: &ArrayFile, array: &str) -> Result<(), Failure> {
+        let images = file.info(array)?.shape.first().copied().unwrap_or(0) as u64;
+        if images <= self.max_images {
+            return Ok(());
+        }
+        let message =
+            format!("{}: `{array}` holds {images} images, {} are allowed", file.path(), self.max_images);
+        Err(Failure::usage(message, Some("if the file is what you mean, raise the limit with --max-images")))
+    }
+}
+
 pub(super) fn engine_names() -> clap::builder::PossibleValuesParser {
     crate::engines::names().collect::<Vec<_>>().into()
 }
@@ -237,6 +265,8 @@ pub(crate) struct ScoreArgs {
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
+    pub(crate) many: ManyArgs,
+    #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
 
@@ -311,6 +341,8 @@ pub(crate) struct DecodeArgs {
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
+    pub(crate) many: ManyArgs,
+    #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
 
@@ -327,6 +359,8 @@ pub(crate) struct EncodeArgs {
     /// Replace an existing file
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) many: ManyArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

@@ -2,10 +2,11 @@
 
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_checkpoint::CheckpointError;
+use dpar_export_inputs::memory;
 use dpar_export_onnx::ExportError;
 use dpar_export_spec::Precision;
 
-use crate::arrays::ArrayError;
+use crate::arrays::{ArrayError, ArrayErrorKind};
 use crate::attest::AttestError;
 use crate::bundle::BundleError;
 use crate::evaluate::EvaluateError;
@@ -191,13 +192,15 @@ impl From<RunError> for Failure {
 
 impl From<ArrayError> for Failure {
     fn from(e: ArrayError) -> Self {
-        Self::new(Exit::Usage, e, None)
+        let hint = matches!(e.kind, ArrayErrorKind::Memory(_)).then(|| memory::HINT.to_owned());
+        Self::new(Exit::Usage, e, hint)
     }
 }
 
 impl From<PictureError> for Failure {
     fn from(e: PictureError) -> Self {
-        Self::new(Exit::Usage, e, None)
+        let hint = matches!(e, PictureError::Memory { .. }).then(|| memory::HINT.to_owned());
+        Self::new(Exit::Usage, e, hint)
     }
 }
 

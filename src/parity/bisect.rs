@@ -515,7 +515,7 @@ fn opened(runtime: &Runtime<'_>, call: &Call, folder: &Utf8Path) -> Result<(Expo
     let (spec, path) = runtime
         .bundle()
         .with_graph(&call.graph, |file| Ok::<_, BundleError>((file.spec.clone(), file.path.to_owned())))?;
-    let bytes = fs_err::read(&path).map_err(|e| bad(&e))?;
+    let bytes = dpar_export_inputs::read(&path, dpar_export_inputs::limits::GRAPH).map_err(|e| bad(&e))?;
     let exposed = expose(&bytes, &spec).map_err(|e| bad(&e))?;
     for name in external_files(&bytes).map_err(|e| bad(&e))? {
         let (from, to) = (path.with_file_name(&name), folder.join(&name));

@@ -82,7 +82,7 @@ impl Pair {
 }
 
 /// Makes the manifest fit the files.
-fn rehash(bundle: &Utf8Path) {
+pub(crate) fn rehash(bundle: &Utf8Path) {
     let path = bundle.join("manifest.json");
     let mut manifest: Value = serde_json::from_slice(&fs_err::read(&path).unwrap()).unwrap();
     for file in manifest["files"].as_array_mut().unwrap() {

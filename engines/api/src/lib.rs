@@ -11,6 +11,7 @@
 
 mod cached;
 mod error;
+mod graph;
 mod host_cache;
 pub mod places;
 mod ports;
@@ -23,6 +24,7 @@ use serde::Serialize;
 
 pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
 pub use error::{EngineError, EngineErrorKind, panic_text};
+pub use graph::check_graph;
 pub use host_cache::HostCache;
 pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};

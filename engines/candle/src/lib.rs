@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::utils::{barrier_pool, get_num_threads};
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision, panic_text,
+    check_graph, no_precision, panic_text,
 };
 use dpar_export_spec::Precision;
 use rayon::ThreadPool;
@@ -114,6 +114,7 @@ impl Engine for CandleEngine {
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        check_graph(NAME, graph)?;
         // candle-onnx asserts and indexes in places: a graph it cannot take is refused, not a crash.
         match catch_unwind(AssertUnwindSafe(|| self.load(graph))) {
             Ok(session) => Ok(Box::new(session?)),

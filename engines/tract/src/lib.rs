@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision, panic_text,
+    check_graph, no_precision, panic_text,
 };
 use dpar_export_spec::Precision;
 use tract_linalg::isa;
@@ -127,6 +127,7 @@ impl Engine for TractEngine {
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        check_graph(NAME, graph)?;
         // tract's readers and rewrites assert in places: a graph it cannot take is refused, not a crash.
         match catch_unwind(AssertUnwindSafe(|| self.load(graph))) {
             Ok(session) => Ok(Box::new(session?)),
