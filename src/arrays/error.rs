@@ -98,13 +98,13 @@ pub enum ArrayErrorKind {
 /// Most names that an error lists.
 const MOST_LISTED: usize = 20;
 
-fn listed(names: &[String]) -> String {
-    match names.split_at_checked(MOST_LISTED) {
+/// Names in words, the first of many.
+pub(super) fn listed<S: AsRef<str>>(names: &[S]) -> String {
+    let first: Vec<&str> = names.iter().take(MOST_LISTED).map(AsRef::as_ref).collect();
+    match names.len() - first.len() {
         _ if names.is_empty() => "no arrays".to_owned(),
-        Some((first, rest)) if !rest.is_empty() => {
-            format!("`{}` and {} more", first.join("`, `"), rest.len())
-        }
-        _ => format!("`{}`", names.join("`, `")),
+        0 => format!("`{}`", first.join("`, `")),
+        more => format!("`{}` and {more} more", first.join("`, `")),
     }
 }
 

@@ -283,6 +283,11 @@ impl ArrayFile {
         &self.arrays
     }
 
+    /// The names of what the file holds in words, for messages: the first of many.
+    pub fn listing(&self) -> String {
+        error::listed(&self.arrays.iter().map(|a| a.name.as_str()).collect::<Vec<_>>())
+    }
+
     /// One entry of the list.
     ///
     /// # Errors

@@ -105,9 +105,8 @@ impl Images {
             return Ok(Self::Pixels(pixels.into_raw_vec_and_offset().0));
         }
         if !file.contains("images") {
-            let names: Vec<&str> = file.arrays().iter().map(|a| a.name.as_str()).collect();
             let message =
-                format!("{} has neither `arr_0` nor `images` (it has {})", args.images, names.join(", "));
+                format!("{} has neither `arr_0` nor `images` (it has {})", args.images, file.listing());
             return Err(Failure::usage(message, None));
         }
         args.many.check(file, "images")?;

@@ -86,9 +86,8 @@ impl Activations {
         }
         let images = file.contains("arr_0");
         if pool.is_none() && pool_moments.is_none() {
-            let names: Vec<&str> = file.arrays().iter().map(|a| a.name.as_str()).collect();
             let message =
-                format!("{path} holds neither `pool_3` nor `mu` and `sigma` (it has {})", names.join(", "));
+                format!("{path} holds neither `pool_3` nor `mu` and `sigma` (it has {})", file.listing());
             let hint = match images {
                 true => "images need a feature network: `dpar-export evaluate --extractor`",
                 false => "save activations as `pool_3` [N, 2048] float32",
