@@ -342,3 +342,55 @@ fn samples_that_shrink_are_said() {
     assert_eq!(ended.status.code(), Some(5), "{stderr}");
     assert!(stderr.contains("cut short") && !out.join("metrics.json").exists(), "{stderr}");
 }
+
+/// Runs the program to its end; exit code, and the most memory that it had at a time, in bytes.
+#[cfg(target_os = "linux")]
+fn peak(args: &[&str]) -> (i32, u64) {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin("dpar-export"));
+    let mut child = command.args(args).stdout(Stdio::null()).spawn().unwrap();
+    let (status, mut most) = (format!("/proc/{}/status", child.id()), 0);
+    loop {
+        let text = fs_err::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        most = most.max(kib.unwrap_or(0) << 10);
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status.code().unwrap_or(-1), most);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The logits of 512 images take 134 MB, those of a batch 2 MB: what `score` and `verify` hold does not grow with N.
+#[cfg(target_os = "linux")]
+#[test]
+fn logits_are_not_held() {
+    const T: usize = 64;
+    let temp = Temp::new();
+    let (bundle, inputs, folder) = (temp.path("b"), temp.path("in.npz"), temp.path("golden"));
+    export("emoji32/dpar", &LoadOptions::default(), &bundle);
+    fs_err::create_dir(&folder).unwrap();
+    let (out, golden) = (temp.path("out.npz"), folder.join("golden.npz"));
+    let score = ["score", bundle.as_str(), "--inputs", inputs.as_str(), "-o", out.as_str(), "--force"];
+    let verify = ["verify", bundle.as_str(), "--reference", folder.as_str(), "--no-probes"];
+    let few_and_many = [16_usize, 512].map(|n| {
+        let tokens: Vec<i64> = (0..n * T).map(|i| (i * 37 % 1024) as i64).collect();
+        let labels: Vec<i64> = vec![0; n];
+        let (matrix, vector) = ([n, T], [n]);
+        let given =
+            [("tokens", ArrayRef::i64(&matrix, &tokens)), ("class_labels", ArrayRef::i64(&vector, &labels))];
+        write_npz(&inputs, &given).unwrap();
+        let scored = peak(&score);
+        let file = dpar_export::arrays::ArrayFile::open(&out).unwrap();
+        assert_eq!(file.info("logits").unwrap().shape, [n, T, 1024]);
+        let made = ["logits", "entropy", "patch_lengths"].map(|name| (name, file.get(name).unwrap()));
+        let all: Vec<_> = given.into_iter().chain(made.iter().map(|(name, a)| (*name, a.into()))).collect();
+        write_npz(&golden, &all).unwrap();
+        let verified = peak(&verify);
+        assert_eq!((scored.0, verified.0), (0, 0));
+        [scored.1, verified.1]
+    });
+    for (few, many) in few_and_many[0].into_iter().zip(few_and_many[1]) {
+        assert!(many < few + (64 << 20), "{few} bytes for 16 images, {many} for 512");
+    }
+}
