@@ -243,16 +243,14 @@ impl Checked<'_, '_> {
         for attribute in &self.node.attribute {
             let ints = attribute.ints.as_slice();
             match attribute.name.as_deref().unwrap_or_default() {
-                "axis" | "batch_axis" | "time_axis" => {
-                    self.axes(attribute.i.as_ref().map(std::slice::from_ref))?
-                }
+                "axis" | "batch_axis" | "time_axis" => self.axes(Some(attribute.i.as_slice()))?,
                 "axes" => self.axes(Some(ints))?,
                 name @ ("kernel_shape" | "strides" | "dilations") => within(ints, 1..=MOST_STEP, name)?,
                 // Those of `Pad` may crop.
                 name @ ("pads" | "paddings") if op == "Pad" => within(ints, -MOST_STEP..=MOST_STEP, name)?,
                 name @ ("pads" | "output_padding" | "output_shape") => within(ints, 0..=MOST_STEP, name)?,
                 name @ ("blocksize" | "group" | "num_outputs") => {
-                    within(attribute.i.as_ref().map_or(&[], std::slice::from_ref), 1..=MOST_STEP, name)?;
+                    within(attribute.i.as_slice(), 1..=MOST_STEP, name)?;
                 }
                 "shape" if op.starts_with("Random") => self.shape(Some(ints))?,
                 "split" => within(ints, 0..=i64::MAX, "split")?,
