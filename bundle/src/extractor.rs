@@ -370,7 +370,7 @@ impl ForeignExtractor {
         if held.note(&place).map_err(io)?.len() > MAX_ONNX {
             return Err(bad("it is larger than 2 GiB".to_owned()));
         }
-        let bytes = fs_err::read(&place).map_err(io)?;
+        let bytes = dpar_export_inputs::read(&place, MAX_ONNX).map_err(io)?;
         let foreign = read_foreign(&bytes).map_err(bad)?;
         let file_name = path.file_name().unwrap_or("features.onnx");
         let (size, width) = interface(&foreign, input_size).map_err(bad)?;

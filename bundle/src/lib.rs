@@ -342,7 +342,7 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
 }
 
 fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
-    let file = fs_err::File::open(path).map_err(|e| BundleError::io(path, e))?;
+    let file = dpar_export_inputs::open(path).map_err(|e| BundleError::io(path, e))?;
     let mut bytes = Vec::new();
     file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|e| BundleError::io(path, e))?;
     if bytes.len() as u64 > MAX_JSON {
@@ -357,7 +357,7 @@ fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
 /// # Errors
 /// When it cannot be read.
 pub fn digest(path: &Utf8Path) -> Result<(u64, String), BundleError> {
-    let mut file = fs_err::File::open(path).map_err(|e| BundleError::io(path, e))?;
+    let mut file = dpar_export_inputs::open(path).map_err(|e| BundleError::io(path, e))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0_u8; 1 << 18];
     let mut size = 0;

@@ -1,5 +1,7 @@
 //! `manifest.json`: what is in a bundle, where it came from, and how to call it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use dpar_export_spec::{
     AxisRange, ComponentKind, GraphSpec, PatchRule, Precision, SystemKind, Tuning, WeightMode, is_name,
 };
@@ -285,35 +287,41 @@ impl Manifest {
             _ => return Err(ManifestError::PatchRulePresence),
         }
         // On some file systems two names that differ in case are one file.
-        let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
-        for (i, file) in self.files.iter().enumerate() {
-            if !is_inside(&file.path) || same(&file.path, super::MANIFEST) {
+        let mut paths = BTreeSet::new();
+        let mut folded = BTreeSet::new();
+        for file in &self.files {
+            let fold = file.path.to_ascii_lowercase();
+            if !is_inside(&file.path) || fold == super::MANIFEST {
                 return Err(ManifestError::Path(file.path.clone()));
             }
-            if self.files[..i].iter().any(|f| same(&f.path, &file.path)) {
+            if !folded.insert(fold) {
                 return Err(ManifestError::Duplicate(file.path.clone()));
             }
+            paths.insert(file.path.as_str());
         }
         let listed = |what: &str, path: &str| {
-            if self.files.iter().any(|f| f.path == path) {
+            if paths.contains(path) {
                 Ok(())
             } else {
                 Err(ManifestError::Unlisted { what: what.to_owned(), path: path.to_owned() })
             }
         };
         listed("config", super::CONFIG)?;
-        for (i, graph) in self.graphs.iter().enumerate() {
-            if self.graphs[..i].iter().any(|g| g.spec.name == graph.spec.name) {
+        let mut names = BTreeSet::new();
+        for graph in &self.graphs {
+            if !names.insert(graph.spec.name.as_str()) {
                 return Err(ManifestError::Duplicate(graph.spec.name.clone()));
             }
             listed(&graph.spec.name, &graph.file)?;
         }
-        for (i, engine) in self.engines.iter().enumerate() {
-            if self.engines[..i].iter().any(|e| e.graph == engine.graph || e.file == engine.file) {
+        let (mut built, mut engine_files) = (BTreeSet::new(), BTreeSet::new());
+        let sources = self.sources();
+        for engine in &self.engines {
+            if !built.insert(engine.graph.as_str()) || !engine_files.insert(engine.file.as_str()) {
                 return Err(ManifestError::Duplicate(engine.file.clone()));
             }
             listed(&engine.graph, &engine.file)?;
-            if self.sources_of(&engine.graph) != Some((&engine.graph_sha256, &engine.weights_sha256)) {
+            if sources.get(engine.graph.as_str()) != Some(&(&engine.graph_sha256, &engine.weights_sha256)) {
                 return Err(ManifestError::StaleEngine(engine.graph.clone()));
             }
             if engine.precision != self.precision {
@@ -321,8 +329,9 @@ impl Manifest {
                 return Err(ManifestError::EnginePrecision { graph, found, precision: self.precision });
             }
         }
-        for (i, component) in self.components.iter().enumerate() {
-            if self.components[..i].iter().any(|c| c.kind == component.kind) {
+        let mut kinds = BTreeSet::new();
+        for component in &self.components {
+            if !kinds.insert(component.kind.name()) {
                 return Err(ManifestError::Duplicate(component.kind.name().to_owned()));
             }
             listed(component.kind.name(), &component.weights)?;
@@ -332,10 +341,20 @@ impl Manifest {
 
     /// SHA-256 of a graph and of its weights.
     pub fn sources_of(&self, graph: &str) -> Option<(&String, &String)> {
-        let entry = self.graphs.iter().find(|g| g.spec.name == graph)?;
-        let component = self.components.iter().find(|c| c.kind.name() == entry.spec.component)?;
-        let digest = |path: &str| self.files.iter().find(|f| f.path == path).map(|f| &f.sha256);
-        Some((digest(&entry.file)?, digest(&component.weights)?))
+        self.sources().get(graph).copied()
+    }
+
+    /// SHA-256 of every graph and of its weights, by the graph's name.
+    fn sources(&self) -> BTreeMap<&str, (&String, &String)> {
+        let files: BTreeMap<&str, &String> =
+            self.files.iter().map(|f| (f.path.as_str(), &f.sha256)).collect();
+        let weights: BTreeMap<&str, &str> =
+            self.components.iter().map(|c| (c.kind.name(), c.weights.as_str())).collect();
+        let digests = |graph: &GraphEntry| {
+            let weights = weights.get(graph.spec.component.as_str())?;
+            Some((*files.get(graph.file.as_str())?, *files.get(weights)?))
+        };
+        self.graphs.iter().filter_map(|g| Some((g.spec.name.as_str(), digests(g)?))).collect()
     }
 
     /// The bytes of `manifest.json`.
@@ -421,6 +440,39 @@ mod tests {
             files: ["config.json", "onnx/dpar.onnx_data", "onnx/score.onnx"].map(file).into(),
         };
         manifest.to_bytes().unwrap()
+    }
+
+    /// 60,000 files, graphs and engines are checked in n log n: seconds even unoptimised, where pairs would take minutes.
+    #[test]
+    fn wide_manifests_are_checked_in_time() {
+        let mut manifest = Manifest::parse(&sample()).unwrap();
+        let entry = |i: usize| FileEntry { path: format!("onnx/{i}.onnx"), size: 1, sha256: i.to_string() };
+        manifest.files.extend((0..60_000).map(entry));
+        let spec = |i: usize| GraphSpec {
+            name: format!("g{i}"),
+            component: "dpar".into(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            axes: Vec::new(),
+        };
+        manifest.graphs =
+            (0..60_000).map(|i| GraphEntry { file: format!("onnx/{i}.onnx"), spec: spec(i) }).collect();
+        manifest.engines = (0..60_000)
+            .map(|i| EngineEntry {
+                graph: format!("g{i}"),
+                file: format!("onnx/{i}.onnx"),
+                graph_sha256: i.to_string(),
+                weights_sha256: "0".repeat(64),
+                ..EngineEntry::default()
+            })
+            .collect();
+        let started = std::time::Instant::now();
+        manifest.check().unwrap();
+        manifest.engines[59_999].graph_sha256.clear();
+        assert!(matches!(manifest.check(), Err(ManifestError::StaleEngine(_))));
+        manifest.files.push(entry(7));
+        assert!(matches!(manifest.check(), Err(ManifestError::Duplicate(_))));
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
     }
 
     #[test]

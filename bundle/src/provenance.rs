@@ -1,9 +1,11 @@
 //! The provenance chain of a bundle: checkpoint → weights → graph → engine, each link a file with its SHA-256.
 
+use std::collections::BTreeMap;
+
 use dpar_export_spec::Precision;
 use serde::{Deserialize, Serialize};
 
-use super::{Manifest, SourceEntry, ToolEntry};
+use super::{EngineEntry, Manifest, SourceEntry, ToolEntry};
 
 /// Where everything in a bundle came from. A report (`verify --json`) continues the chain with the bundle's own
 /// digest and what ran.
@@ -73,12 +75,18 @@ impl Manifest {
     /// The provenance chain. A checked manifest lists every file of it, and its engines are bound to their graphs
     /// and weights.
     pub fn provenance(&self) -> Provenance {
+        let files: BTreeMap<&str, &String> =
+            self.files.iter().map(|f| (f.path.as_str(), &f.sha256)).collect();
         let link = |path: &str| {
-            let sha256 = self.files.iter().find(|f| f.path == path).map(|f| f.sha256.clone());
-            Link { file: path.to_owned(), sha256: sha256.unwrap_or_default() }
+            let sha256 = files.get(path).copied().cloned().unwrap_or_default();
+            Link { file: path.to_owned(), sha256 }
         };
+        let mut built: BTreeMap<&str, Vec<&EngineEntry>> = BTreeMap::new();
+        for engine in &self.engines {
+            built.entry(engine.graph.as_str()).or_default().push(engine);
+        }
         let engines = |graph: &str| {
-            let of_graph = self.engines.iter().filter(|e| e.graph == graph);
+            let of_graph = built.get(graph).into_iter().flatten();
             of_graph
                 .map(|e| EngineLink {
                     link: link(&e.file),

@@ -48,7 +48,7 @@ pub use inception_score::{
 };
 pub use kid::{Kid, KidProtocol, KidSubsets, kid, kid_subsets};
 pub use manifold::NEIGHBOURS;
-pub use moments::{Moments, MomentsAccumulator};
+pub use moments::{Moments, MomentsAccumulator, working_memory};
 pub use numpy_random::NumpyRandom;
 pub use precision_recall::{PrMode, PrecisionRecall, precision_recall};
 pub use resize::{INCEPTION_SIZE, Resize, Resizer};

@@ -11,6 +11,12 @@ const BLOCK: usize = 256;
 const MAGIC: &[u8; 8] = b"DPXMOM01";
 const WHAT: &str = "moments accumulator";
 
+/// Bytes that mean and covariance of rows of `width` values and a Fréchet distance between two such take at most, beside
+/// the rows: 18 matrices of `width` × `width` numbers in double precision.
+pub fn working_memory(width: usize) -> u64 {
+    (width as u64).saturating_mul(width as u64).saturating_mul(18 * 8)
+}
+
 /// Mean and covariance of activations: what a Fréchet distance needs of a set of images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {

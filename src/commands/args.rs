@@ -3,8 +3,11 @@
 use camino::Utf8PathBuf;
 use clap::{Args, ValueEnum};
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_inputs::limits;
 
+use super::failure::Failure;
 use super::precision::PrecisionArgs;
+use crate::arrays::ArrayFile;
 
 mod component;
 mod device;
@@ -137,6 +140,27 @@ pub(crate) struct EngineArgs {
     pub(crate) batch: u16,
 }
 
+/// How many images a file may bring.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ManyArgs {
+    /// Most images that are taken from a file
+    #[arg(long, value_name = "N", default_value_t = limits::IMAGES, help_heading = "Limits")]
+    max_images: u64,
+}
+
+impl ManyArgs {
+    /// Refuses an array with more rows, before it is read.
+    pub(super) fn check(&self, file: &ArrayFile, array: &str) -> Result<(), Failure> {
+        let images = file.info(array)?.shape.first().copied().unwrap_or(0) as u64;
+        if images <= self.max_images {
+            return Ok(());
+        }
+        let message =
+            format!("{}: `{array}` holds {images} images, {} are allowed", file.path(), self.max_images);
+        Err(Failure::usage(message, Some("if the file is what you mean, raise the limit with --max-images")))
+    }
+}
+
 pub(super) fn engine_names() -> clap::builder::PossibleValuesParser {
     crate::engines::names().collect::<Vec<_>>().into()
 }
@@ -168,6 +192,8 @@ pub(crate) struct ScoreArgs {
     /// Replace an existing file
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) many: ManyArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
@@ -243,6 +269,8 @@ pub(crate) struct DecodeArgs {
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
+    pub(crate) many: ManyArgs,
+    #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
 
@@ -259,6 +287,8 @@ pub(crate) struct EncodeArgs {
     /// Replace an existing file
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) many: ManyArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

@@ -211,6 +211,7 @@ impl Caused for ArrayError {
             | ArrayErrorKind::Shape { .. }
             | ArrayErrorKind::Truncated { .. }
             | ArrayErrorKind::TooLarge(_)
+            | ArrayErrorKind::Memory(_)
             | ArrayErrorKind::Malformed(_)
             | ArrayErrorKind::Content(_)
             | ArrayErrorKind::Write(_) => Cause::Input,
@@ -221,7 +222,9 @@ impl Caused for ArrayError {
 impl Caused for PictureError {
     fn cause(&self) -> Cause {
         match self {
-            Self::Size { .. } | Self::Grid(_) | Self::File { .. } | Self::Encode(_) => Cause::Input,
+            Self::Size { .. } | Self::Memory { .. } | Self::Grid(_) | Self::File { .. } | Self::Encode(_) => {
+                Cause::Input
+            }
         }
     }
 }
@@ -287,6 +290,10 @@ mod tests {
 
     fn io() -> std::io::Error {
         std::io::Error::other("x")
+    }
+
+    fn memory() -> dpar_export_inputs::memory::MemoryError {
+        dpar_export_inputs::memory::check(u64::MAX).unwrap_err()
     }
 
     fn engine(kind: EngineErrorKind) -> EngineError {
@@ -513,6 +520,7 @@ mod tests {
             ArrayErrorKind::Shape { dtype: text(), found: vec![], wanted: vec![] },
             ArrayErrorKind::Truncated { promised: 1, held: 0 },
             ArrayErrorKind::TooLarge(text()),
+            ArrayErrorKind::Memory(memory()),
             ArrayErrorKind::Malformed(text()),
             ArrayErrorKind::Content(text()),
             ArrayErrorKind::Write(text()),
@@ -522,6 +530,7 @@ mod tests {
             [
                 PictureError::Size { what: "a", bytes: 0, height: 0, width: 0 },
                 PictureError::Grid(text()),
+                PictureError::Memory { path: None, source: memory() },
                 PictureError::File { path: "p".into(), message: text() },
                 PictureError::Encode(text()),
             ],

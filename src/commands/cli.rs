@@ -1,6 +1,7 @@
 //! The command line. Parsed here, resolved in the commands.
 
 use clap::{Parser, Subcommand};
+use dpar_export_inputs::memory;
 
 use super::args::{
     DecodeArgs, EncodeArgs, ExportArgs, GenerateArgs, InspectArgs, ScoreArgs, TalkArgs, VerifyArgs,
@@ -29,6 +30,10 @@ pub(crate) struct Cli {
     pub(crate) export: ExportArgs,
     #[command(flatten)]
     pub(crate) talk: TalkArgs,
+    /// Most memory that what is read of one input may take: an array file, a picture, statistics; bytes, KiB, MiB, GiB
+    /// [default: 4GiB, or half of what the machine, container or process has]
+    #[arg(long, value_name = "SIZE", global = true, value_parser = memory::parse, help_heading = "Limits")]
+    pub(crate) max_memory: Option<u64>,
 }
 
 /// The jobs that read a bundle.

@@ -2,12 +2,13 @@
 
 use dpar_engine_api::EngineError;
 use dpar_export_checkpoint::CheckpointError;
+use dpar_export_inputs::memory;
 use dpar_export_onnx::ExportError;
 use dpar_export_spec::Precision;
 use dpar_export_spec::text::{LONGEST_TEXT, cut};
 
 use super::cause::{Cause, Caused};
-use crate::arrays::ArrayError;
+use crate::arrays::{ArrayError, ArrayErrorKind};
 use crate::attest::AttestError;
 use crate::bundle::{BundleError, TargetError};
 use crate::evaluate::EvaluateError;
@@ -188,13 +189,15 @@ impl From<RunError> for Failure {
 
 impl From<ArrayError> for Failure {
     fn from(e: ArrayError) -> Self {
-        Self::new(e, None)
+        let hint = matches!(e.kind, ArrayErrorKind::Memory(_)).then(|| memory::HINT.to_owned());
+        Self::new(e, hint)
     }
 }
 
 impl From<PictureError> for Failure {
     fn from(e: PictureError) -> Self {
-        Self::new(e, None)
+        let hint = matches!(e, PictureError::Memory { .. }).then(|| memory::HINT.to_owned());
+        Self::new(e, hint)
     }
 }
 

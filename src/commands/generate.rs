@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use camino::Utf8Path;
+use dpar_export_inputs::limits;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -132,7 +133,7 @@ fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
         List(Vec<String>),
         Object { classes: Vec<String> },
     }
-    let text = fs_err::read_to_string(path)?;
+    let text = dpar_export_inputs::read_to_string(path, limits::TEXT)?;
     match serde_json::from_str(&text) {
         Ok(Names::List(names) | Names::Object { classes: names }) => Ok(names),
         Err(_) => Err(Failure::usage(

@@ -1,5 +1,8 @@
 //! `metrics`: from activations to numbers.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
 use camino::Utf8PathBuf;
 use clap::{Args, ValueEnum};
 use dpar_export_metrics::{Compute, KidProtocol, PrMode, Variant};
@@ -14,7 +17,7 @@ use crate::evaluate::measure::{Side, measure};
 use crate::evaluate::report::{Metric, Network, Report, Settings};
 
 /// Metrics of activations.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct MetricsArgs {
     /// Samples: `pool_3` [N, 2048], optional `spatial`, `logits`, `extractor` (its name, u8)
     #[arg(long, value_name = "S.npz")]
@@ -106,7 +109,36 @@ pub(crate) fn compute(threads: Option<u16>) -> Result<Compute, Failure> {
     Compute::new(threads).map_err(|e| EvaluateError::metric("threads")(e).into())
 }
 
+/// Everything is read and nothing written but the report: Ctrl-C abandons the work where it is, since a decomposition of
+/// a covariance cannot be asked to stop.
 pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure> {
+    let (done, result) = mpsc::channel();
+    let args = args.clone();
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
+        // Nobody listens any more where the user has stopped.
+        let _ = done.send(report(&args, printer));
+    })?;
+    loop {
+        match result.recv_timeout(ASKED) {
+            Ok(report) => {
+                let (text, value) = report?;
+                printer.result(|| text, &value)?;
+                return Ok(Exit::Pass);
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) if !stopped() => {}
+            Err(mpsc::RecvTimeoutError::Timeout) => return Err(EvaluateError::Interrupted.into()),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(Failure::usage("the computation ended without a result", None));
+            }
+        }
+    }
+}
+
+/// How long Ctrl-C is not noticed.
+const ASKED: Duration = Duration::from_millis(50);
+
+/// The report for people, and with `--json`.
+fn report(args: &MetricsArgs, printer: Printer) -> Result<(String, serde_json::Value), Failure> {
     let compute = compute(args.threads)?;
     let bar = printer.progress("reading", "steps");
     let samples = Activations::read(&args.activations)?;
@@ -118,9 +150,6 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
     check(&samples, &reference, args)?;
     let network = &samples.network;
     let settings = args.protocol.settings(args.seed, variant(&samples, &reference, args)?);
-    if stopped() {
-        return Err(EvaluateError::Interrupted.into());
-    }
     let of = |table: &Option<Table>, what| table.as_ref().map(|t| moments_of(t, what, &compute)).transpose();
     // Samples are measured; a reference file's statistics are used as they are.
     let (s_pool, s_spatial) = (of(&samples.pool, "pool_3")?, of(&samples.spatial, "spatial")?);
@@ -152,7 +181,7 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
         );
     }
     drop(bar);
-    let digest = |path| bundle::digest(path).map(|(_, sha)| sha);
+    let digest = |path: &Utf8PathBuf| bundle::digest(path).map(|(_, sha)| sha);
     let value = json!({
         "samples": { "file": args.activations, "sha256": digest(&args.activations)?, "images": samples.count() },
         "reference": {
@@ -162,8 +191,7 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
         "protocol": { "extractor": network, "settings": settings, "tool_version": env!("CARGO_PKG_VERSION") },
         "metrics": report.metrics, "not_computed": report.not_computed,
     });
-    printer.result(|| text(&report, network, &settings), &value)?;
-    Ok(Exit::Pass)
+    Ok((text(&report, network, &settings), value))
 }
 
 /// The variant whose resize made the features, where a file records it; `--variant` must not contradict it.

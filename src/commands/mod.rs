@@ -3,6 +3,7 @@
 mod args;
 mod attest;
 mod bisect;
+mod bus;
 mod cause;
 mod cli;
 mod component;
@@ -60,6 +61,12 @@ pub fn main() -> ExitCode {
     };
     let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet };
     start_log(&cli.talk);
+    if let Some(bytes) = cli.max_memory {
+        dpar_export_inputs::memory::set_most(bytes);
+    }
+    if let Err(e) = bus::say_lost_pages() {
+        tracing::warn!("a mapped file that shrinks will end the program without a message: {e}");
+    }
     let handler = ctrlc::set_handler(|| {
         // A second Ctrl-C does not wait for the current step.
         if STOP.swap(true, Ordering::Relaxed) {

@@ -1,7 +1,8 @@
 //! `decode` and `encode`: tokens to images and back, and the sample files that `generate` shares.
 
+use std::borrow::Cow;
+
 use camino::Utf8Path;
-use dpar_export_spec::text;
 use serde_json::json;
 
 use super::args::{DecodeArgs, EncodeArgs};
@@ -27,6 +28,9 @@ pub(super) const SAMPLE_FOLDER: Kind = Kind {
     },
 };
 
+/// Images that are prepared at a time: enough to amortise a graph's preparation, few enough to bound memory.
+const AT_ONCE: usize = 256;
+
 /// Decodes tokens `[n, T]` chunk by chunk and writes `{index:06d}.png` and `samples.npz`; returns the pixels of
 /// the first `keep` images, `[keep, H, W, 3]`.
 pub(super) fn write_images(
@@ -43,8 +47,7 @@ pub(super) fn write_images(
     let mut npz = ImageNpzWriter::create(&folder.join(SAMPLES), size, size, n as u64)?;
     let mut kept = Vec::new();
     let mut index = 0;
-    // Large enough to amortise a prepared graph's first call, small enough to bound memory.
-    for chunk in ids.chunks(t * 256) {
+    for chunk in ids.chunks(t * AT_ONCE) {
         let images = runtime.images(chunk, batch, &mut |done, _| bar.advance(index + done, n))?;
         for pixels in to_u8_nhwc(&images, chunk.len() / t, size, size).chunks(size * size * 3) {
             write_png(&folder.join(format!("{index:06}.png")), pixels, size, size)?;
@@ -64,6 +67,7 @@ pub(super) fn write_images(
 
 pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failure> {
     let file = ArrayFile::open(&args.tokens)?;
+    args.many.check(&file, "tokens")?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let t = runtime.bundle().system().tokens();
         let ids = file.i64("tokens", &[None, Some(t)])?;
@@ -71,7 +75,7 @@ pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failur
         if n == 0 {
             return Err(Failure::usage(format!("{} holds no images", args.tokens), None));
         }
-        let ids: Vec<i64> = ids.iter().copied().collect();
+        let ids = ids.into_raw_vec_and_offset().0;
         let staged = StagedFolder::create(&args.output, args.force, &SAMPLE_FOLDER)?;
         let bar = printer.progress("decoding", "images");
         write_images(runtime, &ids, staged.path(), usize::from(args.engine.batch), 0, &bar)?;
@@ -83,38 +87,77 @@ pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failur
     })
 }
 
+/// What is to be encoded, as the file has it.
+enum Images {
+    /// u8 `[N, H, W, 3]`.
+    Pixels(Vec<u8>),
+    /// f32 `[N, 3, H, W]`.
+    Floats(Vec<f32>),
+}
+
+impl Images {
+    fn read(file: &ArrayFile, size: usize, args: &EncodeArgs) -> Result<Self, Failure> {
+        let side = Some(size);
+        if file.contains("arr_0") {
+            args.many.check(file, "arr_0")?;
+            let pixels = file.u8("arr_0", &[None, side, side, Some(3)])?;
+            return Ok(Self::Pixels(pixels.into_raw_vec_and_offset().0));
+        }
+        if !file.contains("images") {
+            let message =
+                format!("{} has neither `arr_0` nor `images` (it has {})", args.images, file.listing());
+            return Err(Failure::usage(message, None));
+        }
+        args.many.check(file, "images")?;
+        let images = file.f32("images", &[None, Some(3), side, side])?.into_raw_vec_and_offset().0;
+        if let Some(bad) = images.iter().find(|v| !(-1.001..=1.001).contains(*v)) {
+            let message = format!("{}: value {bad} is outside [-1, 1]", args.images);
+            return Err(Failure::usage(
+                message,
+                Some("`images` is f32 in [-1, 1]; u8 pixels go into `arr_0`"),
+            ));
+        }
+        Ok(Self::Floats(images))
+    }
+
+    fn count(&self, size: usize) -> usize {
+        let values = match self {
+            Self::Pixels(v) => v.len(),
+            Self::Floats(v) => v.len(),
+        };
+        values / (3 * size * size)
+    }
+
+    /// Images `from..to`, f32 `[n, 3, H, W]`.
+    fn floats(&self, size: usize, from: usize, to: usize) -> Cow<'_, [f32]> {
+        let image = 3 * size * size;
+        match self {
+            Self::Pixels(v) => from_u8_nhwc(&v[from * image..to * image], to - from, size, size).into(),
+            Self::Floats(v) => v[from * image..to * image].into(),
+        }
+    }
+}
+
 pub(super) fn encode(args: &EncodeArgs, printer: Printer) -> Result<Exit, Failure> {
     let file = ArrayFile::open(&args.images)?;
     let output = array_file(&args.output, args.force)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let system = runtime.bundle().system();
         let size = system.image_size;
-        let (n, images) = if file.contains("arr_0") {
-            let pixels = file.u8("arr_0", &[None, Some(size), Some(size), Some(3)])?;
-            let n = pixels.shape()[0];
-            (n, from_u8_nhwc(&pixels.iter().copied().collect::<Vec<_>>(), n, size, size))
-        } else if file.contains("images") {
-            let images = file.f32("images", &[None, Some(3), Some(size), Some(size)])?;
-            (images.shape()[0], images.iter().copied().collect())
-        } else {
-            let names: Vec<&str> = file.arrays().iter().map(|a| a.name.as_str()).collect();
-            let message =
-                format!("{} has neither `arr_0` nor `images` (it has {})", args.images, text::names(names));
-            return Err(Failure::usage(message, None));
-        };
+        let images = Images::read(&file, size, args)?;
+        let n = images.count(size);
         if n == 0 {
             return Err(Failure::usage(format!("{} holds no images", args.images), None));
         }
-        if let Some(bad) = images.iter().position(|v| !(-1.001..=1.001).contains(v)) {
-            let message = format!("{}: value {} is outside [-1, 1]", args.images, images[bad]);
-            return Err(Failure::usage(
-                message,
-                Some("`images` is f32 in [-1, 1]; u8 pixels go into `arr_0`"),
-            ));
-        }
         let bar = printer.progress("encoding", "images");
         let batch = usize::from(args.engine.batch);
-        let codes = runtime.codes(&images, batch, &mut |done, total| bar.advance(done, total))?;
+        let mut codes = Vec::with_capacity(n * system.tokens());
+        // Whole batches, so that each is the one that it would be without pieces.
+        let step = batch * (AT_ONCE / batch).max(1);
+        for from in (0..n).step_by(step) {
+            let images = images.floats(size, from, n.min(from + step));
+            codes.extend(runtime.codes(&images, batch, &mut |done, _| bar.advance(from + done, n))?);
+        }
         drop(bar);
         let shape = [n, system.tokens()];
         write_npz(output.path(), &[("tokens", ArrayRef::i64(&shape, &codes))])?;

@@ -119,7 +119,9 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:<w$}", w = *w)).collect();
+        // By hand: a format width above 65,535 is a panic.
+        let pad = |(c, w): (&str, &usize)| c.to_owned() + &" ".repeat(w.saturating_sub(c.chars().count()));
+        let padded: Vec<String> = cells.zip(&widths).map(pad).collect();
         padded.join("  ").trim_end().to_owned() + "\n"
     };
     let mut text = line(&mut header.iter().copied());

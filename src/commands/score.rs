@@ -6,11 +6,13 @@ use super::args::ScoreArgs;
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use super::{array_file, with_runtime};
-use crate::arrays::{ArrayFile, ArrayRef, write_npz};
+use crate::arrays::{ArrayFile, ArrayRef, Elements, NpzStream};
 use crate::patches::{pad, unpad};
+use crate::runtime::RunError;
 
 pub(super) fn run(args: &ScoreArgs, printer: Printer) -> Result<Exit, Failure> {
     let file = ArrayFile::open(&args.inputs)?;
+    args.many.check(&file, "tokens")?;
     let ids = file.i64("tokens", &[None, None])?;
     let (n, t) = (ids.shape()[0], ids.shape()[1]);
     let labels = file.i64("class_labels", &[Some(n)])?;
@@ -22,24 +24,34 @@ pub(super) fn run(args: &ScoreArgs, printer: Printer) -> Result<Exit, Failure> {
     with_runtime(&args.bundle, &args.engine, |runtime| {
         let vocab = runtime.bundle().system().vocab;
         let bar = printer.progress("scoring", "images");
-        let ids: Vec<i64> = ids.iter().copied().collect();
-        let labels: Vec<i64> = labels.iter().copied().collect();
+        let ids = ids.into_raw_vec_and_offset().0;
+        let labels = labels.into_raw_vec_and_offset().0;
         let batch = usize::from(args.engine.batch);
-        let scores = runtime
-            .score(&ids, &labels, lengths.as_deref(), batch, &mut |done, total| bar.advance(done, total))?;
+        let mut scoring = runtime.scoring(&ids, &labels, lengths.as_deref(), batch)?;
+        let mut stream = NpzStream::f32(output.path(), "logits", &[n, t, vocab])?;
+        let (mut entropy, mut patches) = (Vec::new(), Vec::with_capacity(n));
+        while let Some(scores) = scoring.next_images()? {
+            stream.push(Elements::F32(&scores.logits))?;
+            patches.extend(scores.patch_lengths);
+            entropy.extend(scores.entropy.into_iter().flatten());
+            if !bar.advance(patches.len(), n) {
+                return Err(RunError::Interrupted.into());
+            }
+        }
         drop(bar);
-        let (padded, columns) = pad(scores.patch_lengths.iter().map(Vec::as_slice));
-        let (shape, matrix, rows) = ([n, t, vocab], [n, t], [n, columns]);
-        let mut arrays = vec![("logits", ArrayRef::f32(&shape, &scores.logits))];
-        if runtime.bundle().system().dpar().is_some() {
-            arrays.push(("patch_lengths", ArrayRef::i64(&rows, &padded)));
+        let system = runtime.bundle().system();
+        let (padded, columns) = pad(patches.iter().map(Vec::as_slice));
+        let (matrix, rows) = ([n, t], [n, columns]);
+        let mut more = Vec::new();
+        if system.dpar().is_some() {
+            more.push(("patch_lengths", ArrayRef::i64(&rows, &padded)));
         }
-        if let Some(entropy) = &scores.entropy {
-            arrays.push(("entropy", ArrayRef::f32(&matrix, entropy)));
+        if system.entropy().is_some() {
+            more.push(("entropy", ArrayRef::f32(&matrix, &entropy)));
         }
-        write_npz(output.path(), &arrays)?;
+        stream.finish_with(&more)?;
         output.commit()?;
-        let names: Vec<&str> = arrays.iter().map(|(name, _)| *name).collect();
+        let names: Vec<&str> = std::iter::once("logits").chain(more.iter().map(|(name, _)| *name)).collect();
         let text = || format!("{}: {} of {n} images of {t} tokens", args.output, names.join(", "));
         let info = runtime.info();
         printer

@@ -133,7 +133,7 @@ fn hostile_files_are_refused_with_a_reason() {
     zip(&path, &[("pool_3.npy", &[&b"\x93NUMPY\x02\x00\xff\xff\xff\x7f"[..], &[b' '; 64]].concat())]);
     refused("header of 2147483647 bytes");
     zip(&path, &[("pool_3", &good), ("features.npy", &good)]);
-    refused("neither `pool_3` nor `mu` and `sigma` (it has features)");
+    refused("neither `pool_3` nor `mu` and `sigma` (it has `features`)");
     zip(&path, &[("mu.npy", &npy(&header("'<f8'", "(2,)"), &[0; 16]))]);
     refused("`mu` without `sigma`");
     zip(&path, &[("pool_3.npy", &npy(&header("'<f4'", "(8,)"), &[0; 32]))]);

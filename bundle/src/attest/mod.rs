@@ -343,19 +343,8 @@ fn claims(statement: &Statement) -> Value {
 
 /// Reads a file of at most `most` bytes.
 fn read_bounded(path: &Utf8Path, most: u64) -> Result<Vec<u8>, AttestError> {
-    use std::io::Read;
-    let input = |message: String| AttestError::Input { path: path.to_owned(), message };
-    let meta = fs_err::metadata(path).map_err(|e| input(e.to_string()))?;
-    if !meta.is_file() {
-        return Err(input("it is not a regular file".to_owned()));
-    }
-    let mut bytes = Vec::new();
-    let file = fs_err::File::open(path).map_err(|e| input(e.to_string()))?;
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| input(e.to_string()))?;
-    if bytes.len() as u64 > most {
-        return Err(input(format!("larger than {most} bytes")));
-    }
-    Ok(bytes)
+    dpar_export_inputs::read(path, most)
+        .map_err(|e| AttestError::Input { path: path.to_owned(), message: e.to_string() })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 
 mod cached;
 mod error;
+mod graph;
 mod host_cache;
 pub mod panics;
 pub mod places;
@@ -25,6 +26,7 @@ use serde::Serialize;
 
 pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
 pub use error::{EngineError, EngineErrorKind};
+pub use graph::check_graph;
 pub use host_cache::HostCache;
 pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};

@@ -1,5 +1,7 @@
 //! Check of the ports found in a graph file against those of its spec, the same for every engine.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use dpar_export_spec::{DType, Dim, GraphSpec, Port, text};
 
 use crate::{EngineError, EngineErrorKind};
@@ -53,10 +55,11 @@ pub fn check_ports(
 }
 
 fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), String> {
+    let by_name: BTreeMap<&str, &FilePort> = found.iter().rev().map(|f| (f.name.as_str(), f)).collect();
     for port in promised {
         let dims: Vec<String> = port.dims.iter().map(ToString::to_string).collect();
         let want = format!("{}[{}]", port.dtype, dims.join(", "));
-        let Some(file) = found.iter().find(|f| f.name == port.name) else {
+        let Some(file) = by_name.get(port.name.as_str()) else {
             let names: Vec<&str> = found.iter().map(|f| f.name.as_str()).collect();
             return Err(format!(
                 "the spec has {side} `{}`: {want}, the file has {}",
@@ -78,7 +81,8 @@ fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), S
             return Err(format!("{side} `{}` is {file} in the file, {want} in the spec", port.name));
         }
     }
-    match found.iter().find(|f| promised.iter().all(|p| p.name != f.name)) {
+    let names: BTreeSet<&str> = promised.iter().map(|p| p.name.as_str()).collect();
+    match found.iter().find(|f| !names.contains(f.name.as_str())) {
         Some(extra) => Err(format!("the file has {side} `{}`: {extra}, the spec does not", extra.name)),
         None => Ok(()),
     }

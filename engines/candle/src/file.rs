@@ -1,5 +1,7 @@
 //! Reading an `.onnx` file and finding its ports.
 
+use std::collections::BTreeSet;
+
 use candle_onnx::onnx::tensor_proto::DataType;
 use candle_onnx::onnx::tensor_shape_proto::dimension::Value as DimValue;
 use candle_onnx::onnx::{ModelProto, ValueInfoProto, type_proto};
@@ -18,12 +20,9 @@ pub(crate) fn read(graph: GraphFile<'_>) -> Result<ModelProto, EngineError> {
     let Some(body) = &model.graph else {
         return Err(refusal(graph, "the file holds no graph".to_owned()).hint(EXPORT_AGAIN));
     };
-    let inputs: Vec<FilePort> = body
-        .input
-        .iter()
-        .filter(|i| body.initializer.iter().all(|w| w.name != i.name))
-        .map(file_port)
-        .collect();
+    let weights: BTreeSet<&str> = body.initializer.iter().map(|w| w.name.as_str()).collect();
+    let own = body.input.iter().filter(|i| !weights.contains(i.name.as_str()));
+    let inputs: Vec<FilePort> = own.map(file_port).collect();
     let outputs: Vec<FilePort> = body.output.iter().map(file_port).collect();
     check_ports(crate::NAME, graph.spec, &inputs, &outputs)?;
     Ok(model)

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::utils::{barrier_pool, get_num_threads};
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision, panics, threads,
+    check_graph, no_precision, panics, threads,
 };
 use dpar_export_spec::Precision;
 use rayon::ThreadPool;
@@ -126,6 +126,7 @@ impl Engine for CandleEngine {
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        check_graph(NAME, graph)?;
         // candle-onnx asserts and indexes in places: a graph it cannot take is refused, not a crash.
         match panics::guard(|| self.load(graph)) {
             Ok(session) => Ok(Box::new(session?)),

@@ -28,7 +28,7 @@ pub use providers::{providers, searched};
 
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision,
+    check_graph, no_precision,
 };
 use dpar_export_spec::Precision;
 
@@ -120,6 +120,7 @@ impl Engine for OrtEngine {
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
         let runtime = runtime::start(self.options.library.as_deref())?;
+        check_graph(NAME, graph)?;
         Ok(Box::new(session::OrtSession::load(&runtime, graph, &self.options)?))
     }
 }

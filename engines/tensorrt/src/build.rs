@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_engine_api::{EngineError, GraphFile, check_ports};
+use dpar_engine_api::{EngineError, GraphFile, check_graph, check_ports};
 use dpar_export_spec::WeightMode;
 use serde::{Deserialize, Serialize};
 use trtx::builder::MemoryPoolType;
@@ -288,6 +288,7 @@ fn build_here(graph: GraphFile<'_>, settings: &BuildSettings, monitor: Monitor) 
     let mut builder = trtx::Builder::new(logger).map_err(|e| failed("builder", &e, &collector.take()))?;
     let mut config = builder.create_config().map_err(|e| failed("settings", &e, &collector.take()))?;
     let network = builder.create_network(0).map_err(|e| failed("network", &e, &collector.take()))?;
+    check_graph(NAME, graph).map_err(BuildError::Ports)?;
     let mut parser = OnnxParser::new(network, logger).map_err(|e| failed("parser", &e, &collector.take()))?;
     parser.parse_from_file(graph.path.as_str(), trtx::Severity::Warning as i32).map_err(|_| {
         BuildError::Parse {

@@ -1,5 +1,7 @@
 //! Reading an `.onnx` file and finding its ports.
 
+use std::collections::BTreeSet;
+
 use dpar_engine_api::{EngineError, FilePort, GraphFile, check_ports, no_precision};
 use dpar_export_spec::{DType, Port, Precision};
 use tract_onnx::pb::tensor_proto::DataType;
@@ -21,12 +23,9 @@ pub(crate) fn read(graph: GraphFile<'_>) -> Result<ModelProto, EngineError> {
     let Some(body) = &proto.graph else {
         return Err(refusal(graph, "the file holds no graph".to_owned()).hint("export the graph again"));
     };
-    let inputs: Vec<FilePort> = body
-        .input
-        .iter()
-        .filter(|i| body.initializer.iter().all(|w| w.name != i.name))
-        .map(file_port)
-        .collect();
+    let weights: BTreeSet<&str> = body.initializer.iter().map(|w| w.name.as_str()).collect();
+    let own = body.input.iter().filter(|i| !weights.contains(i.name.as_str()));
+    let inputs: Vec<FilePort> = own.map(file_port).collect();
     let outputs: Vec<FilePort> = body.output.iter().map(file_port).collect();
     check_ports(crate::NAME, graph.spec, &inputs, &outputs)?;
     if body.initializer.iter().any(|w| w.data_type == DataType::Bfloat16 as i32) {

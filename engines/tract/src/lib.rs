@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    no_precision, panics,
+    check_graph, no_precision, panics,
 };
 use dpar_export_spec::Precision;
 use tract_linalg::isa;
@@ -125,6 +125,7 @@ impl Engine for TractEngine {
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        check_graph(NAME, graph)?;
         // tract's readers and rewrites assert in places: a graph it cannot take is refused, not a crash.
         match panics::guard(|| self.load(graph)) {
             Ok(session) => Ok(Box::new(session?)),

@@ -221,18 +221,16 @@ pub(crate) struct Grid {
 
 /// Reads a small text file.
 pub(crate) fn read_text(path: &Utf8Path, what: &str) -> Result<String, CheckpointError> {
-    let bytes = fs_err::metadata(path)
-        .and_then(|m| if m.len() > MAX_TEXT { Ok(None) } else { fs_err::read(path).map(Some) });
-    match bytes {
+    match dpar_export_inputs::read(path, MAX_TEXT) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             Err(CheckpointError::in_file(ErrorKind::NotFound { what: what.to_owned() }, path))
         }
-        Err(e) => Err(CheckpointError::io(path, e)),
-        Ok(None) => {
+        Err(e) if e.kind() == std::io::ErrorKind::FileTooLarge => {
             let problem = format!("{what} is larger than {MAX_TEXT} bytes");
             Err(CheckpointError::in_file(ErrorKind::Config { key: None, problem }, path))
         }
-        Ok(Some(bytes)) => String::from_utf8(bytes).map_err(|_| {
+        Err(e) => Err(CheckpointError::io(path, e)),
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| {
             let problem = format!("{what} is not UTF-8 text");
             CheckpointError::in_file(ErrorKind::Config { key: None, problem }, path)
         }),

@@ -1,13 +1,13 @@
 //! Graphs derived from written ones: the same computation with its intermediate values as outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dpar_export_spec::{DType, Dim, GraphSpec, Port};
 use prost::Message;
 
 use crate::proto::{
-    BFLOAT16, DimensionProto, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto, elem_type,
+    BFLOAT16, DimensionProto, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, TensorProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, elem_type,
 };
 
 /// Why a graph cannot be read or derived from.
@@ -72,6 +72,7 @@ pub fn expose(bytes: &[u8], spec: &GraphSpec) -> Result<Exposed, DeriveError> {
     let mut values = Vec::new();
     if let Some(graph) = &mut model.graph {
         let known = infer(graph, &spec);
+        let mut outputs: BTreeSet<String> = spec.outputs.iter().map(|p| p.name.clone()).collect();
         for node in &graph.node {
             for value in &node.output {
                 let Some((dtype, rank)) = known.get(value).copied().and_then(float) else { continue };
@@ -81,7 +82,7 @@ pub fn expose(bytes: &[u8], spec: &GraphSpec) -> Result<Exposed, DeriveError> {
                     op: node.op_type.clone().unwrap_or_default(),
                     inputs: node.input.clone(),
                 });
-                if spec.outputs.iter().any(|p| p.name == *value) {
+                if !outputs.insert(value.clone()) {
                     continue;
                 }
                 graph.output.push(info(value, dtype, rank));
@@ -92,6 +93,9 @@ pub fn expose(bytes: &[u8], spec: &GraphSpec) -> Result<Exposed, DeriveError> {
     }
     Ok(Exposed { bytes: model.encode_to_vec(), spec, values })
 }
+
+/// Axes of a value; engines have fewer.
+const MOST_AXES: usize = 64;
 
 /// `TensorProto.DataType` and rank of a value.
 type Kind = (i32, usize);
@@ -127,13 +131,15 @@ fn infer(graph: &GraphProto, spec: &GraphSpec) -> BTreeMap<String, Kind> {
         known.insert(port.name.clone(), (elem_type(port.dtype), port.dims.len()));
     }
     // Elements of a constant vector: a target shape, a list of axes.
-    let length = |name: &String| {
-        let found = graph.initializer.iter().find(|t| t.name.as_ref() == Some(name))?;
-        usize::try_from(*found.dims.first()?).ok()
-    };
+    let first = |t: &TensorProto| usize::try_from(*t.dims.first()?).ok();
+    let lengths: BTreeMap<&String, usize> =
+        graph.initializer.iter().filter_map(|t| Some((t.name.as_ref()?, first(t)?))).collect();
+    let length = |name: &String| lengths.get(name).copied();
     for node in &graph.node {
         let of = |i: usize| node.input.get(i).and_then(|name| known.get(name)).copied();
         let made = output(node, &of, &|i| node.input.get(i).and_then(length));
+        // A rank that no tensor has is not one to write down.
+        let made = made.filter(|(_, rank)| *rank <= MOST_AXES);
         for value in &node.output {
             if let Some(kind) = made {
                 known.insert(value.clone(), kind);
@@ -154,7 +160,10 @@ fn output(
     length: &dyn Fn(usize) -> Option<usize>,
 ) -> Option<Kind> {
     let (elem, rank) = of(0)?;
-    let kept = |axes: usize| if attribute(node, "keepdims") == Some(0) { rank - axes } else { rank };
+    let kept = |axes: usize| match attribute(node, "keepdims") {
+        Some(0) => rank.checked_sub(axes),
+        _ => Some(rank),
+    };
     Some(match node.op_type.as_deref()? {
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "MatMul" | "Max" | "Min" => (elem, rank.max(of(1)?.1)),
         "AveragePool" | "Concat" | "Conv" | "Exp" | "Identity" | "Log" | "MaxPool" | "Neg" | "Relu"
@@ -163,14 +172,14 @@ fn output(
         }
         "Cast" => (i32::try_from(attribute(node, "to")?).ok()?, rank),
         "Reshape" => (elem, length(1)?),
-        "Unsqueeze" => (elem, rank + length(1)?),
-        "Gather" => (elem, rank - 1 + of(1)?.1),
-        "ArgMax" | "ArgMin" => (INT64, kept(1)),
+        "Unsqueeze" => (elem, rank.checked_add(length(1)?)?),
+        "Gather" => (elem, rank.checked_sub(1)? + of(1)?.1),
+        "ArgMax" | "ArgMin" => (INT64, kept(1)?),
         "ReduceMax" | "ReduceMean" => {
             let axes = node.attribute.iter().find(|a| a.name.as_deref() == Some("axes"));
-            (elem, kept(axes.map(|a| a.ints.len())?))
+            (elem, kept(axes.map(|a| a.ints.len())?)?)
         }
-        "ReduceSum" => (elem, kept(length(1)?)),
+        "ReduceSum" => (elem, kept(length(1)?)?),
         _ => return None,
     })
 }
@@ -178,7 +187,7 @@ fn output(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{AttributeProto, AttributeType, TensorProto};
+    use crate::proto::{AttributeProto, AttributeType};
 
     fn node(op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
         NodeProto {
@@ -243,6 +252,37 @@ mod tests {
         let again = read_model(&exposed.bytes).unwrap();
         assert_eq!(again.graph.unwrap().output.len(), 1);
         assert_eq!((exposed.values[0].node.as_str(), exposed.values[0].op.as_str()), ("n/r", "Reshape"));
+    }
+
+    #[test]
+    fn ranks_that_cannot_be_are_left_out() {
+        let keep = AttributeProto { name: Some("keepdims".into()), i: Some(0), ..AttributeProto::default() };
+        let axes =
+            AttributeProto { name: Some("axes".into()), ints: vec![0; 9], ..AttributeProto::default() };
+        let mut hostile = model();
+        let graph = hostile.graph.as_mut().unwrap();
+        let long = |name: &str, n| TensorProto {
+            name: Some(name.into()),
+            dims: vec![n],
+            data_type: Some(INT64),
+            ..TensorProto::default()
+        };
+        let scalar =
+            TensorProto { name: Some("scalar".into()), data_type: Some(FLOAT), ..TensorProto::default() };
+        graph.initializer.extend([long("all", i64::MAX), long("more", 65), scalar]);
+        graph.node = vec![
+            node("Gather", &["scalar", "scalar"], "a", vec![]),
+            node("ReduceMax", &["x"], "b", vec![axes, keep.clone()]),
+            node("ArgMax", &["scalar"], "c", vec![keep.clone()]),
+            node("ReduceSum", &["x", "all"], "d", vec![keep]),
+            node("Unsqueeze", &["x", "all"], "e", vec![]),
+            node("Reshape", &["x", "all"], "f", vec![]),
+            node("Reshape", &["x", "more"], "g", vec![]),
+            node("Exp", &["x"], "h", vec![]),
+        ];
+        let exposed = expose(&write_model(&hostile), &spec()).unwrap();
+        let names: Vec<&str> = exposed.values.iter().map(|v| v.value.as_str()).collect();
+        assert_eq!(names, ["h"]);
     }
 
     #[test]

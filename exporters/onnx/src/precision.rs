@@ -1,5 +1,7 @@
 //! What precision a graph file has: the types of its weights and ports against the word in a manifest.
 
+use std::collections::BTreeMap;
+
 use dpar_export_spec::{DType, GraphSpec, Port, Precision};
 use prost::Message;
 
@@ -50,13 +52,15 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> 
     }
     let sides = [("input", &spec.inputs, &graph.input), ("output", &spec.outputs, &graph.output)];
     for (side, ports, infos) in sides {
+        let found: BTreeMap<&str, &ValueInfoProto> =
+            infos.iter().rev().filter_map(|i| Some((i.name.as_deref()?, i))).collect();
         for Port { name, dtype, .. } in ports {
             let float = if is_cache(name) { precision.dtype() } else { DType::F32 };
             let wanted = elem_type(if dtype.is_float() { float } else { *dtype });
             if elem_type(*dtype) != wanted {
                 return wrong(&format!("in the manifest, {side}"), name, elem_type(*dtype), wanted);
             }
-            let found = infos.iter().find(|i| i.name.as_deref() == Some(name)).and_then(data_type);
+            let found = found.get(name.as_str()).and_then(|i| data_type(i));
             if let Some(found) = found.filter(|f| *f != wanted) {
                 return wrong(side, name, found, wanted);
             }

@@ -93,36 +93,9 @@ impl Check {
 
     /// Compares floats of shape `shape` element by element.
     pub(crate) fn tensor(name: &str, shape: &[usize], reference: &[f32], found: &[f32], limit: f32) -> Self {
-        let mut worst = (0.0_f64, 0);
-        let mut bad_value = None;
-        for (i, (r, f)) in reference.iter().zip(found).enumerate() {
-            let d = f64::from((r - f).abs());
-            if !d.is_finite() && bad_value.is_none() && !(r.is_nan() && f.is_nan()) {
-                bad_value = Some(i);
-            }
-            if d > worst.0 {
-                worst = (d, i);
-            }
-        }
-        let same = reference.len() == found.len();
-        let at = bad_value.unwrap_or(worst.1);
-        let place = unravel(at, shape);
-        let detail = if same {
-            let values = reference.get(at).zip(found.get(at));
-            let values = values.map(|(r, f)| format!(": reference {r}, found {f}")).unwrap_or_default();
-            format!("{} values; largest difference at {place:?}{values}", found.len())
-        } else {
-            format!("{} values, the reference has {}", found.len(), reference.len())
-        };
-        let pass = same && bad_value.is_none() && worst.0 <= f64::from(limit);
-        Self {
-            name: name.to_owned(),
-            status: if pass { Status::Pass } else { Status::Fail },
-            max_abs: Some(if bad_value.is_some() { f64::INFINITY } else { worst.0 }),
-            limit: Some(f64::from(limit)),
-            detail,
-            flips: Vec::new(),
-        }
+        let mut all = Differences::default();
+        all.add(reference, found);
+        all.check(name, shape, limit)
     }
 
     /// The reference holds what this bundle cannot compute: no pass.
@@ -209,6 +182,60 @@ impl Check {
     }
 }
 
+/// Differences of two tensors that come in pieces.
+#[derive(Debug, Default)]
+pub(crate) struct Differences {
+    /// Elements of the reference and of what was found.
+    counts: [usize; 2],
+    worst: f64,
+    /// Place and values of the worst, the first of all where none differs.
+    at: Option<(usize, f32, f32)>,
+    /// The first difference that is no number.
+    bad: Option<(usize, f32, f32)>,
+}
+
+impl Differences {
+    /// Adds the next elements of both.
+    pub(crate) fn add(&mut self, reference: &[f32], found: &[f32]) {
+        for (i, (r, f)) in reference.iter().zip(found).enumerate() {
+            let place = (self.counts[0] + i, *r, *f);
+            let d = f64::from((r - f).abs());
+            if !d.is_finite() && self.bad.is_none() && !(r.is_nan() && f.is_nan()) {
+                self.bad = Some(place);
+            }
+            if d > self.worst || self.at.is_none() {
+                self.at = Some(place);
+                self.worst = self.worst.max(d);
+            }
+        }
+        self.counts[0] += reference.len();
+        self.counts[1] += found.len();
+    }
+
+    /// The check of tensors of shape `shape`.
+    pub(crate) fn check(&self, name: &str, shape: &[usize], limit: f32) -> Check {
+        let [reference, found] = self.counts;
+        let detail = if reference == found {
+            let (at, values) = match self.bad.or(self.at) {
+                Some((at, r, f)) => (at, format!(": reference {r}, found {f}")),
+                None => (0, String::new()),
+            };
+            format!("{found} values; largest difference at {:?}{values}", unravel(at, shape))
+        } else {
+            format!("{found} values, the reference has {reference}")
+        };
+        let pass = reference == found && self.bad.is_none() && self.worst <= f64::from(limit);
+        Check {
+            name: name.to_owned(),
+            status: if pass { Status::Pass } else { Status::Fail },
+            max_abs: Some(if self.bad.is_some() { f64::INFINITY } else { self.worst }),
+            limit: Some(f64::from(limit)),
+            detail,
+            flips: Vec::new(),
+        }
+    }
+}
+
 /// The checks of one job; a graph that fails, or whose outputs cannot be (NaN), is what it found and no reason to stop: a
 /// failed check with the engine's words, so that every report is written.
 pub(crate) fn or_failed(name: &str, result: Result<Vec<Check>, RunError>) -> Result<Vec<Check>, RunError> {
@@ -280,6 +307,24 @@ mod tests {
         assert_eq!(c.status, Status::Fail);
         let c = Check::tensor("x", &[1], &[1.0], &[1.05], 0.1);
         assert_eq!(c.status, Status::Pass);
+    }
+
+    #[test]
+    fn pieces_of_a_tensor_are_compared_as_the_whole() {
+        let found: Vec<f32> = (0..24).map(|i| (i * 7 % 5) as f32 * 1e-3).collect();
+        for nan in [None, Some(3), Some(17)] {
+            let mut reference = vec![1e-3; 24];
+            if let Some(at) = nan {
+                reference[at] = f32::NAN;
+            }
+            let whole = Check::tensor("x", &[6, 4], &reference, &found, 2e-3);
+            for rows in [1, 2, 4] {
+                let mut pieces = Differences::default();
+                reference.chunks(rows * 4).zip(found.chunks(rows * 4)).for_each(|(r, f)| pieces.add(r, f));
+                assert_eq!(pieces.check("x", &[6, 4], 2e-3), whole, "{rows} rows at a time");
+            }
+            assert_eq!(whole.status == Status::Fail, nan.is_some() || whole.max_abs > Some(2e-3_f32.into()));
+        }
     }
 
     #[test]

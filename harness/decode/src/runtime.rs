@@ -81,6 +81,51 @@ pub struct Scores {
     pub patch_lengths: Vec<Vec<usize>>,
 }
 
+/// Teacher-forced outputs of a few images at a time, in their order: see [`Runtime::scoring`].
+pub struct Scoring<'a> {
+    teacher: TeacherForced,
+    bundle: &'a Bundle,
+    ids: &'a [i64],
+    labels: &'a [i64],
+    patch_lengths: Option<&'a [Vec<usize>]>,
+    tokens: usize,
+    batch: usize,
+    done: usize,
+}
+
+impl Scoring<'_> {
+    /// Images that one call of [`next_images`](Self::next_images) scores; the last may have fewer.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Scores the next images; `None` behind the last, and then all of them were computed from the files that were hashed.
+    ///
+    /// # Errors
+    /// When the engine fails, or gives what cannot be; when a file was changed meanwhile.
+    pub fn next_images(&mut self) -> Result<Option<Scores>, RunError> {
+        let (from, to) = (self.done, self.labels.len().min(self.done + self.batch));
+        if from == to {
+            self.bundle.unchanged()?;
+            return Ok(None);
+        }
+        let (tokens, labels) = (self.tokens, &self.labels[from..to]);
+        let ids = &self.ids[from * tokens..to * tokens];
+        let entropy = self.teacher.entropy(ids, tokens)?;
+        check_finite("entropy_step", "entropy", entropy.as_deref().unwrap_or_default())?;
+        let patch_lengths = match self.patch_lengths {
+            Some(given) => given[from..to].to_vec(),
+            None => {
+                let rule = self.bundle.patch_rule();
+                TeacherForced::patch_lengths(rule, entropy.as_deref(), labels.len(), tokens)
+            }
+        };
+        let logits = self.teacher.logits(ids, tokens, labels, &patch_lengths)?;
+        self.done = to;
+        Ok(Some(Scores { logits, entropy, patch_lengths }))
+    }
+}
+
 /// A bundle on an engine that was found to work here. What its jobs return was computed from the files that were hashed
 /// when the bundle was opened, or they end with [`BundleError::Changed`]; whoever calls sessions or a model asks
 /// [`Bundle::unchanged`] afterwards.
@@ -195,10 +240,30 @@ impl<'a> Runtime<'a> {
         Ok(streams)
     }
 
-    /// Scores `ids` `[N, T]` with class labels `[N]`; `patch_lengths` are derived where not given.
+    /// Prepares to score `ids` `[N, T]` with class labels `[N]`, `batch` images at a time; `patch_lengths` are derived
+    /// where not given. No more than the images at hand are in memory.
     ///
     /// # Errors
     /// When an input does not fit the bundle; see [`RunError`].
+    pub fn scoring<'b>(
+        &'b self,
+        ids: &'b [i64],
+        labels: &'b [i64],
+        patch_lengths: Option<&'b [Vec<usize>]>,
+        batch: usize,
+    ) -> Result<Scoring<'b>, RunError> {
+        let system = self.bundle.system();
+        let tokens = ids.len().checked_div(labels.len()).unwrap_or(0);
+        self.check_score_inputs(ids, labels, tokens, patch_lengths)?;
+        let teacher = TeacherForced::prepare(system, &mut |name| self.prepare_cached(name))?;
+        let batch = batch.max(1);
+        Ok(Scoring { teacher, bundle: self.bundle, ids, labels, patch_lengths, tokens, batch, done: 0 })
+    }
+
+    /// As [`scoring`](Self::scoring), with the outputs of all images at once: 4·N·T·V bytes of logits.
+    ///
+    /// # Errors
+    /// As [`scoring`](Self::scoring); when a call fails.
     pub fn score(
         &self,
         ids: &[i64],
@@ -207,39 +272,19 @@ impl<'a> Runtime<'a> {
         batch: usize,
         progress: Progress<'_>,
     ) -> Result<Scores, RunError> {
-        let system = self.bundle.system();
-        let n = labels.len();
-        let tokens = ids.len().checked_div(n).unwrap_or(0);
-        self.check_score_inputs(ids, labels, tokens, patch_lengths)?;
-        let mut teacher = TeacherForced::prepare(system, &mut |name| self.prepare_cached(name))?;
-        let mut scores = Scores {
-            logits: Vec::with_capacity(ids.len() * system.vocab),
-            entropy: None,
-            patch_lengths: vec![],
-        };
-        for (i, (ids, labels)) in
-            ids.chunks(batch.max(1) * tokens.max(1)).zip(labels.chunks(batch.max(1))).enumerate()
-        {
-            let entropy = teacher.entropy(ids, tokens)?;
-            check_finite("entropy_step", "entropy", entropy.as_deref().unwrap_or_default())?;
-            let first = i * batch.max(1);
-            let lengths = match patch_lengths {
-                Some(given) => given[first..first + labels.len()].to_vec(),
-                None => {
-                    TeacherForced::patch_lengths(&system.patch_rule, entropy.as_deref(), labels.len(), tokens)
-                }
-            };
-            scores.logits.extend(teacher.logits(ids, tokens, labels, &lengths)?);
-            scores.patch_lengths.extend(lengths);
-            if let Some(entropy) = entropy {
-                scores.entropy.get_or_insert_with(Vec::new).extend(entropy);
+        let mut scoring = self.scoring(ids, labels, patch_lengths, batch)?;
+        let mut all = Scores { logits: Vec::new(), entropy: None, patch_lengths: Vec::new() };
+        while let Some(scores) = scoring.next_images()? {
+            all.logits.extend(scores.logits);
+            all.patch_lengths.extend(scores.patch_lengths);
+            if let Some(entropy) = scores.entropy {
+                all.entropy.get_or_insert_with(Vec::new).extend(entropy);
             }
-            if !progress(first + labels.len(), n) {
+            if !progress(scoring.done, labels.len()) {
                 return Err(RunError::Interrupted);
             }
         }
-        self.bundle.unchanged()?;
-        Ok(scores)
+        Ok(all)
     }
 
     fn check_score_inputs(

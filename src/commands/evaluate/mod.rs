@@ -7,6 +7,7 @@ mod source;
 use std::cell::Cell;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_inputs::limits;
 use dpar_export_metrics::{Compute, Moments, Rows, Variant};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -524,7 +525,7 @@ fn samples_of(path: &Utf8Path) -> Utf8PathBuf {
 }
 
 fn read_metrics(path: &Utf8Path) -> Result<MetricsFile, Failure> {
-    let text = fs_err::read_to_string(path)?;
+    let text = dpar_export_inputs::read_to_string(path, limits::TEXT)?;
     serde_json::from_str(&text)
         .map_err(|e| Failure::usage(format!("{path} is no metrics.json of this version: {e}"), None))
 }

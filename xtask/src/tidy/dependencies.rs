@@ -38,7 +38,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("candle-onnx", &["dpar-engine-candle"]),
     ("trtx", &["dpar-engine-tensorrt"]),
     ("libloading", &["dpar-engine-ort", "dpar-engine-candle", "dpar-engine-tensorrt"]),
-    ("prost", &["dpar-export-onnx"]),
+    // The contract reads of a graph what it says of sizes.
+    ("prost", &["dpar-export-onnx", "dpar-engine-api"]),
 ];
 
 /// What `dpar-export-spec` must not use: it does no I/O.

@@ -16,18 +16,17 @@ pub(super) enum Bytes {
 impl Bytes {
     /// Maps a file read-only. An empty file becomes an empty vector.
     pub(super) fn map(path: &Utf8Path) -> Result<Self, CheckpointError> {
-        let io = |e: std::io::Error| {
-            if e.kind() == std::io::ErrorKind::NotFound {
+        let io = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => {
                 CheckpointError::in_file(ErrorKind::NotFound { what: "the weight file".to_owned() }, path)
-            } else {
-                CheckpointError::io(path, e)
             }
+            std::io::ErrorKind::InvalidInput => {
+                CheckpointError::in_file(ErrorKind::Layout("is not a file".to_owned()), path)
+            }
+            _ => CheckpointError::io(path, e),
         };
-        let file = std::fs::File::open(path).map_err(io)?;
+        let file = dpar_export_inputs::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(CheckpointError::in_file(ErrorKind::Layout("is not a file".to_owned()), path));
-        }
         if metadata.len() == 0 {
             return Ok(Self::Owned(Vec::new()));
         }
@@ -37,7 +36,7 @@ impl Bytes {
         // every bit pattern is valid. What remains is that another process truncates or rewrites the file meanwhile;
         // `TensorFile::open` documents that this must not happen, as every mapping reader does.
         #[allow(unsafe_code)]
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        let map = unsafe { memmap2::Mmap::map(file.file()) }.map_err(io)?;
         Ok(Self::Mapped(map))
     }
 }

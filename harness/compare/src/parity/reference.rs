@@ -66,7 +66,7 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
         replay: Replay {
             patch_lengths,
             entropy,
-            conditional: logits.iter().copied().collect(),
+            conditional: logits.into_raw_vec_and_offset().0,
             guided: None,
         },
         has_patches,

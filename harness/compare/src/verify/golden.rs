@@ -12,7 +12,7 @@ use dpar_export_spec::Precision;
 use ndarray::ArrayD;
 
 use super::reference::{self, GOLDEN_JSON, Settings};
-use crate::check::{Check, Decision, Flip, Status, boundary_flip, mean, or_failed, starts};
+use crate::check::{Check, Decision, Differences, Flip, Status, boundary_flip, mean, or_failed, starts};
 use crate::replay::{Follow, Forced, follow};
 use crate::tolerance::Limits;
 
@@ -128,7 +128,8 @@ impl<'a> Golden<'a> {
         let ids = self.file.i64("tokens", &[None, Some(t)])?;
         let n = ids.shape()[0];
         let labels = self.file.i64("class_labels", &[Some(n)])?;
-        let reference = self.file.f32("logits", &[Some(n), Some(t), Some(system.vocab)])?;
+        let shape = [n, t, system.vocab];
+        self.file.fitting("logits", &shape.map(Some))?;
         let lengths = if self.has("patch_lengths") {
             let array = self.file.i64("patch_lengths", &[Some(n), None])?;
             Some(unpad(&array, t, self.file.path(), "patch_lengths")?)
@@ -143,11 +144,22 @@ impl<'a> Golden<'a> {
             let rest = names.iter().map(|n| Check::not_run(n, why.as_str()));
             return Ok(std::iter::once(rule).chain(rest).collect());
         }
-        // The reference's own patches, so that a flipped boundary does not hide the logits' difference.
-        let scores =
-            self.runtime.score(&flat(&ids), &flat(&labels), lengths.as_deref(), self.batch, progress)?;
+        // The reference's own patches, so that a flipped boundary does not hide the logits' difference. Those of the
+        // whole reference are too many for memory.
+        let (ids, labels) = (ids.into_raw_vec_and_offset().0, labels.into_raw_vec_and_offset().0);
+        let mut scoring = self.runtime.scoring(&ids, &labels, lengths.as_deref(), self.batch)?;
+        let (mut logits, mut entropy, mut done) = (Differences::default(), None, 0);
+        self.file.f32_rows("logits", &shape.map(Some), scoring.batch(), &mut |reference| {
+            let Some(scores) = scoring.next_images()? else { return Ok(()) };
+            logits.add(reference, &scores.logits);
+            done += scores.patch_lengths.len();
+            if let Some(more) = scores.entropy {
+                entropy.get_or_insert_with(Vec::new).extend(more);
+            }
+            if progress(done, n) { Ok(()) } else { Err(RunError::Interrupted) }
+        })?;
         let mut checks = vec![rule];
-        match (&scores.entropy, self.has("entropy")) {
+        match (&entropy, self.has("entropy")) {
             (Some(found), true) => {
                 let reference = self.file.f32("entropy", &[Some(n), Some(t)])?;
                 checks.push(Check::tensor("entropy", &[n, t], &flat(&reference), found, self.limits.entropy));
@@ -156,11 +168,10 @@ impl<'a> Golden<'a> {
             (_, false) => checks.push(Check::not_run("entropy", "not in the reference")),
         }
         match &lengths {
-            Some(reference) => checks.extend(self.patch_checks(reference, scores.entropy.as_deref())),
+            Some(reference) => checks.extend(self.patch_checks(reference, entropy.as_deref())),
             None => checks.push(Check::not_run("patch lengths", "not in the reference")),
         }
-        let shape = [n, t, system.vocab];
-        checks.push(Check::tensor("logits", &shape, &flat(&reference), &scores.logits, self.limits.logits));
+        checks.push(logits.check("logits", &shape, self.limits.logits));
         Ok(checks)
     }
 

@@ -6,16 +6,13 @@ use dpar_export_bundle::{ToolEntry, digest};
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
-use dpar_export_files::arrays::{ArrayRef, write_atomic, write_safetensors};
+use dpar_export_files::arrays::{ArrayRef, Elements, Spool, Spooled, write_atomic, write_safetensors};
 use dpar_export_files::patches::pad;
 use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
 use dpar_export_spec::{PatchRule, Precision};
 use serde::Serialize;
 
 use super::reference::{ARRAYS, GOLDEN_JSON, RecordedFile};
-
-/// More logits than this in one reference are refused: they are held in memory, there and when it is read.
-const MOST_LOGIT_BYTES: u64 = 4 << 30;
 
 /// What to record.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,7 +67,7 @@ pub struct Provenance {
 /// with the null class), their teacher-forced outputs, and greedy images of the same classes.
 ///
 /// # Errors
-/// When the reference would be too large, the engine fails, or writing fails.
+/// When the engine fails, or writing fails.
 pub fn record(
     runtime: &Runtime<'_>,
     recording: &Recording,
@@ -79,17 +76,8 @@ pub fn record(
 ) -> Result<Golden, RunError> {
     let bundle = runtime.bundle();
     let system = bundle.system();
+    let io = |e: std::io::Error| RunError::Input(format!("{folder}: {e}"));
     let (t, vocab) = (system.tokens(), system.vocab);
-    let bytes = recording.num.saturating_mul((t * vocab * 4) as u64);
-    if bytes > MOST_LOGIT_BYTES {
-        let message = format!(
-            "the logits of {} images would take {:.1} GiB; {} GiB are allowed: record fewer images",
-            recording.num,
-            bytes as f64 / (1_u64 << 30) as f64,
-            MOST_LOGIT_BYTES >> 30
-        );
-        return Err(RunError::Input(message));
-    }
     let requests = requests(recording, system.num_classes);
     let labels: Vec<i64> = requests.iter().map(|r| r.class).collect();
     let decode = |greedy: bool, progress: Progress<'_>| {
@@ -102,7 +90,7 @@ pub fn record(
         runtime.decode(&requests, &options, recording.batch, progress)
     };
     let ids = flat_tokens(&decode(false, progress)?);
-    let scores = runtime.score(&ids, &labels, None, recording.batch, progress)?;
+    let scores = score(runtime, &ids, &labels, recording.batch, folder, progress)?;
     let greedy = decode(true, progress)?;
     let greedy_ids = flat_tokens(&greedy);
 
@@ -114,7 +102,7 @@ pub fn record(
     let mut arrays = vec![
         ("tokens", ArrayRef::i64(&matrix, &ids)),
         ("class_labels", ArrayRef::i64(&vector, &labels)),
-        ("logits", ArrayRef::f32(&cube, &scores.logits)),
+        ("logits", ArrayRef::f32(&cube, scores.logits.f32().map_err(io)?)),
         ("greedy_class_labels", ArrayRef::i64(&vector, &labels)),
         ("greedy_tokens", ArrayRef::i64(&matrix, &greedy_ids)),
     ];
@@ -127,17 +115,14 @@ pub fn record(
     }
     let size = system.image_size;
     let (nchw, nhwc) = ([n, 3, size, size], [n, size, size, 3]);
-    let (images, pixels, inputs, codes);
+    let pictures;
     if bundle.has_graph("vq_decode") {
-        images = runtime.images(&greedy_ids, recording.batch, progress)?;
-        pixels = to_u8_nhwc(&images, n, size, size);
-        arrays.push(("greedy_image", ArrayRef::f32(&nchw, &images)));
-        arrays.push(("greedy_image_u8", ArrayRef::u8(&nhwc, &pixels)));
+        pictures = draw(runtime, &greedy_ids, recording.batch, folder, progress)?;
+        arrays.push(("greedy_image", ArrayRef::f32(&nchw, pictures.images.f32().map_err(io)?)));
+        arrays.push(("greedy_image_u8", ArrayRef::u8(&nhwc, pictures.pixels.bytes())));
         if bundle.has_graph("vq_encode") {
-            inputs = from_u8_nhwc(&pixels, n, size, size);
-            codes = runtime.codes(&inputs, recording.batch, progress)?;
-            arrays.push(("encode_image", ArrayRef::f32(&nchw, &inputs)));
-            arrays.push(("encode_codes", ArrayRef::i64(&matrix, &codes)));
+            arrays.push(("encode_image", ArrayRef::f32(&nchw, pictures.inputs.f32().map_err(io)?)));
+            arrays.push(("encode_codes", ArrayRef::i64(&matrix, &pictures.codes)));
         }
     }
     let path = folder.join(ARRAYS[0]);
@@ -170,6 +155,80 @@ pub fn record(
     json.push(b'\n');
     write_atomic(&path, &json).map_err(io)?;
     Ok(golden)
+}
+
+/// Teacher-forced outputs, the logits on the disk.
+struct Scored {
+    logits: Spooled,
+    entropy: Option<Vec<f32>>,
+    patch_lengths: Vec<Vec<usize>>,
+}
+
+fn score(
+    runtime: &Runtime<'_>,
+    ids: &[i64],
+    labels: &[i64],
+    batch: usize,
+    folder: &Utf8Path,
+    progress: Progress<'_>,
+) -> Result<Scored, RunError> {
+    let io = |e: std::io::Error| RunError::Input(format!("{folder}: {e}"));
+    let mut scoring = runtime.scoring(ids, labels, None, batch)?;
+    let mut logits = Spool::create_in(folder).map_err(io)?;
+    let (mut entropy, mut patch_lengths) = (None, Vec::with_capacity(labels.len()));
+    while let Some(scores) = scoring.next_images()? {
+        logits.push(Elements::F32(&scores.logits)).map_err(io)?;
+        patch_lengths.extend(scores.patch_lengths);
+        if let Some(more) = scores.entropy {
+            entropy.get_or_insert_with(Vec::new).extend(more);
+        }
+        if !progress(patch_lengths.len(), labels.len()) {
+            return Err(RunError::Interrupted);
+        }
+    }
+    Ok(Scored { logits: logits.finish().map_err(io)?, entropy, patch_lengths })
+}
+
+/// Tokens as images, and these as codes, on the disk but for the codes.
+struct Pictures {
+    images: Spooled,
+    pixels: Spooled,
+    inputs: Spooled,
+    codes: Vec<i64>,
+}
+
+/// Images that are drawn at a time.
+const AT_ONCE: usize = 256;
+
+fn draw(
+    runtime: &Runtime<'_>,
+    ids: &[i64],
+    batch: usize,
+    folder: &Utf8Path,
+    progress: Progress<'_>,
+) -> Result<Pictures, RunError> {
+    let io = |e: std::io::Error| RunError::Input(format!("{folder}: {e}"));
+    let spool = || Spool::create_in(folder).map_err(io);
+    let (mut images, mut pixels, mut inputs, mut codes) = (spool()?, spool()?, spool()?, Vec::new());
+    let (size, t) = (runtime.bundle().system().image_size, runtime.bundle().system().tokens());
+    let encodes = runtime.bundle().has_graph("vq_encode");
+    // Whole batches, so that each is the one that it would be without pieces.
+    let chunk = batch.max(1) * (AT_ONCE / batch.max(1)).max(1);
+    let all = ids.len() / t;
+    for (i, ids) in ids.chunks(chunk * t).enumerate() {
+        let (n, before) = (ids.len() / t, i * chunk);
+        let drawn = runtime.images(ids, batch, &mut |done, _| progress(before + done, all))?;
+        let bytes = to_u8_nhwc(&drawn, n, size, size);
+        images.push(Elements::F32(&drawn)).map_err(io)?;
+        pixels.push(Elements::U8(&bytes)).map_err(io)?;
+        if encodes {
+            let floats = from_u8_nhwc(&bytes, n, size, size);
+            codes.extend(runtime.codes(&floats, batch, &mut |done, _| progress(before + done, all))?);
+            inputs.push(Elements::F32(&floats)).map_err(io)?;
+        }
+    }
+    let done = |spool: Spool| spool.finish().map_err(io);
+    Ok(Pictures { images: done(images)?, pixels: done(pixels)?, inputs: done(inputs)?, codes })
 }
 
 /// Classes from the seed; of several images, the last is one of the null class.

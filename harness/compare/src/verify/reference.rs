@@ -120,10 +120,6 @@ fn settings(folder: &Utf8Path) -> Result<Settings, RunError> {
         return Ok(Settings::default());
     }
     let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{path}: {e}"));
-    let size = fs_err::metadata(&path).map_err(|e| bad(&e))?.len();
-    if size > MOST_SETTINGS {
-        return Err(bad(&format!("{size} bytes are too many")));
-    }
-    let text = fs_err::read_to_string(&path).map_err(|e| bad(&e))?;
+    let text = dpar_export_inputs::read_to_string(&path, MOST_SETTINGS).map_err(|e| bad(&e))?;
     serde_json::from_str(&text).map_err(|e| bad(&e))
 }

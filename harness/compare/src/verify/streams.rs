@@ -7,6 +7,7 @@ use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
+use dpar_export_inputs::limits;
 use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
@@ -69,7 +70,7 @@ impl ReferenceStreams {
     pub fn open(path: &Utf8Path, system: &SystemSpec) -> Result<Self, RunError> {
         let settings_path = path.with_file_name("reference.json");
         let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{settings_path}: {e}"));
-        let text = fs_err::read_to_string(&settings_path).map_err(|e| bad(&e))?;
+        let text = dpar_export_inputs::read_to_string(&settings_path, limits::TEXT).map_err(|e| bad(&e))?;
         let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         let file = ArrayFile::open(path)?;
         let t = system.tokens();

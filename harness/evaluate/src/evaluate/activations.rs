@@ -7,8 +7,8 @@
 
 use camino::Utf8Path;
 use dpar_export_files::arrays::{Array, ArrayFile};
-use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows};
-use dpar_export_spec::text;
+use dpar_export_inputs::memory;
+use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows, working_memory};
 
 use super::EvaluateError;
 use super::report::Network;
@@ -81,11 +81,13 @@ impl Activations {
         let logits = table(&file, "logits")?;
         let pool_moments = moments(&file, "mu", "sigma")?;
         let spatial_moments = moments(&file, "mu_s", "sigma_s")?;
+        for (name, table) in [("pool_3", &pool), ("spatial", &spatial)] {
+            table.iter().try_for_each(|t| statistics_fit(&file, name, t.width()))?;
+        }
         let images = file.contains("arr_0");
         if pool.is_none() && pool_moments.is_none() {
-            let names: Vec<&str> = file.arrays().iter().map(|a| a.name.as_str()).collect();
             let message =
-                format!("{path} holds neither `pool_3` nor `mu` and `sigma` (it has {})", text::names(names));
+                format!("{path} holds neither `pool_3` nor `mu` and `sigma` (it has {})", file.listing());
             let hint = match images {
                 true => "images need a feature network: `dpar-export evaluate --extractor`",
                 false => "save activations as `pool_3` [N, 2048] float32",
@@ -159,6 +161,16 @@ pub fn moments_of(table: &Table, what: &'static str, compute: &Compute) -> Resul
     run().map_err(EvaluateError::metric(what))
 }
 
+/// Whether there is memory for the statistics of an array's rows, which grow with the square of their width.
+fn statistics_fit(file: &ArrayFile, name: &str, width: usize) -> Result<(), EvaluateError> {
+    let what = format!("the covariance of {width} features, and what is computed with it,");
+    memory::check(&what, working_memory(width)).map_err(|e| too_much(file, name, &e))
+}
+
+fn too_much(file: &ArrayFile, name: &str, e: &memory::MemoryError) -> EvaluateError {
+    EvaluateError::input(format!("{}: array `{name}`: {e}", file.path()), Some(memory::HINT))
+}
+
 /// An array of one row an image, trailing dimensions flattened. float64 is taken where every value is one of
 /// float32: features are float32 everywhere, and some tools save them widened.
 fn table(file: &ArrayFile, name: &str) -> Result<Option<Table>, EvaluateError> {
@@ -176,7 +188,8 @@ fn table(file: &ArrayFile, name: &str) -> Result<Option<Table>, EvaluateError> {
     let data: Vec<f32> = match array {
         Array::F32(a) => a.into_raw_vec_and_offset().0,
         Array::F64(a) => {
-            let narrow: Vec<f32> = a.iter().map(|v| *v as f32).collect();
+            let mut narrow: Vec<f32> = memory::reserved(a.len()).map_err(|e| too_much(file, name, &e))?;
+            narrow.extend(a.iter().map(|v| *v as f32));
             if a.iter().zip(&narrow).any(|(wide, v)| f64::from(*v) != *wide) {
                 let message =
                     format!("{}: array `{name}`: float64 values that are none of float32", file.path());
@@ -205,6 +218,7 @@ fn moments(file: &ArrayFile, mean: &str, covariance: &str) -> Result<Option<Mome
     }
     let mu = file.f64(mean, &[None])?;
     let d = mu.len();
+    statistics_fit(file, mean, d)?;
     let sigma = file.f64(covariance, &[Some(d), Some(d)])?;
     let (mu, sigma) = (mu.into_raw_vec_and_offset().0, sigma.into_raw_vec_and_offset().0);
     let what = format!("{}: `{mean}` and `{covariance}`", file.path());
@@ -220,7 +234,8 @@ fn words(file: &ArrayFile, array: &str) -> Result<Option<String>, EvaluateError>
     if !file.contains(array) {
         return Ok(None);
     }
-    let bytes: Vec<u8> = file.u8(array, &[None])?.into_iter().take(LONGEST_NAME + 1).collect();
+    let short = file.info(array)?.shape.iter().all(|n| *n <= LONGEST_NAME);
+    let bytes = if short { file.u8(array, &[None])?.into_raw_vec_and_offset().0 } else { Vec::new() };
     match String::from_utf8(bytes) {
         Ok(name)
             if !name.trim().is_empty() && name.len() <= LONGEST_NAME && !name.contains(char::is_control) =>

@@ -2,7 +2,8 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_files::arrays::ImageNpz;
-use dpar_export_files::picture::read_png;
+use dpar_export_files::picture::{Picture, PictureError, read_png};
+use dpar_export_inputs::memory;
 use sha2::{Digest, Sha256};
 
 use super::EvaluateError;
@@ -73,7 +74,7 @@ impl ImageSet {
         let Some(first) = names.first() else {
             return Err(EvaluateError::input(format!("{path} holds no .png file"), None));
         };
-        let first = read_png(&path.join(first)).map_err(|e| EvaluateError::input(e.to_string(), None))?;
+        let first = picture(&path.join(first))?;
         let (mut content, mut stamps) = (Sha256::new(), Sha256::new());
         for name in &names {
             let file = path.join(name);
@@ -129,11 +130,14 @@ impl ImageSet {
             Files::Npz(npz) => return npz.chunks(range, chunk, f),
             Files::Folder(files) => files,
         };
-        let mut pixels = Vec::new();
+        let chunk = chunk.max(1).min(range.1.saturating_sub(range.0));
+        let bytes = (3 * chunk as u64).saturating_mul(self.size.0 as u64).saturating_mul(self.size.1 as u64);
+        let held = memory::check("a chunk of images", bytes).and_then(|()| memory::reserved(bytes as usize));
+        let mut pixels: Vec<u8> = held.map_err(|e| too_much(&self.path, &e))?;
         for files in files[range.0..range.1].chunks(chunk.max(1)) {
             pixels.clear();
             for path in files {
-                let picture = read_png(path).map_err(|e| EvaluateError::input(e.to_string(), None))?;
+                let picture = picture(path)?;
                 if (picture.height, picture.width) != self.size {
                     let ((h, w), (first_h, first_w)) = ((picture.height, picture.width), self.size);
                     let message =
@@ -146,6 +150,18 @@ impl ImageSet {
         }
         Ok(())
     }
+}
+
+/// Reads one image.
+fn picture(path: &Utf8Path) -> Result<Picture, EvaluateError> {
+    read_png(path).map_err(|e| {
+        let hint = matches!(e, PictureError::Memory { .. }).then_some(memory::HINT);
+        EvaluateError::input(e.to_string(), hint)
+    })
+}
+
+fn too_much(path: &Utf8Path, e: &memory::MemoryError) -> EvaluateError {
+    EvaluateError::input(format!("{path}: {e}"), Some(memory::HINT))
 }
 
 /// Time of the last change, ns since 1970.

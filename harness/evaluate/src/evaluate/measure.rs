@@ -1,5 +1,6 @@
 //! From features and statistics to a report.
 
+use dpar_export_inputs::memory;
 use dpar_export_metrics::{
     Compute, FrechetInfluence, InceptionScore, InceptionScoreAccumulator, InceptionScoreSplits, MetricError,
     Moments, PrMode, Rows, Softmax, Variant, Z90, fraction_interval, frechet_distance,
@@ -257,6 +258,10 @@ fn kernel(
         );
         return Ok(());
     }
+    // The rows of every subset are drawn first, 8 bytes each on both sides.
+    let drawn = (protocol.subsets as u64).saturating_mul(16 * protocol.size as u64);
+    memory::check("the subsets of KID", drawn)
+        .map_err(|e| EvaluateError::input(e.to_string(), Some("ask for fewer or smaller --kid-subsets")))?;
     let found = kid_subsets(samples, reference, protocol, compute).map_err(EvaluateError::metric(&title))?;
     let (count, size, seed) = (protocol.subsets, protocol.size, protocol.seed);
     let definition = format!("mean of unbiased MMD² over {count} subsets of {size}, RandomState({seed})");

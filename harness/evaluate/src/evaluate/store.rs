@@ -13,6 +13,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::{Mapped, write_atomic};
 use dpar_export_files::staging::remove_unfinished;
+use dpar_export_inputs::memory;
 use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -149,7 +150,7 @@ impl Store {
     /// When there is none, or it is damaged.
     pub fn read(folder: &Utf8Path) -> Result<Self, EvaluateError> {
         let path = folder.join(STATE);
-        let bytes = fs_err::read(&path).map_err(EvaluateError::io(&path))?;
+        let bytes = dpar_export_inputs::read(&path, memory::most()).map_err(EvaluateError::io(&path))?;
         let damaged = |what: &str| unlike(&path, "its own digest", format!("it is damaged ({what})"));
         let (body, digest) = bytes.split_last_chunk::<32>().ok_or_else(|| damaged("truncated"))?;
         if Sha256::digest(body).as_slice() != digest {

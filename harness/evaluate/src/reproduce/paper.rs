@@ -166,10 +166,7 @@ impl Run {
     /// When the file cannot be read, is no such report or holds none of the numbers.
     pub fn read(path: &Utf8Path) -> Result<Self, RunError> {
         let bad = |message: &dyn std::fmt::Display| RunError::Input(format!("{path}: {message}"));
-        if fs_err::metadata(path).map_err(|e| bad(&e))?.len() > MOST_REPORT {
-            return Err(bad(&"too large to be the report of a run"));
-        }
-        let text = fs_err::read_to_string(path).map_err(|e| bad(&e))?;
+        let text = dpar_export_inputs::read_to_string(path, MOST_REPORT).map_err(|e| bad(&e))?;
         let json: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         let number = |v: &Value| v.as_f64().or_else(|| v["value"].as_f64()).filter(|v| v.is_finite());
         let metric = |name: &str| number(&json["metrics"][name]);

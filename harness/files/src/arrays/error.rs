@@ -1,6 +1,7 @@
 //! What can be wrong with an array file.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_inputs::memory::MemoryError;
 use dpar_export_spec::text;
 
 use super::dims_text;
@@ -83,6 +84,9 @@ pub enum ArrayErrorKind {
     /// A shape or header too large for this machine or for the format.
     #[error("too large: {0}")]
     TooLarge(String),
+    /// More memory than one input may take.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// Not what the format allows.
     #[error("malformed: {0}")]
     Malformed(String),
@@ -94,11 +98,12 @@ pub enum ArrayErrorKind {
     Write(String),
 }
 
-fn listed(names: &[String]) -> String {
+/// Names in words, the first of many.
+pub(super) fn listed<S: AsRef<str>>(names: &[S]) -> String {
     if names.is_empty() {
         "no arrays".to_owned()
     } else {
-        text::names(names.iter().map(|n| format!("`{n}`")))
+        text::names(names.iter().map(|n| format!("`{}`", n.as_ref())))
     }
 }
 

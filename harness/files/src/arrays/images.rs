@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_inputs::memory;
 use zip::CompressionMethod;
 
 use super::mapped::Mapped;
@@ -157,7 +158,10 @@ impl ImageNpz {
                 if skipped.map_err(|e| fail(damaged(e)))? < skip {
                     return Err(fail(ArrayErrorKind::Truncated { promised: skip, held: 0 }));
                 }
-                let (mut buffer, mut at) = (Vec::new(), from);
+                let largest = chunk.max(1).min(to.saturating_sub(from)) * image;
+                memory::check("a chunk of images", largest as u64).map_err(|e| fail(e.into()))?;
+                let mut buffer = memory::reserved(largest).map_err(|e| fail(e.into()))?;
+                let mut at = from;
                 loop {
                     let n = chunk.max(1).min(to.saturating_sub(at));
                     buffer.resize(n * image, 0);

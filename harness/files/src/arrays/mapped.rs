@@ -6,7 +6,7 @@ use std::ops::Deref;
 use camino::Utf8Path;
 
 /// A whole file, mapped read-only: as large as the disk, not as the memory. The file must not be truncated or
-/// rewritten while it is open, as with every reader that maps.
+/// rewritten while it is open, as with every reader that maps; the command line ends with a message where it is.
 #[derive(Debug)]
 pub struct Mapped(Option<memmap2::Mmap>);
 
@@ -16,18 +16,14 @@ impl Mapped {
     /// # Errors
     /// When it cannot be read or is no regular file.
     pub fn open(path: &Utf8Path) -> io::Result<Self> {
-        let file = std::fs::File::open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("not a regular file"));
-        }
-        if metadata.len() == 0 {
+        let file = dpar_export_inputs::open(path)?;
+        if file.metadata()?.len() == 0 {
             return Ok(Self(None));
         }
         // SAFETY: the mapping is private and read-only and handed out as shared bytes only, for which every bit pattern
         // is valid. What remains is that another process truncates or rewrites the file meanwhile: see the type.
         #[allow(unsafe_code)]
-        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        let map = unsafe { memmap2::Mmap::map(file.file()) }?;
         Ok(Self(Some(map)))
     }
 

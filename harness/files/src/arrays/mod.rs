@@ -4,7 +4,12 @@
 //! header promises is compared with what the file holds before memory is taken, and every refusal names the file
 //! and the array. Writers write beside the destination and rename, and the same arrays give the same bytes.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_inputs::memory;
 use ndarray::ArrayD;
 
 mod atomic;
@@ -13,6 +18,8 @@ mod images;
 mod mapped;
 mod npy;
 mod npz;
+mod rows;
+mod spool;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -21,7 +28,8 @@ pub use atomic::{AtomicFile, write_atomic};
 pub use error::{ArrayError, ArrayErrorKind};
 pub use images::ImageNpz;
 pub use mapped::Mapped;
-pub use npz::{ImageNpzWriter, write_npy, write_npz};
+pub use npz::{ImageNpzWriter, NpzStream, write_npy, write_npz};
+pub use spool::{Spool, Spooled};
 pub use tensors::write_safetensors;
 
 use npy::Kind;
@@ -129,6 +137,28 @@ pub enum Elements<'a> {
     U8(&'a [u8]),
 }
 
+impl Elements<'_> {
+    fn kind(self) -> Kind {
+        match self {
+            Self::F32(_) => Kind::F32,
+            Self::F64(_) => Kind::F64,
+            Self::I64(_) => Kind::I64,
+            Self::I32(_) => Kind::I32,
+            Self::U8(_) => Kind::U8,
+        }
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::F64(v) => v.len(),
+            Self::I64(v) => v.len(),
+            Self::I32(v) => v.len(),
+            Self::U8(v) => v.len(),
+        }
+    }
+}
+
 /// An array to be written: row-major elements with a shape. The writers check that they fit together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ArrayRef<'a> {
@@ -165,23 +195,11 @@ impl<'a> ArrayRef<'a> {
     }
 
     fn kind(&self) -> Kind {
-        match self.elements {
-            Elements::F32(_) => Kind::F32,
-            Elements::F64(_) => Kind::F64,
-            Elements::I64(_) => Kind::I64,
-            Elements::I32(_) => Kind::I32,
-            Elements::U8(_) => Kind::U8,
-        }
+        self.elements.kind()
     }
 
     fn check(&self) -> Result<(), ArrayErrorKind> {
-        let found = match self.elements {
-            Elements::F32(v) => v.len(),
-            Elements::F64(v) => v.len(),
-            Elements::I64(v) => v.len(),
-            Elements::I32(v) => v.len(),
-            Elements::U8(v) => v.len(),
-        };
+        let found = self.elements.len();
         if npy::bytes_of(self.shape, self.kind())? == found * self.kind().size() {
             return Ok(());
         }
@@ -216,6 +234,8 @@ pub struct ArrayInfo {
     pub shape: Vec<usize>,
     /// Where it is: an index or offset, by format.
     place: u64,
+    /// Most bytes of elements that there can be.
+    held: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -225,12 +245,15 @@ enum Format {
     Safetensors,
 }
 
-/// A file of named arrays. Opening reads the headers only; an array is read when it is asked for.
+/// A file of named arrays. Opening reads the headers only; an array is read when it is asked for. All arrays that are
+/// read of one file take at most the memory of [`memory::most`], which is compared with their headers first.
 #[derive(Debug, Clone)]
 pub struct ArrayFile {
     path: Utf8PathBuf,
     format: Format,
     arrays: Vec<ArrayInfo>,
+    /// Bytes of the arrays that were read.
+    taken: Arc<AtomicU64>,
 }
 
 impl ArrayFile {
@@ -247,7 +270,7 @@ impl ArrayFile {
             Some("safetensors") => (Format::Safetensors, tensors::list(path)?),
             _ => return Err(ArrayErrorKind::UnknownFormat.in_file(path)),
         };
-        Ok(Self { path: path.to_owned(), format, arrays })
+        Ok(Self { path: path.to_owned(), format, arrays, taken: Arc::default() })
     }
 
     /// The file.
@@ -258,6 +281,11 @@ impl ArrayFile {
     /// What the file holds, in its order.
     pub fn arrays(&self) -> &[ArrayInfo] {
         &self.arrays
+    }
+
+    /// The names of what the file holds in words, for messages: the first of many.
+    pub fn listing(&self) -> String {
+        error::listed(&self.arrays.iter().map(|a| a.name.as_str()).collect::<Vec<_>>())
     }
 
     /// One entry of the list.
@@ -282,6 +310,12 @@ impl ArrayFile {
     /// When it is not there, has an element type that is not read, or the file is truncated or malformed.
     pub fn get(&self, name: &str) -> Result<Array, ArrayError> {
         let info = self.info(name)?;
+        // What the file cannot hold is refused by what reads it, in better words.
+        if let Some(kind) = Kind::named(&info.dtype)
+            && npy::bytes_of(&info.shape, kind).is_ok_and(|bytes| bytes as u64 <= info.held)
+        {
+            self.take(info, kind.size())?;
+        }
         let array = match self.format {
             Format::Npz => npz::get(&self.path, info),
             Format::Npy => npy_get(&self.path),
@@ -290,12 +324,38 @@ impl ArrayFile {
         array.map_err(|e| e.of(name).in_file(&self.path))
     }
 
+    /// Counts an array of that many bytes an element among what is read of the file.
+    fn take(&self, info: &ArrayInfo, width: usize) -> Result<(), ArrayError> {
+        let elements = info.shape.iter().fold(1_u64, |all, n| all.saturating_mul(*n as u64));
+        let bytes = elements.saturating_mul(width as u64);
+        let before = self.taken.load(Ordering::Relaxed);
+        let all = before.saturating_add(bytes);
+        let what = if before == 0 { "it" } else { "it, with the arrays of this file that were read before," };
+        memory::check(what, all).map_err(|e| ArrayErrorKind::from(e).of(&info.name).in_file(&self.path))?;
+        self.taken.store(all, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// An array whose elements are to be another type: that takes memory too.
+    fn widened(&self, name: &str, array: &Array, width: usize) -> Result<(), ArrayError> {
+        if array.kind().size() == width { Ok(()) } else { self.take(self.info(name)?, width) }
+    }
+
     /// Reads an array of the wanted rank and sizes; `None` = any size. The shape is checked before the elements
     /// are read.
     ///
     /// # Errors
     /// As [`get`](Self::get), and when the shape is another.
     pub fn require(&self, name: &str, wanted: &[Option<usize>]) -> Result<Array, ArrayError> {
+        self.fitting(name, wanted)?;
+        self.get(name)
+    }
+
+    /// One entry of the list, of the wanted rank and sizes; `None` = any size.
+    ///
+    /// # Errors
+    /// When it is not there, or the shape is another.
+    pub fn fitting(&self, name: &str, wanted: &[Option<usize>]) -> Result<&ArrayInfo, ArrayError> {
         let info = self.info(name)?;
         let fits = info.shape.len() == wanted.len()
             && info.shape.iter().zip(wanted).all(|(&found, &wanted)| wanted.is_none_or(|w| w == found));
@@ -304,7 +364,7 @@ impl ArrayFile {
             let kind = ArrayErrorKind::Shape { dtype, found, wanted: wanted.to_vec() };
             return Err(kind.of(name).in_file(&self.path));
         }
-        self.get(name)
+        Ok(info)
     }
 
     /// [`require`](Self::require), then [`Array::to_i64`].
@@ -312,7 +372,13 @@ impl ArrayFile {
     /// # Errors
     /// As both.
     pub fn i64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<i64>, ArrayError> {
-        self.require(name, wanted)?.to_i64(name).map_err(|e| e.in_file(&self.path))
+        match self.require(name, wanted)? {
+            Array::I64(a) => Ok(a),
+            other => {
+                self.widened(name, &other, Kind::I64.size())?;
+                other.to_i64(name).map_err(|e| e.in_file(&self.path))
+            }
+        }
     }
 
     /// [`require`](Self::require), then [`Array::to_f32`].
@@ -322,7 +388,10 @@ impl ArrayFile {
     pub fn f32(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f32>, ArrayError> {
         match self.require(name, wanted)? {
             Array::F32(a) => Ok(a),
-            other => other.to_f32(name).map_err(|e| e.in_file(&self.path)),
+            other => {
+                self.widened(name, &other, Kind::F32.size())?;
+                other.to_f32(name).map_err(|e| e.in_file(&self.path))
+            }
         }
     }
 
@@ -333,7 +402,10 @@ impl ArrayFile {
     pub fn f64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f64>, ArrayError> {
         match self.require(name, wanted)? {
             Array::F64(a) => Ok(a),
-            other => other.to_f64(name).map_err(|e| e.in_file(&self.path)),
+            other => {
+                self.widened(name, &other, Kind::F64.size())?;
+                other.to_f64(name).map_err(|e| e.in_file(&self.path))
+            }
         }
     }
 
@@ -350,7 +422,7 @@ impl ArrayFile {
 }
 
 fn npy_open(path: &Utf8Path) -> Result<(npy::Header, u64, impl std::io::Read), ArrayErrorKind> {
-    let file = fs_err::File::open(path.as_std_path())?;
+    let file = dpar_export_inputs::open(path)?;
     let size = file.metadata()?.len();
     let mut reader = std::io::BufReader::new(file);
     let header = npy::Header::read(&mut reader)?;
@@ -359,9 +431,9 @@ fn npy_open(path: &Utf8Path) -> Result<(npy::Header, u64, impl std::io::Read), A
 }
 
 fn npy_info(path: &Utf8Path) -> Result<ArrayInfo, ArrayErrorKind> {
-    let (header, _, _) = npy_open(path)?;
+    let (header, held, _) = npy_open(path)?;
     let name = path.file_stem().unwrap_or_default().to_owned();
-    Ok(ArrayInfo { name, dtype: header.dtype(), shape: header.shape, place: 0 })
+    Ok(ArrayInfo { name, dtype: header.dtype(), shape: header.shape, place: 0, held })
 }
 
 fn npy_get(path: &Utf8Path) -> Result<Array, ArrayErrorKind> {
@@ -370,11 +442,12 @@ fn npy_get(path: &Utf8Path) -> Result<Array, ArrayErrorKind> {
 }
 
 fn check_names(arrays: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
-    for (i, (name, _)) in arrays.iter().enumerate() {
+    let mut names = BTreeSet::new();
+    for (name, _) in arrays {
         if name.is_empty() {
             return Err(ArrayErrorKind::Write("an array without a name".to_owned()).of(*name));
         }
-        if arrays[..i].iter().any(|(other, _)| other == name) {
+        if !names.insert(name) {
             return Err(ArrayErrorKind::Write("the name is given twice".to_owned()).of(*name));
         }
     }

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 
+use dpar_export_inputs::memory;
 use ndarray::{ArrayD, IxDyn, ShapeBuilder};
 
 use super::{Array, ArrayErrorKind, ArrayRef, Elements};
@@ -56,6 +57,11 @@ impl Kind {
             Self::I32 => "int32",
             Self::U8 => "uint8",
         }
+    }
+
+    /// The type of that name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        [Self::F32, Self::F64, Self::I64, Self::I32, Self::U8].into_iter().find(|k| k.name() == name)
     }
 
     fn descr(self) -> &'static str {
@@ -175,7 +181,7 @@ pub(super) fn read_elements(
         Kind::I64 => Array::I64(shaped(values(reader, n, i64::from_le_bytes)?, shape, fortran)?),
         Kind::I32 => Array::I32(shaped(values(reader, n, i32::from_le_bytes)?, shape, fortran)?),
         Kind::U8 => {
-            let mut bytes = reserved(n)?;
+            let mut bytes = memory::reserved(n)?;
             let read = reader.take(n as u64).read_to_end(&mut bytes)?;
             if read < n {
                 return Err(ArrayErrorKind::Truncated { promised: n as u64, held: read as u64 });
@@ -185,12 +191,12 @@ pub(super) fn read_elements(
     })
 }
 
-fn values<T, const S: usize>(
+pub(super) fn values<T, const S: usize>(
     reader: &mut impl Read,
     n: usize,
     decode: fn([u8; S]) -> T,
 ) -> Result<Vec<T>, ArrayErrorKind> {
-    let mut out = reserved(n)?;
+    let mut out = memory::reserved(n)?;
     let mut buffer = vec![0; CHUNK.min(n * S)];
     while out.len() < n {
         let take = buffer.len().min((n - out.len()) * S);
@@ -202,13 +208,6 @@ fn values<T, const S: usize>(
         })?;
         out.extend(buffer[..take].as_chunks::<S>().0.iter().map(|&b| decode(b)));
     }
-    Ok(out)
-}
-
-fn reserved<T>(n: usize) -> Result<Vec<T>, ArrayErrorKind> {
-    let mut out = Vec::new();
-    out.try_reserve_exact(n)
-        .map_err(|_| ArrayErrorKind::TooLarge(format!("{n} elements do not fit in memory")))?;
     Ok(out)
 }
 

@@ -1,15 +1,17 @@
 //! `.npz`: a zip archive of `.npy` files. Read stored or deflated, written stored.
 
+use std::collections::BTreeSet;
 use std::io::{BufReader, Read, Write};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use fs_err::File;
+use zip::read::ZipFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use super::atomic::AtomicFile;
 use super::npy::{self, Header, Kind};
-use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef};
+use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef, Elements};
 
 /// Deflate cannot make more than 1,032 bytes of one: a member that promises more is a lie.
 const MOST_INFLATION: u64 = 1032;
@@ -17,7 +19,7 @@ const MOST_INFLATION: u64 = 1032;
 pub(super) type Archive = ZipArchive<BufReader<File>>;
 
 pub(super) fn open(path: &Utf8Path) -> Result<Archive, ArrayErrorKind> {
-    Ok(ZipArchive::new(BufReader::new(File::open(path.as_std_path())?))?)
+    Ok(ZipArchive::new(BufReader::new(dpar_export_inputs::open(path)?))?)
 }
 
 /// Index and name of every array.
@@ -32,7 +34,7 @@ pub(super) fn names(archive: &mut Archive) -> Result<Vec<(usize, String)>, Array
 /// Most bytes that a member can hold, whatever it promises.
 pub(super) fn most_bytes(
     path: &Utf8Path,
-    file: &zip::read::ZipFile<'_, BufReader<File>>,
+    file: &ZipFile<'_, BufReader<File>>,
 ) -> Result<u64, ArrayErrorKind> {
     let file_size = fs_err::metadata(path.as_std_path())?.len();
     let most = match file.compression() {
@@ -45,38 +47,49 @@ pub(super) fn most_bytes(
 /// Lists the arrays in the order of the archive; members that are not `.npy` files are not arrays.
 pub(super) fn list(path: &Utf8Path) -> Result<Vec<ArrayInfo>, ArrayError> {
     let mut archive = open(path).map_err(|e| e.in_file(path))?;
-    let mut arrays: Vec<ArrayInfo> = Vec::new();
+    let mut arrays = Vec::new();
+    let mut names = BTreeSet::new();
     for index in 0..archive.len() {
         let Some(name) = member_name(&mut archive, index).map_err(|e| e.in_file(path))? else { continue };
-        if arrays.iter().any(|a| a.name == name) {
+        if !names.insert(name.clone()) {
             return Err(ArrayErrorKind::Malformed("two arrays of this name".to_owned())
                 .of(name)
                 .in_file(path));
         }
-        let header = member(&mut archive, index, |mut file| Header::read(&mut file))
-            .map_err(|e| e.of(&name).in_file(path))?;
-        arrays.push(ArrayInfo { name, dtype: header.dtype(), shape: header.shape, place: index as u64 });
+        let read = |mut file: ZipFile<'_, _>| Ok((Header::read(&mut file)?, most_bytes(path, &file)?));
+        let (header, most) = member(&mut archive, index, read).map_err(|e| e.of(&name).in_file(path))?;
+        let (place, held) = (index as u64, most.saturating_sub(header.bytes as u64));
+        arrays.push(ArrayInfo { name, dtype: header.dtype(), shape: header.shape, place, held });
     }
     Ok(arrays)
 }
 
 /// Reads one array that [`list`] found.
 pub(super) fn get(path: &Utf8Path, info: &ArrayInfo) -> Result<Array, ArrayErrorKind> {
+    elements(path, info, |header, held, mut elements| header.array(&mut elements, held).map_err(of_data))
+}
+
+/// Calls `read` with an array that [`list`] found: its header, the most bytes there can be, and its elements, all of
+/// which it must read.
+pub(super) fn elements<T, E: From<ArrayErrorKind>>(
+    path: &Utf8Path,
+    info: &ArrayInfo,
+    read: impl FnOnce(&Header, u64, &mut dyn Read) -> Result<T, E>,
+) -> Result<T, E> {
     let mut archive = open(path)?;
     let index = info.place as usize;
     if member_name(&mut archive, index)?.as_deref() != Some(&info.name) {
-        return Err(ArrayErrorKind::Malformed("the file changed while it was read".to_owned()));
+        return Err(ArrayErrorKind::Malformed("the file changed while it was read".to_owned()).into());
     }
-    member(&mut archive, index, |mut file| {
-        let header = Header::read(&mut file)?;
-        let held = most_bytes(path, &file)?.saturating_sub(header.bytes as u64);
-        let array = header.array(&mut file, held)?;
-        // Reading to the end is what compares the checksum.
-        if file.read(&mut [0])? > 0 {
-            return Err(ArrayErrorKind::Malformed("bytes behind the last element".to_owned()));
-        }
-        Ok(array)
-    })
+    let mut file = archive.by_index(index).map_err(ArrayErrorKind::from)?;
+    let header = Header::read(&mut file).map_err(of_data)?;
+    let held = most_bytes(path, &file)?.saturating_sub(header.bytes as u64);
+    let out = read(&header, held, &mut file)?;
+    // Reading to the end is what compares the checksum.
+    if file.read(&mut [0]).map_err(|e| of_data(e.into()))? > 0 {
+        return Err(ArrayErrorKind::Malformed("bytes behind the last element".to_owned()).into());
+    }
+    Ok(out)
 }
 
 fn member_name(archive: &mut Archive, index: usize) -> Result<Option<String>, ArrayErrorKind> {
@@ -89,13 +102,17 @@ fn member_name(archive: &mut Archive, index: usize) -> Result<Option<String>, Ar
 fn member<T>(
     archive: &mut Archive,
     index: usize,
-    read: impl FnOnce(zip::read::ZipFile<'_, BufReader<File>>) -> Result<T, ArrayErrorKind>,
+    read: impl FnOnce(ZipFile<'_, BufReader<File>>) -> Result<T, ArrayErrorKind>,
 ) -> Result<T, ArrayErrorKind> {
-    read(archive.by_index(index)?).map_err(|e| match e {
-        // A checksum that does not match and a broken deflate stream come as plain I/O errors.
+    read(archive.by_index(index)?).map_err(of_data)
+}
+
+/// A checksum that does not match and a broken deflate stream come as plain I/O errors.
+pub(super) fn of_data(e: ArrayErrorKind) -> ArrayErrorKind {
+    match e {
         ArrayErrorKind::Io(e) if is_data_error(&e) => ArrayErrorKind::Malformed(e.to_string()),
         other => other,
-    })
+    }
 }
 
 fn is_data_error(error: &std::io::Error) -> bool {
@@ -151,12 +168,84 @@ fn finish(zip: ZipWriter<AtomicFile>) -> Result<(), ArrayErrorKind> {
     Ok(zip.finish()?.commit()?)
 }
 
+/// An `.npz` whose first array comes in pieces, so that no more than the piece at hand is in memory. The bytes are those
+/// of [`write_npz`]; dropped before [`finish_with`](Self::finish_with), it leaves nothing behind.
+#[derive(Debug)]
+pub struct NpzStream {
+    zip: ZipWriter<AtomicFile>,
+    path: Utf8PathBuf,
+    name: String,
+    kind: Kind,
+    elements: u64,
+    written: u64,
+}
+
+impl NpzStream {
+    /// Starts the file `path` with the float32 array `name` of that shape.
+    ///
+    /// # Errors
+    /// When the folder refuses, or the sizes overflow.
+    pub fn f32(path: &Utf8Path, name: &str, shape: &[usize]) -> Result<Self, ArrayError> {
+        Self::create(path, name, Kind::F32, shape)
+    }
+
+    fn create(path: &Utf8Path, name: &str, kind: Kind, shape: &[usize]) -> Result<Self, ArrayError> {
+        let write = || {
+            let bytes = npy::bytes_of(shape, kind)? as u64;
+            let mut zip = ZipWriter::new(AtomicFile::create(path)?);
+            start(&mut zip, name, bytes)?;
+            zip.write_all(&npy::header_bytes(kind, shape)?)?;
+            let (path, name) = (path.to_owned(), name.to_owned());
+            Ok(Self { zip, path, name, kind, elements: bytes / kind.size() as u64, written: 0 })
+        };
+        write().map_err(|e: ArrayErrorKind| e.in_file(path))
+    }
+
+    /// Appends elements.
+    ///
+    /// # Errors
+    /// When they are of another type or more than announced, or the disk refuses.
+    pub fn push(&mut self, elements: Elements<'_>) -> Result<(), ArrayError> {
+        let (count, kind) = (elements.len() as u64, elements.kind());
+        let result = if kind != self.kind || count > self.elements - self.written {
+            let what = format!("{count} {} behind {} of {}", kind.name(), self.written, self.elements);
+            Err(ArrayErrorKind::Write(what))
+        } else {
+            npy::write_elements(&mut self.zip, elements).map_err(ArrayErrorKind::Io)
+        };
+        result.map_err(|e| e.of(&self.name).in_file(&self.path))?;
+        self.written += count;
+        Ok(())
+    }
+
+    /// Completes the file with more arrays behind the first.
+    ///
+    /// # Errors
+    /// When elements are missing, a name is empty or given twice, a shape does not fit its elements, or the disk refuses;
+    /// no file appears then.
+    pub fn finish_with(mut self, more: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
+        let path = self.path;
+        if self.written != self.elements {
+            let what = format!("{} of the announced {} elements", self.written, self.elements);
+            return Err(ArrayErrorKind::Write(what).of(self.name).in_file(&path));
+        }
+        super::check_names(more).map_err(|e| e.in_file(&path))?;
+        for (name, array) in more {
+            if **name == self.name {
+                let twice = ArrayErrorKind::Write("the name is given twice".to_owned());
+                return Err(twice.of(*name).in_file(&path));
+            }
+            add(&mut self.zip, name, array).map_err(|e| e.of(*name).in_file(&path))?;
+        }
+        finish(self.zip).map_err(|e| e.in_file(&path))
+    }
+}
+
 /// Writes images into an `.npz` one by one, as ADM's evaluator reads them: `arr_0`, u8 `[count, height, width, 3]`.
 /// Holds no more than the image at hand; dropped before [`finish`](Self::finish), it leaves nothing behind.
 #[derive(Debug)]
 pub struct ImageNpzWriter {
-    zip: ZipWriter<AtomicFile>,
-    path: camino::Utf8PathBuf,
+    stream: NpzStream,
     image_bytes: usize,
     count: u64,
     pushed: u64,
@@ -168,17 +257,10 @@ impl ImageNpzWriter {
     /// # Errors
     /// When the folder refuses, or the sizes overflow.
     pub fn create(path: &Utf8Path, height: usize, width: usize, count: u64) -> Result<Self, ArrayError> {
-        let write = || {
-            let n =
-                usize::try_from(count).map_err(|_| ArrayErrorKind::TooLarge(format!("{count} images")))?;
-            let shape = [n, height, width, 3];
-            let bytes = npy::bytes_of(&shape, Kind::U8)?;
-            let mut zip = ZipWriter::new(AtomicFile::create(path)?);
-            start(&mut zip, "arr_0", bytes as u64)?;
-            zip.write_all(&npy::header_bytes(Kind::U8, &shape)?)?;
-            Ok(Self { zip, path: path.to_owned(), image_bytes: height * width * 3, count, pushed: 0 })
-        };
-        write().map_err(|e: ArrayErrorKind| e.in_file(path))
+        let n = usize::try_from(count)
+            .map_err(|_| ArrayErrorKind::TooLarge(format!("{count} images")).in_file(path))?;
+        let stream = NpzStream::create(path, "arr_0", Kind::U8, &[n, height, width, 3])?;
+        Ok(Self { stream, image_bytes: height * width * 3, count, pushed: 0 })
     }
 
     /// Appends one image, u8 `[height, width, 3]`.
@@ -186,15 +268,18 @@ impl ImageNpzWriter {
     /// # Errors
     /// When it has another size, all images are written already, or the disk refuses.
     pub fn push(&mut self, image: &[u8]) -> Result<(), ArrayError> {
-        let result = if image.len() != self.image_bytes {
+        let wrong = if image.len() != self.image_bytes {
             let (found, wanted) = (image.len(), self.image_bytes);
-            Err(ArrayErrorKind::Write(format!("image {} has {found} bytes, not {wanted}", self.pushed)))
+            Some(format!("image {} has {found} bytes, not {wanted}", self.pushed))
         } else if self.pushed == self.count {
-            Err(ArrayErrorKind::Write(format!("more than the announced {} images", self.count)))
+            Some(format!("more than the announced {} images", self.count))
         } else {
-            self.zip.write_all(image).map_err(ArrayErrorKind::Io)
+            None
         };
-        result.map_err(|e| e.of("arr_0").in_file(&self.path))?;
+        if let Some(what) = wrong {
+            return Err(ArrayErrorKind::Write(what).of("arr_0").in_file(&self.stream.path));
+        }
+        self.stream.push(Elements::U8(image))?;
         self.pushed += 1;
         Ok(())
     }
@@ -216,22 +301,13 @@ impl ImageNpzWriter {
     ///
     /// # Errors
     /// As [`finish`](Self::finish), and when a name is empty, given twice or `arr_0`.
-    pub fn finish_with(mut self, more: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
-        let path = self.path;
+    pub fn finish_with(self, more: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
         if self.pushed != self.count {
             let (there, all) = (self.pushed, self.count);
             return Err(ArrayErrorKind::Write(format!("{there} of the announced {all} images"))
                 .of("arr_0")
-                .in_file(&path));
+                .in_file(&self.stream.path));
         }
-        super::check_names(more).map_err(|e| e.in_file(&path))?;
-        for (name, array) in more {
-            if *name == "arr_0" {
-                let twice = ArrayErrorKind::Write("the name is taken by the images".to_owned());
-                return Err(twice.of(*name).in_file(&path));
-            }
-            add(&mut self.zip, name, array).map_err(|e| e.of(*name).in_file(&path))?;
-        }
-        finish(self.zip).map_err(|e| e.in_file(&path))
+        self.stream.finish_with(more)
     }
 }

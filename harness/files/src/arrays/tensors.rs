@@ -1,12 +1,12 @@
 //! `.safetensors`: read by header and offset, written whole.
 
-use std::borrow::Cow;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 
 use camino::Utf8Path;
 use fs_err::File;
-use safetensors::tensor::{Dtype, Metadata, View};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use super::atomic::AtomicFile;
 use super::npy::{self, Kind};
 use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef};
 
@@ -26,7 +26,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 
 /// Reads and checks the header; also gives the offset of the data.
 fn header(path: &Utf8Path) -> Result<(Metadata, u64), ArrayErrorKind> {
-    let mut file = File::open(path.as_std_path())?;
+    let mut file = dpar_export_inputs::open(path)?;
     let size = file.metadata()?.len();
     if size < 8 {
         return Err(ArrayErrorKind::Truncated { promised: 8, held: size });
@@ -62,79 +62,84 @@ pub(super) fn list(path: &Utf8Path) -> Result<Vec<ArrayInfo>, ArrayError> {
         let Some(info) = metadata.info(&name) else { continue };
         let dtype = kind(info.dtype).map_or_else(|| info.dtype.to_string(), |k| k.name().to_owned());
         let place = start + info.data_offsets.0 as u64;
-        arrays.push(ArrayInfo { name, dtype, shape: info.shape.clone(), place });
+        // The header was held against the file.
+        arrays.push(ArrayInfo { name, dtype, shape: info.shape.clone(), place, held: u64::MAX });
     }
     Ok(arrays)
 }
 
 /// Reads one array that [`list`] found.
 pub(super) fn get(path: &Utf8Path, info: &ArrayInfo) -> Result<Array, ArrayErrorKind> {
+    let (kind, mut reader) = elements(path, info)?;
+    npy::read_elements(&mut reader, kind, &info.shape, false)
+}
+
+/// Type and elements of an array that [`list`] found.
+pub(super) fn elements(path: &Utf8Path, info: &ArrayInfo) -> Result<(Kind, BufReader<File>), ArrayErrorKind> {
     let (metadata, start) = header(path)?;
-    let now = metadata.info(&info.name).filter(|now| start + now.data_offsets.0 as u64 == info.place);
+    let same = |now: &&TensorInfo| start + now.data_offsets.0 as u64 == info.place && now.shape == info.shape;
+    let now = metadata.info(&info.name).filter(same);
     let now =
         now.ok_or_else(|| ArrayErrorKind::Malformed("the file changed while it was read".to_owned()))?;
     let Some(kind) = kind(now.dtype) else {
         return Err(ArrayErrorKind::UnsupportedDtype { found: now.dtype.to_string(), why: "not supported" });
     };
     npy::bytes_of(&now.shape, kind)?;
-    let mut file = BufReader::new(File::open(path.as_std_path())?);
+    let mut file = BufReader::new(dpar_export_inputs::open(path)?);
     file.seek(SeekFrom::Start(info.place))?;
-    npy::read_elements(&mut file, kind, &now.shape, false)
+    Ok((kind, file))
 }
 
-struct Bytes {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
-}
-
-impl View for Bytes {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.data)
-    }
-
-    fn data_len(&self) -> usize {
-        self.data.len()
-    }
-}
-
-/// Writes arrays as a `.safetensors` file, whole or not at all. The library orders them (wider elements first,
-/// then by name), so the same arrays give the same bytes.
+/// Writes arrays as a `.safetensors` file, whole or not at all. Wider elements come first, then by name, as the library
+/// orders them, so the same arrays give the same bytes; they are written as they lie, and none is copied.
 ///
 /// # Errors
 /// When a name is empty, given twice or `__metadata__`, a shape does not fit its elements, or the disk refuses.
 pub fn write_safetensors(path: &Utf8Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<(), ArrayError> {
     super::check_names(arrays).map_err(|e| e.in_file(path))?;
-    let mut views = Vec::with_capacity(arrays.len());
+    let mut ordered = Vec::with_capacity(arrays.len());
     for (name, array) in arrays {
         if *name == "__metadata__" {
             let reserved = ArrayErrorKind::Write("the name is reserved by the format".to_owned());
             return Err(reserved.of(*name).in_file(path));
         }
-        let view = || {
-            array.check()?;
-            let mut data = Vec::with_capacity(npy::bytes_of(array.shape, array.kind())?);
-            npy::write_elements(&mut data, array.elements)?;
-            let dtype = match array.kind() {
-                Kind::F32 => Dtype::F32,
-                Kind::F64 => Dtype::F64,
-                Kind::I64 => Dtype::I64,
-                Kind::I32 => Dtype::I32,
-                Kind::U8 => Dtype::U8,
-            };
-            Ok(Bytes { dtype, shape: array.shape.to_vec(), data })
-        };
-        views.push((*name, view().map_err(|e: ArrayErrorKind| e.of(*name).in_file(path))?));
+        array.check().map_err(|e| e.of(*name).in_file(path))?;
+        ordered.push((dtype(array.kind()), *name, array));
     }
-    let bytes = safetensors::serialize(views, None)
-        .map_err(|e| ArrayErrorKind::Write(e.to_string()).in_file(path))?;
-    super::atomic::write_atomic(path, &bytes).map_err(|e| ArrayErrorKind::Io(e).in_file(path))
+    ordered.sort_by(|(a, left, _), (b, right, _)| b.cmp(a).then(left.cmp(right)));
+    let write = || {
+        let mut end = 0;
+        let mut infos = Vec::with_capacity(ordered.len());
+        for (dtype, name, array) in &ordered {
+            let start = end;
+            end += npy::bytes_of(array.shape, array.kind())?;
+            let (shape, data_offsets) = (array.shape.to_vec(), (start, end));
+            infos.push(((*name).to_owned(), TensorInfo { dtype: *dtype, shape, data_offsets }));
+        }
+        let refused = |e: &dyn std::fmt::Display| ArrayErrorKind::Write(e.to_string());
+        let metadata = Metadata::new(None, infos).map_err(|e| refused(&e))?;
+        let mut header = serde_json::to_vec(&metadata).map_err(|e| refused(&e))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        if header.len() as u64 > LONGEST_HEADER {
+            return Err(refused(&"the header is too long"));
+        }
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for (_, _, array) in &ordered {
+            npy::write_elements(&mut file, array.elements)?;
+        }
+        Ok(file.commit()?)
+    };
+    write().map_err(|e: ArrayErrorKind| e.in_file(path))
+}
+
+fn dtype(kind: Kind) -> Dtype {
+    match kind {
+        Kind::F32 => Dtype::F32,
+        Kind::F64 => Dtype::F64,
+        Kind::I64 => Dtype::I64,
+        Kind::I32 => Dtype::I32,
+        Kind::U8 => Dtype::U8,
+    }
 }

@@ -39,6 +39,114 @@ fn read_all(name: &str, bytes: &[u8]) -> Result<Vec<Array>, ArrayError> {
     file.arrays().iter().map(|a| file.get(&a.name)).collect()
 }
 
+#[test]
+fn rows_come_a_few_at_a_time_from_every_format() {
+    let (_guard, folder) = test_folder();
+    let all: Vec<f32> = (0..7 * 6).map(|i| i as f32 * 0.5).collect();
+    let shape = [7, 2, 3];
+    let array = ArrayRef::f32(&shape, &all);
+    let (npz, npy, tensors) = (folder.join("a.npz"), folder.join("x.npy"), folder.join("a.safetensors"));
+    write_npz(&npz, &[("x", array), ("y", array)]).unwrap();
+    write_npy(&npy, &array).unwrap();
+    write_safetensors(&tensors, &[("x", array), ("y", array)]).unwrap();
+    // The same elements column-major, as bytes of another type, and deflated.
+    let turned: Vec<u8> =
+        (0..7 * 6).flat_map(|i| all[i % 7 * 6 + i / 7 % 2 * 3 + i / 14].to_le_bytes()).collect();
+    let columns = folder.join("columns.npy");
+    fs_err::write(&columns, npy_bytes("'<f4'", "True", "(7, 2, 3)", &turned)).unwrap();
+    let bytes = folder.join("bytes.npy");
+    let small: Vec<u8> = (0..42).collect();
+    write_npy(&bytes, &ArrayRef::u8(&shape, &small)).unwrap();
+    let deflated = folder.join("deflated.npz");
+    let mut zip = zip::ZipWriter::new(fs_err::File::create(&deflated).unwrap());
+    zip.start_file("x.npy", zip::write::SimpleFileOptions::default()).unwrap();
+    std::io::Write::write_all(&mut zip, &fs_err::read(&npy).unwrap()).unwrap();
+    zip.finish().unwrap();
+    for (path, name) in [
+        (&npz, "x"),
+        (&npy, "x"),
+        (&tensors, "y"),
+        (&columns, "columns"),
+        (&bytes, "bytes"),
+        (&deflated, "x"),
+    ] {
+        let file = ArrayFile::open(path).unwrap();
+        let whole: Vec<f32> = file.f32(name, &[None; 3]).unwrap().iter().copied().collect();
+        for rows in [1, 3, 7, 100] {
+            let (mut found, mut sizes) = (Vec::new(), Vec::new());
+            file.f32_rows(name, &[None, Some(2), Some(3)], rows, &mut |part| {
+                found.extend_from_slice(part);
+                sizes.push(part.len() / 6);
+                Ok::<_, ArrayError>(())
+            })
+            .unwrap();
+            assert_eq!(found, whole, "{path}");
+            assert_eq!((sizes[0], sizes.len()), (rows.min(7), 7_usize.div_ceil(rows)), "{path}");
+        }
+        let wrong = file.f32_rows::<ArrayError>(name, &[Some(8), None, None], 1, &mut |_| panic!("not fit"));
+        assert!(wrong.unwrap_err().to_string().contains("[8, any, any]"));
+    }
+    assert_eq!(ArrayFile::open(&columns).unwrap().f32("columns", &[None; 3]).unwrap(), {
+        ArrayFile::open(&npy).unwrap().f32("x", &[None; 3]).unwrap()
+    });
+    // A checksum that does not match is found, if only behind the last row.
+    let mut damaged = fs_err::read(&npz).unwrap();
+    let at = damaged.windows(4).position(|w| w == 20.5_f32.to_le_bytes()).unwrap();
+    damaged[at] ^= 1;
+    fs_err::write(&npz, damaged).unwrap();
+    let file = ArrayFile::open(&npz).unwrap();
+    let read = file.f32_rows::<ArrayError>("x", &[None; 3], 2, &mut |_| Ok(()));
+    assert!(matches!(read.unwrap_err().kind, ArrayErrorKind::Malformed(_)));
+}
+
+#[test]
+fn a_stream_writes_the_bytes_of_the_whole() {
+    let (_guard, folder) = test_folder();
+    let (whole, streamed) = (folder.join("whole.npz"), folder.join("streamed.npz"));
+    let (values, more) = ([1.5_f32; 12], [7_i64; 3]);
+    let (shape, three) = ([4, 3], [3]);
+    let second = ("b", ArrayRef::i64(&three, &more));
+    write_npz(&whole, &[("a", ArrayRef::f32(&shape, &values)), second]).unwrap();
+    let start = || NpzStream::f32(&streamed, "a", &shape).unwrap();
+    let mut stream = start();
+    for part in values.chunks(5) {
+        stream.push(Elements::F32(part)).unwrap();
+    }
+    assert!(
+        stream
+            .push(Elements::F32(&values[..1]))
+            .unwrap_err()
+            .to_string()
+            .contains("1 float32 behind 12 of 12")
+    );
+    stream.finish_with(&[second]).unwrap();
+    assert_eq!(fs_err::read(&streamed).unwrap(), fs_err::read(&whole).unwrap());
+    fs_err::remove_file(&streamed).unwrap();
+    let mut stream = start();
+    assert!(stream.push(Elements::I64(&more)).is_err());
+    stream.push(Elements::F32(&values[..4])).unwrap();
+    assert!(stream.finish_with(&[]).unwrap_err().to_string().contains("4 of the announced 12"));
+    let mut stream = start();
+    stream.push(Elements::F32(&values)).unwrap();
+    let twice = ("a", ArrayRef::i64(&three, &more));
+    assert!(stream.finish_with(&[twice]).unwrap_err().to_string().contains("given twice"));
+    assert!(!streamed.exists());
+}
+
+#[test]
+fn a_spool_gives_back_its_values_and_leaves_nothing() {
+    let (_guard, folder) = test_folder();
+    let mut spool = Spool::create_in(&folder).unwrap();
+    for i in 0..5_u8 {
+        spool.push(Elements::F32(&[f32::from(i), 0.5])).unwrap();
+    }
+    let spooled = spool.finish().unwrap();
+    assert_eq!(spooled.f32().unwrap(), [0.0, 0.5, 1.0, 0.5, 2.0, 0.5, 3.0, 0.5, 4.0, 0.5]);
+    assert_eq!(spooled.bytes().len(), 40);
+    drop(spooled);
+    assert_eq!(fs_err::read_dir(&folder).unwrap().count(), 0);
+}
+
 fn npy_error(descr: &str, fortran: &str, shape: &str, data: &[u8]) -> String {
     read_all("x.npy", &npy_bytes(descr, fortran, shape, data)).unwrap_err().to_string()
 }

@@ -1,5 +1,6 @@
 //! Contact sheets: images in a grid, each with its label, optionally with its patches.
 
+use dpar_export_inputs::memory;
 use embedded_graphics::Pixel;
 use embedded_graphics::draw_target::DrawTarget;
 use embedded_graphics::geometry::{OriginDimensions, Point, Size};
@@ -50,7 +51,8 @@ const MOST_BYTES: usize = 1 << 31;
 ///
 /// # Errors
 /// When the images are not n·height·width·3 bytes, there are none, an option does not fit them (no columns, a
-/// label or patch list missing, patches that do not fill whole rows), or the sheet would exceed 2 GiB.
+/// label or patch list missing, patches that do not fill whole rows), or the sheet would exceed 2 GiB or
+/// [`memory::most`].
 pub fn grid(
     images: &[u8],
     n: usize,
@@ -81,7 +83,10 @@ pub fn grid(
     let bytes = sheet_width.checked_mul(sheet_height).and_then(|p| p.checked_mul(3));
     let bytes = bytes.filter(|&b| b <= MOST_BYTES).ok_or_else(size)?;
 
-    let mut sheet = Picture { width: sheet_width, height: sheet_height, rgb: vec![PAPER; bytes] };
+    let fits = memory::check("the contact sheet", bytes as u64).and_then(|()| memory::reserved(bytes));
+    let mut rgb: Vec<u8> = fits.map_err(|source| PictureError::Memory { path: None, source })?;
+    rgb.resize(bytes, PAPER);
+    let mut sheet = Picture { width: sheet_width, height: sheet_height, rgb };
     for (i, (image, label)) in images.chunks_exact(image_bytes).zip(&labels).enumerate() {
         let area = Area {
             x: MARGIN + i % columns * (cell_width + GAP),

@@ -48,6 +48,14 @@ pub enum PictureError {
         /// What went wrong.
         message: String,
     },
+    /// It would take more memory than one input may.
+    #[error("{}{source}", path.as_ref().map(|p| format!("{p}: ")).unwrap_or_default())]
+    Memory {
+        /// The file, where one is read.
+        path: Option<Utf8PathBuf>,
+        /// How much.
+        source: dpar_export_inputs::memory::MemoryError,
+    },
     /// The PNG encoder refused.
     #[error("the picture cannot be encoded: {0}")]
     Encode(String),

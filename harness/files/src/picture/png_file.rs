@@ -1,14 +1,12 @@
 //! PNG files, RGB with 8 bits a channel.
 
-use std::io::Cursor;
+use std::io::{BufRead, BufReader, Seek};
 
 use camino::Utf8Path;
+use dpar_export_inputs::{limits, memory};
 
 use super::{Picture, PictureError};
 use crate::arrays::write_atomic;
-
-/// Most pixels a PNG that is read may have.
-const MOST_PIXELS: u64 = 1 << 28;
 
 /// Encodes `rgb`, u8 `[height, width, 3]`, as a PNG. The same pixels give the same bytes.
 ///
@@ -45,34 +43,50 @@ pub fn write_png(path: &Utf8Path, rgb: &[u8], height: usize, width: usize) -> Re
 /// Reads a PNG file of RGB pixels with 8 bits a channel.
 ///
 /// # Errors
-/// When it cannot be read, is malformed or truncated, has other pixels, or more than 2²⁸ of them.
+/// When it cannot be read, is malformed or truncated, has other pixels, or more than [`limits::PIXELS`] or
+/// [`memory::most`] allow.
 pub fn read_png(path: &Utf8Path) -> Result<Picture, PictureError> {
-    let bytes = fs_err::read(path.as_std_path()).map_err(|e| file(path, e))?;
-    decode(&bytes).map_err(|e| file(path, e))
+    let reader = BufReader::new(dpar_export_inputs::open(path).map_err(|e| file(path, e))?);
+    decode(reader).map_err(|e| match e {
+        Unread::Memory(source) => PictureError::Memory { path: Some(path.to_owned()), source },
+        Unread::Other(message) => file(path, message),
+    })
 }
 
 fn file(path: &Utf8Path, error: impl ToString) -> PictureError {
     PictureError::File { path: path.to_owned(), message: error.to_string() }
 }
 
-fn decode(bytes: &[u8]) -> Result<Picture, String> {
-    let mut decoder = png::Decoder::new(Cursor::new(bytes));
-    let info = decoder.read_header_info().map_err(|e| e.to_string())?;
+/// Why a picture was not read.
+#[derive(Debug)]
+enum Unread {
+    Memory(memory::MemoryError),
+    Other(String),
+}
+
+fn decode(reader: impl BufRead + Seek) -> Result<Picture, Unread> {
+    let other = |e: png::DecodingError| Unread::Other(e.to_string());
+    let mut decoder = png::Decoder::new(reader);
+    let info = decoder.read_header_info().map_err(other)?;
     let (width, height) = (info.width, info.height);
     if (info.color_type, info.bit_depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
         let (color, depth) = (info.color_type, info.bit_depth as u8);
-        return Err(format!("not RGB with 8 bits a channel, but {color:?} with {depth}"));
+        return Err(Unread::Other(format!("not RGB with 8 bits a channel, but {color:?} with {depth}")));
     }
-    if u64::from(width) * u64::from(height) > MOST_PIXELS {
-        return Err(format!("{width} × {height} pixels are too many"));
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > limits::PIXELS {
+        return Err(Unread::Other(format!("{width} × {height} pixels are too many")));
     }
-    let mut reader = decoder.read_info().map_err(|e| e.to_string())?;
+    // The decoder holds a few rows beside the picture; other chunks are held below a limit of its own.
+    memory::check("it", 3 * (pixels + 4 * u64::from(width))).map_err(Unread::Memory)?;
+    let mut reader = decoder.read_info().map_err(other)?;
     let (width, height) = (width as usize, height as usize);
     if reader.output_buffer_size() != Some(width * height * 3) {
-        return Err("not RGB with 8 bits a channel".to_owned());
+        return Err(Unread::Other("not RGB with 8 bits a channel".to_owned()));
     }
-    let mut rgb = vec![0; width * height * 3];
-    reader.next_frame(&mut rgb).map_err(|e| e.to_string())?;
+    let mut rgb = memory::reserved(width * height * 3).map_err(Unread::Memory)?;
+    rgb.resize(width * height * 3, 0);
+    reader.next_frame(&mut rgb).map_err(other)?;
     Ok(Picture { width, height, rgb })
 }
 
@@ -99,6 +113,7 @@ mod tests {
     use super::*;
     use crate::arrays::test_folder;
     use proptest::prelude::*;
+    use std::io::Cursor;
 
     fn picture() -> Picture {
         let rgb = (0..7 * 5 * 3).map(|i| (i * 37 % 256) as u8).collect();
@@ -128,14 +143,14 @@ mod tests {
         let mut encoder = png::Encoder::new(&mut gray, 1, 1);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.write_header().unwrap().write_image_data(&[7]).unwrap();
-        assert!(decode(&gray).unwrap_err().contains("Grayscale"));
+        assert!(matches!(decode(Cursor::new(gray)), Err(Unread::Other(e)) if e.contains("Grayscale")));
     }
 
     #[test]
     fn a_truncated_file_is_an_error() {
         let bytes = picture().encode_png().unwrap();
         for end in 0..bytes.len() - 16 {
-            assert!(decode(&bytes[..end]).is_err(), "cut at {end}");
+            assert!(decode(Cursor::new(&bytes[..end])).is_err(), "cut at {end}");
         }
     }
 
@@ -145,7 +160,7 @@ mod tests {
             let mut bytes = picture().encode_png().unwrap();
             let at = at % bytes.len();
             bytes[at] = value;
-            let _ = decode(&bytes);
+            let _ = decode(Cursor::new(bytes));
         }
     }
 }

@@ -1,0 +1,138 @@
+//! What of the ONNX schema says how large something is, from the field numbers of the specification. Everything else in
+//! a file is skipped.
+
+use prost::bytes::Bytes;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Model {
+    #[prost(message, optional, tag = "7")]
+    pub(super) graph: Option<Graph>,
+    #[prost(message, repeated, tag = "25")]
+    pub(super) functions: Vec<Function>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Function {
+    #[prost(message, repeated, tag = "7")]
+    pub(super) node: Vec<Node>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Graph {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) node: Vec<Node>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) initializer: Vec<Tensor>,
+    #[prost(message, repeated, tag = "15")]
+    pub(super) sparse_initializer: Vec<Sparse>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Node {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) output: Vec<String>,
+    #[prost(string, optional, tag = "3")]
+    pub(super) name: Option<String>,
+    #[prost(string, optional, tag = "4")]
+    pub(super) op_type: Option<String>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) attribute: Vec<Attribute>,
+    #[prost(string, optional, tag = "7")]
+    pub(super) domain: Option<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Attribute {
+    #[prost(string, optional, tag = "1")]
+    pub(super) name: Option<String>,
+    #[prost(int64, optional, tag = "3")]
+    pub(super) i: Option<i64>,
+    #[prost(message, optional, tag = "5")]
+    pub(super) t: Option<Tensor>,
+    #[prost(message, optional, tag = "6")]
+    pub(super) g: Option<Graph>,
+    #[prost(float, repeated, tag = "7")]
+    pub(super) floats: Vec<f32>,
+    #[prost(int64, repeated, tag = "8")]
+    pub(super) ints: Vec<i64>,
+    #[prost(message, repeated, tag = "10")]
+    pub(super) tensors: Vec<Tensor>,
+    #[prost(message, repeated, tag = "11")]
+    pub(super) graphs: Vec<Graph>,
+    #[prost(message, optional, tag = "22")]
+    pub(super) sparse_tensor: Option<Sparse>,
+    #[prost(message, repeated, tag = "23")]
+    pub(super) sparse_tensors: Vec<Sparse>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Sparse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) values: Option<Tensor>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) indices: Option<Tensor>,
+    #[prost(int64, repeated, tag = "3")]
+    pub(super) dims: Vec<i64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Tensor {
+    #[prost(int64, repeated, tag = "1")]
+    pub(super) dims: Vec<i64>,
+    #[prost(int32, optional, tag = "2")]
+    pub(super) data_type: Option<i32>,
+    #[prost(float, repeated, tag = "4")]
+    pub(super) float_data: Vec<f32>,
+    #[prost(int32, repeated, tag = "5")]
+    pub(super) int32_data: Vec<i32>,
+    #[prost(int64, repeated, tag = "7")]
+    pub(super) int64_data: Vec<i64>,
+    #[prost(string, optional, tag = "8")]
+    pub(super) name: Option<String>,
+    /// A view of the file's bytes: nothing is copied.
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub(super) raw_data: Option<Bytes>,
+    #[prost(double, repeated, tag = "10")]
+    pub(super) double_data: Vec<f64>,
+    #[prost(uint64, repeated, tag = "11")]
+    pub(super) uint64_data: Vec<u64>,
+    #[prost(message, repeated, tag = "13")]
+    pub(super) external_data: Vec<Entry>,
+    /// 1 = in another file.
+    #[prost(int32, optional, tag = "14")]
+    pub(super) data_location: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Entry {
+    #[prost(string, optional, tag = "1")]
+    pub(super) key: Option<String>,
+    #[prost(string, optional, tag = "2")]
+    pub(super) value: Option<String>,
+}
+
+/// `TensorProto.DataType` as far as elements have a size.
+pub(super) fn bytes_of(data_type: i32) -> Option<u64> {
+    Some(match data_type {
+        // uint8, int8, bool, and the four types of 8-bit floats.
+        2 | 3 | 9 | 17..=20 => 1,
+        // uint16, int16, float16, bfloat16.
+        4 | 5 | 10 | 16 => 2,
+        // float, int32, uint32.
+        1 | 6 | 12 => 4,
+        // int64, double, uint64, complex64.
+        7 | 11 | 13 | 14 => 8,
+        // complex128.
+        15 => 16,
+        _ => return None,
+    })
+}
+
+/// `TensorProto.DataType.FLOAT`.
+pub(super) const FLOAT: i32 = 1;
+/// `TensorProto.DataType.INT32`.
+pub(super) const INT32: i32 = 6;
+/// `TensorProto.DataType.INT64`.
+pub(super) const INT64: i32 = 7;

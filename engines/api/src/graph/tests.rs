@@ -1,0 +1,163 @@
+use super::proto::Entry;
+use super::*;
+
+fn ints(name: &str, values: &[i64]) -> Attribute {
+    Attribute { name: Some(name.into()), ints: values.to_vec(), ..Attribute::default() }
+}
+
+fn int(name: &str, value: i64) -> Attribute {
+    Attribute { name: Some(name.into()), i: Some(value), ..Attribute::default() }
+}
+
+fn node(op: &str, inputs: &[&str], attribute: Vec<Attribute>) -> Node {
+    Node {
+        input: inputs.iter().map(|i| (*i).to_owned()).collect(),
+        output: vec!["o".into()],
+        name: Some("n".into()),
+        op_type: Some(op.into()),
+        attribute,
+        domain: None,
+    }
+}
+
+fn tensor(name: &str, values: &[i64]) -> Tensor {
+    let raw: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Tensor {
+        name: Some(name.into()),
+        dims: vec![values.len() as i64],
+        data_type: Some(INT64),
+        raw_data: Some(raw.into()),
+        ..Tensor::default()
+    }
+}
+
+fn floats(name: &str, values: &[f32]) -> Tensor {
+    let (dims, float_data) = (vec![values.len() as i64], values.to_vec());
+    Tensor { name: Some(name.into()), dims, data_type: Some(FLOAT), float_data, ..Tensor::default() }
+}
+
+fn check(nodes: Vec<Node>, initializer: Vec<Tensor>) -> Result<(), String> {
+    let graph = Graph { node: nodes, initializer, ..Graph::default() };
+    // Through the bytes, as a file is read.
+    let model = Model { graph: Some(graph), functions: Vec::new() };
+    let read = Model::decode(Bytes::from(model.encode_to_vec())).map_err(|e| e.to_string())?;
+    read.graph.iter().try_for_each(|g| body(g, None))
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused_by_node() {
+    let large = i64::MAX / 2;
+    let with =
+        |op: &str, values: &[i64]| (node(op, &["x", "c", "c", "c"], vec![]), vec![tensor("c", values)]);
+    let first = |op: &str, values: &[i64]| (node(op, &["c"], vec![]), vec![tensor("c", values)]);
+    let own = |op: &str, attribute| (node(op, &["x"], vec![attribute]), vec![]);
+    let scale = |op: &str, values: &[f32]| (node(op, &["x", "s", "s"], vec![]), vec![floats("s", values)]);
+    let range = |values: [i64; 3]| {
+        let names = ["a", "b", "d"];
+        (node("Range", &names, vec![]), names.iter().zip(values).map(|(n, v)| tensor(n, &[v])).collect())
+    };
+    for ((node, tensors), why) in [
+        (own("Transpose", ints("perm", &[0, 0, 1])), "perm [0, 0, 1] is no permutation"),
+        (own("Transpose", ints("perm", &[0, 2])), "no permutation"),
+        (own("Transpose", ints("perm", &[-1, 0])), "no permutation"),
+        (own("Transpose", ints("perm", &[1 << 40])), "no permutation"),
+        (own("Softmax", int("axis", 1 << 40)), "axes: 1099511627776 is not in -64 to 63"),
+        (own("Concat", int("axis", i64::MIN)), "is not in -64 to 63"),
+        (own("ReduceMean", ints("axes", &[1, 1])), "axis 1 is given twice"),
+        (with("ReduceSum", &[64]), "64 is not in -64 to 63"),
+        (with("Unsqueeze", &[2, 2]), "axis 2 is given twice"),
+        (with("Slice", &[large]), "is not in -64 to 63"),
+        (own("Conv", ints("kernel_shape", &[3, large])), "kernel_shape: 4611686018427387903 is not in 1 to"),
+        (own("Conv", ints("strides", &[0, 1])), "strides: 0 is not in 1 to"),
+        (own("MaxPool", ints("pads", &[-1, 0, 0, 0])), "pads: -1 is not in 0 to"),
+        (own("Pad", ints("pads", &[large])), "pads: 4611686018427387903 is not in -65536 to"),
+        (with("Pad", &[0, large]), "is not in -65536 to"),
+        (own("DepthToSpace", int("blocksize", 0)), "blocksize: 0 is not in 1 to"),
+        (own("Split", int("num_outputs", large)), "num_outputs"),
+        (with("Split", &[-4]), "split: -4 is not in 0 to"),
+        (first("ConstantOfShape", &[1 << 20, 1 << 20]), "asks for 1099511627776 elements, at most 268435456"),
+        (first("ConstantOfShape", &[1 << 40, 1 << 40]), "cannot be"),
+        (first("ConstantOfShape", &[-1]), "the shape [-1] cannot be"),
+        (with("Expand", &[1 << 30]), "asks for 1073741824 elements"),
+        (with("Reshape", &[-1, -1]), "leaves more than one size open"),
+        (with("Reshape", &[-2]), "shape: -2 is not in -1 to"),
+        (with("Reshape", &[large, large]), "cannot be"),
+        (with("Tile", &[1 << 30]), "asks for 1073741824 copies"),
+        (with("Resize", &[1, 1, 1 << 20, 1 << 20]), "asks for 1099511627776 elements"),
+        (scale("Resize", &[1.0, 1.0, 1e9, 1e9]), "the scales"),
+        (scale("Upsample", &[0.0]), "the scales [0.0] cannot be"),
+        (scale("Resize", &[f32::NAN]), "the scales"),
+        (range([0, 1 << 40, 1]), "asks for 1099511627776 elements"),
+        (range([0, 1, 0]), "has no end"),
+        (with("OneHot", &[large]), "depth"),
+        (own("RandomNormal", ints("shape", &[1 << 40])), "asks for"),
+    ] {
+        let e = check(vec![node.clone()], tensors).unwrap_err();
+        let op = node.op_type.clone().unwrap_or_default();
+        assert!(e.starts_with(&format!("node `n` ({op}): ")) && e.contains(why), "{e}");
+    }
+}
+
+#[test]
+fn what_graphs_hold_is_accepted() {
+    let nodes = vec![
+        node("Transpose", &["x"], vec![ints("perm", &[2, 0, 1])]),
+        node("Transpose", &["x"], vec![]),
+        node("Conv", &["x"], vec![ints("pads", &[1, 1, 1, 1]), ints("kernel_shape", &[3, 3])]),
+        node("Pad", &["x", "crop"], vec![]),
+        node("Reshape", &["x", "shape"], vec![]),
+        node("Softmax", &["x"], vec![int("axis", -1)]),
+        node("Resize", &["x", "", "twice"], vec![]),
+        node("ConstantOfShape", &["computed"], vec![]),
+        Node { domain: Some("other".into()), ..node("Transpose", &["x"], vec![ints("perm", &[9])]) },
+    ];
+    let constants = vec![
+        tensor("crop", &[0, -1, 0, 1]),
+        tensor("shape", &[0, -1, 8, 64]),
+        floats("twice", &[1.0, 1.0, 2.0, 2.0]),
+    ];
+    assert_eq!(check(nodes, constants), Ok(()));
+}
+
+#[test]
+fn a_tensor_holds_what_it_promises() {
+    let external = |length: &str| Tensor {
+        name: Some("w".into()),
+        dims: vec![4, 4],
+        data_type: Some(FLOAT),
+        data_location: Some(1),
+        external_data: vec![Entry { key: Some("length".into()), value: Some(length.into()) }],
+        ..Tensor::default()
+    };
+    assert_eq!(check(vec![], vec![external("64"), tensor("a", &[1, 2]), floats("b", &[])]), Ok(()));
+    let longer = |dims: &[i64]| Tensor { dims: dims.to_vec(), ..tensor("w", &[1]) };
+    for (tensor, why) in [
+        (longer(&[1 << 40]), "promises 1099511627776 elements, 8 bytes are there"),
+        (longer(&[i64::MAX, i64::MAX]), "cannot be"),
+        (longer(&[-1]), "cannot be"),
+        (longer(&[1; 65]), "65 axes"),
+        (Tensor { dims: vec![1 << 33], ..floats("w", &[1.0]) }, "1 values are there"),
+        (external("65"), "65 bytes of the data file"),
+        (external("-1"), "no number"),
+    ] {
+        let e = check(vec![], vec![tensor]).unwrap_err();
+        assert!(e.starts_with("tensor `w`: ") && e.contains(why), "{e}");
+    }
+}
+
+#[test]
+fn nothing_hides_in_a_branch_a_function_or_a_constant() {
+    let bad = node("Transpose", &["x"], vec![ints("perm", &[1])]);
+    let inner = Graph { node: vec![bad.clone()], ..Graph::default() };
+    let branch = Attribute { name: Some("then_branch".into()), g: Some(inner), ..Attribute::default() };
+    assert!(check(vec![node("If", &["x"], vec![branch])], vec![]).unwrap_err().contains("no permutation"));
+    let value = |t| Attribute { name: Some("value".into()), t: Some(t), ..Attribute::default() };
+    let made = node("Constant", &[], vec![value(tensor("", &[1 << 40]))]);
+    let e = check(vec![made, node("ConstantOfShape", &["o"], vec![])], vec![]).unwrap_err();
+    assert!(e.contains("1099511627776 elements"), "{e}");
+    let huge = Tensor { dims: vec![1 << 40], ..tensor("", &[1]) };
+    assert!(check(vec![node("Constant", &[], vec![value(huge)])], vec![]).unwrap_err().contains("promises"));
+    assert!(nodes(&[bad], Constants::default()).is_err());
+    let sparse = Sparse { dims: vec![1 << 40], ..Sparse::default() };
+    assert!(sparse_fits(&sparse).unwrap_err().contains("asks for"));
+}
