@@ -11,6 +11,7 @@ pub mod commands;
 pub mod device;
 pub mod doctor;
 pub mod engines;
+pub mod escape;
 pub mod evaluate;
 pub mod features;
 pub mod generate;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
 use super::outside;
-use super::printer::{Bar, Printer};
+use super::printer::{Bar, Printer, Text};
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest};
 use crate::targets::TargetError;
 #[cfg(not(feature = "tensorrt"))]
@@ -113,7 +113,13 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     let mut value = json!({ "output": output, "manifest": manifest, "engines": built });
     if args.trt.emit_trtexec {
         value["commands"] = json!(commands);
-        printer.result(|| format!("{script}\n# {}/{SCRIPT}", output), &value)?;
+        let text = || {
+            let mut text = Text::of_lines(&script);
+            text.gap();
+            text.line(format_args!("# {output}/{SCRIPT}"));
+            text
+        };
+        printer.result(text, &value)?;
         return Ok(Exit::Pass);
     }
     printer.result(text, &value)?;

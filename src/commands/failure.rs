@@ -40,8 +40,10 @@ pub(crate) enum Exit {
 pub(crate) struct Failure {
     /// Exit code.
     pub(crate) exit: Exit,
-    /// What failed.
+    /// What failed, in one line.
     pub(crate) error: anyhow::Error,
+    /// Further lines, such as the names that do not match.
+    pub(crate) details: Vec<String>,
     /// What to do next.
     pub(crate) hint: Option<String>,
 }
@@ -61,7 +63,7 @@ impl Failure {
     }
 
     fn new(exit: Exit, error: impl Into<anyhow::Error>, hint: Option<String>) -> Self {
-        Self { exit, error: error.into(), hint }
+        Self { exit, error: error.into(), details: Vec::new(), hint }
     }
 }
 
@@ -79,8 +81,8 @@ impl From<EngineError> for Failure {
 
 impl From<CheckpointError> for Failure {
     fn from(e: CheckpointError) -> Self {
-        let hint = e.hint();
-        Self::new(Exit::Usage, e, hint)
+        let (hint, details) = (e.hint(), e.details());
+        Self { details, ..Self::new(Exit::Usage, e, hint) }
     }
 }
 

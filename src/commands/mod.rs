@@ -32,7 +32,7 @@ use crate::engines::{self, EngineOptions};
 use crate::runtime::Runtime;
 use args::{Cli, Command, EngineArgs, TalkArgs};
 use failure::{Exit, Failure};
-use printer::{Printer, STOP, stopped};
+use printer::{Log, Printer, STOP, refused, stopped};
 
 /// Names of the subcommands, in the order of the help.
 pub fn subcommands() -> Vec<String> {
@@ -41,7 +41,15 @@ pub fn subcommands() -> Vec<String> {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let code = e.exit_code();
+            // Where stderr is gone nobody can be told.
+            let told = refused(e);
+            return ExitCode::from(if told.is_ok() { code as u8 } else { Exit::Usage as u8 });
+        }
+    };
     let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet };
     start_log(&cli.talk);
     let handler = ctrlc::set_handler(|| {
@@ -96,12 +104,10 @@ fn start_log(talk: &TalkArgs) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    let colour = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-        && std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
+        .with_writer(|| Log)
+        .with_ansi(false)
         .without_time()
         .init();
 }

@@ -4,6 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::sections;
 use super::{Page, Verdict};
+use crate::escape::visible;
 use crate::verify::Status;
 
 /// Nothing is loaded and nothing runs, whatever a text in the page says.
@@ -25,7 +26,7 @@ pub fn html(page: &Page) -> String {
                 // Without it a browser asks for one.
                 link rel="icon" href="data:,";
                 title { (title) }
-                style { (PreEscaped(include_str!("style.css"))) }
+                style { (PreEscaped(include_str!("style.css").replace('\n', " "))) }
             }
             body {
                 a.skip href="#checks" { "Skip to the checks" }
@@ -53,7 +54,8 @@ pub fn html(page: &Page) -> String {
             }
         }
     };
-    document.into_string()
+    // The macro escapes markup. What hides is shown here: the page is one line, so a line break is a value's too.
+    visible(&document.into_string()).into_owned()
 }
 
 fn word(verdict: Verdict) -> &'static str {

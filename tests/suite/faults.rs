@@ -21,7 +21,7 @@ struct Pair {
     bad: Utf8PathBuf,
 }
 
-fn copy(from: &Utf8Path, to: &Utf8Path) {
+pub(crate) fn copy(from: &Utf8Path, to: &Utf8Path) {
     fs_err::create_dir_all(to).unwrap();
     for entry in from.read_dir_utf8().unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
@@ -82,7 +82,7 @@ impl Pair {
 }
 
 /// Makes the manifest fit the files.
-fn rehash(bundle: &Utf8Path) {
+pub(crate) fn rehash(bundle: &Utf8Path) {
     let path = bundle.join("manifest.json");
     let mut manifest: Value = serde_json::from_slice(&fs_err::read(&path).unwrap()).unwrap();
     for file in manifest["files"].as_array_mut().unwrap() {

@@ -16,6 +16,7 @@ mod evaluate;
 mod export;
 mod extractor;
 mod faults;
+mod injection;
 mod integrity;
 mod metrics;
 mod parity;

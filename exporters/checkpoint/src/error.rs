@@ -205,23 +205,22 @@ pub struct Unmatched {
     pub nearest: Option<String>,
 }
 
+impl NameMismatch {
+    /// A line for each name, with the nearest one on the other side.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |what: &str, other: &str, x: &Unmatched| match &x.nearest {
+            Some(n) => format!("{what} `{}`; {other} `{n}` is the nearest", x.name),
+            None => format!("{what} `{}`", x.name),
+        };
+        let missing = self.missing.iter().map(|x| line("missing", "unused", x));
+        missing.chain(self.unused.iter().map(|x| line("unused", "missing", x))).collect()
+    }
+}
+
 impl fmt::Display for NameMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (m, u) = (self.missing.len(), self.unused.len());
-        write!(f, "the tensors do not match component {}: {m} missing, {u} unused", self.component.name())?;
-        for x in &self.missing {
-            write!(f, "\n  missing `{}`", x.name)?;
-            if let Some(n) = &x.nearest {
-                write!(f, "; unused `{n}` is the nearest")?;
-            }
-        }
-        for x in &self.unused {
-            write!(f, "\n  unused `{}`", x.name)?;
-            if let Some(n) = &x.nearest {
-                write!(f, "; missing `{n}` is the nearest")?;
-            }
-        }
-        Ok(())
+        write!(f, "the tensors do not match component {}: {m} missing, {u} unused", self.component.name())
     }
 }
 
@@ -266,6 +265,14 @@ impl CheckpointError {
     /// The tensor it is about, by the name in the file.
     pub fn tensor(&self) -> Option<&str> {
         self.0.tensor.as_deref()
+    }
+
+    /// What the message counts, a line each; empty for most kinds.
+    pub fn details(&self) -> Vec<String> {
+        match self.kind() {
+            ErrorKind::Names(names) => names.lines(),
+            _ => Vec::new(),
+        }
     }
 
     /// The next step for the user, one sentence.
