@@ -1,14 +1,12 @@
 //! `bisect`: where two engines, two bundles, or an engine and recorded outputs part.
 
-use std::fmt::Write;
-
 use camino::Utf8PathBuf;
 use clap::Args;
 
 use super::args::guidance;
 use super::failure::{Exit, Failure};
 use super::parity::ContenderArgs;
-use super::printer::Printer;
+use super::printer::{Printer, Text};
 use super::verify::word;
 use crate::bundle::{Bundle, MANIFEST};
 use crate::engines::DEFAULT_ENGINE;
@@ -100,18 +98,18 @@ fn draw(runtime: &Runtime<'_>, args: &BisectArgs, progress: Progress<'_>) -> Res
     Ok(drawn(&runtime.decode(&requests, &options, usize::from(args.engine.batch), progress)?))
 }
 
-fn render(found: &Bisection) -> String {
-    let mut text = String::new();
+fn render(found: &Bisection) -> Text {
+    let mut text = Text::default();
     for source in &found.sources {
         let what = match &source.engine {
             Some(e) => format!("{} {} on {} ({})", e.engine, e.version, e.device, e.provider),
             None => "recorded outputs".to_owned(),
         };
-        let _ = writeln!(text, "{}: {what}", source.name);
+        text.line(format_args!("{}: {what}", source.name));
     }
-    let _ = writeln!(text, "{}: {}", word(found.verdict), found.path());
+    text.line(format_args!("{}: {}", word(found.verdict), found.path()));
     if let Some(note) = &found.note {
-        let _ = writeln!(text, "note: {note}");
+        text.line(format_args!("note: {note}"));
     }
     text
 }

@@ -1,12 +1,10 @@
 //! `doctor`: which engines can run here, and why not.
 
-use std::fmt::Write;
-
 use camino::Utf8PathBuf;
 use clap::Args;
 
 use super::failure::{Exit, Failure};
-use super::printer::Printer;
+use super::printer::{Printer, Text};
 use crate::bundle::Bundle;
 use crate::doctor::{DriverReport, EngineReport, Report, examine};
 use crate::engines::{self, DEFAULT_ENGINE, EngineOptions};
@@ -43,13 +41,13 @@ pub(super) fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> 
     Ok(if works { Exit::Pass } else { Exit::Unavailable })
 }
 
-fn text(report: &Report, asked: &str) -> String {
-    let mut text = String::new();
+fn text(report: &Report, asked: &str) -> Text {
+    let mut text = Text::default();
     for engine in &report.engines {
         engine_text(&mut text, engine);
     }
     match &report.driver {
-        None => text += "NVIDIA driver: not asked, this build has no feature `tensorrt`\n",
+        None => text.line("NVIDIA driver: not asked, this build has no feature `tensorrt`"),
         Some(driver) => driver_text(&mut text, driver),
     }
     let verdict = match report.engine(asked) {
@@ -58,35 +56,35 @@ fn text(report: &Report, asked: &str) -> String {
         _ if report.bundle.is_some() => "does NOT run this bundle here",
         _ => "does NOT run here",
     };
-    let _ = writeln!(text, "{asked} {verdict}");
+    text.line(format_args!("{asked} {verdict}"));
     text
 }
 
-fn engine_text(text: &mut String, e: &EngineReport) {
+fn engine_text(text: &mut Text, e: &EngineReport) {
     let state = match (e.works, e.built_in) {
         (true, _) => "works",
         (false, true) => "DOES NOT WORK",
         (false, false) => "not built in",
     };
-    let _ = writeln!(text, "{}: {state}", e.name);
+    text.line(format_args!("{}: {state}", e.name));
     if let Some(info) = &e.info {
-        let _ = writeln!(text, "  version {}, {} on {}", info.version, info.provider, info.device);
+        text.line(format_args!("  version {}, {} on {}", info.version, info.provider, info.device));
     }
     if let Some(reason) = &e.reason {
-        let _ = writeln!(text, "  reason: {reason}");
+        text.line(format_args!("  reason: {reason}"));
     }
     if let Some(hint) = &e.hint {
-        let _ = writeln!(text, "  hint: {hint}");
+        text.line(format_args!("  hint: {hint}"));
     }
     for library in &e.libraries {
-        let _ = writeln!(text, "  library: {} ({})", library.path, library.version);
+        text.line(format_args!("  library: {} ({})", library.path, library.version));
     }
     for place in &e.searched {
         let mark = if place.taken { "taken from" } else { "not in" };
-        let _ = writeln!(text, "  {mark} {} ({})", place.path, place.origin);
+        text.line(format_args!("  {mark} {} ({})", place.path, place.origin));
     }
     if !e.providers.is_empty() {
-        let _ = writeln!(text, "  execution providers in the library: {}", e.providers.join(", "));
+        text.line(format_args!("  execution providers in the library: {}", e.providers.join(", ")));
     }
     for file in &e.files {
         let devices = match file.compute_capabilities.as_slice() {
@@ -94,25 +92,24 @@ fn engine_text(text: &mut String, e: &EngineReport) {
             some => some.join(", "),
         };
         let fits = file.reason.as_deref().unwrap_or("nothing against it");
-        let _ = writeln!(text, "  {} ({}, {devices}): {fits}", file.file, file.version);
+        text.line(format_args!("  {} ({}, {devices}): {fits}", file.file, file.version));
     }
 }
 
-fn driver_text(text: &mut String, driver: &DriverReport) {
+fn driver_text(text: &mut Text, driver: &DriverReport) {
     match (&driver.cuda, &driver.reason) {
         (Some(cuda), _) => {
-            let _ = writeln!(text, "NVIDIA driver: CUDA {cuda}, {} devices", driver.gpus.len());
+            text.line(format_args!("NVIDIA driver: CUDA {cuda}, {} devices", driver.gpus.len()));
         }
         (None, reason) => {
-            let _ = writeln!(text, "NVIDIA driver: {}", reason.as_deref().unwrap_or("none"));
+            text.line(format_args!("NVIDIA driver: {}", reason.as_deref().unwrap_or("none")));
         }
     }
     for gpu in &driver.gpus {
         let memory = gpu.memory as f64 / f64::from(1 << 30);
-        let _ = writeln!(
-            text,
+        text.line(format_args!(
             "  cuda:{} {}, compute capability {}, {memory:.1} GiB",
             gpu.ordinal, gpu.name, gpu.compute_capability
-        );
+        ));
     }
 }

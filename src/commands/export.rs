@@ -11,7 +11,7 @@ use serde_json::json;
 use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
 use super::paths::apart;
-use super::printer::{Bar, Printer};
+use super::printer::{Bar, Printer, Text};
 #[cfg(not(feature = "tensorrt"))]
 use crate::bundle::TargetErrorKind;
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest, TargetError};
@@ -120,7 +120,13 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     let mut value = json!({ "output": output, "manifest": manifest, "engines": built });
     if args.trt.emit_trtexec {
         value["commands"] = json!(commands);
-        printer.result(|| format!("{script}\n# {}/{SCRIPT}", output), &value)?;
+        let text = || {
+            let mut text = Text::of_lines(&script);
+            text.gap();
+            text.line(format_args!("# {output}/{SCRIPT}"));
+            text
+        };
+        printer.result(text, &value)?;
         return Ok(Exit::Pass);
     }
     printer.result(text, &value)?;

@@ -42,8 +42,10 @@ pub(crate) enum Exit {
 pub(crate) struct Failure {
     /// What it means.
     pub(crate) cause: Cause,
-    /// What failed.
+    /// What failed, in one line.
     pub(crate) error: anyhow::Error,
+    /// Further lines, such as the names that do not match.
+    pub(crate) details: Vec<String>,
     /// What to do next.
     pub(crate) hint: Option<String>,
 }
@@ -51,7 +53,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// Bad input with a hint.
     pub(crate) fn usage(message: impl Into<String>, hint: Option<&str>) -> Self {
-        Self { cause: Cause::Input, error: anyhow::Error::msg(message.into()), hint: hint.map(str::to_owned) }
+        Self {
+            cause: Cause::Input,
+            error: anyhow::Error::msg(message.into()),
+            details: Vec::new(),
+            hint: hint.map(str::to_owned),
+        }
     }
 
     /// With the next step where the user interrupted.
@@ -68,7 +75,7 @@ impl Failure {
     }
 
     fn new(error: impl Caused + Into<anyhow::Error>, hint: Option<String>) -> Self {
-        Self { cause: error.cause(), error: error.into(), hint }
+        Self { cause: error.cause(), error: error.into(), details: Vec::new(), hint }
     }
 }
 
@@ -81,8 +88,8 @@ impl From<EngineError> for Failure {
 
 impl From<CheckpointError> for Failure {
     fn from(e: CheckpointError) -> Self {
-        let hint = e.hint();
-        Self::new(e, hint)
+        let (hint, details) = (e.hint(), e.details());
+        Self { details, ..Self::new(e, hint) }
     }
 }
 

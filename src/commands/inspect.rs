@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
-use super::printer::{Printer, table};
+use super::printer::{Printer, Text, table};
 use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor};
 
 pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
@@ -33,7 +33,12 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
         if args.layers {
             value["layers"] = layers.iter().cloned().collect::<serde_json::Map<_, _>>().into();
         }
-        printer.result(|| bundle_text(&bundle) + &layers_text(&layers), &value)?;
+        let text = || {
+            let mut text = bundle_text(&bundle);
+            text += layers_text(&layers);
+            text
+        };
+        printer.result(text, &value)?;
         return Ok(Exit::Pass);
     }
     if args.layers {
@@ -57,10 +62,10 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
         }).collect::<Vec<_>>(),
     });
     let text = || {
-        let mut text = format!("checkpoint {}\n", args.path);
-        text += &system_text(&loaded.system);
-        text += &component_table(&loaded.system, &components);
-        text += &source_table(&sources);
+        let mut text = Text::from(format!("checkpoint {}", args.path));
+        text += system_text(&loaded.system);
+        text += component_table(&loaded.system, &components);
+        text += source_table(&sources);
         text
     };
     printer.result(text, &value)?;
@@ -82,15 +87,16 @@ fn extractor(folder: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
             .collect();
         let own = || "the resize rule's own".to_owned();
         let normalise = spec.normalise.map_or_else(own, |n| format!("(v - {:?}) / {:?}", n.mean, n.std));
-        let what = format!(
-            "feature extractor `{}`: {} px, resize {}, normalisation {normalise}\ndistance: {}\n\n{}",
+        let mut what = Text::from(format!(
+            "feature extractor `{}`: {} px, resize {}, normalisation {normalise}",
             spec.name,
             spec.input_size,
             spec.resize.name(),
-            spec.distance_name(),
-            table(&["component", "parameters"], &parts),
-        );
-        manifest_text(folder, manifest, &what, bundle.manifest_sha256())
+        ));
+        what.line(format_args!("distance: {}", spec.distance_name()));
+        what.gap();
+        what += table(&["component", "parameters"], &parts);
+        manifest_text(folder, manifest, what, bundle.manifest_sha256())
     };
     printer.result(text, &value)?;
     Ok(Exit::Pass)
@@ -113,18 +119,19 @@ fn layers(bundle: &Bundle, args: &InspectArgs) -> Result<Vec<(String, Value)>, F
 }
 
 /// One line per layer: its name, or what TensorRT says of it.
-fn layers_text(layers: &[(String, Value)]) -> String {
-    let mut text = String::new();
+fn layers_text(layers: &[(String, Value)]) -> Text {
+    let mut text = Text::default();
     for (graph, value) in layers {
-        let _ = writeln!(text, "\nlayers of {graph}");
+        text.gap();
+        text.line(format_args!("layers of {graph}"));
         let list = value["Layers"].as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
         for (i, layer) in list.iter().enumerate() {
             let name = layer.as_str().or(layer["Name"].as_str());
             let kind = layer["LayerType"].as_str().map(|t| format!(" ({t})")).unwrap_or_default();
-            let _ = match name {
-                Some(name) => writeln!(text, "{i:4} {name}{kind}"),
-                None => writeln!(text, "{i:4} {layer}"),
-            };
+            match name {
+                Some(name) => text.line(format_args!("{i:4} {name}{kind}")),
+                None => text.line(format_args!("{i:4} {layer}")),
+            }
         }
     }
     text
@@ -139,35 +146,36 @@ fn tuning_text(tuning: &Tuning) -> String {
         TuningSource::Trace => format!("a trace of {} images", tuning.images.unwrap_or_default()),
         TuningSource::Calibration => format!("{} generated images", tuning.images.unwrap_or_default()),
     };
-    format!("tuned for {:.2} patches of {} tokens an image, from {source}\n", tuning.patches, tuning.tokens)
+    format!("tuned for {:.2} patches of {} tokens an image, from {source}", tuning.patches, tuning.tokens)
 }
 
-fn bundle_text(bundle: &Bundle) -> String {
+fn bundle_text(bundle: &Bundle) -> Text {
     let manifest = bundle.manifest();
     let components: Vec<(String, u64)> =
         manifest.components.iter().map(|c| (c.kind.name().to_owned(), c.parameters)).collect();
-    let what = system_text(bundle.system()) + &component_table(bundle.system(), &components);
-    manifest_text(bundle.folder(), manifest, &what, bundle.manifest_sha256())
+    let mut what = system_text(bundle.system());
+    what += component_table(bundle.system(), &components);
+    manifest_text(bundle.folder(), manifest, what, bundle.manifest_sha256())
 }
 
 /// What every bundle has: graphs, engines, sources, files. `what` says what it is.
-fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: &str, sha256: &str) -> String {
-    let mut text = format!("bundle {folder} (every hash matches)\n");
-    let _ = writeln!(
-        text,
+fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: Text, sha256: &str) -> Text {
+    let mut text = Text::from(format!("bundle {folder} (every hash matches)"));
+    text.line(format_args!(
         "written by {} {}, opset {}, {}",
         manifest.tool.name, manifest.tool.version, manifest.opset, manifest.precision
-    );
+    ));
     text += what;
     for graph in &manifest.graphs {
-        let _ = writeln!(text, "\ngraph {} ({})", graph.spec.name, graph.file);
+        text.gap();
+        text.line(format_args!("graph {} ({})", graph.spec.name, graph.file));
         let ports = [("in", &graph.spec.inputs), ("out", &graph.spec.outputs)];
         let rows: Vec<Vec<String>> =
             ports.iter().flat_map(|(side, ports)| ports.iter().map(|p| port_row(side, p))).collect();
-        text += &table(&["", "port", "type", "shape"], &rows);
+        text += table(&["", "port", "type", "shape"], &rows);
         let axes: Vec<String> =
             graph.spec.axes.iter().map(|a| format!("{} {}/{}/{}", a.name, a.min, a.opt, a.max)).collect();
-        let _ = writeln!(text, "axes (min/opt/max): {}", axes.join(", "));
+        text.line(format_args!("axes (min/opt/max): {}", axes.join(", ")));
     }
     let engines: Vec<Vec<String>> = manifest
         .engines
@@ -190,28 +198,28 @@ fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: &str, sha256: &st
         })
         .collect();
     if !engines.is_empty() {
-        text += "\n";
-        text += &table(&["engine", "builder", "precision", "devices", "profiles", "layers"], &engines);
+        text.gap();
+        text += table(&["engine", "builder", "precision", "devices", "profiles", "layers"], &engines);
         if let Some(tuning) = manifest.engines.iter().find_map(|e| e.tuning.as_ref()) {
-            text += &tuning_text(tuning);
+            text.line(tuning_text(tuning));
         }
         for (graph, warning) in
             manifest.engines.iter().flat_map(|e| e.warnings.iter().map(move |w| (&e.graph, w)))
         {
-            let _ = writeln!(text, "warning of {graph}: {warning}");
+            text.line(format_args!("warning of {graph}: {warning}"));
         }
     }
-    text += &provenance_text(&manifest.provenance());
+    text += provenance_text(&manifest.provenance());
     let files: Vec<Vec<String>> =
         manifest.files.iter().map(|f| vec![f.path.clone(), f.size.to_string(), f.sha256.clone()]).collect();
-    text += "\n";
-    text += &table(&["file", "bytes", "sha256"], &files);
-    let _ = writeln!(text, "{MANIFEST} sha256 {sha256} (reports carry it as `bundle`)");
+    text.gap();
+    text += table(&["file", "bytes", "sha256"], &files);
+    text.line(format_args!("{MANIFEST} sha256 {sha256} (reports carry it as `bundle`)"));
     text
 }
 
 /// checkpoint → weights → graph → engine.
-fn provenance_text(chain: &Provenance) -> String {
+fn provenance_text(chain: &Provenance) -> Text {
     let mut rows: Vec<[String; 3]> = Vec::new();
     let mut row =
         |step: &str, file: String, sha256: &str| rows.push([step.to_owned(), file, sha256.to_owned()]);
@@ -232,7 +240,7 @@ fn provenance_text(chain: &Provenance) -> String {
         }
     }
     let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
-    format!("\n{}", table(&["provenance", "file", "sha256"], &rows))
+    behind_gap(table(&["provenance", "file", "sha256"], &rows))
 }
 
 fn port_row(side: &str, port: &Port) -> Vec<String> {
@@ -240,9 +248,9 @@ fn port_row(side: &str, port: &Port) -> Vec<String> {
     vec![side.to_owned(), port.name.clone(), port.dtype.to_string(), format!("[{}]", dims.join(", "))]
 }
 
-fn system_text(system: &SystemSpec) -> String {
-    format!(
-        "{} `{}`: {} px, {} tokens ({} a row), codebook {}, {} classes\npatches: {}\n",
+fn system_text(system: &SystemSpec) -> Text {
+    let mut text = Text::from(format!(
+        "{} `{}`: {} px, {} tokens ({} a row), codebook {}, {} classes",
         system.kind,
         system.name,
         system.image_size,
@@ -250,8 +258,9 @@ fn system_text(system: &SystemSpec) -> String {
         system.grid,
         system.vocab,
         system.num_classes,
-        rule_text(&system.patch_rule),
-    )
+    ));
+    text.line(format_args!("patches: {}", rule_text(&system.patch_rule)));
+    text
 }
 
 fn rule_text(rule: &PatchRule) -> String {
@@ -295,7 +304,7 @@ fn sizes_text(spec: &ComponentSpec) -> String {
     }
 }
 
-fn component_table(system: &SystemSpec, components: &[(String, u64)]) -> String {
+fn component_table(system: &SystemSpec, components: &[(String, u64)]) -> Text {
     let rows: Vec<Vec<String>> = components
         .iter()
         .map(|(name, parameters)| {
@@ -303,13 +312,20 @@ fn component_table(system: &SystemSpec, components: &[(String, u64)]) -> String 
             vec![name.clone(), parameters.to_string(), spec.map(sizes_text).unwrap_or_default()]
         })
         .collect();
-    format!("\n{}", table(&["component", "parameters", "sizes"], &rows))
+    behind_gap(table(&["component", "parameters", "sizes"], &rows))
 }
 
-fn source_table(sources: &[(String, String, u64, String)]) -> String {
+fn source_table(sources: &[(String, String, u64, String)]) -> Text {
     let rows: Vec<Vec<String>> = sources
         .iter()
         .map(|(role, name, size, sha256)| vec![role.clone(), name.clone(), size.to_string(), sha256.clone()])
         .collect();
-    format!("\n{}", table(&["source", "file", "bytes", "sha256"], &rows))
+    behind_gap(table(&["source", "file", "bytes", "sha256"], &rows))
+}
+
+fn behind_gap(table: Text) -> Text {
+    let mut text = Text::default();
+    text.gap();
+    text += table;
+    text
 }

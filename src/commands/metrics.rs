@@ -9,7 +9,7 @@ use dpar_export_metrics::{Compute, KidProtocol, PrMode, Variant};
 use serde_json::json;
 
 use super::failure::{Exit, Failure};
-use super::printer::{Printer, stopped, table};
+use super::printer::{Printer, Text, stopped, table};
 use crate::bundle;
 use crate::evaluate::EvaluateError;
 use crate::evaluate::activations::{Activations, Table, moments_of};
@@ -138,7 +138,7 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
 const ASKED: Duration = Duration::from_millis(50);
 
 /// The report for people, and with `--json`.
-fn report(args: &MetricsArgs, printer: Printer) -> Result<(String, serde_json::Value), Failure> {
+fn report(args: &MetricsArgs, printer: Printer) -> Result<(Text, serde_json::Value), Failure> {
     let compute = compute(args.threads)?;
     let bar = printer.progress("reading", "steps");
     let samples = Activations::read(&args.activations)?;
@@ -237,7 +237,7 @@ fn check(samples: &Activations, reference: &Activations, args: &MetricsArgs) -> 
 }
 
 /// The report for people.
-pub(super) fn text(report: &Report, network: &Network, settings: &Settings) -> String {
+pub(super) fn text(report: &Report, network: &Network, settings: &Settings) -> Text {
     let number = |v: f64| format!("{v:.6}");
     let row = |(_, m): (&Metric, &crate::evaluate::report::Measured)| {
         let error = match (m.interval_90, m.standard_error) {
@@ -252,8 +252,8 @@ pub(super) fn text(report: &Report, network: &Network, settings: &Settings) -> S
     for (metric, reason) in &report.not_computed {
         let name = serde_json::to_value(metric).ok();
         let name = name.as_ref().and_then(|v| v.as_str()).unwrap_or_default();
-        out += &format!("{name}: not computed: {reason}\n");
+        out.line(format_args!("{name}: not computed: {reason}"));
     }
-    out += &format!("features of {}, protocol of {}\n", network.name, settings.variant);
+    out.line(format_args!("features of {}, protocol of {}", network.name, settings.variant));
     out
 }

@@ -25,7 +25,6 @@ mod reproduce;
 mod score;
 mod verify;
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -39,7 +38,7 @@ use crate::staging::StagedFile;
 use args::{EngineArgs, TalkArgs};
 use cli::{Cli, Command};
 use failure::{Exit, Failure};
-use printer::{Printer, STOP, stopped};
+use printer::{Log, Printer, STOP, refused, stopped};
 
 /// Names of the subcommands, in the order of the help.
 pub fn subcommands() -> Vec<String> {
@@ -57,7 +56,7 @@ pub fn main() -> ExitCode {
     });
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(e) => return ExitCode::from(told(&e) as u8),
+        Err(e) => return ExitCode::from(told(e) as u8),
     };
     let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet };
     start_log(&cli.talk);
@@ -84,17 +83,16 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-/// Prints what clap answers in place of a command: help, the version, or what is wrong with the command line. A closed pipe is
-/// not an error, as in [`Printer::raw`].
-fn told(answer: &clap::Error) -> Exit {
-    let printed = answer.print().and_then(|()| std::io::stdout().flush());
-    match printed {
-        _ if answer.use_stderr() => Exit::Usage,
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+/// Prints what clap answers in place of a command: help, the version, or what is wrong with the command line.
+fn told(answer: clap::Error) -> Exit {
+    let usage = answer.use_stderr();
+    match refused(answer) {
+        _ if usage => Exit::Usage,
+        Ok(()) => Exit::Pass,
+        Err(e) => {
             Printer { json: false, quiet: false }.failure(&e.into());
             Exit::Usage
         }
-        _ => Exit::Pass,
     }
 }
 
@@ -157,12 +155,10 @@ fn start_log(talk: &TalkArgs) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    let colour = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-        && std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
+        .with_writer(|| Log)
+        .with_ansi(false)
         .without_time()
         .init();
 }

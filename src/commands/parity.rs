@@ -1,7 +1,5 @@
 //! `parity`: engines compared with each other and with a reference.
 
-use std::fmt::Write;
-
 use camino::Utf8PathBuf;
 use clap::Args;
 use dpar_engine_api::{EngineError, EngineErrorKind};
@@ -9,7 +7,7 @@ use dpar_export_spec::Precision;
 
 use super::args::guidance;
 use super::failure::{Exit, Failure};
-use super::printer::{Printer, table};
+use super::printer::{Printer, Text, table};
 use super::verify::word;
 use crate::bundle::Bundle;
 use crate::engines::{self, EngineOptions};
@@ -183,37 +181,38 @@ fn exit(report: &ParityReport) -> Exit {
     }
 }
 
-fn render(report: &ParityReport) -> String {
-    let mut text = String::new();
+fn render(report: &ParityReport) -> Text {
+    let mut text = Text::default();
     let rows: Vec<Vec<String>> = report.engines.iter().map(|e| engine_row(e, report)).collect();
-    text += &table(&["engine", "what ran", "probes", "checks", "seconds"], &rows);
+    text += table(&["engine", "what ran", "probes", "checks", "seconds"], &rows);
     for engine in &report.engines {
         if let Some(reason) = &engine.reason {
-            let _ = writeln!(text, "{reason}");
+            text.line(format_args!("{reason}"));
         }
         if let Some(hint) = &engine.hint {
-            let _ = writeln!(text, " hint: {hint}");
+            text.line(format_args!(" hint: {hint}"));
         }
         for check in engine.probes.iter().chain(&engine.checks).filter(|c| c.status == Status::Fail) {
-            let _ = writeln!(text, "{}: {} FAILS: {}", engine.engine, check.name, check.detail);
+            text.line(format_args!("{}: {} FAILS: {}", engine.engine, check.name, check.detail));
         }
     }
     if !report.pairs.is_empty() {
-        text.push('\n');
+        text.gap();
         let rows: Vec<Vec<String>> = report.pairs.iter().map(pair_row).collect();
         let header =
             ["compared", "result", "logits", "entropy", "worst output", "given tokens", "own tokens"];
-        text += &table(&header, &rows);
+        text += table(&header, &rows);
     }
     for pair in &report.pairs {
         for note in &pair.notes {
-            let _ = writeln!(text, "{} against {}: {note}", pair.engine, pair.baseline);
+            text.line(format_args!("{} against {}: {note}", pair.engine, pair.baseline));
         }
     }
     for pair in report.pairs.iter().filter(|p| p.decisions.iter().any(|d| !d.flips.is_empty())) {
-        let _ = writeln!(text, "\n{} against {}: decisions that differ", pair.engine, pair.baseline);
+        text.gap();
+        text.line(format_args!("{} against {}: decisions that differ", pair.engine, pair.baseline));
         let flips = pair.decisions.iter().flat_map(|d| d.flips.iter().map(|f| flip_row(d.mode, f)));
-        text += &table(
+        text += table(
             &["tokens", "image", "slot", "decision", &pair.baseline, &pair.engine, "margin", "verdict"],
             &flips.collect::<Vec<_>>(),
         );
@@ -224,8 +223,9 @@ fn render(report: &ParityReport) -> String {
         .map(|(p, t)| [vec![format!("{} : {}", p.baseline, p.engine)], tensor_row(t)].concat())
         .collect();
     if !rows.is_empty() {
-        text += "\noutputs out of tolerance\n";
-        text += &table(
+        text.gap();
+        text.line("outputs out of tolerance");
+        text += table(
             &["compared", "output", "max abs", "max rel", "ULP", "cosine", "found", "limit", "of"],
             &rows,
         );
@@ -242,7 +242,8 @@ fn render(report: &ParityReport) -> String {
         Verdict::Fail => "FAIL",
         Verdict::Incomplete => "incomplete",
     };
-    let _ = writeln!(text, "\n{verdict}: {} {}{missing}", report.bundle.name, report.bundle.precision);
+    text.gap();
+    text.line(format_args!("{verdict}: {} {}{missing}", report.bundle.name, report.bundle.precision));
     text
 }
 

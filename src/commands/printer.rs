@@ -1,16 +1,22 @@
 //! The one place that writes to stdout and stderr.
 //!
 //! stdout is data: text for people, or one JSON document with `--json`. stderr is talk: progress bars (only on a
-//! terminal), notes, errors.
+//! terminal), notes, errors, the log. Whatever comes from outside passes [`visible`] here, so no command has to think
+//! of it: text is made of lines ([`Text`]), and a line stays one line whatever is put into it.
 
+use std::borrow::Cow;
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::Failure;
+use dpar_export_spec::escape::{visible, visible_json};
 
 /// Set by Ctrl-C; long work asks for it.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
@@ -28,13 +34,18 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
-    /// The result of a command: `text` for people, `value` with `--json`.
-    pub(crate) fn result(self, text: impl FnOnce() -> String, value: &impl Serialize) -> Result<(), Failure> {
-        let mut out = if self.json { serde_json::to_string_pretty(value)? } else { text() };
-        if !out.ends_with('\n') {
-            out.push('\n');
+    /// The result of a command: `text` for people, `value` with `--json`. The values of the document are exact.
+    pub(crate) fn result<T: Into<Text>>(
+        self,
+        text: impl FnOnce() -> T,
+        value: &impl Serialize,
+    ) -> Result<(), Failure> {
+        if !self.json {
+            return self.raw(text().into().0.as_bytes());
         }
-        self.raw(out.as_bytes())
+        let mut document = visible_json(&serde_json::to_string_pretty(value)?).into_owned();
+        document.push('\n');
+        self.raw(document.as_bytes())
     }
 
     /// Bytes for stdout. A closed pipe is not an error: the reader has seen enough.
@@ -51,23 +62,26 @@ impl Printer {
         let mut stderr = std::io::stderr().lock();
         let bold = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let (on, off) = if bold { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        let _ = writeln!(stderr, "{on}error:{off} {}", failure.text());
+        let _ = writeln!(stderr, "{on}error:{off} {}", visible(&failure.text()));
+        for detail in &failure.details {
+            let _ = writeln!(stderr, "  {}", visible(detail));
+        }
         if let Some(hint) = &failure.hint {
-            let _ = writeln!(stderr, " hint: {hint}");
+            let _ = writeln!(stderr, " hint: {}", visible(hint));
         }
     }
 
     /// A progress bar over `unit`s; invisible where stderr is no terminal.
     pub(crate) fn progress(self, what: &str, unit: &'static str) -> Bar {
-        let visible = !self.quiet && std::io::stderr().is_terminal();
-        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let shown = !self.quiet && std::io::stderr().is_terminal();
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         let template = format!("{{msg:<12}} {{wide_bar}} {{pos}}/{{len}} {unit} {{per_sec}} eta {{eta}}");
         if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style);
         }
-        bar.set_message(what.to_owned());
-        if visible {
+        bar.set_message(visible(what).into_owned());
+        if shown {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         Bar(bar)
@@ -93,13 +107,13 @@ impl Bar {
 
     /// Shows the phase of a piece of work; false when the user asked to stop.
     pub(crate) fn phase(&self, what: &str, done: usize, total: usize) -> bool {
-        self.0.set_message(what.to_owned());
+        self.0.set_message(visible(what).into_owned());
         self.advance(done, total)
     }
 
     /// Shows what is being worked on; false when the user asked to stop.
     pub(crate) fn step(&self, what: &str) -> bool {
-        self.0.set_message(what.to_owned());
+        self.0.set_message(visible(what).into_owned());
         self.0.inc(1);
         !stopped()
     }
@@ -111,23 +125,114 @@ impl Drop for Bar {
     }
 }
 
+/// Text for people, line by line.
+#[derive(Debug, Default)]
+pub(crate) struct Text(String);
+
+impl Text {
+    /// Adds a line. Line breaks in it are shown, not made.
+    pub(crate) fn line(&mut self, line: impl Display) {
+        self.0 += &visible(&line.to_string());
+        self.0.push('\n');
+    }
+
+    /// Adds an empty line.
+    pub(crate) fn gap(&mut self) {
+        self.0.push('\n');
+    }
+
+    /// A text whose line breaks are its own, such as a script.
+    pub(crate) fn of_lines(text: &str) -> Self {
+        let mut own = Self::default();
+        text.lines().for_each(|line| own.line(line));
+        own
+    }
+}
+
+impl AddAssign for Text {
+    fn add_assign(&mut self, more: Self) {
+        self.0 += &more.0;
+    }
+}
+
+impl From<String> for Text {
+    fn from(line: String) -> Self {
+        let mut text = Self::default();
+        text.line(line);
+        text
+    }
+}
+
+/// The log on stderr: an event comes in one piece, and is one line whatever its values hold.
+pub(crate) struct Log;
+
+impl Write for Log {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        writeln!(std::io::stderr().lock(), "{}", visible(line))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// Says why a command line cannot be taken, or prints the help that was asked for.
+pub(crate) fn refused(mut error: clap::Error) -> Result<(), std::io::Error> {
+    if !error.use_stderr() {
+        return match error.print().and_then(|()| std::io::stdout().flush()) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        };
+    }
+    // Its layout has line breaks, the words in it have none.
+    let words: Vec<_> = error.context().filter(|(kind, _)| *kind != ContextKind::Usage).collect();
+    let shown: Vec<_> = words.into_iter().map(|(kind, value)| (kind, visible_words(value))).collect();
+    for (kind, value) in shown {
+        error.insert(kind, value);
+    }
+    write!(std::io::stderr().lock(), "{}", Text::of_lines(&error.render().to_string()).0)
+}
+
+fn visible_words(value: &ContextValue) -> ContextValue {
+    let one = |text: &str| visible(text).into_owned();
+    match value {
+        ContextValue::String(text) => ContextValue::String(one(text)),
+        ContextValue::Strings(all) => ContextValue::Strings(all.iter().map(|t| one(t)).collect()),
+        ContextValue::StyledStr(text) => ContextValue::StyledStr(one(&text.to_string()).into()),
+        ContextValue::StyledStrs(all) => {
+            ContextValue::StyledStrs(all.iter().map(|t| one(&t.to_string()).into()).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// Cells are padded up to this width; a longer one moves its own line only.
+const WIDEST: usize = 120;
+
 /// A table with columns aligned on the left, for stdout.
-pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> Text {
+    let shown: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|cell| visible(cell)).collect()).collect();
+    let header: Vec<Cow<'_, str>> = header.iter().map(|cell| visible(cell)).collect();
+    let length = |cell: &str| cell.chars().count();
     let width = |i: usize| {
-        let cells = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count());
-        cells.chain([header[i].chars().count()]).max().unwrap_or(0)
+        let cells = shown.iter().filter_map(|r| r.get(i)).chain([&header[i]]).map(|c| length(c));
+        cells.max().unwrap_or(0).min(WIDEST)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        // By hand: a format width above 65,535 is a panic.
-        let pad = |(c, w): (&str, &usize)| c.to_owned() + &" ".repeat(w.saturating_sub(c.chars().count()));
-        let padded: Vec<String> = cells.zip(&widths).map(pad).collect();
-        padded.join("  ").trim_end().to_owned() + "\n"
+    let mut text = Text::default();
+    let mut line = |cells: &[Cow<'_, str>]| {
+        let pad = |(cell, width): (&Cow<'_, str>, &usize)| {
+            format!("{cell}{}", " ".repeat(width.saturating_sub(length(cell))))
+        };
+        let padded: Vec<String> = cells.iter().zip(&widths).map(pad).collect();
+        text.line(padded.join("  ").trim_end());
     };
-    let mut text = line(&mut header.iter().copied());
-    text += &line(&mut widths.iter().map(|w| "-".repeat(*w)).collect::<Vec<_>>().iter().map(String::as_str));
-    for row in rows {
-        text += &line(&mut row.iter().map(String::as_str));
-    }
+    line(&header);
+    line(&widths.iter().map(|w| "-".repeat(*w).into()).collect::<Vec<_>>());
+    shown.iter().for_each(|row| line(row));
     text
 }

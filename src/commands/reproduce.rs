@@ -1,7 +1,5 @@
 //! `reproduce`: a reference run again, or runs against the published table.
 
-use std::fmt::Write;
-
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use dpar_export_metrics::{Compute, Resize, Verdict};
@@ -10,7 +8,7 @@ use serde_json::json;
 
 use super::args::{EngineArgs, resize};
 use super::failure::{Exit, Failure};
-use super::printer::{Bar, Printer, table};
+use super::printer::{Bar, Printer, Text, table};
 use super::with_runtime;
 use crate::bundle::{MANIFEST, Manifest};
 use crate::engines::{self, EngineOptions};
@@ -207,9 +205,12 @@ fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<E
     let gates = gate(&paper, row, &runs).map_err(RunError::from)?;
     let verdict = Verdict::all(gates.iter().map(|g| g.verdict));
     let text = || {
-        let mut text = format!("{}: {} runs against the published table\n\n", row.name, runs.len());
-        text += &gate_table(&gates);
-        let _ = writeln!(text, "\n{verdict}\n{}", paper.source);
+        let mut text = Text::from(format!("{}: {} runs against the published table", row.name, runs.len()));
+        text.gap();
+        text += gate_table(&gates);
+        text.gap();
+        text.line(verdict);
+        text.line(&paper.source);
         text
     };
     let value =
@@ -218,37 +219,38 @@ fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<E
     Ok(verdict.into())
 }
 
-fn render(reports: &[SystemReport], verdict: Verdict) -> String {
+fn render(reports: &[SystemReport], verdict: Verdict) -> Text {
     let mut text = poster(reports);
     for report in reports {
         let (e, n) = (&report.engine, report.images);
-        let _ = writeln!(
-            text,
-            "\n{} ({n} images, seed {}, {} {} on {})",
+        text.gap();
+        text.line(format_args!(
+            "{} ({n} images, seed {}, {} {} on {})",
             report.model, report.seed, e.engine, e.version, e.device
-        );
-        text += &gate_table(&report.gates);
-        text += &steps_text("steps", &report.steps);
-        text += &steps_text("reference", &report.reference_steps);
-        text += &histogram(&report.steps);
+        ));
+        text += gate_table(&report.gates);
+        text.line(steps_text("steps", &report.steps));
+        text.line(steps_text("reference", &report.reference_steps));
+        text += histogram(&report.steps);
     }
     if let Some(extractor) = reports.iter().find_map(|r| r.extractor.as_ref()) {
-        let _ = writeln!(
-            text,
-            "\nextractor {} ({}, {} px, {}), digest {}",
+        text.gap();
+        text.line(format_args!(
+            "extractor {} ({}, {} px, {}), digest {}",
             extractor.name,
             extractor.resize.name(),
             extractor.input_size,
             extractor.engine,
             extractor.digest
-        );
+        ));
     }
-    let _ = writeln!(text, "\n{verdict}");
+    text.gap();
+    text.line(verdict);
     text
 }
 
 /// The poster's table: model, parameters, distance, score, precision, recall, steps.
-fn poster(reports: &[SystemReport]) -> String {
+fn poster(reports: &[SystemReport]) -> Text {
     let number = |v: Option<f64>, digits: usize| v.map_or("–".to_owned(), |v| format!("{v:.digits$}"));
     let distance = reports.iter().find_map(|r| r.extractor.as_ref()).map(|e| e.distance.clone());
     let inception = distance.as_deref() == Some("FID");
@@ -285,7 +287,7 @@ fn poster(reports: &[SystemReport]) -> String {
     table(&["model", "params", &distance, score, "prec", "rec", "KID·10³", "steps"], &rows)
 }
 
-fn gate_table(gates: &[Gate]) -> String {
+fn gate_table(gates: &[Gate]) -> Text {
     let number = |v: Option<f64>| v.map(|v| format!("{v:.4}")).unwrap_or_default();
     let rows: Vec<Vec<String>> = gates
         .iter()
@@ -315,11 +317,11 @@ fn gate_table(gates: &[Gate]) -> String {
 }
 
 fn steps_text(what: &str, s: &StepSummary) -> String {
-    format!("{what}: mean {:.4}, std {:.4}, min {}, max {}\n", s.mean, s.std, s.min, s.max)
+    format!("{what}: mean {:.4}, std {:.4}, min {}, max {}", s.mean, s.std, s.min, s.max)
 }
 
 /// Steps in at most twelve bins, a bar each.
-fn histogram(steps: &StepSummary) -> String {
+fn histogram(steps: &StepSummary) -> Text {
     const BINS: usize = 12;
     const BAR: usize = 40;
     let width = (steps.max - steps.min + 1).div_ceil(BINS).max(1);
@@ -328,11 +330,11 @@ fn histogram(steps: &StepSummary) -> String {
         bins[(s - steps.min) / width] += count;
     }
     let most = bins.iter().copied().max().unwrap_or(1).max(1);
-    let mut text = String::new();
+    let mut text = Text::default();
     for (i, count) in bins.iter().enumerate() {
         let low = steps.min + i * width;
         let bar = "#".repeat((count * BAR).div_ceil(most));
-        let _ = writeln!(text, "{low:>5}..{:<5} {count:>6} {bar}", low + width - 1);
+        text.line(format_args!("{low:>5}..{:<5} {count:>6} {bar}", low + width - 1));
     }
     text
 }

@@ -1,14 +1,12 @@
 //! `verify`: the comparison as a table, and the exit code a CI gates on.
 
-use std::fmt::Write;
-
 use dpar_export_spec::Precision;
 use serde_json::json;
 
 use super::args::VerifyArgs;
 use super::cause::Cause;
 use super::failure::{Exit, Failure};
-use super::printer::{Printer, table};
+use super::printer::{Printer, Text, table};
 use super::with_runtime;
 use crate::attest::Attested;
 use crate::report::{Column, Page};
@@ -123,7 +121,7 @@ pub(super) fn word(status: Status) -> &'static str {
     }
 }
 
-fn render(report: &Report) -> String {
+fn render(report: &Report) -> Text {
     let number = |v: Option<f64>| v.map(|v| format!("{v:.2e}")).unwrap_or_default();
     let rows: Vec<Vec<String>> = report
         .checks
@@ -135,14 +133,15 @@ fn render(report: &Report) -> String {
         .collect();
     let mut text = table(&["check", "result", "max abs", "limit", "detail"], &rows);
     for check in report.checks.iter().filter(|c| !c.flips.is_empty()) {
-        let _ = writeln!(text, "\n{}: differing decisions (of a stream, the first)", check.name);
+        text.gap();
+        text.line(format_args!("{}: differing decisions (of a stream, the first)", check.name));
         let rows: Vec<Vec<String>> = check.flips.iter().map(flip_row).collect();
-        text += &table(&["image", "slot", "decision", "reference", "found", "margin", "verdict"], &rows);
+        text += table(&["image", "slot", "decision", "reference", "found", "margin", "verdict"], &rows);
     }
     let e = &report.engine;
-    let _ = writeln!(
-        text,
-        "\n{}: {} {} on {} ({}); {} graphs, computed in {}",
+    text.gap();
+    text.line(format_args!(
+        "{}: {} {} on {} ({}); {} graphs, computed in {}",
         word(report.verdict),
         e.engine,
         e.version,
@@ -150,7 +149,7 @@ fn render(report: &Report) -> String {
         e.provider,
         report.precision,
         report.arithmetic.text
-    );
+    ));
     text
 }
 

@@ -29,6 +29,11 @@ fn finish(command: &mut Command) -> Run {
     }
 }
 
+/// Runs the binary with variables of the environment.
+pub(crate) fn run_with(args: &[String], env: &[(&str, String)]) -> Run {
+    finish(command().args(args).envs(env.iter().map(|(name, value)| (*name, value))))
+}
+
 /// Runs the binary.
 pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Run {
     finish(command().args(args))

@@ -20,6 +20,7 @@ mod extractor;
 mod faults;
 mod forged;
 mod graphs;
+mod injection;
 mod integrity;
 mod metrics;
 #[cfg(target_os = "linux")]

@@ -205,24 +205,33 @@ pub struct Unmatched {
     pub nearest: Option<String>,
 }
 
+impl NameMismatch {
+    /// A line for each of the first names of both sides, with the nearest one on the other side.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |what: &str, other: &str, x: &Unmatched| {
+            let name = cut(&x.name, LONGEST_NAME);
+            match &x.nearest {
+                Some(n) => format!("{what} `{name}`; {other} `{}` is the nearest", cut(n, LONGEST_NAME)),
+                None => format!("{what} `{name}`"),
+            }
+        };
+        let mut lines = Vec::new();
+        for (what, other, names) in
+            [("missing", "unused", &self.missing), ("unused", "missing", &self.unused)]
+        {
+            lines.extend(names.iter().take(MOST_NAMES).map(|x| line(what, other, x)));
+            if names.len() > MOST_NAMES {
+                lines.push(format!("and {} more {what}", names.len() - MOST_NAMES));
+            }
+        }
+        lines
+    }
+}
+
 impl fmt::Display for NameMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (m, u) = (self.missing.len(), self.unused.len());
-        write!(f, "the tensors do not match component {}: {m} missing, {u} unused", self.component.name())?;
-        for (side, other, names) in
-            [("missing", "unused", &self.missing), ("unused", "missing", &self.unused)]
-        {
-            for x in names.iter().take(MOST_NAMES) {
-                write!(f, "\n  {side} `{}`", cut(&x.name, LONGEST_NAME))?;
-                if let Some(n) = &x.nearest {
-                    write!(f, "; {other} `{}` is the nearest", cut(n, LONGEST_NAME))?;
-                }
-            }
-            if names.len() > MOST_NAMES {
-                write!(f, "\n  and {} more {side}", names.len() - MOST_NAMES)?;
-            }
-        }
-        Ok(())
+        write!(f, "the tensors do not match component {}: {m} missing, {u} unused", self.component.name())
     }
 }
 
@@ -267,6 +276,14 @@ impl CheckpointError {
     /// The tensor it is about, by the name in the file.
     pub fn tensor(&self) -> Option<&str> {
         self.0.tensor.as_deref()
+    }
+
+    /// What the message counts, a line each; empty for most kinds.
+    pub fn details(&self) -> Vec<String> {
+        match self.kind() {
+            ErrorKind::Names(names) => names.lines(),
+            _ => Vec::new(),
+        }
     }
 
     /// The next step for the user, one sentence.

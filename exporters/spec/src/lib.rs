@@ -5,6 +5,7 @@
 //! row, M patches, D model width, H heads, Dh = D / H, V codebook size.
 
 mod capability;
+pub mod escape;
 mod extractor;
 mod graph;
 mod patch;

@@ -431,15 +431,16 @@ impl<'a> Job<'a> {
         let words = || {
             let mut out = text(&file.report, &self.network, &settings);
             if let Some(c) = &comparison {
-                out += &format!(
-                    "difference {:+.4} ({:.4} here, {:.4} there), 90 % interval {:+.4} to {:+.4}, margin {:.4}: {}\n",
+                out.line(format_args!(
+                    "difference {:+.4} ({:.4} here, {:.4} there), 90 % interval {:+.4} to {:+.4}, margin {:.4}: {}",
                     c.difference, c.here, c.there, c.interval_90[0], c.interval_90[1], c.margin, c.verdict
-                );
+                ));
             }
             if let Some(steps) = file.samples.mean_steps {
-                out += &format!("{steps:.4} steps of the large transformer an image\n");
+                out.line(format_args!("{steps:.4} steps of the large transformer an image"));
             }
-            out + &format!("{}: {} images\n", self.args.output.join(METRICS), samples.count())
+            out.line(format_args!("{}: {} images", self.args.output.join(METRICS), samples.count()));
+            out
         };
         self.printer.result(words, &value)?;
         Ok(comparison.map_or(Exit::Pass, |c| c.verdict.into()))

@@ -31,7 +31,7 @@ fn all_missing_and_unused_names_are_listed_with_the_nearest() {
         ]
     );
     assert_eq!(pairs(&n.unused)[2], (s("zzz.something.else.entirely"), None));
-    let text = e.to_string();
+    let text = format!("{e}\n{}", e.details().join("\n"));
     assert!(
         text.contains(
             "missing `layers.0.attention.wqkv.weight`; unused `layers.0.attn.wqkv.weight` is the nearest"
@@ -89,7 +89,9 @@ fn both_decoder_variants_are_read_and_a_mixture_is_incomplete() {
     s.weights(&m);
     let e = assert_kind!(s.load(), ErrorKind::Names(_));
     assert!(
-        e.to_string().contains("missing `local_decoder.cross_attn_layers.0.cross_attn_norm_q.weight`"),
+        e.details()
+            .join("\n")
+            .contains("missing `local_decoder.cross_attn_layers.0.cross_attn_norm_q.weight`"),
         "{e}"
     );
     m.add("local_decoder.cross_attn_layers.0.cross_attn_norm_q.weight", &[16]);
@@ -187,7 +189,7 @@ fn rename_rules_map_a_release_with_other_names() {
     m.add("ema.step", &[1]);
     s.weights(&m);
     let e = assert_kind!(s.load(), ErrorKind::Names(_));
-    assert!(e.to_string().contains("unused `enc.h.0.attn.qkv`"), "{e}");
+    assert!(e.details().contains(&"unused `enc.h.0.attn.qkv`".to_owned()), "{e}");
     s.write("names.yaml", RULES);
     let with =
         |s: &System| s.load_with(LoadOptions { map: Some(s.path("names.yaml")), ..LoadOptions::default() });

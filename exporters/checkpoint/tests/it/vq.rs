@@ -100,7 +100,7 @@ fn parts_that_are_missing_or_foreign_are_listed() {
     m.0.remove("decoder.conv_blocks.1.upsample.conv.weight");
     m.add("loss.discriminator.0.weight", &[1]);
     let e = assert_kind!(load(&m), ErrorKind::Names(_));
-    let text = e.to_string();
+    let text = e.details().join("\n");
     for part in ["nin_shortcut.bias", "upsample.conv.weight", "unused `loss.discriminator.0.weight`"] {
         assert!(text.contains(part), "{text}");
     }

@@ -1,5 +1,6 @@
 //! The page's frame: head, verdict, summary figures, sections, foot.
 
+use dpar_export_spec::escape::visible;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::sections;
@@ -25,7 +26,7 @@ pub fn html(page: &Page) -> String {
                 // Without it a browser asks for one.
                 link rel="icon" href="data:,";
                 title { (title) }
-                style { (PreEscaped(include_str!("style.css"))) }
+                style { (PreEscaped(include_str!("style.css").replace('\n', " "))) }
             }
             body {
                 a.skip href="#checks" { "Skip to the checks" }
@@ -53,7 +54,8 @@ pub fn html(page: &Page) -> String {
             }
         }
     };
-    document.into_string()
+    // The macro escapes markup. What hides is shown here: the page is one line, so a line break is a value's too.
+    visible(&document.into_string()).into_owned()
 }
 
 fn word(verdict: Verdict) -> &'static str {

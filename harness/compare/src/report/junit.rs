@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use dpar_export_spec::escape::visible;
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Column, Page};
@@ -17,16 +18,16 @@ const LISTED: usize = 20;
 pub fn junit(page: &Page) -> Result<String, String> {
     let mut report = Report::new(format!("dpar-export {}", page.job));
     for column in &page.columns {
-        let mut suite = TestSuite::new(format!("{} on {}", page.job, column.label));
+        let mut suite = TestSuite::new(shown(&format!("{} on {}", page.job, column.label)));
         for (name, value) in properties(page, column) {
-            suite.add_property(Property::new(name, value));
+            suite.add_property(Property::new(name, shown(&value)));
         }
         if let Some(why) = &column.not_run {
             let mut status = match column.required {
                 true => TestCaseStatus::non_success(NonSuccessKind::Error),
                 false => TestCaseStatus::skipped(),
             };
-            status.set_type("not run").set_message(why.as_str());
+            status.set_type("not run").set_message(shown(why));
             suite.add_test_case(case(page, column, "engine", status));
         }
         for check in &column.checks {
@@ -35,6 +36,11 @@ pub fn junit(page: &Page) -> Result<String, String> {
         report.add_test_suite(suite);
     }
     report.to_string().map_err(|e| e.to_string())
+}
+
+/// What XML cannot hold is shown, not left out, and CI systems print the rest.
+fn shown(text: &str) -> String {
+    visible(text).into_owned()
 }
 
 fn properties(page: &Page, column: &Column) -> Vec<(&'static str, String)> {
@@ -56,9 +62,9 @@ fn properties(page: &Page, column: &Column) -> Vec<(&'static str, String)> {
 }
 
 fn case(page: &Page, column: &Column, name: &str, status: TestCaseStatus) -> TestCase {
-    let mut case = TestCase::new(name, status);
+    let mut case = TestCase::new(shown(name), status);
     let engine = column.engine.as_ref().map_or(column.label.as_str(), |e| e.engine.as_str());
-    case.set_classname(format!("{}.{engine}", page.job));
+    case.set_classname(shown(&format!("{}.{engine}", page.job)));
     case
 }
 
@@ -67,7 +73,7 @@ fn status(check: &Check) -> TestCaseStatus {
         Status::Pass => TestCaseStatus::success(),
         Status::NotRun => {
             let mut status = TestCaseStatus::skipped();
-            status.set_message(check.detail.as_str());
+            status.set_message(shown(&check.detail));
             status
         }
         Status::Fail => {
@@ -79,14 +85,14 @@ fn status(check: &Check) -> TestCaseStatus {
                 ),
                 _ => ("decision", check.detail.clone()),
             };
-            status.set_type(kind).set_message(message.as_str()).set_description(description(check));
+            status.set_type(kind).set_message(shown(&message)).set_description(description(check));
             status
         }
     }
 }
 
 fn description(check: &Check) -> String {
-    let mut text = check.detail.clone();
+    let mut text = shown(&check.detail);
     for flip in check.flips.iter().take(LISTED) {
         let _ = write!(text, "\n{}", flip_text(flip));
     }

@@ -3,7 +3,8 @@ use dpar_export_bundle::{ComponentChain, GraphLink, Link, SourceEntry, ToolEntry
 use super::*;
 use crate::check::Decision;
 
-const HOSTILE: &str = "<script>alert(1)</script>\"'&</style>";
+const HOSTILE: &str =
+    "<script>alert(1)</script>\"'&</style>\u{1b}[31m\u{9b}1m\u{202e}\u{200b}\n::error::x ##[error]y";
 
 fn check(name: &str, status: Status, flips: Vec<Flip>) -> Check {
     let tensor = name == "logits";
@@ -104,6 +105,18 @@ fn nothing_from_outside_becomes_markup() {
         }
     }
     assert!(!html.contains("http://") && !html.contains("https://") && !html.contains("url("));
+}
+
+#[test]
+fn what_hides_is_shown() {
+    let (html, xml) = (html(&page()), junit(&page()).unwrap());
+    for text in [&html, &xml] {
+        let raw = |c: char| c.is_control() && c != '\n' || ['\u{202e}', '\u{200b}'].contains(&c);
+        assert!(!text.contains(raw), "{:?}", text.lines().find(|l| l.contains(raw)));
+        assert!(text.contains("\\u{1b}[31m\\u{9b}1m\\u{202e}\\u{200b}"), "dropped, not shown");
+    }
+    // A log may print the messages of test cases.
+    assert!(!xml.contains("\n::") && !xml.contains("##["), "{xml}");
 }
 
 #[test]
