@@ -304,6 +304,7 @@ pub fn write_features(
         role: ComponentKind::Features.name().to_owned(),
         path: file.to_owned(),
         name: features.spec.name.clone(),
+        weights: None,
     };
     add_sources(&mut manifest, &[source])?;
     finish(staged, manifest)
@@ -416,7 +417,9 @@ fn interface(foreign: &Foreign, input_size: Option<usize>) -> Result<(usize, usi
         return Err("its input size is open: give it with --input-size".to_owned());
     };
     if sides.iter().any(|s| *s != size) {
-        return Err(format!("its input is {height:?} x {width:?} pixels, --input-size {input_size:?}"));
+        let side = |s: Option<usize>| s.map_or("any".to_owned(), |n| n.to_string());
+        let asked = input_size.map_or(String::new(), |n| format!(", --input-size is {n}"));
+        return Err(format!("its input is {} x {} pixels{asked}", side(*height), side(*width)));
     }
     match features.dims.as_deref() {
         Some([_, Some(f)]) if *f > 0 => Ok((size, *f)),

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
-use super::outside;
 use super::printer::{Bar, Printer};
+use super::{outside, say};
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest};
 use crate::targets::TargetError;
 #[cfg(not(feature = "tensorrt"))]
@@ -70,6 +70,7 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         (manifest.name.clone(), manifest, args.output.as_deref().unwrap_or(checkpoint))
     } else {
         let loaded = dpar_export_checkpoint::load(checkpoint, &args.parts.options())?;
+        say(&loaded.notes);
         let summary = summary(&loaded);
         if args.dry_run {
             if args.target == Target::Trt {

@@ -183,6 +183,7 @@ impl From<RunError> for Failure {
                 let hint = "the file was changed after it was recorded: record it again, or get the original";
                 Self::new(Exit::Integrity, e, Some(hint.to_owned()))
             }
+            RunError::Decode(DecodeError::NoNullClass) => Self::new(Exit::Usage, e, None),
             RunError::Decode(_) => Self::new(Exit::Failed, e, None),
             e => Self::new(Exit::Usage, e, None),
         }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, table};
+use super::say;
 use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor};
 use crate::targets::tuning::{Tuning, TuningSource};
 
@@ -41,6 +42,7 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
         return Err(Failure::usage(message, Some("build them with `dpar-export --target trt`")));
     }
     let loaded = dpar_export_checkpoint::load(&args.path, &args.parts.options())?;
+    say(&loaded.notes);
     let mut sources = Vec::new();
     for source in &loaded.sources {
         let (size, sha256) = digest(&source.path)?;
@@ -265,6 +267,9 @@ fn rule_text(rule: &PatchRule) -> String {
     }
     if let Some(size) = rule.patch_size {
         let _ = write!(text, ", patch size {size}");
+    }
+    if let Some(row) = rule.block_size {
+        let _ = write!(text, ", rows of {row}");
     }
     if rule.monotonicity {
         text += ", monotonicity";

@@ -106,6 +106,11 @@ fn start_log(talk: &TalkArgs) {
         .init();
 }
 
+/// Says on stderr what a reader took for granted.
+fn say(notes: &[String]) {
+    notes.iter().for_each(|note| tracing::warn!("{note}"));
+}
+
 /// Checks, before the work, that an array file may be written: an `.npz` in an existing folder, not there yet (or
 /// `force`), and no part of the bundle.
 fn new_file(path: &Utf8Path, force: bool, bundle: &Utf8Path) -> Result<(), Failure> {

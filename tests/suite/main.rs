@@ -20,6 +20,7 @@ mod integrity;
 mod metrics;
 mod parity;
 mod precision;
+mod readers;
 mod reference;
 mod report;
 mod reproduce;
