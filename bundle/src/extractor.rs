@@ -323,7 +323,7 @@ pub fn write_features(
     manifest.graphs.push(GraphEntry { file: path, spec: features.graph.clone() });
     add_config(&mut manifest, staged.path(), &features.spec)?;
     let (role, name) = (ComponentKind::Features.name().to_owned(), features.spec.name.clone());
-    manifest.sources.push(SourceEntry { role, name, size, sha256 });
+    manifest.sources.push(SourceEntry { role, name, size, sha256, weights: None });
     finish(staged, manifest)
 }
 

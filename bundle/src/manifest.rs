@@ -36,6 +36,9 @@ pub struct SourceEntry {
     pub size: u64,
     /// SHA-256, lower-case hex.
     pub sha256: String,
+    /// The key of the state dict that was read, where the file holds several or it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
 }
 
 /// The tool that wrote the bundle.

@@ -98,7 +98,8 @@ impl Manifest {
         };
         let names: Vec<&str> = self.components.iter().map(|c| c.kind.name()).collect();
         let belongs = |source: &SourceEntry, name: &str| {
-            source.role == name || source.role.strip_prefix(name).is_some_and(|rest| rest == "-config")
+            source.role == name
+                || source.role.strip_prefix(name).is_some_and(|rest| ["-config", "-shard"].contains(&rest))
         };
         let components = self.components.iter().map(|c| {
             let graphs = self.graphs.iter().filter(|g| g.spec.component == c.kind.name());

@@ -187,8 +187,8 @@ pub(super) fn add_config(
 pub(super) fn add_sources(manifest: &mut Manifest, sources: &[SourceFile]) -> Result<(), BundleError> {
     for source in sources {
         let (size, sha256) = digest(&source.path)?;
-        let (role, name) = (source.role.clone(), source.name.clone());
-        manifest.sources.push(SourceEntry { role, name, size, sha256 });
+        let SourceFile { role, name, weights, .. } = source.clone();
+        manifest.sources.push(SourceEntry { role, name, size, sha256, weights });
     }
     Ok(())
 }

@@ -70,6 +70,9 @@ pub(crate) struct CheckpointArgs {
     /// Rename rules for tensors with other names (YAML)
     #[arg(long, value_name = "RULES", help_heading = "Checkpoint")]
     map: Option<Utf8PathBuf>,
+    /// State dict to read in a .pt that holds several: model, ema or another key [default: model, module, state_dict]
+    #[arg(long, value_name = "KEY", help_heading = "Checkpoint")]
+    weights: Option<String>,
     /// config.yaml of a single weight file [needed unless its name says that it is a published 256-px LlamaGen]
     #[arg(long, value_name = "FILE", help_heading = "Checkpoint")]
     config: Option<Utf8PathBuf>,
@@ -84,6 +87,7 @@ impl CheckpointArgs {
             epoch: self.epoch,
             map: self.map.clone(),
             config: self.config.clone(),
+            weights: self.weights.clone(),
         }
     }
 
@@ -94,7 +98,9 @@ impl CheckpointArgs {
 
     /// Whether any but the rename rules was given.
     pub(crate) fn any_but_map(&self) -> bool {
-        self.epoch.is_some() || [&self.entropy, &self.vq, &self.config].iter().any(|p| p.is_some())
+        self.epoch.is_some()
+            || self.weights.is_some()
+            || [&self.entropy, &self.vq, &self.config].iter().any(|p| p.is_some())
     }
 
     /// The rename rules.

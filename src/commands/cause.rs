@@ -83,6 +83,7 @@ impl Caused for DecodeError {
             Self::Engine(e) => e.cause(),
             Self::Sample { source, .. } => source.cause(),
             Self::Entropy { .. } => Cause::Run,
+            Self::NoNullClass => Cause::Input,
             Self::Interrupted => Cause::Stopped,
         }
     }
@@ -178,6 +179,9 @@ impl Caused for CheckpointError {
             | ErrorKind::Malformed { .. }
             | ErrorKind::LegacyTorch
             | ErrorKind::UnsupportedFile(_)
+            | ErrorKind::OtherFormat { .. }
+            | ErrorKind::NoStateDict { .. }
+            | ErrorKind::UnreadTensor(_)
             | ErrorKind::HostilePickle { .. }
             | ErrorKind::MalformedTensor(_)
             | ErrorKind::NoSuchTensor
@@ -336,6 +340,7 @@ mod tests {
         all(options().map(sample), Input);
         all(logits().map(sample), Run);
         all([DecodeError::Entropy { image: 0, slot: 0, value: f32::NAN }], Run);
+        all([DecodeError::NoNullClass], Input);
         all([DecodeError::Interrupted], Stopped);
         all([DecodeError::Engine(engine(EngineErrorKind::Run))], Run);
 
@@ -483,6 +488,9 @@ mod tests {
             ErrorKind::Malformed { format, problem: text() },
             ErrorKind::LegacyTorch,
             ErrorKind::UnsupportedFile(text()),
+            ErrorKind::OtherFormat { expected: format, found: "a" },
+            ErrorKind::NoStateDict { keys: vec![] },
+            ErrorKind::UnreadTensor(text()),
             ErrorKind::HostilePickle { global: text() },
             ErrorKind::MalformedTensor(text()),
             ErrorKind::NoSuchTensor,

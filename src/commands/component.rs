@@ -40,7 +40,8 @@ pub(super) fn run(
         ));
     }
     if args.parts.any_but_map() {
-        let message = "--entropy, --vq, --epoch and --config are for systems, not for feature extractors";
+        let message =
+            "--entropy, --vq, --epoch, --weights and --config are for systems, not for feature extractors";
         return Err(Failure::usage(message, Some("leave them out")));
     }
     if args.precision.asked()?.is_some_and(|p| p != Precision::Fp32) {
@@ -70,6 +71,7 @@ pub(super) fn run(
         }
     };
     let loaded = load_extractor(file, kind, input_size, args.parts.map())?;
+    super::say(&loaded.notes);
     let spec = ExtractorSpec::of(&loaded, own.resize, normalise)?;
     if args.dry_run {
         return dry_run(printer, file, &spec);

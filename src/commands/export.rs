@@ -12,6 +12,7 @@ use super::args::{ExportArgs, Target};
 use super::failure::{Exit, Failure};
 use super::paths::apart;
 use super::printer::{Bar, Printer, Text};
+use super::say;
 #[cfg(not(feature = "tensorrt"))]
 use crate::bundle::TargetErrorKind;
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest, TargetError};
@@ -74,6 +75,7 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         (manifest.name.clone(), manifest, args.output.as_deref().unwrap_or(checkpoint))
     } else {
         let loaded = dpar_export_checkpoint::load(checkpoint, &args.parts.options())?;
+        say(&loaded.notes);
         let summary = summary(&loaded);
         if args.dry_run {
             if args.target == Target::Trt {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
+use super::say;
 use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor};
 
 pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
@@ -46,6 +47,7 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
         return Err(Failure::usage(message, Some("build them with `dpar-export --target trt`")));
     }
     let loaded = dpar_export_checkpoint::load(&args.path, &args.parts.options())?;
+    say(&loaded.notes);
     let mut sources = Vec::new();
     for source in &loaded.sources {
         let (size, sha256) = digest(&source.path)?;
@@ -274,6 +276,9 @@ fn rule_text(rule: &PatchRule) -> String {
     }
     if let Some(size) = rule.patch_size {
         let _ = write!(text, ", patch size {size}");
+    }
+    if let Some(row) = rule.block_size {
+        let _ = write!(text, ", rows of {row}");
     }
     if rule.monotonicity {
         text += ", monotonicity";

@@ -163,6 +163,11 @@ fn start_log(talk: &TalkArgs) {
         .init();
 }
 
+/// Says on stderr what a reader took for granted.
+fn say(notes: &[String]) {
+    notes.iter().for_each(|note| tracing::warn!("{note}"));
+}
+
 /// Takes the name of an array file, which must end in `.npz`.
 fn array_file(path: &Utf8Path, force: bool) -> Result<StagedFile, Failure> {
     if path.extension() != Some("npz") {

@@ -29,6 +29,7 @@ mod network;
 mod outputs;
 mod parity;
 mod precision;
+mod readers;
 mod reference;
 mod report;
 mod reproduce;

@@ -22,7 +22,10 @@ const FIXTURES: &[&str] = &[
     "variants/full-cross/dpar",
     "variants/index-rope/dpar",
     "variants/monotonicity/dpar",
+    "variants/row-length/dpar",
     "variants/static-fractional/dpar",
+    "variants/static-fractional-3d/dpar",
+    "variants/static-fractional-4d/dpar",
     "variants/token/dpar",
 ];
 

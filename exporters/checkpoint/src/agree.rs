@@ -16,7 +16,21 @@ pub(crate) struct Sizes<'c> {
     pub(crate) file: &'c Utf8Path,
     pub(crate) width: usize,
     pub(crate) layers: Layers,
+    /// Whether there is a row for the end of an image, where `predict_eoi_token` says so at all.
+    pub(crate) eoi: Option<bool>,
 }
+
+/// What a class table holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Classes {
+    /// Without the null class.
+    pub(crate) number: usize,
+    /// Whether the last row is known to be the null class.
+    pub(crate) null: bool,
+}
+
+/// Rows of a class table with the 1000 classes of ImageNet and the null class.
+const IMAGENET_ROWS: usize = 1001;
 
 /// A codebook size and the statement it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,12 +45,15 @@ impl Sizes<'_> {
     /// rotary pairs need a multiple of 4, `dynamic_3d` of 8 and `dynamic_4d` of 16.
     pub(crate) fn heads(&self, rope: Option<PatchRope>) -> Result<usize, CheckpointError> {
         let known = self.known()?;
-        let given = self.config.and_then(|c| Some((c, c.model.n_head?)));
+        let given = match self.config {
+            Some(c) => c.n_head()?.map(|n| (c, n)),
+            None => None,
+        };
         if let (Some(known), Some((config, n))) = (known, given)
             && n != known.heads as u64
         {
             let says = format!("says model.n_head {n}");
-            let word = config.model.gpt_model.as_deref().unwrap_or_default();
+            let word = config.gpt_model()?.unwrap_or_default();
             return Err(
                 config.disagreement(says, format!("model.gpt_model {word} has {} heads", known.heads))
             );
@@ -73,8 +90,8 @@ impl Sizes<'_> {
     /// The published size the configuration names, after checking that the tensors have it.
     fn known(&self) -> Result<Option<Size>, CheckpointError> {
         let Some(config) = self.config else { return Ok(None) };
-        let Some(word) = config.model.gpt_model.as_deref() else { return Ok(None) };
-        let Some(known) = known::by_name(word) else { return Ok(None) };
+        let Some(word) = config.gpt_model()? else { return Ok(None) };
+        let Some(known) = known::by_name(&word) else { return Ok(None) };
         if known.width == self.width && known.layers == self.layers {
             return Ok(Some(known));
         }
@@ -87,17 +104,16 @@ impl Sizes<'_> {
 
     /// Codebook size V from the rows of the token table, one less with an end-of-image token.
     pub(crate) fn vocab(&self, rows: usize) -> Result<Vocab, CheckpointError> {
-        let eoi = self.eoi();
-        if let Some((config, v)) = self.config.and_then(|c| Some((c, c.model.codebook_size?)))
+        let eoi = self.eoi.unwrap_or(false);
+        let why = self.eoi.map_or_else(String::new, |eoi| format!(" (predict_eoi_token is {eoi})"));
+        if let Some(config) = self.config
+            && let Some(v) = config.codebook_size()?
             && v.checked_add(u64::from(eoi)) != Some(rows as u64)
         {
             return Err(config
                 .disagreement(
                     format!("says model.codebook_size {v}"),
-                    format!(
-                        "tensor tok_embeddings.weight in {} has {rows} rows (predict_eoi_token is {eoi})",
-                        self.label
-                    ),
+                    format!("tensor tok_embeddings.weight in {} has {rows} rows{why}", self.label),
                 )
                 .tensor_named("tok_embeddings.weight"));
         }
@@ -120,32 +136,34 @@ impl Sizes<'_> {
             .tensor_named("tok_embeddings.weight"))
     }
 
-    /// Classes without the null class.
-    pub(crate) fn classes(&self, rows: usize) -> Result<usize, CheckpointError> {
+    /// The classes of a table of that many rows. Where the configuration does not say how many there are, the last row is
+    /// known to be the null class only if the table is ImageNet's, or the file is a published one, which has no configuration.
+    pub(crate) fn classes(&self, rows: usize) -> Result<Classes, CheckpointError> {
         const TABLE: &str = "cls_embedding.embedding_table.weight";
-        if let Some((config, n)) = self.config.and_then(|c| Some((c, c.dataset.num_classes?)))
-            && n.checked_add(1) != Some(rows as u64)
+        let given = match self.config {
+            Some(c) => c.num_classes()?.map(|n| (c, n)),
+            None => None,
+        };
+        let dropped = self.config.map(Config::no_class_dropout).transpose()?.unwrap_or(false);
+        let null = !dropped && (given.is_some() || self.config.is_none() || rows == IMAGENET_ROWS);
+        if let Some((config, n)) = given
+            && n.checked_add(u64::from(null)) != Some(rows as u64)
         {
+            let need =
+                if null { "one per class and the null class" } else { "one per class; class dropout is 0" };
             return Err(config
                 .disagreement(
                     format!("says dataset.num_classes {n}"),
-                    format!(
-                        "tensor {TABLE} in {} has {rows} rows (one per class and the null class)",
-                        self.label
-                    ),
+                    format!("tensor {TABLE} in {} has {rows} rows ({need})", self.label),
                 )
                 .tensor_named(TABLE));
         }
-        match rows {
-            0 | 1 => {
+        match rows.checked_sub(usize::from(null)) {
+            None | Some(0) => {
                 Err(self.bad(format!("{TABLE} has {rows} rows; one per class and the null class are needed")))
             }
-            n => Ok(n - 1),
+            Some(number) => Ok(Classes { number, null }),
         }
-    }
-
-    fn eoi(&self) -> bool {
-        self.config.and_then(|c| c.model.predict_eoi_token).unwrap_or(false)
     }
 
     fn bad(&self, problem: String) -> CheckpointError {
@@ -173,7 +191,8 @@ pub(crate) fn check_vq(
             CODEBOOK,
         ));
     }
-    if let Some((config, n)) = config.and_then(|c| Some((c, c.model.codebook_embed_dim?)))
+    if let Some(config) = config
+        && let Some(n) = config.codebook_embed_dim()?
         && n != dims.code_width as u64
     {
         return Err(config

@@ -67,7 +67,24 @@ pub enum ErrorKind {
     /// A valid file that uses a feature this reader refuses (compression, encryption, shards, big endian).
     #[error("{0}")]
     UnsupportedFile(String),
-    /// The pickle asks for a callable that is not on the allow-list. Nothing was executed.
+    /// The file is of another format than its name says.
+    #[error("not a {expected} file: it is {found}")]
+    OtherFormat {
+        /// The format of its name.
+        expected: WeightFormat,
+        /// What it is.
+        found: &'static str,
+    },
+    /// A dictionary with tensors in it, but not where a state dict lies.
+    #[error(
+        "no state dict under `model`, `module` or `state_dict`, nor at the top; there are tensors under {}",
+        quoted(keys)
+    )]
+    NoStateDict {
+        /// Where there are tensors: keys joined by dots.
+        keys: Vec<String>,
+    },
+    /// The pickle calls a function of Python's own library, or no name at all. Nothing was executed.
     #[error("the pickle asks for `{global}`, which is not tensor data; refused, nothing was executed")]
     HostilePickle {
         /// `module.name` of the callable.
@@ -76,6 +93,9 @@ pub enum ErrorKind {
     /// Size, strides or storage of a tensor do not fit the file.
     #[error("{0}")]
     MalformedTensor(String),
+    /// A weight that is no tensor of plain elements.
+    #[error("is {0}; no weight is read from that")]
+    UnreadTensor(String),
     /// `require` of a name that the weight set does not hold.
     #[error("there is no such tensor")]
     NoSuchTensor,
@@ -171,14 +191,26 @@ pub enum ErrorKind {
         /// What is wrong.
         problem: String,
     },
-    /// Rename rules send two tensors of one file to the same name.
-    #[error("`{}` and `{}` would both be named `{target}` by the rename rules", sources[0], sources[1])]
+    /// Two tensors of one file get the same name: through rename rules, or when wrappers' parts are taken off.
+    #[error(
+        "`{}` and `{}` would both be named `{target}` by the rename rules, or without the parts that wrappers add",
+        sources[0],
+        sources[1]
+    )]
     RuleCollision {
         /// The name both would get.
         target: String,
         /// The two names in the file.
         sources: [String; 2],
     },
+}
+
+fn quoted(keys: &[String]) -> String {
+    /// Most keys that are written out.
+    const MOST: usize = 8;
+    let shown: Vec<String> = keys.iter().take(MOST).map(|k| format!("`{k}`")).collect();
+    let more = if keys.len() > MOST { format!(" and {} more", keys.len() - MOST) } else { String::new() };
+    shown.join(", ") + &more
 }
 
 fn list(values: &[&str]) -> String {
@@ -298,6 +330,10 @@ impl CheckpointError {
             }
             ErrorKind::HostilePickle { .. } => {
                 "if you trust the file, save its tensors alone: torch.save({'model': state_dict}, NEW), or as safetensors"
+            }
+            ErrorKind::NoStateDict { .. } => "take one of them with `--weights KEY`",
+            ErrorKind::UnreadTensor(_) => {
+                "save the weights as plain float tensors: dense, on the CPU, dequantised"
             }
             ErrorKind::Truncated { .. } => {
                 "copy or download the file again and compare its size and checksum"

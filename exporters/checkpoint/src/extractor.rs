@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use dpar_export_spec::{ComponentKind, ComponentSpec, EfficientNetSpec, InceptionSpec};
 
 use crate::rules::Rules;
-use crate::weights::Named;
+use crate::weights::{Bare, Named};
 use crate::{CheckpointError, ErrorKind, LoadedComponent, SourceFile, TensorFile, expect};
 
 /// A feature network, checked.
@@ -16,6 +16,8 @@ pub struct LoadedExtractor {
     pub component: LoadedComponent,
     /// Every file that was read.
     pub sources: Vec<SourceFile>,
+    /// What was taken off on the way, one sentence each; for people.
+    pub notes: Vec<String>,
 }
 
 /// Loads the state dict of a feature network, `.pth` (of any PyTorch since 2018) or `.safetensors`.
@@ -74,8 +76,12 @@ pub fn load_extractor(
         role: role.to_owned(),
         path: path.to_owned(),
         name: path.file_name().unwrap_or("unnamed").to_owned(),
+        weights: None,
     };
     let mut sources = vec![source(kind.name(), path)];
+    sources.extend(file.shards().map(|shard| source(&format!("{}-shard", kind.name()), shard)));
     sources.extend(rules.iter().map(|r| source("map", &r.path)));
-    Ok(LoadedExtractor { component: LoadedComponent { spec, weights }, sources })
+    let label = path.file_name().unwrap_or("the weight file");
+    let notes = Bare::of(&file).note().map(|what| format!("{label}: {what}")).into_iter().collect();
+    Ok(LoadedExtractor { component: LoadedComponent { spec, weights }, sources, notes })
 }

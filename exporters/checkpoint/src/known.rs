@@ -39,12 +39,16 @@ const fn dpar(width: usize, heads: usize, e: usize, g: usize, d: usize) -> Size 
 
 /// DPAR: table 1 of the paper and the authors' code; LlamaGen: `GPT_models` of its public code. All head widths are
 /// 64 but GPT-3B's (100) and GPT-7B's (128).
-const SIZES: [(&str, Size); 13] = [
+const SIZES: [(&str, Size); 17] = [
     ("DGPT-B", dpar(768, 12, 1, 8, 3)),
     ("DGPT-L", dpar(1024, 16, 1, 19, 4)),
+    ("DGPT-L-E2D3", dpar(1024, 16, 2, 19, 3)),
+    ("DGPT-L-E3D2", dpar(1024, 16, 3, 19, 2)),
+    ("DGPT-L-E4D1", dpar(1024, 16, 4, 19, 1)),
     ("DGPT-XL", dpar(1280, 20, 1, 30, 5)),
     ("DGPT-XXL", dpar(1536, 24, 1, 41, 6)),
     ("DGPT-XXXL", dpar(2560, 40, 1, 41, 6)),
+    ("GPT-T", gpt(512, 8, 6)),
     ("GPT-B", gpt(768, 12, 12)),
     ("GPT-L", gpt(1024, 16, 24)),
     ("GPT-XL", gpt(1280, 20, 36)),
@@ -74,6 +78,7 @@ mod tests {
         assert_eq!(by_name("DGPT-XXL").unwrap().to_string(), "width 1536, layers E1 G41 D6");
         assert_eq!(by_name("GPT-B").unwrap().to_string(), "width 768, 12 layers");
         assert_eq!(by_name("GPT-tiny"), None);
+        assert_eq!(by_name("DGPT-L-E3D2").unwrap().to_string(), "width 1024, layers E3 G19 D2");
         // The one public class-conditional model whose heads are not 64 wide.
         assert_eq!(heads_of(3200, Layers::Gpt(24)), Some(32));
         assert_eq!(heads_of(3200, Layers::Gpt(23)), None);

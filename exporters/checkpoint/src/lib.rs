@@ -16,8 +16,9 @@
 //! [`load`] documents what it accepts. Below it lie [`TensorFile`] (one memory-mapped weight file) and [`WeightSet`]
 //! (the tensors of one component under the names the exporter uses).
 //!
-//! A weight file is untrusted input. A `.pt` is a zip archive with a pickle; the pickle is read by a machine that knows
-//! a fixed list of names and builds data only, so nothing in a file can be executed. Files that are cut off, contradict
+//! A weight file is untrusted input. A `.pt` is a zip archive with a pickle; the pickle is read by a machine that builds
+//! data only, so nothing in a file can be executed: objects beside the weights stay opaque, and a file that calls a
+//! function of Python's own library is refused. Files that are cut off, contradict
 //! themselves or ask for more memory than they could fill are typed errors.
 
 mod agree;
@@ -31,6 +32,7 @@ mod locate;
 mod resolve;
 mod rules;
 mod tensor;
+mod tree;
 mod weights;
 
 pub use error::{CheckpointError, ErrorKind, NameMismatch, Unmatched};

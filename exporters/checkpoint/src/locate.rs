@@ -2,6 +2,7 @@
 
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 
+use crate::file::is_index;
 use crate::{CheckpointError, ErrorKind, WeightFormat};
 
 /// The files of one trained model.
@@ -44,11 +45,10 @@ pub(crate) fn locate(path: &Utf8Path, epoch: Option<u64>) -> Result<Located, Che
         let problem = format!("`{path}` is a file; epochs belong to experiment folders");
         return Err(CheckpointError::in_file(ErrorKind::Option { option: "--epoch", problem }, path));
     }
-    let index = path.file_name().is_some_and(|n| n.ends_with(".safetensors.index.json"));
-    if index {
-        return Err(sharded(path));
+    if path.extension() == Some("distcp") {
+        return Err(distributed(path.parent().unwrap_or(path)));
     }
-    if WeightFormat::from_path(path).is_none() {
+    if !is_index(path) && WeightFormat::from_path(path).is_none() {
         let what = "neither an experiment folder nor a weight file (.safetensors, .pt, .pth)".to_owned();
         return Err(CheckpointError::in_file(ErrorKind::Layout(what), path));
     }
@@ -97,12 +97,12 @@ fn checkpoint_folder(checkpoints: &Utf8Path, epoch: Option<u64>) -> Result<Utf8P
         return Ok(final_folder);
     }
     let mut epochs: Vec<(u64, Utf8PathBuf)> = Vec::new();
-    for entry in checkpoints.read_dir_utf8().map_err(|e| CheckpointError::io(checkpoints, e))? {
-        let entry = entry.map_err(|e| CheckpointError::io(checkpoints, e))?;
-        let digits = entry.file_name().strip_prefix("epoch_").filter(|d| d.len() >= 8);
+    for name in names_in(checkpoints)? {
+        let digits = name.strip_prefix("epoch_").filter(|d| d.len() >= 8);
         let number = digits.filter(|d| d.bytes().all(|b| b.is_ascii_digit())).and_then(|d| d.parse().ok());
-        if let (Some(number), true) = (number, entry.path().is_dir()) {
-            epochs.push((number, entry.path().to_owned()));
+        let path = checkpoints.join(&name);
+        if let (Some(number), true) = (number, path.is_dir()) {
+            epochs.push((number, path));
         }
     }
     epochs.sort();
@@ -130,28 +130,58 @@ fn checkpoint_folder(checkpoints: &Utf8Path, epoch: Option<u64>) -> Result<Utf8P
     }
 }
 
-const WEIGHT_NAMES: [&str; 2] = ["model.safetensors", "model.pt"];
+/// Weight files of a checkpoint folder, in the order they are looked for.
+const WEIGHT_NAMES: [&str; 5] = [
+    "model.safetensors",
+    "model.pt",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
 
 fn has_weights(folder: &Utf8Path) -> bool {
-    WEIGHT_NAMES.iter().any(|n| folder.join(n).is_file())
+    WEIGHT_NAMES.iter().any(|n| folder.join(n).is_file()) || is_distributed(folder)
 }
 
 fn weights_in(folder: &Utf8Path) -> Result<Utf8PathBuf, CheckpointError> {
     if let Some(path) = WEIGHT_NAMES.iter().map(|n| folder.join(n)).find(|p| p.is_file()) {
         return Ok(path);
     }
-    let index = folder.join("model.safetensors.index.json");
-    if index.is_file() {
-        return Err(sharded(&index));
+    let inner = names_in(folder)?.into_iter().map(|n| folder.join(n)).filter(|p| p.is_dir());
+    if let Some(found) = [folder.to_owned()].into_iter().chain(inner).find(|f| is_distributed(f)) {
+        return Err(distributed(&found));
     }
-    let what = "holds neither `model.safetensors` nor `model.pt`".to_owned();
+    if folder.join("latest").is_file() && folder.join("zero_to_fp32.py").is_file() {
+        let what = "a DeepSpeed checkpoint, in parts of which none holds the weights".to_owned();
+        return Err(CheckpointError::in_file(ErrorKind::UnsupportedFile(what), folder)
+            .with_hint("gather it with the program that lies in it: python zero_to_fp32.py . model.pt"));
+    }
+    let what = format!("holds none of {}", WEIGHT_NAMES.map(|n| format!("`{n}`")).join(", "));
     Err(CheckpointError::in_file(ErrorKind::Layout(what), folder))
 }
 
-fn sharded(index: &Utf8Path) -> CheckpointError {
-    let what = "sharded safetensors are not read".to_owned();
-    CheckpointError::in_file(ErrorKind::UnsupportedFile(what), index)
-        .with_hint("merge the shards into one model.safetensors")
+/// Whether a folder is a distributed checkpoint of PyTorch.
+fn is_distributed(folder: &Utf8Path) -> bool {
+    let parts = || names_in(folder).is_ok_and(|names| names.iter().any(|n| n.ends_with(".distcp")));
+    folder.join(".metadata").is_file() && parts()
+}
+
+fn distributed(folder: &Utf8Path) -> CheckpointError {
+    let what = "a distributed checkpoint of PyTorch (DCP), which is not read".to_owned();
+    CheckpointError::in_file(ErrorKind::UnsupportedFile(what), folder).with_hint(
+        "gather it into one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    )
+}
+
+/// Names in a folder, sorted; those that are not UTF-8 are none of a checkpoint's.
+fn names_in(folder: &Utf8Path) -> Result<Vec<String>, CheckpointError> {
+    let io = |e| CheckpointError::io(folder, e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        names.extend(entry.map_err(io)?.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{
-    ComponentKind, ComponentSpec, DparSpec, GptSpec, PatchRule, SystemKind, SystemSpec, VqSpec,
+    ComponentKind, ComponentSpec, DparSpec, GptSpec, PatchRope, PatchRule, SystemKind, SystemSpec, VqSpec,
 };
 
-use crate::agree::{self, Sizes, Vocab};
+use crate::agree::{self, Classes, Sizes, Vocab};
 use crate::config::{Config, Grid};
 use crate::expect;
 use crate::known::Layers;
 use crate::locate::{Located, locate};
 use crate::rules::Rules;
-use crate::weights::{Named, WeightSet, renamed};
+use crate::weights::{Bare, Named, WeightSet, renamed};
 use crate::{CheckpointError, ErrorKind, TensorFile};
 
 /// Where to find what the checkpoint itself does not say. All paths are used as given.
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     pub map: Option<Utf8PathBuf>,
     /// The main checkpoint's configuration, instead of `config.yaml` in its folder.
     pub config: Option<Utf8PathBuf>,
+    /// The key of the main checkpoint's state dict in a `.pt` that holds several (`ema`), keys in keys joined by dots.
+    pub weights: Option<String>,
 }
 
 /// A file that was read.
@@ -41,6 +43,8 @@ pub struct SourceFile {
     pub path: Utf8PathBuf,
     /// Its name for a manifest: relative, `/`-separated, the same on every machine.
     pub name: String,
+    /// The key of the state dict that was read, where the file holds several or it was asked for.
+    pub weights: Option<String>,
 }
 
 /// One component: its sizes and its weights.
@@ -61,6 +65,8 @@ pub struct Loaded {
     pub components: Vec<LoadedComponent>,
     /// Every file that was read.
     pub sources: Vec<SourceFile>,
+    /// What was taken for granted or taken off on the way, one sentence each; for people.
+    pub notes: Vec<String>,
 }
 
 /// Image size and downsampling of the published 256-pixel LlamaGen files, which come without a configuration.
@@ -72,7 +78,7 @@ const PUBLISHED: (usize, Grid) = (16384, Grid { width: 16, image: 256, factor: 1
 /// come from tensors; a configuration that disagrees is an error. Every weight is scanned for NaN and infinities.
 ///
 /// - **Experiment folder**: `config.yaml` and `checkpoints/final`, or the newest `checkpoints/epoch_%08d`, with
-///   `model.safetensors`, else `model.pt`.
+///   `model.safetensors`, else `model.pt`, else `pytorch_model.bin`, each whole or in shards that an index lists.
 /// - **Single file**: its configuration is `options.config`, or that of the experiment folder it lies in
 ///   (`X/config.yaml` for `X/checkpoints/Y/model.*`). A LlamaGen file needs none when its codebook has 16384 entries
 ///   and its name has `256` in it: then it is a published 256-pixel file (downsampling 16). Any other one needs
@@ -96,10 +102,10 @@ pub fn load(checkpoint: &Utf8Path, options: &LoadOptions) -> Result<Loaded, Chec
     let located = locate(checkpoint, options.epoch)?;
     let config_path = options.config.clone().or_else(|| located.config.clone());
     let config = config_path.as_deref().map(Config::read).transpose()?;
-    let file = Arc::new(TensorFile::open(&located.weights)?);
+    let file = Arc::new(TensorFile::open_at(&located.weights, options.weights.as_deref())?);
     let kind = detect(&file, rules.as_ref(), config.as_ref())?;
-    let mut loader = Loader { options, rules: rules.as_ref(), sources: Vec::new() };
-    loader.add_source(kind, &located, config.as_ref());
+    let mut loader = Loader { options, rules: rules.as_ref(), sources: Vec::new(), notes: Vec::new() };
+    loader.add_source(kind, &located, &file, config.as_ref());
     let mut loaded = match kind {
         ComponentKind::Dpar => loader.dpar(&file, &located, config)?,
         ComponentKind::Llamagen => loader.llamagen(&file, &located, config)?,
@@ -127,7 +133,8 @@ pub fn load(checkpoint: &Utf8Path, options: &LoadOptions) -> Result<Loaded, Chec
     loaded.system.components = loaded.components.iter().map(|c| c.spec.clone()).collect();
     if let Some(rules) = &rules {
         let name = rules.path.file_name().unwrap_or("map").to_owned();
-        loaded.sources.push(SourceFile { role: "map".to_owned(), path: rules.path.clone(), name });
+        let path = rules.path.clone();
+        loaded.sources.push(SourceFile { role: "map".to_owned(), path, name, weights: None });
     }
     Ok(loaded)
 }
@@ -161,9 +168,10 @@ fn detect(
     if let Some(kind) = kind_of(file, rules) {
         return Ok(kind);
     }
-    let model = config.map(|c| &c.model);
-    let word = model.and_then(|m| m.gpt_model.as_deref()).unwrap_or_default();
-    let kind = model.and_then(|m| m.gpt_type.as_deref()).unwrap_or_default();
+    let (word, kind) = match config {
+        Some(c) => (c.gpt_model()?.unwrap_or_default(), c.gpt_type()?.unwrap_or_default()),
+        None => Default::default(),
+    };
     if word.starts_with("DGPT") {
         return Ok(ComponentKind::Dpar);
     }
@@ -178,17 +186,43 @@ struct Loader<'o> {
     options: &'o LoadOptions,
     rules: Option<&'o Rules>,
     sources: Vec<SourceFile>,
+    notes: Vec<String>,
 }
 
 impl Loader<'_> {
-    fn add_source(&mut self, kind: ComponentKind, located: &Located, config: Option<&Config>) {
-        let mut add = |role: String, path: &Utf8Path| {
-            self.sources.push(SourceFile { role, path: path.to_owned(), name: located.portable(path) });
+    /// Lists the files of a component, and says which tensors are read where that is a choice.
+    fn add_source(
+        &mut self,
+        kind: ComponentKind,
+        located: &Located,
+        file: &TensorFile,
+        config: Option<&Config>,
+    ) {
+        let others = file.other_state_dicts();
+        let asked = self.options.weights.is_some() && self.sources.is_empty();
+        let weights = (asked || !others.is_empty()).then(|| file.state_dict_key().to_owned());
+        let mut add = |role: String, path: &Utf8Path, weights| {
+            let name = located.portable(path);
+            self.sources.push(SourceFile { role, path: path.to_owned(), name, weights });
         };
-        add(kind.name().to_owned(), &located.weights);
-        if let Some(config) = config {
-            add(format!("{}-config", kind.name()), &config.path);
+        add(kind.name().to_owned(), &located.weights, weights);
+        for shard in file.shards() {
+            add(format!("{}-shard", kind.name()), shard, None);
         }
+        if let Some(config) = config {
+            add(format!("{}-config", kind.name()), &config.path, None);
+        }
+        let label = file.path().file_name().unwrap_or("the weight file");
+        if !asked && !others.is_empty() {
+            let key = Some(file.state_dict_key()).filter(|k| !k.is_empty());
+            let read = key.map_or("the tensors at its top are read".to_owned(), |k| format!("`{k}` is read"));
+            let others: Vec<String> = others.iter().map(|k| format!("`{k}`")).collect();
+            self.notes.push(format!(
+                "{label} holds weights under {} too; {read} (--weights KEY takes others of the main checkpoint)",
+                others.join(", ")
+            ));
+        }
+        self.notes.extend(Bare::of(file).note().map(|what| format!("{label}: {what}")));
     }
 
     fn dpar(
@@ -202,20 +236,29 @@ impl Loader<'_> {
         };
         config.check_type("c2i", 1)?;
         config.check_training()?;
+        let eoi = Some(config.predict_eoi()?);
         let named = Named::new(file, ComponentKind::Dpar, self.rules)?;
         let label = named.label().to_owned();
         let (dims, weights) = expect::dpar::resolve(named)?;
         let layers = Layers::Dpar(dims.encoder_layers, dims.global_layers, dims.decoder_layers);
-        let sizes =
-            Sizes { config: Some(&config), label: &label, file: &located.weights, width: dims.width, layers };
+        let sizes = Sizes {
+            config: Some(&config),
+            label: &label,
+            file: &located.weights,
+            width: dims.width,
+            layers,
+            eoi,
+        };
         let patch_rope = config.patch_rope()?;
         let heads = sizes.heads(Some(patch_rope))?;
         let vocab = sizes.vocab(dims.token_rows)?;
-        let num_classes = sizes.classes(dims.class_rows)?;
+        let classes = self.classes(&sizes, dims.class_rows)?;
+        let num_classes = classes.number;
         let Some(grid) = config.grid()? else {
             return Err(config.error("dataset.image_size", "is needed for the token grid"));
         };
         let rule = config.patch_rule(grid.width)?;
+        self.note_doubts(&config, &rule, grid);
         let spec = DparSpec {
             width: dims.width,
             heads,
@@ -226,11 +269,13 @@ impl Loader<'_> {
             vocab: vocab.size,
             token_rows: dims.token_rows,
             num_classes,
+            null_class: classes.null,
             grid: grid.width,
             patch_rope,
-            encoder_block_causal: config.model.encoder_block_causal.unwrap_or(false),
+            encoder_block_causal: config.block_causal()?,
             decoder_cross: dims.decoder_cross,
             longest_patch: rule.longest_patch(grid.width * grid.width),
+            fractional_size: rule.fractional_size().filter(|_| patch_rope != PatchRope::Index),
         };
         let mut components = vec![LoadedComponent { spec: ComponentSpec::Dpar(spec), weights }];
         if rule.mode.uses_entropy() {
@@ -240,8 +285,8 @@ impl Loader<'_> {
         }
         components.extend(self.vq(Some(&config), &vocab, grid)?);
         let system =
-            self.system(SystemKind::Dpar, located, Some(&config), vocab.size, num_classes, grid, rule);
-        Ok(Loaded { system, components, sources: self.sources })
+            self.system(SystemKind::Dpar, located, Some(&config), vocab.size, num_classes, grid, rule)?;
+        Ok(Loaded { system, components, sources: self.sources, notes: self.notes })
     }
 
     fn llamagen(
@@ -250,14 +295,22 @@ impl Loader<'_> {
         located: &Located,
         config: Option<Config>,
     ) -> Result<Loaded, CheckpointError> {
+        let mut eoi = None;
         if let Some(config) = &config {
             config.check_type("c2i", 1)?;
-            config.check_training()?;
+            if config.is_dgpt()? {
+                eoi = Some(config.predict_eoi()?);
+            }
         }
         self.refuse_entropy("a LlamaGen baseline has no patches", located)?;
         let named = Named::new(file, ComponentKind::Llamagen, self.rules)?;
         let label = named.label().to_owned();
         let (dims, weights) = expect::gpt::resolve(named, true)?;
+        // The tensors are all there: this is what the research code builds of that word without local layers.
+        if let (Some(config), Some(_)) = (&config, eoi) {
+            config.check_without_patches()?;
+            config.check_training()?;
+        }
         let layers = Layers::Gpt(dims.layers);
         let sizes = Sizes {
             config: config.as_ref(),
@@ -265,10 +318,12 @@ impl Loader<'_> {
             file: &located.weights,
             width: dims.width,
             layers,
+            eoi,
         };
         let heads = sizes.heads(None)?;
         let vocab = sizes.vocab(dims.token_rows)?;
-        let num_classes = sizes.classes(dims.class_rows.unwrap_or(0))?;
+        let classes = self.classes(&sizes, dims.class_rows.unwrap_or(0))?;
+        let num_classes = classes.number;
         let grid = match &config {
             Some(config) => config
                 .grid()?
@@ -284,14 +339,15 @@ impl Loader<'_> {
             vocab: vocab.size,
             token_rows: dims.token_rows,
             num_classes: Some(num_classes),
+            null_class: classes.null,
             grid: grid.width,
         };
         let mut components = vec![LoadedComponent { spec: ComponentSpec::Llamagen(spec), weights }];
         components.extend(self.vq(config.as_ref(), &vocab, grid)?);
         let rule = PatchRule::per_token(grid.width);
         let system =
-            self.system(SystemKind::Llamagen, located, config.as_ref(), vocab.size, num_classes, grid, rule);
-        Ok(Loaded { system, components, sources: self.sources })
+            self.system(SystemKind::Llamagen, located, config.as_ref(), vocab.size, num_classes, grid, rule)?;
+        Ok(Loaded { system, components, sources: self.sources, notes: self.notes })
     }
 
     fn refuse_entropy(&self, why: &str, located: &Located) -> Result<(), CheckpointError> {
@@ -310,12 +366,14 @@ impl Loader<'_> {
         grid: Grid,
     ) -> Result<LoadedComponent, CheckpointError> {
         const HINT: &str = "give it with `--entropy DIR` (its experiment folder or weight file)";
-        let named_config = main.resolve(main.patcher.entropy_model_checkpoint_config.as_deref());
+        // What the command line says needs no value in the configuration.
+        let given = self.options.entropy.is_some();
+        let named_config = if given { main.entropy_config().unwrap_or(None) } else { main.entropy_config()? };
         let existing_config = named_config.clone().filter(|p| p.is_file());
         let located = if let Some(path) = &self.options.entropy {
             locate(path, None).map_err(|e| if e.hint().is_none() { e.with_hint(HINT) } else { e })?
         } else {
-            let weights = main.resolve(main.patcher.entropy_model_checkpoint.as_deref());
+            let weights = main.entropy_weights()?;
             let folder = existing_config.as_deref().and_then(Utf8Path::parent).map(Utf8Path::to_owned);
             match (weights, folder) {
                 (Some(path), _) if path.exists() => locate(&path, None)?,
@@ -330,7 +388,7 @@ impl Loader<'_> {
             }
         };
         // The configuration that lies with a file that was given on the command line describes it best.
-        let config_path = if self.options.entropy.is_some() {
+        let config_path = if given {
             located.config.clone().or(existing_config)
         } else {
             existing_config.or_else(|| located.config.clone())
@@ -353,10 +411,9 @@ impl Loader<'_> {
             let kind = ErrorKind::WrongComponent { wanted: "an unconditional entropy model", found };
             return Err(CheckpointError::in_file(kind, &located.weights).with_hint(HINT));
         }
-        self.add_source(ComponentKind::Entropy, &located, config.as_ref());
+        self.add_source(ComponentKind::Entropy, &located, &file, config.as_ref());
         if let Some(config) = &config {
             config.check_type("ucond", 0)?;
-            config.check_training()?;
         }
         let named = Named::new(&file, ComponentKind::Entropy, self.rules)?;
         let label = named.label().to_owned();
@@ -368,6 +425,7 @@ impl Loader<'_> {
             file: &located.weights,
             width: dims.width,
             layers,
+            eoi: None,
         };
         let heads = sizes.heads(None)?;
         let own = sizes.vocab_like(dims.token_rows, vocab)?;
@@ -388,6 +446,7 @@ impl Loader<'_> {
             vocab: own.size,
             token_rows: dims.token_rows,
             num_classes: None,
+            null_class: true,
             grid: grid.width,
         };
         Ok(LoadedComponent { spec: ComponentSpec::Entropy(spec), weights })
@@ -401,7 +460,10 @@ impl Loader<'_> {
         grid: Grid,
     ) -> Result<Option<LoadedComponent>, CheckpointError> {
         const HINT: &str = "give it with `--vq FILE`";
-        let configured = main.and_then(|c| Some((c, c.resolve(c.model.vq_ckpt.as_deref())?)));
+        let configured = match main.filter(|_| self.options.vq.is_none()) {
+            Some(c) => c.vq_path()?.map(|p| (c, p)),
+            None => None,
+        };
         let path = match (&self.options.vq, configured) {
             (Some(path), _) if path.is_file() => path.clone(),
             (Some(path), _) => {
@@ -418,7 +480,7 @@ impl Loader<'_> {
         };
         let located = Located { weights: path.clone(), config: None, root: None };
         let file = Arc::new(TensorFile::open(&path)?);
-        self.add_source(ComponentKind::Vq, &located, None);
+        self.add_source(ComponentKind::Vq, &located, &file, None);
         let named = Named::new(&file, ComponentKind::Vq, self.rules)?;
         let label = named.label().to_owned();
         let (dims, weights) = expect::vq::resolve(named)?;
@@ -435,9 +497,33 @@ impl Loader<'_> {
         Ok(Some(LoadedComponent { spec: ComponentSpec::Vq(spec), weights }))
     }
 
+    /// The classes of a table; says so where no null class is known.
+    fn classes(&mut self, sizes: &Sizes<'_>, rows: usize) -> Result<Classes, CheckpointError> {
+        let classes = sizes.classes(rows)?;
+        if !classes.null {
+            self.notes.push(format!(
+                "{}: no null class is known (class dropout 0, or no dataset.num_classes): all {rows} rows of the class \
+                 table are classes, and guidance will be refused",
+                sizes.label
+            ));
+        }
+        Ok(classes)
+    }
+
+    /// Says where a static rule hangs on rounding.
+    fn note_doubts(&mut self, config: &Config, rule: &PatchRule, grid: Grid) {
+        if let (Some(size), Some(token)) = (rule.patch_size, rule.doubtful_token(grid.width * grid.width)) {
+            self.notes.push(format!(
+                "{}: patcher.patch_size {size} is no binary fraction and a multiple of it is {token}: whether token \
+                 {token} opens a patch depends on rounding, and the research code may decide otherwise",
+                config.label()
+            ));
+        }
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn system(
-        &self,
+        &mut self,
         kind: SystemKind,
         located: &Located,
         config: Option<&Config>,
@@ -445,13 +531,20 @@ impl Loader<'_> {
         num_classes: usize,
         grid: Grid,
         patch_rule: PatchRule,
-    ) -> SystemSpec {
-        let name = config
-            .and_then(|c| c.exp_name.as_deref().or(c.model.gpt_model.as_deref()))
-            .or(located.weights.file_stem())
-            .unwrap_or("model")
-            .to_owned();
-        SystemSpec {
+    ) -> Result<SystemSpec, CheckpointError> {
+        let mut name = None;
+        if let Some(config) = config {
+            // A name is a label: what it was made of may be unknown here.
+            name = config.exp_name().unwrap_or_else(|e| {
+                self.notes.push(format!("{e}; the model is named otherwise"));
+                None
+            });
+            if name.is_none() {
+                name = config.gpt_model()?;
+            }
+        }
+        let name = name.unwrap_or_else(|| located.weights.file_stem().unwrap_or("model").to_owned());
+        Ok(SystemSpec {
             kind,
             name,
             grid: grid.width,
@@ -460,7 +553,7 @@ impl Loader<'_> {
             image_size: grid.image,
             patch_rule,
             components: Vec::new(),
-        }
+        })
     }
 }
 

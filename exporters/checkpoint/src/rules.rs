@@ -16,8 +16,8 @@
 //!   drop: true
 //! ```
 //!
-//! Rules see a file's names after a prefix that all of them share (`module.`, `_orig_mod.`) was taken off. Two
-//! tensors that would get one name are an error.
+//! Rules see a file's names without what wrappers add (prefixes `module.` and `model.` that all names share, `_orig_mod.` and
+//! the like inside names); where none fits, as they are in the file. Two tensors that would get one name are an error.
 
 use std::collections::BTreeMap;
 

@@ -7,6 +7,7 @@ use camino::Utf8Path;
 use dpar_export_spec::ComponentKind;
 
 use crate::error::{NameMismatch, Unmatched};
+use crate::file::Unread;
 use crate::rules::{Renamed, Rules};
 use crate::{CheckpointError, ErrorKind, TensorFile, TensorRef};
 
@@ -17,8 +18,10 @@ pub(crate) struct Expected {
     pub(crate) shape: Vec<usize>,
 }
 
-/// Prefixes that training wrappers put before every name.
-const WRAPPER_PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
+/// Prefixes that training wrappers put before every name: `DataParallel` and `AveragedModel`, Lightning.
+const WRAPPER_PREFIXES: [&str; 2] = ["module.", "model."];
+/// Parts that wrappers put inside names: `torch.compile`, FSDP, activation checkpointing.
+const WRAPPER_PARTS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 /// Pairs of names that are compared at most when looking for the nearest ones.
 const MAX_COMPARISONS: usize = 1 << 18;
 /// Names longer than this get no nearest name.
@@ -77,6 +80,8 @@ pub(crate) struct Named {
     pub(crate) kind: ComponentKind,
     file: Arc<TensorFile>,
     tensors: BTreeMap<String, String>,
+    /// What cannot be read as a tensor, by its canonical name.
+    unread: BTreeMap<String, Unread>,
 }
 
 impl Named {
@@ -87,13 +92,16 @@ impl Named {
         rules: Option<&Rules>,
     ) -> Result<Self, CheckpointError> {
         let mut tensors: BTreeMap<String, String> = BTreeMap::new();
+        let bare = Bare::of(file);
+        let unread = file.unread().iter();
+        let unread = unread.filter_map(|(n, u)| Some((bare.rename(n, kind, rules)?, u.clone()))).collect();
         for (name, source) in renamed(file, kind, rules) {
             if let Some(first) = tensors.insert(name.clone(), source.to_owned()) {
                 let kind = ErrorKind::RuleCollision { target: name, sources: [first, source.to_owned()] };
                 return Err(CheckpointError::in_file(kind, file.path()).tensor_named(source));
             }
         }
-        Ok(Self { kind, file: Arc::clone(file), tensors })
+        Ok(Self { kind, file: Arc::clone(file), tensors, unread })
     }
 
     /// Canonical names, sorted.
@@ -148,7 +156,12 @@ impl Named {
     pub(crate) fn check_names(&self, table: &[Expected]) -> Result<(), CheckpointError> {
         let wanted: BTreeSet<&str> = table.iter().map(|e| e.name.as_str()).collect();
         let missing: Vec<&str> = wanted.iter().filter(|n| !self.has(n)).copied().collect();
-        let unused: Vec<&str> = self.names().filter(|n| !wanted.contains(n)).collect();
+        if let Some((name, unread)) = missing.iter().find_map(|n| Some((*n, self.unread.get(*n)?))) {
+            let kind = ErrorKind::UnreadTensor(unread.what.clone());
+            return Err(CheckpointError::in_file(kind, self.path()).tensor_named(name));
+        }
+        let tensors = self.unread.iter().filter(|(_, u)| u.tensor).map(|(n, _)| n.as_str());
+        let unused: Vec<&str> = self.names().chain(tensors).filter(|n| !wanted.contains(n)).collect();
         if missing.is_empty() && unused.is_empty() {
             return Ok(());
         }
@@ -162,6 +175,7 @@ impl Named {
 
     /// Checks that a tensor that sizes are read from has that many dimensions, none of them 0.
     pub(crate) fn check_rank(&self, name: &str, rank: usize) -> Result<(), CheckpointError> {
+        self.check_float(name)?;
         let found = self.shape(name).unwrap_or_default();
         if found.len() == rank && !found.contains(&0) {
             return Ok(());
@@ -170,12 +184,24 @@ impl Named {
         Err(CheckpointError::in_file(kind, self.path()).tensor_named(self.source(name)))
     }
 
+    /// Checks the element type: a shape that does not fit may follow from it.
+    fn check_float(&self, name: &str) -> Result<(), CheckpointError> {
+        match self.file.dtype(self.source(name)) {
+            Some(dtype) if !dtype.is_float() => {
+                let kind = ErrorKind::NotFloat(dtype);
+                Err(CheckpointError::in_file(kind, self.path()).tensor_named(self.source(name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn source<'n>(&'n self, name: &'n str) -> &'n str {
         self.tensors.get(name).map_or(name, String::as_str)
     }
 
     /// Checks types, shapes and every element: one pass over the file.
     pub(crate) fn bind(self, table: &[Expected]) -> Result<WeightSet, CheckpointError> {
+        table.iter().try_for_each(|e| self.check_float(&e.name))?;
         let mut parameters = 0_u64;
         for Expected { name, shape } in table {
             let source = self.source(name);
@@ -189,9 +215,6 @@ impl Named {
             let Some(tensor) = self.file.get(source) else {
                 return fail(ErrorKind::NoSuchTensor);
             };
-            if !tensor.dtype.is_float() {
-                return fail(ErrorKind::NotFloat(tensor.dtype));
-            }
             if let Some((index, value)) = tensor.first_non_finite() {
                 return fail(ErrorKind::NonFinite { index, value });
             }
@@ -202,42 +225,78 @@ impl Named {
     }
 }
 
-/// New and old name of every tensor: the common prefix taken off, the rules applied, training buffers left out.
+/// New and old name of every tensor: what wrappers add taken off, the rules applied, training buffers left out.
 pub(crate) fn renamed<'f>(
     file: &'f TensorFile,
     kind: ComponentKind,
     rules: Option<&'f Rules>,
 ) -> impl Iterator<Item = (String, &'f str)> {
-    let prefix = common_prefix(file);
-    file.names().filter_map(move |source| {
-        let bare = source.get(prefix..).unwrap_or(source);
-        let name = match rules.map_or(Renamed::Same, |r| r.rename(kind, bare)) {
-            Renamed::Same => bare.to_owned(),
+    let bare = Bare::of(file);
+    file.names().filter_map(move |source| Some((bare.rename(source, kind, rules)?, source)))
+}
+
+/// What training wrappers added to the names of a file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bare {
+    /// Parts inside names.
+    parts: BTreeSet<&'static str>,
+    /// Prefixes of all names, outermost first.
+    prefixes: Vec<&'static str>,
+}
+
+impl Bare {
+    pub(crate) fn of(file: &TensorFile) -> Self {
+        let parts = WRAPPER_PARTS.into_iter().filter(|p| file.names().any(|n| n.split('.').any(|s| s == *p)));
+        let mut bare = Self { parts: parts.collect(), prefixes: Vec::new() };
+        let names: Vec<String> = file.names().filter(|n| !is_buffer(n)).map(|n| bare.strip(n)).collect();
+        let mut at = 0;
+        while let Some(p) = WRAPPER_PREFIXES.into_iter().find(|p| {
+            !names.is_empty()
+                && names.iter().all(|n| n.get(at..).is_some_and(|r| r.len() > p.len() && r.starts_with(*p)))
+        }) {
+            bare.prefixes.push(p);
+            at += p.len();
+        }
+        bare
+    }
+
+    /// A name without them.
+    fn strip(&self, name: &str) -> String {
+        let parts: Vec<&str> = name.split('.').filter(|s| !self.parts.contains(s)).collect();
+        let name = parts.join(".");
+        let rest = self.prefixes.iter().try_fold(name.as_str(), |rest, p| rest.strip_prefix(p));
+        rest.map_or_else(|| name.clone(), str::to_owned)
+    }
+
+    /// The canonical name; `None` for what is left out. Rules see the name without wrappers, then as it is in the file.
+    fn rename(&self, source: &str, kind: ComponentKind, rules: Option<&Rules>) -> Option<String> {
+        let bare = self.strip(source);
+        let apply = |name: &str| rules.map_or(Renamed::Same, |r| r.rename(kind, name));
+        let renamed = match apply(&bare) {
+            Renamed::Same if bare != source => apply(source),
+            other => other,
+        };
+        let name = match renamed {
+            Renamed::Same => bare,
             Renamed::To(name) => name,
             Renamed::Dropped => return None,
         };
-        (!is_buffer(&name)).then_some((name, source))
-    })
-}
+        (!is_buffer(&name)).then_some(name)
+    }
 
-/// Bytes of the wrapper prefixes that every name of the file starts with.
-fn common_prefix(file: &TensorFile) -> usize {
-    let mut at = 0;
-    loop {
-        let next = WRAPPER_PREFIXES.iter().find(|p| {
-            file.names().next().is_some()
-                && file.names().all(|n| n.get(at..).is_some_and(|r| r.len() > p.len() && r.starts_with(*p)))
-        });
-        match next {
-            Some(p) => at += p.len(),
-            None => return at,
-        }
+    /// What was taken off, for a note; `None` where it is nothing.
+    pub(crate) fn note(&self) -> Option<String> {
+        let prefixes = self.prefixes.iter().map(|p| format!("`{p}`"));
+        let parts = self.parts.iter().map(|p| format!("`{p}.`"));
+        let all: Vec<String> = prefixes.chain(parts).collect();
+        (!all.is_empty()).then(|| format!("{} taken off the tensor names", all.join(" and ")))
     }
 }
 
-/// Buffers that hold no weights: rotary tables, the tokenizer's usage counter, a batch norm's count of batches.
+/// Buffers that hold no weights: rotary tables, the tokenizer's usage counter, a batch norm's count of batches, the number
+/// of models that an `AveragedModel` has seen.
 fn is_buffer(name: &str) -> bool {
-    name == "quantize.codebook_used"
+    matches!(name, "quantize.codebook_used" | "n_averaged")
         || name.ends_with(".num_batches_tracked")
         || name.split('.').any(|part| part == "freqs_cis" || part.starts_with("rotary"))
 }

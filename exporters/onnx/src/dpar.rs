@@ -92,11 +92,18 @@ fn patch_rotation(
 ) -> Result<Rotation, ExportError> {
     let (_, block) = sizes(spec);
     let head_dim = block.head_dim();
+    let tokens = spec.grid * spec.grid;
     let parts = match spec.patch_rope {
         PatchRope::Index => {
             let index = g.input("patch_index", DType::I64, dims.to_vec());
-            let table = Table::patch_index(spec.grid * spec.grid, head_dim);
+            let table = Table::patch_index(tokens, head_dim);
             g.rotary_rows("rotary.patch_index", &table, &index)?
+        }
+        PatchRope::Dynamic4d | PatchRope::Dynamic3d if let Some(size) = spec.fractional_size => {
+            let index = g.input("patch_index", DType::I64, dims.to_vec());
+            let four = spec.patch_rope == PatchRope::Dynamic4d;
+            let table = Table::fractional(spec.grid, head_dim, four, size);
+            g.rotary_rows("rotary.patch_fractional", &table, &index)?
         }
         PatchRope::Dynamic4d | PatchRope::Dynamic3d => {
             let first = g.input("patch_first", DType::I64, dims.to_vec());
@@ -171,7 +178,7 @@ fn start_states(
     spec: &DparSpec,
     labels: &Value,
 ) -> Result<(Value, Value), ExportError> {
-    let table = g.tensor("cls_embedding.embedding_table.weight", &[spec.num_classes + 1, spec.width])?;
+    let table = g.tensor("cls_embedding.embedding_table.weight", &[spec.class_rows(), spec.width])?;
     let class = g.gather(&table, labels, 0);
     let start = g.tensor("decoder_start_embedding.weight", &[1, spec.width])?;
     let zero = g.const_int(0);

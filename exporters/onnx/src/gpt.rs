@@ -74,9 +74,9 @@ pub(crate) fn entropy_step(g: &mut GraphBuilder<'_, '_>, spec: &GptSpec) -> Resu
 /// The class table behind the token table: class c has id `token_rows + c`.
 fn slot_table(g: &mut GraphBuilder<'_, '_>, spec: &GptSpec, classes: usize) -> Result<Value, ExportError> {
     let (rows, width) = (spec.token_rows, spec.width);
-    g.weight("slot_embeddings", &[rows + classes + 1, width], |store| {
+    g.weight("slot_embeddings", &[rows + classes, width], |store| {
         let mut table = store.read("tok_embeddings.weight", &[rows, width])?.into_owned();
-        let classes = store.read("cls_embedding.embedding_table.weight", &[classes + 1, width])?;
+        let classes = store.read("cls_embedding.embedding_table.weight", &[classes, width])?;
         table.extend_from_slice(&classes);
         Ok(Cow::Owned(table))
     })
@@ -131,7 +131,7 @@ pub(crate) fn entropy_graphs(spec: &GptSpec) -> Parts<'_> {
 
 /// The graphs of the baseline.
 pub(crate) fn llamagen_graphs(spec: &GptSpec) -> Parts<'_> {
-    let classes = spec.num_classes.unwrap_or(0);
+    let classes = spec.class_rows();
     vec![
         ("llamagen_step", Box::new(move |g| llamagen_step(g, spec, classes))),
         ("score", Box::new(move |g| llamagen_score(g, spec, classes))),

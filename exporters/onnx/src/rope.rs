@@ -14,8 +14,8 @@ fn frequencies(n: usize, dim: usize) -> Vec<f32> {
     (0..n).map(|k| 1.0 / libm::powf(BASE, (2 * k) as f32 / dim as f32)).collect()
 }
 
-/// A position of token i, and the frequencies that it turns with.
-type Part<'a> = (&'a dyn Fn(usize) -> usize, &'a [f32]);
+/// A position of row i, and the frequencies that it turns with.
+type Part<'a> = (&'a dyn Fn(usize) -> f32, &'a [f32]);
 
 /// Cosine and sine tables of the same shape `[rows, columns]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +37,7 @@ impl Table {
         for i in 0..tokens {
             for (position, freqs) in parts {
                 for f in *freqs {
-                    let angle = position(i) as f32 * f;
+                    let angle = position(i) * f;
                     cos.push(libm::cosf(angle));
                     sin.push(libm::sinf(angle));
                 }
@@ -50,25 +50,41 @@ impl Table {
     /// table is a class or start slot and row i + 1 is token i.
     pub(crate) fn token(grid: usize, head_dim: usize, zero_slot: bool) -> Self {
         let w = frequencies(head_dim / 4, head_dim / 2);
-        Self::new(&[(&|i| i / grid, &w), (&|i| i % grid, &w)], grid * grid, zero_slot)
+        Self::new(&[(&|i| (i / grid) as f32, &w), (&|i| (i % grid) as f32, &w)], grid * grid, zero_slot)
     }
 
     /// The row part of a patch's embedding, by the patch's first token; row 0 is the class slot.
     pub(crate) fn patch_row(grid: usize, head_dim: usize) -> Self {
         let w = frequencies(head_dim / 4, head_dim / 2);
-        Self::new(&[(&|i| i / grid, &w)], grid * grid, true)
+        Self::new(&[(&|i| (i / grid) as f32, &w)], grid * grid, true)
     }
 
     /// The column part for a first or last token: `pairs` is Dh/16 (`dynamic_4d`) or Dh/8 (`dynamic_3d`).
     pub(crate) fn patch_column(grid: usize, pairs: usize) -> Self {
         let w = frequencies(pairs, 2 * pairs);
-        Self::new(&[(&|i| i % grid, &w)], grid * grid, true)
+        Self::new(&[(&|i| (i % grid) as f32, &w)], grid * grid, true)
     }
 
     /// 1D over the patch index: row 0 is the class slot, row m + 1 is P_m at position m.
     pub(crate) fn patch_index(tokens: usize, head_dim: usize) -> Self {
         let w = frequencies(head_dim / 2, head_dim);
-        Self::new(&[(&|m| m, &w)], tokens, true)
+        Self::new(&[(&|m| m as f32, &w)], tokens, true)
+    }
+
+    /// Patches of a fractional size p: row 0 is the class slot, row k + 1 is patch `[k·p, (k + 1)·p − 1]` with its parts
+    /// in the order of `dynamic_4d` or `dynamic_3d`. Rows beyond the last patch of an image repeat it.
+    pub(crate) fn fractional(grid: usize, head_dim: usize, four: bool, size: f64) -> Self {
+        let (width, tokens) = (grid as f64, grid * grid);
+        let last = (tokens as f64 / size).ceil() as usize - 1;
+        let start = move |k: usize| k.min(last) as f64 * size;
+        let row = move |k: usize| (start(k) / width).floor() as f32;
+        let a = move |k: usize| (start(k) % width) as f32;
+        let b = move |k: usize| ((start(k) + size - 1.0) % width) as f32;
+        let w = frequencies(head_dim / 4, head_dim / 2);
+        let pairs = if four { head_dim / 16 } else { head_dim / 8 };
+        let columns = frequencies(pairs, 2 * pairs);
+        let (row, a, b): (Part<'_>, Part<'_>, Part<'_>) = ((&row, &w), (&a, &columns), (&b, &columns));
+        if four { Self::new(&[row, a, b, b, a], tokens, true) } else { Self::new(&[row, a, b], tokens, true) }
     }
 }
 
@@ -93,6 +109,35 @@ mod tests {
         assert_eq!(row[0], libm::sinf(1.0));
         assert_eq!(row[1], libm::sinf(1.0 / libm::powf(BASE, 0.5)));
         assert_eq!(row[..2], row[2..]);
+    }
+
+    #[test]
+    fn a_fractional_patch_turns_by_fractions() {
+        // p = 2.5, W = 8: patch 1 is [2.5, 4.0]; patch 4 is [10.0, 11.5], in row 1.
+        let (grid, dh) = (8, 16);
+        let t = Table::fractional(grid, dh, true, 2.5);
+        assert_eq!((t.rows, t.columns), (65, 8));
+        let sines = |row: usize| t.sin[row * 8..row * 8 + 8].to_vec();
+        let turned = |r: f32, a: f32, b: f32| {
+            let w = frequencies(4, 8);
+            let row = w.iter().map(|w| libm::sinf(r * w));
+            row.chain([a, b, b, a].map(libm::sinf)).collect::<Vec<f32>>()
+        };
+        assert!(sines(0).iter().all(|v| *v == 0.0));
+        assert_eq!(sines(1), turned(0.0, 0.0, 1.5));
+        assert_eq!(sines(2), turned(0.0, 2.5, 4.0));
+        assert_eq!(sines(5), turned(1.0, 2.0, 3.5));
+        // Whole sizes give what first and last token give.
+        let whole = Table::fractional(grid, dh, false, 2.0);
+        let (rows, columns) = (Table::patch_row(grid, dh), Table::patch_column(grid, dh / 8));
+        for k in 0..32 {
+            let (first, last) = (2 * k + 1, 2 * k + 2);
+            let own = &whole.cos[(k + 1) * 8..(k + 2) * 8];
+            assert_eq!(own[..4], rows.cos[first * 4..first * 4 + 4]);
+            assert_eq!(own[4..6], columns.cos[first * 2..first * 2 + 2]);
+            assert_eq!(own[6..], columns.cos[last * 2..last * 2 + 2]);
+        }
+        assert!(Table::fractional(2, dh, true, 1.0e300).cos.iter().all(|v| v.is_finite()));
     }
 
     #[test]

@@ -43,6 +43,14 @@ pub enum PatchRuleError {
     /// `max_patch_length` 0.
     #[error("`patcher.max_patch_length` must be at least 1")]
     BadMaxLength,
+    /// A fractional `patch_size` with a length limit: the research code cannot split such patches.
+    #[error(
+        "`patcher.patch_size` {0} is fractional: it cannot be combined with `patcher.max_patch_length` (the research code fails there)"
+    )]
+    FractionalWithLimit(f64),
+    /// A row length of 0.
+    #[error("`patcher.block_size` must be at least 1")]
+    BadBlockSize,
     /// A grid of 0 tokens per row.
     #[error("the token grid must be at least 1 wide")]
     BadGrid,
@@ -64,6 +72,9 @@ pub struct PatchRule {
     /// Compare the rise `e_t - e_{t-1}` with the threshold instead of `e_t`.
     #[serde(default)]
     pub monotonicity: bool,
+    /// Row length of [`PatchMode::EntropyRowBoundary`] in tokens where it is not the grid's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<usize>,
 }
 
 impl PatchRule {
@@ -76,7 +87,30 @@ impl PatchRule {
             grid,
             patch_size: None,
             monotonicity: false,
+            block_size: None,
         }
+    }
+
+    /// Row length of the row rule in tokens.
+    pub fn row(&self) -> usize {
+        self.block_size.unwrap_or(self.grid)
+    }
+
+    /// The patch size of `static` where it is no whole number: then patch k is `[k·p, (k + 1)·p − 1]` as fractions.
+    pub fn fractional_size(&self) -> Option<f64> {
+        self.patch_size.filter(|p| self.mode == PatchMode::Static && p.fract() != 0.0)
+    }
+
+    /// The first token of an image of `tokens` tokens at which a static rule depends on how a product is rounded: a
+    /// multiple of the patch size meets a whole number there, and the size (1.2, say) is no binary fraction.
+    pub fn doubtful_token(&self, tokens: usize) -> Option<usize> {
+        /// Sizes with at most this many binary places have exact multiples in float32.
+        const PLACES: f64 = 1024.0;
+        let size = self.fractional_size().filter(|p| (p * PLACES).fract() != 0.0)?;
+        (1..=tokens).map(|k| k as f64 * size).take_while(|t| *t < tokens as f64 - 0.5).find_map(|t| {
+            let nearest = t.round();
+            ((t - nearest).abs() <= 1e-9 * t).then_some(nearest as usize)
+        })
     }
 
     /// Checks that the rule can be evaluated.
@@ -91,13 +125,18 @@ impl PatchRule {
             return Err(PatchRuleError::BadMaxLength);
         }
         match self.mode {
+            PatchMode::EntropyRowBoundary if self.block_size == Some(0) => Err(PatchRuleError::BadBlockSize),
             PatchMode::EntropyRowBoundary | PatchMode::Entropy => match self.threshold {
                 None => Err(PatchRuleError::NoThreshold),
                 Some(t) if !t.is_finite() => Err(PatchRuleError::BadThreshold(t)),
                 Some(_) => Ok(()),
             },
             PatchMode::Static => match self.patch_size {
-                Some(s) if s.is_finite() && s >= 1.0 => Ok(()),
+                Some(s) if s.is_finite() && s >= 1.0 => match (self.fractional_size(), self.max_patch_length)
+                {
+                    (Some(size), Some(_)) => Err(PatchRuleError::FractionalWithLimit(size)),
+                    _ => Ok(()),
+                },
                 other => Err(PatchRuleError::BadPatchSize(other)),
             },
             PatchMode::Token => Ok(()),
@@ -109,7 +148,7 @@ impl PatchRule {
         let by_mode = match self.mode {
             PatchMode::Token => 1,
             PatchMode::Static => self.patch_size.unwrap_or(1.0).ceil() as usize,
-            PatchMode::EntropyRowBoundary => self.grid,
+            PatchMode::EntropyRowBoundary => self.row(),
             PatchMode::Entropy => tokens,
         };
         by_mode.min(self.max_patch_length.unwrap_or(usize::MAX)).clamp(1, tokens.max(1))
@@ -129,7 +168,7 @@ impl PatchRule {
                 let size = self.patch_size.unwrap_or(1.0);
                 (t as f64 / size).floor() != ((t - 1) as f64 / size).floor()
             }
-            PatchMode::EntropyRowBoundary if t.is_multiple_of(self.grid) => true,
+            PatchMode::EntropyRowBoundary if t.is_multiple_of(self.row()) => true,
             PatchMode::EntropyRowBoundary | PatchMode::Entropy => {
                 t == 1 || (self.monotonicity && t == 2) || self.margin(t, entropy, previous) > 0.0
             }
@@ -205,6 +244,41 @@ mod tests {
         };
         assert_eq!(r.lengths(10, &[]), [3, 2, 3, 2]);
         assert_eq!(PatchRule::per_token(4).lengths(3, &[]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn the_row_rule_counts_in_block_size() {
+        let r =
+            PatchRule { max_patch_length: None, block_size: Some(3), ..rule(PatchMode::EntropyRowBoundary) };
+        assert_eq!(r.lengths(8, &[0.0; 8]), [1, 2, 3, 2]);
+        assert_eq!((r.longest_patch(16), r.validate()), (3, Ok(())));
+        let zero = |mode| PatchRule { block_size: Some(0), ..rule(mode) }.validate();
+        assert_eq!(zero(PatchMode::EntropyRowBoundary), Err(PatchRuleError::BadBlockSize));
+        // No other mode reads it.
+        assert_eq!(zero(PatchMode::Entropy), Ok(()));
+    }
+
+    #[test]
+    fn a_fractional_size_has_no_limit_and_may_have_a_doubtful_token() {
+        let sized = |size, max_patch_length| PatchRule {
+            mode: PatchMode::Static,
+            patch_size: Some(size),
+            max_patch_length,
+            ..PatchRule::per_token(16)
+        };
+        assert_eq!(sized(2.5, Some(2)).validate(), Err(PatchRuleError::FractionalWithLimit(2.5)));
+        assert_eq!(sized(2.0, Some(2)).validate(), Ok(()));
+        // Published (1.8191), binary fractions and whole numbers are safe; 5 · 1.2 = 6, 5 · 2.2 = 11, 10 · 1.7 = 17.
+        for safe in [1.8191, 2.5, 1.25, 3.0, 1.0, 2.125] {
+            assert_eq!(sized(safe, None).doubtful_token(256), None, "{safe}");
+        }
+        for (size, token) in [(1.2, 6), (2.2, 11), (1.7, 17), (4.4, 22)] {
+            assert_eq!(sized(size, None).doubtful_token(256), Some(token), "{size}");
+            assert_eq!(sized(size, None).doubtful_token(token), None, "{size}");
+        }
+        assert_eq!(sized(1.2, None).fractional_size(), Some(1.2));
+        let entropy = PatchRule { patch_size: Some(1.2), ..rule(PatchMode::Entropy) };
+        assert_eq!((entropy.fractional_size(), entropy.doubtful_token(16)), (None, None));
     }
 
     #[test]

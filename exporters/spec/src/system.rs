@@ -12,6 +12,16 @@ const MAX_ROWS: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_WIDTH: usize = 1 << 20;
 
+fn yes() -> bool {
+    true
+}
+
+// serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
 /// What a bundle is: one of the two systems of the paper's table, or a feature network that looks at their images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -120,6 +130,9 @@ pub struct DparSpec {
     pub token_rows: usize,
     /// Classes without the null class; the null class has this index.
     pub num_classes: usize,
+    /// Whether the class table has a row for the null class.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub null_class: bool,
     /// Tokens per row W.
     pub grid: usize,
     /// Rotary embedding of patches.
@@ -130,6 +143,21 @@ pub struct DparSpec {
     pub decoder_cross: DecoderCross,
     /// Longest patch the rule can make.
     pub longest_patch: usize,
+    /// Patch size of a static rule whose patches have fractional bounds: their coordinates follow from their index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fractional_size: Option<f64>,
+}
+
+impl DparSpec {
+    /// Rows of the class table.
+    pub fn class_rows(&self) -> usize {
+        self.num_classes + usize::from(self.null_class)
+    }
+
+    /// Whether the graphs place patches by `patch_index` alone, not by `patch_first` and `patch_last`.
+    pub fn places_by_index(&self) -> bool {
+        self.patch_rope == PatchRope::Index || self.fractional_size.is_some()
+    }
 }
 
 /// A LlamaGen-style transformer: the entropy model (no classes) or the baseline.
@@ -149,8 +177,18 @@ pub struct GptSpec {
     pub token_rows: usize,
     /// Classes without the null class; `None` for the unconditional entropy model.
     pub num_classes: Option<usize>,
+    /// Whether the class table has a row for the null class (of no meaning without classes).
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub null_class: bool,
     /// Tokens per row W.
     pub grid: usize,
+}
+
+impl GptSpec {
+    /// Rows of the class table, 0 without one.
+    pub fn class_rows(&self) -> usize {
+        self.num_classes.map_or(0, |n| n + usize::from(self.null_class))
+    }
 }
 
 /// One resolution level of a VQ stack, in execution order.
@@ -370,8 +408,20 @@ impl SystemSpec {
         if let Some(d) = self.dpar() {
             let longest = self.patch_rule.longest_patch(self.tokens());
             fit(d.longest_patch == longest, "`longest_patch` is not that of the patch rule")?;
+            let size = self.patch_rule.fractional_size().filter(|_| d.patch_rope != PatchRope::Index);
+            fit(d.fractional_size == size, "`fractional_size` is not that of the patch rule")?;
         }
         Ok(())
+    }
+
+    /// The class that stands for no class, which guidance runs on; `None` where the class table has none.
+    pub fn null_class(&self) -> Option<i64> {
+        let has = match (self.dpar(), self.llamagen()) {
+            (Some(d), _) => d.null_class,
+            (None, Some(g)) => g.null_class,
+            (None, None) => false,
+        };
+        has.then_some(self.num_classes as i64)
     }
 
     /// Tokens per image T = W².

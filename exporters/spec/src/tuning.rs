@@ -58,6 +58,7 @@ impl Tuning {
         let table = PUBLISHED.iter().find(|(grid, threshold, longest, _)| {
             rule.mode == PatchMode::EntropyRowBoundary
                 && !rule.monotonicity
+                && rule.block_size.is_none()
                 && (rule.grid, rule.threshold, rule.max_patch_length)
                     == (*grid, Some(*threshold), Some(*longest))
         });

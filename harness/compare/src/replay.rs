@@ -25,8 +25,8 @@ pub struct Follow<'a> {
     pub rule: &'a PatchRule,
     /// Tokens of an image, T.
     pub tokens: usize,
-    /// The null class.
-    pub null_class: i64,
+    /// The null class, if the model has one.
+    pub null_class: Option<i64>,
     /// Guidance scale; guidance runs above 1.
     pub cfg_scale: f32,
     /// Images in one call.

@@ -52,7 +52,9 @@ impl From<RunError> for BundleError {
                 (kind, e.hint.clone())
             }
             RunError::Bundle(_)
-            | RunError::Decode(DecodeError::Sample { .. } | DecodeError::Entropy { .. })
+            | RunError::Decode(
+                DecodeError::Sample { .. } | DecodeError::Entropy { .. } | DecodeError::NoNullClass,
+            )
             | RunError::Array(_)
             | RunError::Integrity { .. }
             | RunError::Metric(_)

@@ -61,7 +61,7 @@ impl RunError {
             | Self::Integrity { .. }
             | Self::Metric(_)
             | Self::Input(_)
-            | Self::Decode(DecodeError::Interrupted)
+            | Self::Decode(DecodeError::NoNullClass | DecodeError::Interrupted)
             | Self::Interrupted => false,
         }
     }
@@ -213,10 +213,12 @@ impl<'a> Runtime<'a> {
         progress: Progress<'_>,
     ) -> Result<Vec<Stream>, RunError> {
         let system = self.bundle.system();
-        let classes = system.num_classes as i64;
-        if let Some(bad) = requests.iter().find(|r| !(0..=classes).contains(&r.class)) {
+        let (classes, null) = (system.num_classes as i64, system.null_class());
+        let known = |class: i64| (0..classes).contains(&class) || Some(class) == null;
+        if let Some(bad) = requests.iter().find(|r| !known(r.class)) {
+            let null = null.map_or("there is no null class".to_owned(), |n| format!("the null class is {n}"));
             return Err(RunError::Input(format!(
-                "class {} of image {} is not in 0..{classes} (the null class is {classes})",
+                "class {} of image {} is not in 0..{classes} ({null})",
                 bad.class, bad.index
             )));
         }
@@ -230,7 +232,7 @@ impl<'a> Runtime<'a> {
                 model.as_mut(),
                 &system.patch_rule,
                 tokens,
-                classes,
+                null,
                 options,
                 chunk,
                 &mut |slots| progress(done + slots * chunk.len(), total),
@@ -303,9 +305,9 @@ impl<'a> Runtime<'a> {
             return input(format!("{tokens} tokens per image; the model takes 1 to {}", system.tokens()));
         }
         check_tokens(ids, system.vocab)?;
-        let classes = system.num_classes as i64;
-        if let Some(bad) = labels.iter().find(|c| !(0..=classes).contains(*c)) {
-            return input(format!("class label {bad} is not in 0..={classes}"));
+        let last = system.null_class().unwrap_or(system.num_classes as i64 - 1);
+        if let Some(bad) = labels.iter().find(|c| !(0..=last).contains(*c)) {
+            return input(format!("class label {bad} is not in 0..={last}"));
         }
         let Some(lengths) = patch_lengths else { return Ok(()) };
         let longest = system.dpar().map_or(1, |d| d.longest_patch);

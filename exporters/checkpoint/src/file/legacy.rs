@@ -4,14 +4,12 @@
 //! pickle with the list of storage keys, then the storages in that order, each an i64 count of elements and the elements.
 //! The FID-Inception and EfficientNet-Lite weights that people pass around are such files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 
-use camino::Utf8Path;
-
 use super::pickle::Value;
-use super::torch::{malformed, parse_prefix, tensors, view};
-use super::{Entry, WeightFormat};
+use super::torch::{malformed, parse_prefix, place_all};
+use super::{Contents, WeightFormat, state};
 use crate::{CheckpointError, ErrorKind};
 
 /// The first pickle, whole: PROTO 2, LONG1 of ten bytes, STOP. The number is 0x1950a86a20f9469cfc6c.
@@ -24,9 +22,9 @@ pub(super) fn is_legacy(file: &[u8]) -> bool {
     file.starts_with(MAGIC)
 }
 
-/// Reads the table of contents.
-pub(super) fn entries(file: &[u8], path: &Utf8Path) -> Result<BTreeMap<String, Entry>, CheckpointError> {
-    let fail = |kind: ErrorKind| CheckpointError::in_file(kind, path);
+/// Reads the table of contents; the state dict is the one under `wanted`, if that is given.
+pub(super) fn contents(file: &[u8], wanted: Option<&str>) -> Result<Contents, CheckpointError> {
+    let fail = CheckpointError::new;
     let mut at = MAGIC.len();
     let mut next = || {
         let (heap, length) = parse_prefix(file.get(at..).unwrap_or_default())?;
@@ -54,7 +52,7 @@ pub(super) fn entries(file: &[u8], path: &Utf8Path) -> Result<BTreeMap<String, E
         .values
         .iter()
         .filter_map(|v| match v {
-            Value::Storage(s) => Some((s.key.as_str(), s.dtype.size()?)),
+            Value::Storage(s) => Some((s.key.as_str(), s.class.size()?)),
             _ => None,
         })
         .collect();
@@ -71,20 +69,14 @@ pub(super) fn entries(file: &[u8], path: &Utf8Path) -> Result<BTreeMap<String, E
         at = place.end;
         places.insert(key, place);
     }
-    let mut found = BTreeMap::new();
-    for (name, desc) in tensors(&object).map_err(fail)? {
-        let Value::Storage(storage) = object.get(desc.storage) else { continue };
-        let entry = places
-            .get(storage.key.as_str())
-            .cloned()
-            .ok_or_else(|| format!("its storage `{}` is not in the file", storage.key))
-            .and_then(|place| view(desc, storage, place, file.len()))
-            .map_err(|problem| fail(ErrorKind::MalformedTensor(problem)).tensor_named(name))?;
-        if found.insert(name.to_owned(), entry).is_some() {
-            return Err(fail(malformed(format!("tensor `{name}` is there twice"))));
-        }
+    let state = state::find(&object, wanted)?;
+    let contents = place_all(&object, state, file.len(), |key| {
+        places.get(key).cloned().ok_or_else(|| format!("its storage `{key}` is not in the file"))
+    })?;
+    if at != file.len() {
+        return Err(fail(malformed(format!("{} bytes follow its last storage", file.len() - at))));
     }
-    Ok(found)
+    Ok(contents)
 }
 
 /// The elements of a storage whose count stands at `at`, `item` bytes each.

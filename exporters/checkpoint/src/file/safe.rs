@@ -2,49 +2,73 @@
 
 use std::collections::BTreeMap;
 
-use camino::Utf8Path;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
-use super::{Entry, WeightFormat};
+use super::{Contents, Entry, WeightFormat, foreign};
 use crate::{CheckpointError, ErrorKind, WeightDType};
 
 /// Reads the table of contents of a `.safetensors` file.
-pub(super) fn entries(file: &[u8], path: &Utf8Path) -> Result<BTreeMap<String, Entry>, CheckpointError> {
-    let (header, metadata) =
-        SafeTensors::read_metadata(file).map_err(|e| CheckpointError::in_file(kind(&e, file), path))?;
+pub(super) fn contents(file: &[u8]) -> Result<Contents, CheckpointError> {
+    let format = WeightFormat::Safetensors;
+    if file.get(8) != Some(&b'{')
+        && let Some(found) = foreign::recognise(file)
+    {
+        return Err(foreign::error(format, found));
+    }
+    let (header, metadata) = SafeTensors::read_metadata(file).map_err(|e| kind(&e, file))?;
     let data = 8 + header;
-    let mut found = BTreeMap::new();
+    let mut contents = Contents::default();
     for (name, info) in metadata.tensors() {
         let (from, to) = info.data_offsets;
-        let range = data + from..data + to;
-        let entry = Entry { dtype: dtype(info.dtype), shape: info.shape.clone(), range, strides: None };
-        found.insert(name, entry);
+        let (range, shape) = (data + from..data + to, info.shape.clone());
+        let entry = Entry { dtype: dtype(info.dtype), shape, range, strides: None, negated: false };
+        contents.entries.insert(name, entry);
     }
-    Ok(found)
+    Ok(contents)
 }
 
 fn kind(e: &SafeTensorError, file: &[u8]) -> ErrorKind {
     let format = WeightFormat::Safetensors;
+    let announced = file.first_chunk::<8>().map(|n| u64::from_le_bytes(*n));
     let cut = match e {
         SafeTensorError::HeaderTooSmall => true,
         // The header announces a length that is plausible and the file ends before it.
         SafeTensorError::InvalidHeaderLength => {
-            file.first_chunk::<8>().is_some_and(|n| u64::from_le_bytes(*n) < 100_000_000)
-                && file.get(8).is_none_or(|b| *b == b'{')
+            announced.is_some_and(|n| n < 100_000_000) && file.get(8).is_none_or(|b| *b == b'{')
         }
-        SafeTensorError::MetadataIncompleteBuffer => true,
+        SafeTensorError::MetadataIncompleteBuffer => {
+            let (len, described) = (file.len() as u64, announced.and_then(|n| described(file, n)));
+            return match described {
+                Some(whole) if whole < len => ErrorKind::Malformed {
+                    format,
+                    problem: format!("{} bytes follow its last tensor", len - whole),
+                },
+                Some(whole) => {
+                    let problem = format!("it has {len} bytes, its header describes {whole}");
+                    ErrorKind::Truncated { format, problem }
+                }
+                None => ErrorKind::Malformed { format, problem: e.to_string() },
+            };
+        }
         _ => false,
     };
     if cut {
-        let problem = match e {
-            SafeTensorError::MetadataIncompleteBuffer => {
-                format!("its header does not describe a file of {} bytes", file.len())
-            }
-            _ => format!("its header is cut off after {} bytes", file.len()),
-        };
+        let problem = format!("its header is cut off after {} bytes", file.len());
         return ErrorKind::Truncated { format, problem };
     }
     ErrorKind::Malformed { format, problem: e.to_string() }
+}
+
+/// The size of the file that a header of `announced` bytes describes.
+fn described(file: &[u8], announced: u64) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Tensor {
+        data_offsets: Option<(u64, u64)>,
+    }
+    let end = usize::try_from(announced).ok()?.checked_add(8)?;
+    let tensors: BTreeMap<String, Tensor> = serde_json::from_slice(file.get(8..end)?).ok()?;
+    let data = tensors.values().filter_map(|t| Some(t.data_offsets?.1)).max().unwrap_or(0);
+    data.checked_add(end as u64)
 }
 
 fn dtype(d: Dtype) -> WeightDType {

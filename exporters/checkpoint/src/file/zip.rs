@@ -93,7 +93,10 @@ fn find_directory(b: Bytes<'_>) -> Result<Directory, ZipError> {
     let end = (oldest..=newest)
         .rev()
         .find(|&at| b.starts(at, END) && b.u16(at + 20).is_some_and(|c| at + 22 + usize::from(c) == len))
-        .ok_or_else(|| ZipError::Truncated("the archive's directory is missing from its end".to_owned()))?;
+        .ok_or_else(|| match bytes_behind(b) {
+            Some(n) => ZipError::Malformed(format!("{n} bytes follow the archive's end")),
+            None => ZipError::Truncated("the archive's directory is missing from its end".to_owned()),
+        })?;
     let cut = || ZipError::Truncated("the archive's end record is cut off".to_owned());
     let small = (
         u64::from(b.u16(end + 4).ok_or_else(cut)?),
@@ -124,6 +127,26 @@ fn find_directory(b: Bytes<'_>) -> Result<Directory, ZipError> {
         return Err(ZipError::Truncated("the archive's directory lies behind its end record".to_owned()));
     }
     Ok(Directory { start, end: directory_end, entries })
+}
+
+/// Bytes behind an archive that is whole: an end record lies before them, and the directory is where it says.
+fn bytes_behind(b: Bytes<'_>) -> Option<usize> {
+    /// How far from the end an end record is looked for.
+    const FAR: usize = 64 << 20;
+    let len = b.0.len();
+    let newest = len.checked_sub(22)?;
+    (newest.saturating_sub(FAR)..=newest).rev().filter(|&at| b.starts(at, END)).find_map(|at| {
+        let end = at + 22 + usize::from(b.u16(at + 20)?);
+        let start = match at.checked_sub(20) {
+            Some(locator) if b.starts(locator, END64_LOCATOR) => {
+                let record = usize::try_from(b.u64(locator + 8)?).ok()?;
+                b.starts(record, END64).then(|| b.u64(record.checked_add(48)?))??
+            }
+            _ => u64::from(b.u32(at + 16)?),
+        };
+        let place = usize::try_from(start).ok().filter(|s| *s < at)?;
+        (end < len && b.starts(place, CENTRAL)).then(|| len - end)
+    })
 }
 
 /// Reads one directory entry and the local header it points to: its name, its whole range, its data range.

@@ -30,6 +30,7 @@ fn the_trained_dpar_system_resolves() {
             grid: 8,
             patch_size: None,
             monotonicity: false,
+            block_size: None,
         }
     );
     assert_eq!(
@@ -44,11 +45,13 @@ fn the_trained_dpar_system_resolves() {
             vocab: 1024,
             token_rows: 1024,
             num_classes: 9,
+            null_class: true,
             grid: 8,
             patch_rope: PatchRope::Dynamic4d,
             encoder_block_causal: false,
             decoder_cross: DecoderCross::OutputOnly,
             longest_patch: 4,
+            fractional_size: None,
         }
     );
     let e = s.entropy().unwrap();
@@ -115,6 +118,7 @@ fn the_trained_baseline_resolves() {
             vocab: 1024,
             token_rows: 1024,
             num_classes: Some(9),
+            null_class: true,
             grid: 8,
         }
     );

@@ -3,11 +3,14 @@
 
 mod config;
 mod fixtures;
+mod foreign;
 mod layout;
 mod legacy;
 mod names;
+mod objects;
 mod props;
 mod pt;
 mod safe;
 mod support;
 mod vq;
+mod wrapped;

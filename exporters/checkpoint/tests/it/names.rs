@@ -147,6 +147,20 @@ fn weights_must_be_finite_floats() {
     s.write("dpar/checkpoints/final/model.safetensors", safetensors::serialize(ints, None).unwrap());
     let e = assert_kind!(s.load(), ErrorKind::NotFloat(WeightDType::I32));
     assert_eq!(e.tensor(), Some("norm.weight"));
+    // Packed weights have another shape because they have another type: the type is to blame, also where sizes are read.
+    for name in ["layers.1.attention.wo.weight", "tok_embeddings.weight"] {
+        let packed = bytes.iter().map(|(n, sh, b)| {
+            let view = if *n == name {
+                TensorView::new(safetensors::Dtype::U8, vec![b.len()], b)
+            } else {
+                TensorView::new(safetensors::Dtype::F32, (*sh).clone(), b)
+            };
+            (n.as_str(), view.unwrap())
+        });
+        s.write("dpar/checkpoints/final/model.safetensors", safetensors::serialize(packed, None).unwrap());
+        let e = assert_kind!(s.load(), ErrorKind::NotFloat(WeightDType::U8));
+        assert_eq!(e.tensor(), Some(name));
+    }
 }
 
 #[test]

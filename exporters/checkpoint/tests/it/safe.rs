@@ -69,6 +69,19 @@ fn a_file_cut_off_anywhere_is_an_error() {
 }
 
 #[test]
+fn bytes_behind_the_end_are_counted_and_not_called_missing() {
+    let mut model = Model::default();
+    model.add("a", &[2, 3]);
+    let mut whole = model.safetensors();
+    let e = assert_kind!(open(whole[..whole.len() - 3].to_vec()), ErrorKind::Truncated { .. });
+    let (cut, size) = (whole.len() - 3, whole.len());
+    assert!(e.to_string().contains(&format!("it has {cut} bytes, its header describes {size}")), "{e}");
+    whole.extend_from_slice(b"tail");
+    let e = assert_kind!(open(whole), ErrorKind::Malformed { .. });
+    assert!(e.to_string().contains("4 bytes follow its last tensor"), "{e}");
+}
+
+#[test]
 fn a_cut_off_file_in_a_folder_is_named() {
     let s = System::new();
     let whole = Model::dpar().safetensors();

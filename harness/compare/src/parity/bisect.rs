@@ -147,7 +147,7 @@ fn how<'a>(bundle: &'a Bundle, forced: &Forced, cfg_scale: f32) -> Follow<'a> {
     Follow {
         rule: &system.patch_rule,
         tokens: system.tokens(),
-        null_class: system.num_classes as i64,
+        null_class: system.null_class(),
         cfg_scale,
         // One batch, so that every call belongs to one slot.
         batch: forced.labels.len(),

@@ -382,7 +382,7 @@ fn how<'a>(bundle: &'a Bundle, options: &ParityOptions) -> Follow<'a> {
     Follow {
         rule: &system.patch_rule,
         tokens: system.tokens(),
-        null_class: system.num_classes as i64,
+        null_class: system.null_class(),
         cfg_scale: options.cfg_scale,
         batch: options.batch,
     }

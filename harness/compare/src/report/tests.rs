@@ -46,7 +46,13 @@ fn info(engine: &str) -> EngineInfo {
 fn page() -> Page {
     let flips = (0..300).map(|i| flip(i, i % 2 == 0)).collect();
     let link = || Link { file: HOSTILE.to_owned(), sha256: "0".repeat(64) };
-    let source = SourceEntry { role: "dpar".into(), name: HOSTILE.into(), size: 1, sha256: "1".repeat(64) };
+    let source = SourceEntry {
+        role: "dpar".into(),
+        name: HOSTILE.into(),
+        size: 1,
+        sha256: "1".repeat(64),
+        weights: None,
+    };
     let graph = GraphLink { graph: "score".into(), link: link(), engines: vec![] };
     let chain = ComponentChain {
         component: "dpar".into(),

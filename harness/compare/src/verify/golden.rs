@@ -305,7 +305,7 @@ impl<'a> Golden<'a> {
         let how = Follow {
             rule: &system.patch_rule,
             tokens: self.tokens(),
-            null_class: system.num_classes as i64,
+            null_class: system.null_class(),
             cfg_scale,
             batch: 1,
         };

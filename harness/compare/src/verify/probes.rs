@@ -142,7 +142,7 @@ fn case(runtime: &Runtime<'_>, spec: &GraphSpec) -> Case {
     for port in spec.inputs.iter().filter(|p| p.dtype == DType::I64) {
         let bound = match port.name.as_str() {
             "tokens" | "slots" => system.vocab,
-            "class_labels" => system.num_classes + 1,
+            "class_labels" => system.num_classes + usize::from(system.null_class().is_some()),
             "positions" => t,
             "patch_first" | "patch_last" | "patch_index" => t + 1,
             // Flat indices: the first row exists whatever the shape.
@@ -185,7 +185,7 @@ fn prefix(
     let how = Follow {
         rule: &system.patch_rule,
         tokens: system.tokens(),
-        null_class: system.num_classes as i64,
+        null_class: system.null_class(),
         cfg_scale: 1.0,
         batch,
     };

@@ -1,7 +1,7 @@
 //! DPAR as a [`StepModel`]: exact cached decoding of dynamic patches.
 
 use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
-use dpar_export_spec::{DparSpec, PatchRope, SystemSpec};
+use dpar_export_spec::{DparSpec, SystemSpec};
 
 use super::model::{ClosedPatch, SlotLogits, StepModel};
 use super::{MASKED, Prepare};
@@ -92,12 +92,11 @@ impl DparModel {
             ("mask", TensorView::f32([n, 1, 1, past + 1], &mask)),
             ("rows", TensorView::i64([n], &cache_rows)),
         ];
-        match self.spec.patch_rope {
-            PatchRope::Index => inputs.push(("patch_index", TensorView::i64([n, 1], &index))),
-            PatchRope::Dynamic4d | PatchRope::Dynamic3d => {
-                inputs.push(("patch_first", TensorView::i64([n, 1], &first)));
-                inputs.push(("patch_last", TensorView::i64([n, 1], &last)));
-            }
+        if self.spec.places_by_index() {
+            inputs.push(("patch_index", TensorView::i64([n, 1], &index)));
+        } else {
+            inputs.push(("patch_first", TensorView::i64([n, 1], &first)));
+            inputs.push(("patch_last", TensorView::i64([n, 1], &last)));
         }
         let append = Append::Rows { rows, times: &times };
         let out = self.global.step(&inputs, past, append)?.floats("global_hidden")?;

@@ -110,6 +110,11 @@ pub enum DecodeError {
         /// The value.
         value: f32,
     },
+    /// Guidance for a model that was trained without a null class.
+    #[error(
+        "guidance needs a null class, and the class table of this model has none (class dropout 0); only --cfg-scale 1 runs"
+    )]
+    NoNullClass,
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -145,7 +150,7 @@ pub fn decode_batch(
     model: &mut dyn StepModel,
     rule: &PatchRule,
     tokens: usize,
-    null_class: i64,
+    null_class: Option<i64>,
     options: &DecodeOptions,
     requests: &[Request],
     progress: &mut dyn FnMut(usize) -> bool,
@@ -167,7 +172,10 @@ pub fn decode_batch(
         })
         .collect();
     let mut mixed = vec![0.0; vocab];
-    model.start(&labels, guided.then_some(null_class))?;
+    if guided && null_class.is_none() {
+        return Err(DecodeError::NoNullClass);
+    }
+    model.start(&labels, null_class.filter(|_| guided))?;
     for t in 0..tokens {
         let entropy = if t == 0 { None } else { push_last(model, &streams, t)? };
         let mut closed = Vec::new();

@@ -1,7 +1,7 @@
 //! Teacher-forced scoring: a whole sequence in one call, no caches.
 
 use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
-use dpar_export_spec::{DparSpec, PatchRope, PatchRule, SystemSpec};
+use dpar_export_spec::{DparSpec, PatchRule, SystemSpec};
 
 use super::{MASKED, Prepare, no_transformer};
 
@@ -121,7 +121,7 @@ impl TeacherForced {
             inputs.push(("global_index", TensorView::i64([n, slots], &layout.global_index)));
             inputs.push(("global_mask", TensorView::f32([n, 1, slots, slots], &layout.global_mask)));
             inputs.push(("slot_global", TensorView::i64([n, tokens], &layout.slot_global)));
-            if spec.patch_rope == PatchRope::Index {
+            if spec.places_by_index() {
                 inputs.push(("patch_index", TensorView::i64([n, slots], &layout.patch_index)));
             } else {
                 inputs.push(("patch_first", TensorView::i64([n, slots], &layout.patch_first)));

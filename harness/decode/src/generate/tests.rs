@@ -84,7 +84,7 @@ fn decode(entropy: Vec<Vec<f32>>, options: &DecodeOptions, n: u64) -> (Decoded, 
     let calls = Rc::new(RefCell::new(Vec::new()));
     let tokens = entropy.len();
     let mut model = Scripted { entropy, guided: false, images: 0, slot: 0, calls: calls.clone() };
-    let streams = decode_batch(&mut model, &rule(), tokens, 9, options, &requests(n), &mut |_| true);
+    let streams = decode_batch(&mut model, &rule(), tokens, Some(9), options, &requests(n), &mut |_| true);
     (streams, calls.take())
 }
 
@@ -145,9 +145,10 @@ fn the_caller_can_stop_after_any_slot() {
     let calls = Rc::new(RefCell::new(Vec::new()));
     let mut model = Scripted { entropy: vec![vec![0.0]; 4], guided: false, images: 0, slot: 0, calls };
     let mut seen = 0;
-    let result = decode_batch(&mut model, &rule(), 4, 9, &options(1.0, None), &requests(1), &mut |slot| {
-        seen = slot;
-        slot < 2
-    });
+    let result =
+        decode_batch(&mut model, &rule(), 4, Some(9), &options(1.0, None), &requests(1), &mut |slot| {
+            seen = slot;
+            slot < 2
+        });
     assert!(matches!(result, Err(DecodeError::Interrupted)) && seen == 2);
 }

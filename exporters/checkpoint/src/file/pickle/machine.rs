@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::globals::{Global, lookup};
-use super::{Heap, Id, MAX_RANK, MAX_VALUES, PickleError, Storage, TensorDesc, Value};
+use super::globals::{Global, dotted, lookup};
+use super::{Heap, Id, MAX_LEN, MAX_VALUES, PickleError, Value};
 
 /// Builds the values of a pickle; also its length. `bytes` may be longer than the program: reading stops at STOP.
 pub(crate) fn run(bytes: &[u8]) -> Result<(Heap<'_>, usize), PickleError> {
@@ -16,6 +16,8 @@ pub(crate) fn run(bytes: &[u8]) -> Result<(Heap<'_>, usize), PickleError> {
         marks: Vec::new(),
         memo: HashMap::new(),
         copied: 0,
+        skipped: 0,
+        number: None,
     };
     loop {
         if let Some(root) = m.step()? {
@@ -24,23 +26,31 @@ pub(crate) fn run(bytes: &[u8]) -> Result<(Heap<'_>, usize), PickleError> {
     }
 }
 
-struct Machine<'a> {
+pub(super) struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     op_at: usize,
-    values: Vec<Value<'a>>,
+    pub(super) values: Vec<Value<'a>>,
     stack: Vec<Id>,
     /// Stack heights at the open MARKs.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     /// Items copied out of containers by calls; the memo could make one container be copied again and again.
-    copied: usize,
+    pub(super) copied: usize,
+    /// Bytes of the program that were strings of bytes.
+    skipped: usize,
+    /// The one value that stands for all floats.
+    number: Option<Id>,
 }
 
 impl<'a> Machine<'a> {
     /// Executes one opcode; the root when it was STOP.
     fn step(&mut self) -> Result<Option<Id>, PickleError> {
         self.op_at = self.at;
+        if self.at - self.skipped > MAX_LEN {
+            return self
+                .fail(format!("more than {MAX_LEN} bytes of program; a checkpoint's holds names only"));
+        }
         let op = self.array::<1>()?[0];
         match op {
             // PROTO, FRAME: the lengths are only announcements.
@@ -90,7 +100,13 @@ impl<'a> Machine<'a> {
             }
             b'G' => {
                 self.array::<8>()?;
-                self.push(Value::Opaque)?;
+                match self.number {
+                    Some(id) => self.push_id(id)?,
+                    None => {
+                        self.push(Value::Opaque)?;
+                        self.number = self.stack.last().copied();
+                    }
+                }
             }
             // Strings and bytes.
             b'X' => {
@@ -213,39 +229,40 @@ impl<'a> Machine<'a> {
                 let (_keywords, args, callable) = (self.pop()?, self.pop()?, self.pop()?);
                 self.call(callable, args)?;
             }
-            // INST, OBJ: instance creation of old protocols; neither is written for tensors.
+            // INST, OBJ: instances in old protocols; never of tensors.
             b'i' => {
                 let (module, name) = (self.line()?, self.line()?);
-                return Err(PickleError::Hostile(dotted(module, name)));
+                self.pop_mark()?;
+                let made = self.instance(lookup(module, name))?;
+                self.push(made)?;
             }
             b'o' => {
                 let items = self.pop_mark()?;
-                if let Some(Value::Global(Global::Unknown { module, name })) =
-                    items.first().map(|i| &self.values[*i as usize])
-                {
-                    return Err(PickleError::Hostile(dotted(module, name)));
-                }
-                return self.fail("an OBJ opcode, which no checkpoint uses");
+                let Some(Value::Global(class)) = items.first().map(|i| &self.values[*i as usize]) else {
+                    return self.fail("an OBJ opcode without a class");
+                };
+                let made = self.instance(*class)?;
+                self.push(made)?;
             }
             b'b' => {
                 self.pop()?;
                 let target = self.top()?;
                 // State of data is metadata (a state dict's `_metadata`, a parameter's attributes): dropped.
-                if let Value::Global(Global::Unknown { module, name }) = &self.values[target as usize] {
+                if let Value::Global(Global::Hostile { module, name }) = &self.values[target as usize] {
                     return Err(PickleError::Hostile(dotted(module, name)));
                 }
             }
             b'Q' => {
                 let id = self.pop()?;
                 let storage = self.storage(id)?;
-                self.push(Value::Storage(Box::new(storage)))?;
+                self.push(storage)?;
             }
             other => return self.fail(format!("opcode 0x{other:02x} is not one that PyTorch writes")),
         }
         Ok(None)
     }
 
-    fn fail<T>(&self, why: impl Into<String>) -> Result<T, PickleError> {
+    pub(super) fn fail<T>(&self, why: impl Into<String>) -> Result<T, PickleError> {
         Err(PickleError::Malformed(self.op_at, why.into()))
     }
 
@@ -272,7 +289,7 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&rest[..n]).or_else(|_| self.fail("a name is not UTF-8"))
     }
 
-    fn push(&mut self, value: Value<'a>) -> Result<(), PickleError> {
+    pub(super) fn push(&mut self, value: Value<'a>) -> Result<(), PickleError> {
         if self.values.len() >= MAX_VALUES {
             return self.fail("more values than any checkpoint holds");
         }
@@ -281,7 +298,7 @@ impl<'a> Machine<'a> {
         self.push_id(id)
     }
 
-    fn push_id(&mut self, id: Id) -> Result<(), PickleError> {
+    pub(super) fn push_id(&mut self, id: Id) -> Result<(), PickleError> {
         if self.stack.len() >= MAX_VALUES {
             return self.fail("the stack is deeper than any checkpoint needs");
         }
@@ -358,7 +375,7 @@ impl<'a> Machine<'a> {
     }
 
     fn opaque_bytes(&mut self, n: u64) -> Result<(), PickleError> {
-        self.take(n)?;
+        self.skipped += self.take(n)?.len();
         self.push(Value::Opaque)
     }
 
@@ -399,7 +416,7 @@ impl<'a> Machine<'a> {
         let target = self.top()?;
         match &mut self.values[target as usize] {
             Value::List(list) => list.extend(items),
-            Value::Opaque => {}
+            Value::Opaque | Value::Object { .. } => {}
             _ => return self.fail("items are appended to something that is not a list"),
         }
         Ok(())
@@ -410,142 +427,11 @@ impl<'a> Machine<'a> {
         let target = self.top()?;
         match &mut self.values[target as usize] {
             Value::Dict(dict) => dict.extend(pairs),
+            // An object with items is a dictionary of some class of its own.
+            object @ Value::Object { .. } => *object = Value::Dict(pairs),
             Value::Opaque => {}
             _ => return self.fail("keys are set on something that is not a dictionary"),
         }
         Ok(())
     }
-
-    /// REDUCE and NEWOBJ: replaces a known callable and its arguments by the data they mean.
-    fn call(&mut self, callable: Id, args: Id) -> Result<(), PickleError> {
-        let Value::Global(global) = self.values[callable as usize] else {
-            return self.fail("a call of something that is not a name");
-        };
-        if let Global::Unknown { module, name } = global {
-            return Err(PickleError::Hostile(dotted(module, name)));
-        }
-        let args: [Option<Id>; 4] = match &self.values[args as usize] {
-            Value::Tuple(args) => std::array::from_fn(|i| args.get(i).copied()),
-            _ => return self.fail("a call without an argument tuple"),
-        };
-        match global {
-            Global::Unknown { module, name } => Err(PickleError::Hostile(dotted(module, name))),
-            Global::Inert => self.push(Value::Opaque),
-            Global::StorageType(_) => {
-                self.fail("a storage is created by a call instead of being referred to")
-            }
-            Global::RebuildParameter | Global::Size => match args[0] {
-                Some(inner) => self.push_id(inner),
-                None => self.fail("a wrapper without contents"),
-            },
-            Global::OrderedDict => {
-                let pairs = match args[0] {
-                    None => Vec::new(),
-                    Some(source) => self.items_of(source)?,
-                };
-                self.push(Value::Dict(pairs))
-            }
-            Global::RebuildTensor => {
-                let [Some(storage), Some(offset), Some(size), Some(stride)] = args else {
-                    return self.fail("a tensor with too few arguments");
-                };
-                if !matches!(self.values[storage as usize], Value::Storage(_)) {
-                    return self.fail("a tensor without a storage");
-                }
-                let Value::Int(offset) = self.values[offset as usize] else {
-                    return self.fail("a tensor's storage offset is not an integer");
-                };
-                let (size, stride) = (self.dimensions(size)?, self.dimensions(stride)?);
-                let desc = TensorDesc { storage, offset, size, stride };
-                self.push(Value::Tensor(Box::new(desc)))
-            }
-        }
-    }
-
-    /// The pairs of a list of two-element tuples or lists.
-    fn items_of(&mut self, source: Id) -> Result<Vec<(Id, Id)>, PickleError> {
-        let list = match &self.values[source as usize] {
-            Value::List(list) | Value::Tuple(list) => list,
-            _ => return self.fail("a dictionary made from something that is not a list"),
-        };
-        self.copied += list.len();
-        if self.copied > MAX_VALUES {
-            return self.fail("more copies of items than any checkpoint needs");
-        }
-        list.iter()
-            .map(|item| match &self.values[*item as usize] {
-                Value::List(kv) | Value::Tuple(kv) => match kv.as_slice() {
-                    &[k, v] => Ok((k, v)),
-                    _ => self.fail("a dictionary item that is not a pair"),
-                },
-                _ => self.fail("a dictionary item that is not a pair"),
-            })
-            .collect()
-    }
-
-    fn dimensions(&mut self, id: Id) -> Result<Vec<i64>, PickleError> {
-        let items = match &self.values[id as usize] {
-            Value::Tuple(items) | Value::List(items) => items,
-            _ => return self.fail("a tensor's sizes are not a tuple"),
-        };
-        if items.len() > MAX_RANK {
-            return self.fail(format!("a tensor with {} dimensions", items.len()));
-        }
-        self.copied += items.len();
-        if self.copied > MAX_VALUES {
-            return self.fail("more tensor sizes than any checkpoint holds");
-        }
-        items
-            .iter()
-            .map(|i| match self.values[*i as usize] {
-                Value::Int(v) => Ok(v),
-                _ => self.fail("a tensor's sizes are not integers"),
-            })
-            .collect()
-    }
-
-    /// BINPERSID: `('storage', class, key, location, elements)`; before PyTorch 1.6 with a sixth part, None unless the
-    /// storage was a view of another one.
-    fn storage(&self, id: Id) -> Result<Storage, PickleError> {
-        let Value::Tuple(items) = &self.values[id as usize] else {
-            return self.fail("a persistent reference that is not a tuple");
-        };
-        let &[kind, class, key, _location, elements, ref rest @ ..] = items.as_slice() else {
-            return self.fail("a persistent reference that is not a storage");
-        };
-        match rest {
-            [] => {}
-            [id] if matches!(self.values[*id as usize], Value::Opaque) => {}
-            _ => return self.fail("a storage that is a view of another one, which is not supported"),
-        }
-        if !matches!(self.values[kind as usize], Value::Str("storage")) {
-            return self.fail("a persistent reference that is not a storage");
-        }
-        let dtype = match self.values[class as usize] {
-            Value::Global(Global::StorageType(dtype)) => dtype,
-            Value::Global(Global::Unknown { module, name }) => {
-                return self.fail(format!("storage class `{}` is not supported", dotted(module, name)));
-            }
-            _ => return self.fail("a storage without a class"),
-        };
-        match (&self.values[key as usize], &self.values[elements as usize]) {
-            (Value::Str(key), Value::Int(n)) => {
-                if key.len() > 64 {
-                    return self.fail("a storage key longer than 64 bytes");
-                }
-                Ok(Storage { dtype, key: (*key).to_owned(), elements: *n })
-            }
-            _ => self.fail("a storage without a key or a size"),
-        }
-    }
-}
-
-/// `module.name`, cut to a readable length.
-fn dotted(module: &str, name: &str) -> String {
-    let full = format!(
-        "{}.{}",
-        module.chars().take(200).collect::<String>(),
-        name.chars().take(200).collect::<String>()
-    );
-    full.escape_debug().to_string()
 }
