@@ -297,7 +297,7 @@ mod tests {
     }
 
     fn memory() -> dpar_export_inputs::memory::MemoryError {
-        dpar_export_inputs::memory::check(u64::MAX).unwrap_err()
+        dpar_export_inputs::memory::check("x", u64::MAX).unwrap_err()
     }
 
     fn engine(kind: EngineErrorKind) -> EngineError {

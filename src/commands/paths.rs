@@ -121,7 +121,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::commands::args::Cli;
+    use crate::commands::cli::Cli;
 
     fn commands(command: &Command, found: &mut Vec<Command>) {
         found.push(command.clone());

@@ -207,7 +207,7 @@ fn look_for_folder(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Foun
     entries.retain(|e| !is_ours(e));
     let ours =
         entries.iter().any(|e| kind.marks.contains(&e.as_str())) && entries.iter().all(|e| (kind.writes)(e));
-    if !entries.is_empty() && !(replace && ours) {
+    if !(entries.is_empty() || replace && ours) {
         return Err(StagingError::Exists(output.to_owned()));
     }
     let inside = entries.is_empty() || stays(output);
