@@ -13,7 +13,10 @@ struct Target {
 
 const TARGETS: &[Target] = &[
     Target { name: "checkpoint_pickle", seeds: &[] },
-    Target { name: "checkpoint_torch", seeds: &["llamagen-small/c2i_tiny.pt", "variants/combined/vq.pt"] },
+    Target {
+        name: "checkpoint_torch",
+        seeds: &["wrappings/float16.pt", "wrappings/bfloat16.pt", "wrappings/hostile.pt"],
+    },
     Target { name: "checkpoint_safetensors", seeds: &["variants/token/golden.safetensors"] },
     Target { name: "manifest", seeds: &[] },
     Target {
