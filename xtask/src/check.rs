@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use camino::Utf8Path;
 
-use crate::{cargo, command, npz, onnx, report, step, tidy};
+use crate::{cargo, command, hostile, npz, onnx, report, step, tidy};
 
 /// Crates that only an optional feature compiles.
 const OPTIONAL: &[&str] = &["dpar-engine-candle", "dpar-engine-tensorrt"];
@@ -51,6 +51,8 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
         );
         println!("SKIPPED: no report was opened in a browser.");
     }
+    let short = hostile::Options { checks: &[], short: true, seed: 1, built: true };
+    steps.push(("hostile, short form", Box::new(|| hostile::run(root, &short))));
     let start = Instant::now();
     let mut failed = Vec::new();
     for (name, body) in steps {

@@ -6,7 +6,9 @@ mod browser;
 mod check;
 mod demo;
 mod fetch;
+mod fuzz;
 mod gpu;
+mod hostile;
 mod npz;
 mod onnx;
 mod parity;
@@ -74,6 +76,28 @@ enum Task {
         #[arg(long)]
         minimal: bool,
     },
+    /// Try to break the promises of docs/threat-model.md: kills, full disks, races, bombs, hostile names, an empty network
+    Hostile {
+        /// These checks only
+        checks: Vec<String>,
+        /// A few repetitions of everything, as `cargo xtask check` runs it
+        #[arg(long)]
+        short: bool,
+        /// Seed of the random times
+        #[arg(long, default_value = "1")]
+        seed: u64,
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
+    /// Fuzz the readers of untrusted files (needs cargo-fuzz and a nightly toolchain); the corpora begin with the fixtures
+    Fuzz {
+        /// These targets only
+        targets: Vec<String>,
+        /// Time for each target
+        #[arg(long, value_name = "N", default_value = "600")]
+        seconds: u32,
+    },
     /// Run everything that needs an NVIDIA GPU, where one is, and write a log of it
     Gpu,
     /// Measure what building TensorRT engines takes: the trained systems, dpar-small, and a DPAR-B with random weights
@@ -118,6 +142,11 @@ fn run() -> Result<()> {
         Task::Reproduce { engines, num } => reproduce::run(&root, &engines, num),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
         Task::Check { minimal } => check::run(&root, minimal),
+        Task::Hostile { checks, short, seed, built } => {
+            let options = hostile::Options { checks: &checks, short, seed, built };
+            step("hostile", || hostile::run(&root, &options))
+        }
+        Task::Fuzz { targets, seconds } => fuzz::run(&root, &targets, seconds),
         Task::Gpu => gpu::run(&root),
         Task::TrtBench { precisions, small } => trt_bench::run(&root, &precisions, small),
         Task::Tidy => step("tidy", || tidy::run(&root)),

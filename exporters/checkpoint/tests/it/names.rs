@@ -52,7 +52,7 @@ fn a_gap_in_the_layers_is_missing_tensors() {
     let e = assert_kind!(s.load(), ErrorKind::Names(_));
     let ErrorKind::Names(n) = e.kind() else { unreachable!() };
     assert_eq!((n.missing.len(), n.unused.len()), (14, 0));
-    let text = e.to_string();
+    let text = e.details().join("\n");
     assert!(text.contains("layers.1.ffn_norm.weight") && text.contains("layers.2.ffn_norm.weight"), "{text}");
 }
 
