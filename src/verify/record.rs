@@ -2,7 +2,7 @@
 
 use camino::Utf8Path;
 use dpar_engine_api::EngineInfo;
-use dpar_export_spec::{PatchRule, Precision};
+use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Serialize;
 
 use super::reference::{ARRAYS, GOLDEN_JSON, RecordedFile};
@@ -90,7 +90,7 @@ pub fn record(
         );
         return Err(RunError::Input(message));
     }
-    let requests = requests(recording, system.num_classes);
+    let requests = requests(recording, system);
     let labels: Vec<i64> = requests.iter().map(|r| r.class).collect();
     let decode = |greedy: bool, progress: Progress<'_>| {
         let options = DecodeOptions {
@@ -172,11 +172,12 @@ pub fn record(
     Ok(golden)
 }
 
-/// Classes from the seed; of several images, the last is one of the null class.
-fn requests(recording: &Recording, classes: usize) -> Vec<Request> {
-    let request = |index: u64| match index + 1 == recording.num && recording.num > 1 {
-        true => Request { index, class: classes as i64 },
-        false => Request::seeded(recording.seed, index, classes),
+/// Classes from the seed; of several images, the last is one of the null class where there is one.
+fn requests(recording: &Recording, system: &SystemSpec) -> Vec<Request> {
+    let null = system.null_class().filter(|_| recording.num > 1);
+    let request = |index: u64| match null {
+        Some(class) if index + 1 == recording.num => Request { index, class },
+        _ => Request::seeded(recording.seed, index, system.num_classes),
     };
     (0..recording.num).map(request).collect()
 }
