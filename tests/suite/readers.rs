@@ -26,7 +26,12 @@ fn guidance_without_a_null_class_is_refused_and_the_rest_runs() {
     assert!(!temp.path("guided").exists());
     let plain = generate("1", "plain");
     assert_eq!(plain.code, 0, "{}", plain.stderr);
-    let probed = run(&["verify", bundle.as_str(), "--engine", "tract"]);
+    // A reference of it, and the probes of its graphs: no label beyond the table.
+    let golden = temp.path("golden");
+    let recorded =
+        run(&["reference", bundle.as_str(), "--num", "2", "--cfg-scale", "1", "-o", golden.as_str()]);
+    assert_eq!(recorded.code, 0, "{}", recorded.stderr);
+    let probed = run(&["verify", bundle.as_str(), "--reference", golden.as_str(), "--engine", "tract"]);
     assert_eq!(probed.code, 0, "{}{}", probed.stdout, probed.stderr);
 }
 

@@ -10,7 +10,7 @@ use dpar_export::features::{ExtractorOptions, FeatureExtractor};
 use dpar_export::generate::sampler::SamplerOptions;
 use dpar_export::generate::{DecodeOptions, Request};
 use dpar_export::parity::bisect::between;
-use dpar_export::parity::replay::Forced;
+use dpar_export::replay::Forced;
 use dpar_export::runtime::{RunError, Runtime};
 use dpar_export::verify::{probe, verify_golden};
 use dpar_export_checkpoint::LoadOptions;

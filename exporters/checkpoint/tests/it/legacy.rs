@@ -88,6 +88,8 @@ fn what_does_not_fit_is_refused_and_named() {
         let long = legacy(1001, true, &object(), &["b", "a"], &[(3, &b), (count, &a)]);
         assert_kind!(open_pt(long), ErrorKind::Truncated { .. });
     }
+    let e = assert_kind!(open_pt([good(), b"tail".to_vec()].concat()), ErrorKind::Malformed { .. });
+    assert!(e.to_string().contains("4 bytes follow its last storage"), "{e}");
     let short = legacy(1001, true, &object(), &["b", "a"], &[(3, &b), (1, &a)]);
     assert_kind!(open_pt(short), ErrorKind::MalformedTensor(_));
     let hostile = Pickle::new().global("posix", "system").str("id").op(b"\x85R").stop();

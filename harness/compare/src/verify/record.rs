@@ -9,7 +9,7 @@ use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::arrays::{ArrayRef, Elements, Spool, Spooled, write_atomic, write_safetensors};
 use dpar_export_files::patches::pad;
 use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
-use dpar_export_spec::{PatchRule, Precision};
+use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Serialize;
 
 use super::reference::{ARRAYS, GOLDEN_JSON, RecordedFile};
@@ -78,7 +78,7 @@ pub fn record(
     let system = bundle.system();
     let io = |e: std::io::Error| RunError::Input(format!("{folder}: {e}"));
     let (t, vocab) = (system.tokens(), system.vocab);
-    let requests = requests(recording, system.num_classes);
+    let requests = requests(recording, system);
     let labels: Vec<i64> = requests.iter().map(|r| r.class).collect();
     let decode = |greedy: bool, progress: Progress<'_>| {
         let options = DecodeOptions {
@@ -231,11 +231,12 @@ fn draw(
     Ok(Pictures { images: done(images)?, pixels: done(pixels)?, inputs: done(inputs)?, codes })
 }
 
-/// Classes from the seed; of several images, the last is one of the null class.
-fn requests(recording: &Recording, classes: usize) -> Vec<Request> {
-    let request = |index: u64| match index + 1 == recording.num && recording.num > 1 {
-        true => Request { index, class: classes as i64 },
-        false => Request::seeded(recording.seed, index, classes),
+/// Classes from the seed; of several images, the last is one of the null class where there is one.
+fn requests(recording: &Recording, system: &SystemSpec) -> Vec<Request> {
+    let null = system.null_class().filter(|_| recording.num > 1);
+    let request = |index: u64| match null {
+        Some(class) if index + 1 == recording.num => Request { index, class },
+        _ => Request::seeded(recording.seed, index, system.num_classes),
     };
     (0..recording.num).map(request).collect()
 }
