@@ -150,10 +150,14 @@ fn a_file_replaces_what_was_there_and_nothing_later() {
         (Some("earlier"), Some("late"), Some("s.2.npz")),
     ] {
         let _ = fs_err::remove_file(&out);
-        before.map(|text| fs_err::write(&out, text).unwrap());
+        if let Some(text) = before {
+            fs_err::write(&out, text).unwrap();
+        }
         let file = StagedFile::create(&out, true).unwrap();
         file.write(b"result").unwrap();
-        late.map(|text| fs_err::write(&out, text).unwrap());
+        if let Some(text) = late {
+            fs_err::write(&out, text).unwrap();
+        }
         match file.commit() {
             Ok(()) => assert_eq!((text(&out).as_str(), kept), ("result", None)),
             Err(StagingError::Conflict { kept: at, .. }) => {
