@@ -112,8 +112,11 @@ impl From<BundleError> for Failure {
             BundleError::Staging(e) => e.into(),
             BundleError::Target(e) => e.into(),
             BundleError::Export(ExportError::Overflow { precision, .. }) => {
-                let wider =
-                    if precision == Precision::Fp16 { "bf16, which has the range of fp32" } else { "fp32" };
+                let wider = match precision {
+                    Precision::Fp16 => "bf16, which has the range of fp32",
+                    Precision::Fp16Autocast => "bf16-autocast, which has the range of fp32",
+                    _ => "fp32",
+                };
                 Self::new(Exit::Usage, e, Some(format!("use --precision {wider}")))
             }
             BundleError::Export(ExportError::Interrupted) => Self::new(Exit::Interrupted, e, None),

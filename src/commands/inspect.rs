@@ -158,6 +158,10 @@ fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: &str, sha256: &st
         "written by {} {}, opset {}, {}",
         manifest.tool.name, manifest.tool.version, manifest.opset, manifest.precision
     );
+    if manifest.precision.rounds_to() != manifest.precision.dtype() {
+        let (numbers, held) = (manifest.precision.rounds_to(), manifest.precision.dtype());
+        let _ = writeln!(text, "matrices, products and KV caches are numbers of {numbers}, held in {held}");
+    }
     text += what;
     for graph in &manifest.graphs {
         let _ = writeln!(text, "\ngraph {} ({})", graph.spec.name, graph.file);

@@ -1,13 +1,14 @@
 //! The teacher-forced part of a golden folder as a source of a comparison.
 
 use camino::Utf8Path;
-use dpar_export_spec::{Precision, SystemSpec};
+use dpar_export_spec::SystemSpec;
 
 use super::replay::{Forced, Replay};
 use crate::generate::shift_entropy;
 use crate::patches::unpad;
 use crate::runtime::RunError;
 use crate::verify::open;
+use crate::verify::tolerance::Recorded;
 
 /// Tokens that a reference gives, and what it computed for them.
 pub(crate) struct Reference {
@@ -16,8 +17,8 @@ pub(crate) struct Reference {
     pub(crate) replay: Replay,
     /// Whether the reference holds patch lengths.
     pub(crate) has_patches: bool,
-    /// Arithmetic that it was computed in: fp32 unless it says otherwise.
-    pub(crate) precision: Precision,
+    /// What it was computed with.
+    pub(crate) recorded: Recorded,
 }
 
 impl Reference {
@@ -66,6 +67,6 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
             guided: None,
         },
         has_patches,
-        precision: settings.precision(),
+        recorded: settings.recorded(),
     })
 }

@@ -2,7 +2,9 @@
 //! part, so that the same plan can be built here and written down for other tools ([`super::trtexec`]).
 
 use camino::Utf8PathBuf;
-use dpar_export_spec::{Capability, CapabilityError, GraphSpec, Override, Point, Profile, ProfileError};
+use dpar_export_spec::{
+    Capability, CapabilityError, GraphSpec, Override, Point, Precision, Profile, ProfileError,
+};
 use serde::{Deserialize, Serialize};
 
 use super::TargetError;
@@ -93,8 +95,15 @@ impl TrtPlan {
     /// The profiles of every graph, in the manifest's order, checked against the graphs' ranges.
     ///
     /// # Errors
-    /// When a profile or shape is malformed, names no axis or input of any graph, or does not fit.
+    /// When a profile or shape is malformed, names no axis or input of any graph, or does not fit; when the graphs have a
+    /// form that is for other engines.
     pub fn profiles(&self, manifest: &Manifest, tuning: &Tuning) -> Result<Vec<Vec<Profile>>, TargetError> {
+        if manifest.precision == Precision::Bf16AutocastExplicit {
+            let message =
+                "the graphs of this bundle round in float32, for engines without bfloat16; TensorRT has it";
+            let hint = "export the checkpoint with --target trt --precision bf16-autocast";
+            return Err(TargetError::refused(message.to_owned(), Some(hint)));
+        }
         self.check_names(manifest)?;
         manifest
             .graphs

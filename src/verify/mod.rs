@@ -22,7 +22,7 @@ pub use golden::verify_golden;
 pub use probes::{PREFIX_BF16, PREFIX_F16, PREFIX_F32, probe};
 pub use record::{Golden, Provenance, Recording, record};
 pub(crate) use reference::open;
-pub use reference::{ARRAYS, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
+pub use reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
 pub use streams::{ReferenceStreams, verify_streams};
 
 /// Result of one check.
@@ -132,6 +132,18 @@ impl Check {
             detail,
             flips: Vec::new(),
         }
+    }
+
+    /// Holds the mean distance of the same values against a limit too, where there is one.
+    fn mean_within(mut self, reference: &[f32], found: &[f32], limit: Option<f32>) -> Self {
+        let Some(limit) = limit else { return self };
+        let sum: f64 = reference.iter().zip(found).map(|(r, f)| f64::from((r - f).abs())).sum();
+        let mean = sum / found.len().max(1) as f64;
+        self.detail += &format!("; mean difference {mean:.2e}, allowed {limit:.2e}");
+        if mean.is_nan() || mean > f64::from(limit) {
+            self.status = Status::Fail;
+        }
+        self
     }
 
     /// The reference holds what this bundle cannot compute: no pass.

@@ -5,7 +5,7 @@ use dpar_engine_api::EngineInfo;
 use dpar_export_spec::{PatchRule, Precision};
 use serde::Serialize;
 
-use super::reference::{ARRAYS, GOLDEN_JSON, RecordedFile};
+use super::reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile};
 use crate::arrays::{ArrayRef, write_atomic, write_safetensors};
 use crate::bundle::{ToolEntry, digest};
 use crate::generate::sampler::SamplerOptions;
@@ -47,6 +47,12 @@ pub struct Golden {
     pub steps_teacher: Vec<usize>,
     /// Steps of each greedy image.
     pub steps_greedy: Vec<usize>,
+    /// What the arrays are rounded to.
+    pub arithmetic: ArithmeticWord,
+    /// What computed them, e.g. `cpu`.
+    pub device: String,
+    /// The library that computed them, and its version.
+    pub library: String,
     /// What recorded it.
     pub provenance: Provenance,
     /// The arrays' size and SHA-256, which `verify` checks.
@@ -156,6 +162,9 @@ pub fn record(
         ),
         steps_teacher: scores.patch_lengths.iter().map(Vec::len).collect(),
         steps_greedy: greedy.iter().map(Stream::steps).collect(),
+        arithmetic: bundle.manifest().precision.into(),
+        device: runtime.info().device.clone(),
+        library: format!("{} {}", runtime.info().engine, runtime.info().version),
         provenance: Provenance {
             tool: ToolEntry::this(),
             bundle: bundle.manifest_sha256().to_owned(),
