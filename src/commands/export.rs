@@ -29,7 +29,7 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         return super::component::run(component, checkpoint, args, printer);
     }
     let started = Instant::now();
-    let precision = args.precision.asked()?;
+    let precision = args.precision.asked()?.map(|asked| form(asked, args.target));
     if args.target == Target::Trt && args.output.is_none() && !args.dry_run {
         // What is read is what is replaced, perhaps by a run that was killed.
         staging::recover(checkpoint);
@@ -164,13 +164,21 @@ fn check_settings(_: &TrtPlan) -> Result<(), TargetError> {
     Ok(())
 }
 
+/// The form of the graphs that a target takes: TensorRT has bfloat16, the engines of ONNX graphs on a CPU have not.
+fn form(asked: Precision, target: Target) -> Precision {
+    match (asked, target) {
+        (Precision::Bf16Autocast, Target::Onnx) => Precision::Bf16AutocastExplicit,
+        _ => asked,
+    }
+}
+
 /// The graphs of a bundle have their precision already.
 fn check_asked(asked: Option<Precision>, manifest: &Manifest) -> Result<(), Failure> {
     match asked.filter(|p| *p != manifest.precision) {
         None => Ok(()),
         Some(asked) => {
             let message = format!("the graphs of this bundle are {}, not {asked}", manifest.precision);
-            let hint = format!("export the checkpoint with --precision {asked}, and build engines from that");
+            let hint = format!("export the checkpoint with --target trt --precision {asked}");
             Err(Failure::usage(message, Some(&hint)))
         }
     }

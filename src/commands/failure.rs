@@ -121,6 +121,9 @@ impl From<BundleError> for Failure {
             BundleError::Export(ExportError::Overflow { precision: Precision::Fp16, .. }) => {
                 Some("use --precision bf16, which has the range of fp32")
             }
+            BundleError::Export(ExportError::Overflow { precision: Precision::Fp16Autocast, .. }) => {
+                Some("use --precision bf16-autocast, which has the range of fp32")
+            }
             BundleError::Export(ExportError::Overflow { .. }) => Some("use --precision fp32"),
             BundleError::Integrity { .. } => {
                 Some("the bundle was changed after it was written: export it again")

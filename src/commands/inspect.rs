@@ -167,6 +167,10 @@ fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: Text, sha256: &st
         "written by {} {}, opset {}, {}",
         manifest.tool.name, manifest.tool.version, manifest.opset, manifest.precision
     ));
+    if manifest.precision.rounds_to() != manifest.precision.dtype() {
+        let (numbers, held) = (manifest.precision.rounds_to(), manifest.precision.dtype());
+        text.line(format_args!("matrices, products and KV caches are numbers of {numbers}, held in {held}"));
+    }
     text += what;
     for graph in &manifest.graphs {
         text.gap();

@@ -27,6 +27,11 @@ enum Word {
     Fp16,
     /// bfloat16, with float32 islands; no CPU engine runs it
     Bf16,
+    /// As torch.autocast(float16): products in fp16, everything else in float32
+    Fp16Autocast,
+    /// As torch.autocast(bfloat16), which the published numbers were computed under: products in bfloat16, everything else in
+    /// float32; with --target onnx in graphs that round in float32, for engines without bfloat16
+    Bf16Autocast,
 }
 
 impl PrecisionArgs {
@@ -41,12 +46,17 @@ impl PrecisionArgs {
             return Err(Failure::usage(explained(word), Some(&hint)));
         }
         if self.best {
-            return Err(Failure::usage(explained("best"), Some("there is --precision fp32, fp16 and bf16")));
+            return Err(Failure::usage(
+                explained("best"),
+                Some("there is --precision fp32, fp16, bf16, fp16-autocast and bf16-autocast"),
+            ));
         }
         Ok(self.precision.map(|word| match word {
             Word::Fp32 => Precision::Fp32,
             Word::Fp16 => Precision::Fp16,
             Word::Bf16 => Precision::Bf16,
+            Word::Fp16Autocast => Precision::Fp16Autocast,
+            Word::Bf16Autocast => Precision::Bf16Autocast,
         }))
     }
 }

@@ -84,7 +84,7 @@ fn references(args: &VerifyArgs, precision: Precision) -> Result<Vec<RecordedFil
         if let Some(own) = own_folder(folder, precision) {
             files = super::report::compared(&[array_file(&own)?, own.join(GOLDEN_JSON)])?;
             for file in &mut files {
-                file.name = format!("{precision}/{}", file.name);
+                file.name = format!("{}/{}", precision.numbers(), file.name);
             }
         }
     }

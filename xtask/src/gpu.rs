@@ -140,7 +140,8 @@ fn driver(signs: &[&str], tool: &str) -> Option<String> {
     (output.status.success() && !listed.is_empty()).then_some(listed)
 }
 
-/// Engines of fp16 and bf16 graphs, against the references of their own precision and of fp32.
+/// Engines of fp16 and bf16 graphs, against the references of their own precision and of fp32; of bf16-autocast graphs,
+/// against what the authors' code gave under autocast.
 fn halves(log: &mut Log<'_>, program: &str) {
     let checkpoint = format!("{HALVES}/dpar");
     for precision in ["fp16", "bf16"] {
@@ -154,6 +155,24 @@ fn halves(log: &mut Log<'_>, program: &str) {
         log.run(&format!("combined in {precision}: verify"), program, &trt, false);
         let cuda = [&verify[..], &["ort", "--device", "cuda"]].concat();
         log.run(&format!("combined in {precision}: ort on cuda"), program, &cuda, true);
+    }
+    let bundle = format!("{OUT}/emoji32-autocast");
+    let form = [
+        "--target",
+        "trt",
+        "--precision",
+        "bf16-autocast",
+        "fixtures/emoji32/dpar",
+        "-o",
+        &bundle,
+        "--force",
+    ];
+    if log.run("emoji32 in bf16-autocast: build", program, &form, false) {
+        let verify = ["verify", &bundle, "--reference", "fixtures/emoji32-autocast", "--engine"];
+        let trt = [&verify[..], &["tensorrt"]].concat();
+        log.run("emoji32 in bf16-autocast: verify", program, &trt, false);
+        let cuda = [&verify[..], &["ort", "--device", "cuda"]].concat();
+        log.run("emoji32 in bf16-autocast: ort on cuda", program, &cuda, true);
     }
 }
 

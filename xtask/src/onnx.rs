@@ -61,15 +61,20 @@ pub(crate) fn run(root: &Utf8Path, bundles: &[Utf8PathBuf], built: bool) -> Resu
 fn export(root: &Utf8Path, scratch: &Utf8Path, built: bool) -> Result<Vec<Utf8PathBuf>> {
     let program = program(root, built)?;
     let mut bundles = Vec::new();
-    let halves = HALVES.iter().flat_map(|f| [(f, "fp16"), (f, "bf16")]);
+    let halves =
+        HALVES.iter().flat_map(|f| ["fp16", "bf16", "fp16-autocast", "bf16-autocast"].map(|p| (f, p)));
     for (fixture, precision) in FIXTURES.iter().map(|f| (f, "fp32")).chain(halves) {
         let fixture = root.join("fixtures").join(fixture);
         if !fixture.exists() {
             bail!("{fixture} is missing");
         }
         let out = scratch.join(format!("bundle-{}", bundles.len()));
-        let mut args =
-            vec!["--target", "onnx", "--precision", precision, fixture.as_str(), "-o", out.as_str()];
+        // The graphs of bf16-autocast that TensorRT takes; those for engines without bfloat16 are no target of its tools.
+        let target = match precision {
+            "bf16-autocast" => &["--target", "trt", "--emit-trtexec"][..],
+            _ => &["--target", "onnx"],
+        };
+        let mut args = [target, &["--precision", precision, fixture.as_str(), "-o", out.as_str()]].concat();
         // An experiment folder holds its configuration; a weight file lies beside it.
         let config = fixture.with_file_name("config.yaml");
         if fixture.is_file() {

@@ -80,6 +80,11 @@ impl Arithmetic {
     pub fn float32() -> Self {
         Self::new(ArithmeticKind::AsGraph, "float32")
     }
+
+    /// Graphs with explicit rounding in float32.
+    pub fn explicit() -> Self {
+        Self::new(ArithmeticKind::AsGraph, "float32 with every rounding of bf16 autocast")
+    }
 }
 
 /// A graph on disk together with its interface.
@@ -152,8 +157,12 @@ pub trait Engine: Send + Sync {
 /// The refusal of an engine that cannot compute graphs of a precision.
 pub fn no_precision(engine: &str, precision: Precision, why: &str) -> EngineError {
     let instead = match precision {
-        Precision::Fp16 => "run it on another engine (tract and ort take fp16)",
-        _ => "build TensorRT engines from it (--target trt)",
+        Precision::Fp16 | Precision::Fp16Autocast => "run it on another engine (tract and ort take fp16)",
+        Precision::Bf16Autocast => {
+            "export the checkpoint with --target onnx, whose graphs do every rounding of bf16-autocast in float32"
+        }
+        Precision::Bf16AutocastExplicit => "run it on another engine (tract and ort take it)",
+        Precision::Fp32 | Precision::Bf16 => "build TensorRT engines from it (--target trt)",
     };
     EngineError::new(EngineErrorKind::Unavailable, engine, format!("cannot run {precision} graphs: {why}"))
         .hint(format!("{instead}, or export the checkpoint with --precision fp32"))

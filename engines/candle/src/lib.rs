@@ -114,11 +114,12 @@ impl Engine for CandleEngine {
     fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
         match precision {
             Precision::Fp32 => Ok(Arithmetic::float32()),
-            Precision::Fp16 => {
+            Precision::Bf16AutocastExplicit => Ok(Arithmetic::explicit()),
+            Precision::Fp16 | Precision::Fp16Autocast => {
                 let text = "fp16 as in the graph, sums of products of single rows in fp16 too";
                 Ok(Arithmetic::new(ArithmeticKind::NarrowSums, text))
             }
-            Precision::Bf16 => {
+            Precision::Bf16 | Precision::Bf16Autocast => {
                 let why = "candle has no bfloat16 kernels for matrix products on the CPU";
                 Err(no_precision(NAME, precision, why))
             }

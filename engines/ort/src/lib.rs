@@ -104,6 +104,10 @@ impl Engine for OrtEngine {
             (OrtDevice::Cuda(_), Precision::Fp32) => {
                 Ok(Arithmetic::new(ArithmeticKind::AsGraph, "float32 without TF32"))
             }
+            (OrtDevice::Cuda(_), Precision::Bf16AutocastExplicit) => Ok(Arithmetic::new(
+                ArithmeticKind::AsGraph,
+                "float32 without TF32, with every rounding of bf16 autocast",
+            )),
             // No node is left to the CPU, and the provider has kernels of both half types.
             (OrtDevice::Cuda(_), half) => {
                 Ok(Arithmetic::new(ArithmeticKind::AsGraph, format!("{half} as in the graph")))
@@ -111,10 +115,13 @@ impl Engine for OrtEngine {
             (OrtDevice::Cpu, Precision::Fp32) => Ok(Arithmetic::float32()),
             // The CPU provider has no fp16 kernels for these operators. It casts their inputs to float32 and drops
             // every cast back to fp16 that is followed by another operator, also those of the graph.
-            (OrtDevice::Cpu, Precision::Fp16) => {
+            (OrtDevice::Cpu, Precision::Fp16 | Precision::Fp16Autocast) => {
                 Ok(Arithmetic::new(ArithmeticKind::Wider, "float32 with fp16 weights and KV caches"))
             }
-            (OrtDevice::Cpu, Precision::Bf16) => Err(no_precision(NAME, precision, NO_BFLOAT16)),
+            (OrtDevice::Cpu, Precision::Bf16AutocastExplicit) => Ok(Arithmetic::explicit()),
+            (OrtDevice::Cpu, Precision::Bf16 | Precision::Bf16Autocast) => {
+                Err(no_precision(NAME, precision, NO_BFLOAT16))
+            }
         }
     }
 

@@ -45,7 +45,7 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineFile, EngineInfo,
-    GraphFile, Session,
+    GraphFile, Session, no_precision,
 };
 use dpar_export_spec::Precision;
 
@@ -55,6 +55,9 @@ pub use error::{BuildError, ParseFault};
 pub use plan::{PlanFault, PlanHeader, read_plan_header};
 pub use profile::{Override, Point, Profile, ProfileError};
 pub use survey::{DriverFound, Gpu, LibraryFound, Survey, survey};
+
+/// Why graphs with explicit rounding are refused.
+const EXPLICIT: &str = "its builder may simplify the roundings, and has bfloat16 itself";
 
 /// Name as given to `--engine`.
 const NAME: &str = "tensorrt";
@@ -168,6 +171,7 @@ impl Engine for TensorRtEngine {
         // The network is strongly typed: every tensor has the type that the graph gives it.
         let text = match precision {
             Precision::Fp32 => "float32 without TF32".to_owned(),
+            Precision::Bf16AutocastExplicit => return Err(no_precision(NAME, precision, EXPLICIT)),
             half => format!("{half} as in the graph"),
         };
         Ok(Arithmetic::new(ArithmeticKind::AsGraph, text))

@@ -116,11 +116,12 @@ impl Engine for TractEngine {
         match precision {
             Precision::Fp32 => Ok(Arithmetic::float32()),
             // Its fp16 kernels for this architecture round every partial sum of a matrix product or convolution.
-            Precision::Fp16 => Ok(Arithmetic::new(
+            Precision::Fp16 | Precision::Fp16Autocast => Ok(Arithmetic::new(
                 ArithmeticKind::NarrowSums,
                 "fp16 as in the graph, sums of products in fp16 too",
             )),
-            Precision::Bf16 => Err(no_precision(NAME, precision, NO_BFLOAT16)),
+            Precision::Bf16AutocastExplicit => Ok(Arithmetic::explicit()),
+            Precision::Bf16 | Precision::Bf16Autocast => Err(no_precision(NAME, precision, NO_BFLOAT16)),
         }
     }
 

@@ -63,7 +63,8 @@ pub(crate) struct Causal<'a> {
 }
 
 impl GraphBuilder<'_, '_> {
-    /// x / Sqrt(mean(x²) + eps) · w over the last axis of a value of rank `rank`; float32 up to the product with w.
+    /// x / Sqrt(mean(x²) + eps) · w over the last axis of a value of rank `rank`, as an operand of products; float32 up to
+    /// the product with w, in autocast graphs with it.
     pub(crate) fn rms_norm(
         &mut self,
         x: &Value,
@@ -80,11 +81,12 @@ impl GraphBuilder<'_, '_> {
         let root = self.op("Sqrt", &[&shifted], vec![]);
         let normal = self.op("Div", &[x, &root], vec![]);
         let normal = self.narrow(&normal);
-        Ok(self.mul(&normal, &w))
+        let scaled = self.mul(&normal, &w);
+        Ok(self.operand(&scaled))
     }
 
-    /// x · Wᵀ for a checkpoint weight `[rows, columns]`, of which the first `keep` rows are used; the weight is
-    /// stored transposed.
+    /// x · Wᵀ for an operand x and a checkpoint weight `[rows, columns]`, of which the first `keep` rows are used; the
+    /// weight is stored transposed.
     pub(crate) fn linear_rows(
         &mut self,
         x: &Value,
@@ -93,11 +95,11 @@ impl GraphBuilder<'_, '_> {
         columns: usize,
         keep: usize,
     ) -> Result<Value, ExportError> {
-        let w = self.weight(&format!("{weight}.T"), &[columns, keep], |store| {
-            let data = store.read(weight, &[rows, columns])?;
+        let w = self.matrix(&format!("{weight}.T"), &[columns, keep], |store| {
+            let data = store.read_matrix(weight, &[rows, columns])?;
             Ok(Cow::Owned(transposed(&data, columns, 0..keep)))
         })?;
-        Ok(self.matmul(x, &w))
+        Ok(self.product(x, &w))
     }
 
     /// x · Wᵀ for a checkpoint weight `[rows, columns]`.
@@ -152,15 +154,28 @@ impl GraphBuilder<'_, '_> {
         self.concat(&[&first, &second], 3)
     }
 
-    /// softmax(q·k + mask)·v with q `[b, heads, t, Dh]` (already scaled), k `[b, heads, Dh, s]`, v
-    /// `[b, heads, s, Dh]`, mask broadcast to `[b, heads, t, s]`. Masking and softmax in float32.
-    pub(crate) fn attend(&mut self, q: &Value, k: &Value, v: &Value, mask: &Value) -> Value {
-        let scores = self.matmul(q, k);
-        let scores = self.widen(&scores);
+    /// Queries as operands from float32. An autocast graph scales them in [`attend`](Self::attend), behind this rounding.
+    pub(crate) fn queries(&mut self, q: &Value, head_dim: usize) -> Value {
+        let q = if self.is_autocast() { q.clone() } else { self.scale_query(q, head_dim) };
+        self.round(&q)
+    }
+
+    /// softmax(q·k + mask)·v with q `[b, heads, t, Dh]` (from [`queries`](Self::queries)), k `[b, heads, Dh, s]`, v
+    /// `[b, heads, s, Dh]`, mask broadcast to `[b, heads, t, s]`. Masking and softmax in float32; in autocast graphs the
+    /// scores too.
+    pub(crate) fn attend(&mut self, q: &Value, k: &Value, v: &Value, mask: &Value, head_dim: usize) -> Value {
+        let scores = if self.is_autocast() {
+            let (q, k) = (self.unround(q), self.unround(k));
+            let q = self.scale_query(&q, head_dim);
+            self.matmul(&q, &k)
+        } else {
+            let scores = self.matmul(q, k);
+            self.unround(&scores)
+        };
         let masked = self.add(&scores, mask);
         let weights = self.softmax(&masked);
-        let weights = self.narrow(&weights);
-        self.matmul(&weights, v)
+        let weights = self.round(&weights);
+        self.product(&weights, v)
     }
 
     /// q · 1/√Dh of a float32 q.
@@ -181,25 +196,24 @@ impl GraphBuilder<'_, '_> {
         let Block { width, heads, .. } = block;
         let head_dim = block.head_dim();
         let weight = format!("{prefix}.attention.wqkv.weight");
-        let w = self.weight(&format!("{weight}.T"), &[width, 3 * width], |store| {
-            let data = store.read(&weight, &[3 * width, width])?;
+        let w = self.matrix(&format!("{weight}.T"), &[width, 3 * width], |store| {
+            let data = store.read_matrix(&weight, &[3 * width, width])?;
             let turned = |base: usize| {
                 (0..heads).flat_map(move |h| half_split(head_dim).map(move |r| base + h * head_dim + r))
             };
             let rows = turned(0).chain(turned(width)).chain(2 * width..3 * width);
             Ok(Cow::Owned(transposed(&data, width, rows)))
         })?;
-        let qkv = self.matmul(x, &w);
+        let qkv = self.product(x, &w);
         let parts = self.split(&qkv, 3, 2);
         let [h, d] = block.head_shape();
         let q = self.reshape(&parts[0], &[0, 0, h, d]);
         let k = self.reshape(&parts[1], &[0, 0, h, d]);
         let v = self.reshape(&parts[2], &[0, 0, h, d]);
-        let (q, k) = (self.widen(&q), self.widen(&k));
+        let (q, k) = (self.unround(&q), self.unround(&k));
         let q = self.rotate(&q, &causal.rotation);
         let k = self.rotate(&k, &causal.rotation);
-        let q = self.scale_query(&q, head_dim);
-        let (q, k) = (self.narrow(&q), self.narrow(&k));
+        let (q, k) = (self.queries(&q, head_dim), self.round(&k));
         let q = self.transpose(&q, &[0, 2, 1, 3]);
         let (keys, values) = match &causal.past {
             Past::None => (self.transpose(&k, &[0, 2, 3, 1]), self.transpose(&v, &[0, 2, 1, 3])),
@@ -223,7 +237,7 @@ impl GraphBuilder<'_, '_> {
                 (self.transpose(&all[0], &[1, 2, 3, 0]), self.transpose(&all[1], &[1, 2, 0, 3]))
             }
         };
-        let out = self.attend(&q, &keys, &values, causal.mask);
+        let out = self.attend(&q, &keys, &values, causal.mask, head_dim);
         let out = self.transpose(&out, &[0, 2, 1, 3]);
         let out = self.reshape(&out, &[0, 0, width as i64]);
         self.linear(&out, &format!("{prefix}.attention.wo.weight"), width, width)
@@ -243,18 +257,32 @@ impl GraphBuilder<'_, '_> {
             let h = g.scoped("attention", |g| {
                 let n = g.rms_norm(x, 3, &format!("{prefix}.attention_norm.weight"), width)?;
                 let attention = g.self_attention(&n, prefix, index, causal)?;
-                Ok(g.add(x, &attention))
+                Ok(g.add_product(x, &attention))
             })?;
             g.scoped("feed_forward", |g| {
                 let n = g.rms_norm(&h, 3, &format!("{prefix}.ffn_norm.weight"), width)?;
                 let gate = g.linear(&n, &format!("{prefix}.feed_forward.w1.weight"), ffn, width)?;
                 let up = g.linear(&n, &format!("{prefix}.feed_forward.w3.weight"), ffn, width)?;
-                let gate = g.silu(&gate);
-                let hidden = g.mul(&gate, &up);
+                let hidden = g.gated(&gate, &up);
                 let down = g.linear(&hidden, &format!("{prefix}.feed_forward.w2.weight"), width, ffn)?;
-                Ok(g.add(&h, &down))
+                Ok(g.add_product(&h, &down))
             })
         })
+    }
+
+    /// silu(gate) · up of two results of products, as an operand. An autocast graph computes both factors in float32 and
+    /// rounds each result once.
+    fn gated(&mut self, gate: &Value, up: &Value) -> Value {
+        if !self.is_autocast() {
+            let gate = self.silu(gate);
+            return self.mul(&gate, up);
+        }
+        let gate = self.unround(gate);
+        let gate = self.silu(&gate);
+        let gate = self.round(&gate);
+        let (gate, up) = (self.unround(&gate), self.unround(up));
+        let hidden = self.mul(&gate, &up);
+        self.round(&hidden)
     }
 
     /// x · sigmoid(x).
@@ -274,7 +302,7 @@ impl GraphBuilder<'_, '_> {
         self.scoped("head", |g| {
             let n = g.rms_norm(h, 3, "norm.weight", width)?;
             let logits = g.linear_rows(&n, "output.weight", token_rows, width, vocab)?;
-            Ok(g.widen(&logits))
+            Ok(g.unround(&logits))
         })
     }
 

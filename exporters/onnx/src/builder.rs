@@ -22,10 +22,21 @@ const BF16_OPSET: i64 = 22;
 /// The opset of the graphs of a precision.
 pub fn opset(precision: Precision) -> i64 {
     match precision {
-        Precision::Fp32 | Precision::Fp16 => OPSET,
+        // Autocast graphs have no `Conv` in a half type.
+        Precision::Fp32
+        | Precision::Fp16
+        | Precision::Fp16Autocast
+        | Precision::Bf16Autocast
+        | Precision::Bf16AutocastExplicit => OPSET,
         Precision::Bf16 => BF16_OPSET,
     }
 }
+
+/// 2^16 + 1: splits the 24 bits of a float32 into the 8 of a bfloat16 and the rest.
+const SPLIT_BF16: f32 = 65537.0;
+
+/// The name of the constant that graphs with explicit rounding to bfloat16 have, and no others.
+pub(crate) const EXPLICIT_BF16: &str = "const/f32(65537.0)";
 
 /// IR version that belongs to an opset.
 fn ir_version(opset: i64) -> i64 {
@@ -91,7 +102,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     fn opset(&self) -> i64 {
-        opset(self.store.precision())
+        opset(self.precision())
     }
 
     /// Declares a dynamic axis; a name is declared once.
@@ -208,19 +219,38 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         })
     }
 
-    /// The type of weights, matrix products and activations.
-    pub(crate) fn dtype(&self) -> DType {
-        self.store.precision().dtype()
+    fn precision(&self) -> Precision {
+        self.store.precision()
     }
 
-    /// A weight in the type of the graph, written once per component.
+    /// The type of matrices, products, their results and KV caches.
+    pub(crate) fn dtype(&self) -> DType {
+        self.precision().dtype()
+    }
+
+    /// A weight of what lies between products, written once per component.
     pub(crate) fn weight(
         &mut self,
         name: &str,
         shape: &[usize],
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
     ) -> Result<Value, ExportError> {
-        self.initializer(name, shape, self.dtype(), make)
+        self.initializer(name, shape, self.precision().stream(), make)
+    }
+
+    /// The matrix of a linear layer, written once per component.
+    pub(crate) fn matrix(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
+    ) -> Result<Value, ExportError> {
+        debug_assert!(crate::precision::is_matrix(name), "{name}");
+        let to = self.precision().rounds_to();
+        self.initializer(name, shape, self.dtype(), |store| {
+            let data = make(store)?;
+            Ok(if to == store.precision().dtype() { data } else { crate::store::rounded(&data, to).into() })
+        })
     }
 
     /// A float32 constant whatever the type of the graph.
@@ -251,18 +281,63 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         self.weight(name, shape, |store| store.read(name, shape))
     }
 
-    /// From the type of the graph to float32: the start of a float32 island. Nothing in an fp32 graph.
+    // Values are of three kinds: what lies between products (the stream), operands and results of products, and float32
+    // islands. In fp16 and bf16 graphs the first two have the half type, in autocast graphs the stream is float32.
+
+    /// From the stream to float32: the start of a float32 island. Nothing where the stream is float32.
     pub(crate) fn widen(&mut self, x: &Value) -> Value {
-        self.cast(x, DType::F32)
+        self.cast(x, self.precision().stream(), DType::F32)
     }
 
-    /// From float32 to the type of the graph: the end of a float32 island. Nothing in an fp32 graph.
+    /// From float32 to the stream: the end of a float32 island. Nothing where the stream is float32.
     pub(crate) fn narrow(&mut self, x: &Value) -> Value {
-        self.cast(x, self.dtype())
+        self.cast(x, DType::F32, self.precision().stream())
     }
 
-    fn cast(&mut self, x: &Value, to: DType) -> Value {
-        if self.dtype() == DType::F32 {
+    /// From the result of a product to float32.
+    pub(crate) fn unround(&mut self, x: &Value) -> Value {
+        self.cast(x, self.dtype(), DType::F32)
+    }
+
+    /// From float32 to an operand of a product, rounded to the nearest, ties to even.
+    pub(crate) fn round(&mut self, x: &Value) -> Value {
+        let precision = self.precision();
+        if precision.rounds_to() == precision.dtype() {
+            return self.cast(x, DType::F32, precision.dtype());
+        }
+        // Veltkamp's splitting: t = x·(2^16 + 1), t − (t − x) is x rounded to the 8 bits of bfloat16. It equals the cast for
+        // every mantissa of normal numbers below 1e33; what is smaller keeps more bits, what is larger becomes NaN.
+        let split = self.const_float(SPLIT_BF16);
+        let t = self.mul(x, &split);
+        let low = self.sub(&t, x);
+        self.sub(&t, &low)
+    }
+
+    /// From the stream to an operand of a product.
+    pub(crate) fn operand(&mut self, x: &Value) -> Value {
+        if self.precision().is_autocast() { self.round(x) } else { x.clone() }
+    }
+
+    /// h + the result of a product, in the stream.
+    pub(crate) fn add_product(&mut self, h: &Value, product: &Value) -> Value {
+        let product = if self.precision().is_autocast() { self.unround(product) } else { product.clone() };
+        self.add(h, &product)
+    }
+
+    /// The product of two operands, rounded when its sums are complete.
+    pub(crate) fn product(&mut self, a: &Value, b: &Value) -> Value {
+        let product = self.matmul(a, b);
+        let precision = self.precision();
+        if precision.rounds_to() == precision.dtype() { product } else { self.round(&product) }
+    }
+
+    /// Whether float32 computes the scores of attention and what lies between two products of a feed-forward layer.
+    pub(crate) fn is_autocast(&self) -> bool {
+        self.precision().is_autocast()
+    }
+
+    fn cast(&mut self, x: &Value, from: DType, to: DType) -> Value {
+        if from == to {
             return x.clone();
         }
         self.op("Cast", &[x], vec![int("to", i64::from(elem_type(to)))])

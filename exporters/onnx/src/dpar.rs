@@ -64,9 +64,8 @@ fn patch_embedding(
         patch = g.scoped(&prefix, |g| {
             let n = g.rms_norm(&patch, 2, &format!("{prefix}.cross_attn_norm_q.weight"), d)?;
             let q = g.linear(&n, &format!("{prefix}.wq.weight"), d, d)?;
-            let q = g.widen(&q);
-            let q = g.scale_query(&q, block.head_dim());
-            let q = g.narrow(&q);
+            let q = g.unround(&q);
+            let q = g.queries(&q, block.head_dim());
             let q = g.reshape(&q, &[0, heads, 1, head_dim]);
             let n = g.rms_norm(h, 3, &format!("{prefix}.cross_attn_norm_kv.weight"), d)?;
             let k = g.linear(&n, &format!("{prefix}.wk.weight"), d, d)?;
@@ -75,10 +74,10 @@ fn patch_embedding(
             let v = g.reshape(&v, &[0, 0, heads, head_dim]);
             let k = g.transpose(&k, &[0, 2, 3, 1]);
             let v = g.transpose(&v, &[0, 2, 1, 3]);
-            let out = g.attend(&q, &k, &v, &row);
+            let out = g.attend(&q, &k, &v, &row, block.head_dim());
             let out = g.reshape(&out, &[0, d as i64]);
             let out = g.linear(&out, &format!("{prefix}.wo.weight"), d, d)?;
-            Ok(g.add(&patch, &out))
+            Ok(g.add_product(&patch, &out))
         })?;
     }
     Ok(patch)
@@ -165,7 +164,7 @@ fn decoder(
                 n = g.linear(&n, &format!("{prefix}.wv.weight"), d, d)?;
             }
             let out = g.linear(&n, &format!("{prefix}.wo.weight"), d, d)?;
-            Ok(g.add(&h, &out))
+            Ok(g.add_product(&h, &out))
         })?;
         h = g.block(&h, &format!("local_decoder.layers.{i}"), i, &causal)?;
     }

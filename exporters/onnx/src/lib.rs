@@ -9,6 +9,10 @@
 //! GroupNorm, rotary embedding, the attention scale of queries, masking and softmax, the maximum over a patch,
 //! the entropy, the product with the codebook that picks codes, and the logits once they are computed.
 //!
+//! In autocast graphs only the matrices of linear layers, their products and KV caches have the half type: operands are
+//! rounded before a product and its result after it, and everything else is float32, the tokenizer included. Where the
+//! rounding is explicit, these numbers are held in float32 and no value has a half type.
+//!
 //! Conventions of all graphs:
 //! * masks are additive float inputs: 0 where a slot may look, a large negative number (not −∞) where not;
 //! * KV caches are time-major, `[past, batch, heads, head_dim]`, one pair per layer (`past_key_0`,
@@ -127,7 +131,9 @@ pub fn export_component(
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<WrittenComponent, ExportError> {
     let parts = parts(spec)?;
-    let mut store = WeightStore::create(spec.kind().name(), weights, folder)?.with_precision(precision);
+    let component = spec.kind().name();
+    let precision = precision.of_component(component);
+    let mut store = WeightStore::create(component, weights, folder)?.with_precision(precision);
     let mut graphs = Vec::with_capacity(parts.len());
     for (name, write) in parts {
         if !progress(name) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dpar_export_spec::{DType, GraphSpec, Port, Precision};
 use prost::Message;
 
+use crate::builder::EXPLICIT_BF16;
 use crate::proto::{BFLOAT16, FLOAT, FLOAT16, INT64, ModelProto, ValueInfoProto, elem_type};
 
 /// The normalised codebook, transposed: float32 in graphs of every precision.
@@ -13,6 +14,11 @@ pub(crate) const NEAREST_TABLE: &str = "codebook.T";
 /// Initializers that are float32 in graphs of every precision.
 pub(crate) fn is_float_table(name: &str) -> bool {
     name.starts_with("rotary.") || name.starts_with("const/") || name == NEAREST_TABLE
+}
+
+/// Initializers that are matrices of linear layers; all other weights lie between products.
+pub(crate) fn is_matrix(name: &str) -> bool {
+    name.ends_with(".weight.T")
 }
 
 /// Whether a port belongs to a KV cache, and so has the type of the graph.
@@ -30,8 +36,8 @@ fn word(data_type: i32) -> String {
     }
 }
 
-/// Checks that `bytes`, an `.onnx` file with this interface, holds a graph of `precision`: weights, KV caches and every
-/// other port have the types that the exporter gives them.
+/// Checks that `bytes`, an `.onnx` file with this interface, holds a graph of a bundle of `precision`: weights, KV caches
+/// and every other port have the types that the exporter gives them, and rounding is explicit where it is said to be.
 ///
 /// # Errors
 /// What is not of that precision: the weight or port, its type, and the type that `precision` has there.
@@ -41,21 +47,35 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> 
     let wrong = |what: &str, name: &str, found: i32, wanted: i32| {
         Err(format!("{what} `{name}` is {}, in {precision} it is {}", word(found), word(wanted)))
     };
-    let own = elem_type(precision.dtype());
+    let own = precision.of_component(&spec.component);
+    let (mut products, mut explicit) = (false, false);
     for weight in &graph.initializer {
         let name = weight.name.as_deref().unwrap_or_default();
         let found = weight.data_type.unwrap_or_default();
-        let wanted = if is_float_table(name) { FLOAT } else { own };
+        let wanted = match name {
+            _ if is_float_table(name) => FLOAT,
+            _ if is_matrix(name) => elem_type(own.dtype()),
+            _ => elem_type(own.stream()),
+        };
         if found != wanted && found != INT64 {
             return wrong("weight", name, found, wanted);
         }
+        products |= is_matrix(name);
+        explicit |= name == EXPLICIT_BF16;
+    }
+    match (explicit, own == Precision::Bf16AutocastExplicit) {
+        (true, false) => return Err(format!("it rounds to bfloat16 in float32, in {precision} it does not")),
+        (false, true) if products => {
+            return Err(format!("it does not round, in {precision} every product is rounded to bfloat16"));
+        }
+        _ => {}
     }
     let sides = [("input", &spec.inputs, &graph.input), ("output", &spec.outputs, &graph.output)];
     for (side, ports, infos) in sides {
         let found: BTreeMap<&str, &ValueInfoProto> =
             infos.iter().rev().filter_map(|i| Some((i.name.as_deref()?, i))).collect();
         for Port { name, dtype, .. } in ports {
-            let float = if is_cache(name) { precision.dtype() } else { DType::F32 };
+            let float = if is_cache(name) { own.dtype() } else { DType::F32 };
             let wanted = elem_type(if dtype.is_float() { float } else { *dtype });
             if elem_type(*dtype) != wanted {
                 return wrong(&format!("in the manifest, {side}"), name, elem_type(*dtype), wanted);
@@ -87,55 +107,80 @@ mod tests {
         }
     }
 
-    /// A graph with one weight, one mask and one cache input.
-    fn graph(weight: i32, mask: i32, past: i32) -> Vec<u8> {
+    /// A graph with a matrix, a weight of a norm, one mask and one cache input; `explicit` gives it the constant of rounding.
+    fn graph(matrix: i32, norm: i32, [mask, past]: [i32; 2], explicit: bool) -> Vec<u8> {
         let initializer = |name: &str, data_type| TensorProto {
             name: Some(name.to_owned()),
             data_type: Some(data_type),
             ..TensorProto::default()
         };
-        let graph = GraphProto {
+        let mut graph = GraphProto {
             initializer: vec![
-                initializer("layers.0.w.T", weight),
+                initializer("layers.0.w.weight.T", matrix),
+                initializer("norm.weight", norm),
                 initializer("rotary.token.cos", FLOAT),
                 initializer("const/i64[0]", INT64),
             ],
             input: vec![info("mask", mask), info("past_key_0", past)],
             ..GraphProto::default()
         };
+        if explicit {
+            graph.initializer.push(initializer(EXPLICIT_BF16, FLOAT));
+        }
         ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec()
     }
 
-    fn spec(past: DType) -> GraphSpec {
+    /// The graph that the exporter writes in a precision.
+    fn own(precision: Precision) -> Vec<u8> {
+        let (matrix, stream) = (elem_type(precision.dtype()), elem_type(precision.stream()));
+        graph(matrix, stream, [FLOAT, matrix], precision == Precision::Bf16AutocastExplicit)
+    }
+
+    fn spec(component: &str, past: DType) -> GraphSpec {
         GraphSpec {
             name: "g".into(),
-            component: "c".into(),
+            component: component.into(),
             inputs: vec![Port::new("mask", DType::F32, vec![]), Port::new("past_key_0", past, vec![])],
             outputs: vec![],
             axes: vec![],
         }
     }
 
+    /// Every precision takes its own graph and no other's, but for the tokenizer, which autocast leaves in float32.
     #[test]
-    fn weights_and_ports_must_have_the_type_of_the_precision() {
-        for precision in Precision::ALL {
-            let own = elem_type(precision.dtype());
-            check_precision(&graph(own, FLOAT, own), &spec(precision.dtype()), precision).unwrap();
+    fn a_graph_is_of_one_precision() {
+        for (a, b) in Precision::ALL.iter().flat_map(|a| Precision::ALL.map(|b| (*a, b))) {
+            let found = check_precision(&own(a), &spec("dpar", a.dtype()), b);
+            assert_eq!(found.is_ok(), a == b, "{a} as {b}: {found:?}");
+            if b.is_autocast() {
+                let found = check_precision(&own(a), &spec("vq", a.dtype()), b);
+                assert_eq!(found.is_ok(), a == Precision::Fp32, "{a} as the tokenizer of {b}: {found:?}");
+            }
         }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
         let refused = |bytes: &[u8], past, precision, text: &str| {
-            let e = check_precision(bytes, &spec(past), precision).unwrap_err();
+            let e = check_precision(bytes, &spec("dpar", past), precision).unwrap_err();
             assert_eq!(e, text);
         };
-        let half = graph(FLOAT16, FLOAT, FLOAT16);
-        let float = graph(FLOAT, FLOAT, FLOAT);
-        let weight = "weight `layers.0.w.T` is";
-        refused(&float, DType::F32, Precision::Fp16, &format!("{weight} float32, in fp16 it is float16"));
+        let half = own(Precision::Fp16);
+        let weight = "weight `layers.0.w.weight.T` is";
+        let text = format!("{weight} float32, in fp16 it is float16");
+        refused(&own(Precision::Fp32), DType::F32, Precision::Fp16, &text);
         refused(&half, DType::F16, Precision::Fp32, &format!("{weight} float16, in fp32 it is float32"));
         refused(&half, DType::F16, Precision::Bf16, &format!("{weight} float16, in bf16 it is bfloat16"));
+        let text = "weight `norm.weight` is bfloat16, in bf16-autocast it is float32";
+        refused(&own(Precision::Bf16), DType::BF16, Precision::Bf16Autocast, text);
         let text = "in the manifest, input `past_key_0` is float32, in fp16 it is float16";
         refused(&half, DType::F32, Precision::Fp16, text);
         let text = "input `mask` is float16, in fp16 it is float32";
-        refused(&graph(FLOAT16, FLOAT16, FLOAT16), DType::F16, Precision::Fp16, text);
-        assert!(check_precision(b"\xff", &spec(DType::F32), Precision::Fp32).is_err());
+        refused(&graph(FLOAT16, FLOAT16, [FLOAT16; 2], false), DType::F16, Precision::Fp16, text);
+        let text = "it rounds to bfloat16 in float32, in fp32 it does not";
+        refused(&own(Precision::Bf16AutocastExplicit), DType::F32, Precision::Fp32, text);
+        let text = "it does not round, in bf16-autocast-explicit every product is rounded to bfloat16";
+        refused(&own(Precision::Fp32), DType::F32, Precision::Bf16AutocastExplicit, text);
+        assert!(check_precision(b"\xff", &spec("dpar", DType::F32), Precision::Fp32).is_err());
     }
 }

@@ -85,13 +85,22 @@ impl<'a> WeightStore<'a> {
         self.precision
     }
 
-    /// Reads a checkpoint tensor, and checks its shape and that the store's precision holds its values.
+    /// Reads a checkpoint tensor that lies between products, and checks its shape and that its type holds its values.
     pub(crate) fn read(&self, name: &str, expected: &[usize]) -> Result<Cow<'a, [f32]>, ExportError> {
+        self.read_as(name, expected, self.precision.stream())
+    }
+
+    /// Reads the matrix of a linear layer; checks as [`read`](Self::read).
+    pub(crate) fn read_matrix(&self, name: &str, expected: &[usize]) -> Result<Cow<'a, [f32]>, ExportError> {
+        self.read_as(name, expected, self.precision.rounds_to())
+    }
+
+    fn read_as(&self, name: &str, expected: &[usize], to: DType) -> Result<Cow<'a, [f32]>, ExportError> {
         let data = self.read_unbounded(name, expected)?;
-        let largest = match self.precision {
-            Precision::Fp32 => return Ok(data),
-            Precision::Fp16 => f16::MAX.to_f32(),
-            Precision::Bf16 => bf16::MAX.to_f32(),
+        let largest = match to {
+            DType::F16 => f16::MAX.to_f32(),
+            DType::BF16 => bf16::MAX.to_f32(),
+            _ => return Ok(data),
         };
         match data.iter().position(|v| v.abs() > largest) {
             None => Ok(data),
@@ -197,6 +206,15 @@ impl<'a> WeightStore<'a> {
             size: self.offset,
             sha256: hex::encode(self.hash.finalize()),
         })
+    }
+}
+
+/// The nearest numbers of a half type, ties to even, as float32.
+pub(crate) fn rounded(data: &[f32], to: DType) -> Vec<f32> {
+    match to {
+        DType::F16 => data.iter().map(|v| f16::from_f32(*v).to_f32()).collect(),
+        DType::BF16 => data.iter().map(|v| bf16::from_f32(*v).to_f32()).collect(),
+        _ => data.to_vec(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use camino::Utf8PathBuf;
 use dpar_export_bundle::{Manifest, TargetError};
-use dpar_export_spec::{Capability, GraphSpec, Override, Point, Profile, Tuning, WeightMode};
+use dpar_export_spec::{Capability, GraphSpec, Override, Point, Precision, Profile, Tuning, WeightMode};
 
 /// Where the sizes to tune for come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,8 +64,15 @@ impl TrtPlan {
     /// The profiles of every graph, in the manifest's order, checked against the graphs' ranges.
     ///
     /// # Errors
-    /// When a profile or shape is malformed, names no axis or input of any graph, or does not fit.
+    /// When a profile or shape is malformed, names no axis or input of any graph, or does not fit; when the graphs have a
+    /// form that is for other engines.
     pub fn profiles(&self, manifest: &Manifest, tuning: &Tuning) -> Result<Vec<Vec<Profile>>, TargetError> {
+        if manifest.precision == Precision::Bf16AutocastExplicit {
+            let message =
+                "the graphs of this bundle round in float32, for engines without bfloat16; TensorRT has it";
+            let hint = "export the checkpoint with --target trt --precision bf16-autocast";
+            return Err(TargetError::refused(message.to_owned(), Some(hint)));
+        }
         self.check_names(manifest)?;
         manifest
             .graphs

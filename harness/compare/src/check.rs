@@ -95,10 +95,9 @@ impl Check {
     pub(crate) fn tensor(name: &str, shape: &[usize], reference: &[f32], found: &[f32], limit: f32) -> Self {
         let mut all = Differences::default();
         all.add(reference, found);
-        all.check(name, shape, limit)
+        all.check(name, shape, limit, None)
     }
 
-    /// The reference holds what this bundle cannot compute: no pass.
     pub(crate) fn impossible(name: &str, why: impl Into<String>) -> Self {
         Self { status: Status::Fail, ..Self::not_run(name, why) }
     }
@@ -188,6 +187,8 @@ pub(crate) struct Differences {
     /// Elements of the reference and of what was found.
     counts: [usize; 2],
     worst: f64,
+    /// Of all distances.
+    sum: f64,
     /// Place and values of the worst, the first of all where none differs.
     at: Option<(usize, f32, f32)>,
     /// The first difference that is no number.
@@ -200,6 +201,7 @@ impl Differences {
         for (i, (r, f)) in reference.iter().zip(found).enumerate() {
             let place = (self.counts[0] + i, *r, *f);
             let d = f64::from((r - f).abs());
+            self.sum += d;
             if !d.is_finite() && self.bad.is_none() && !(r.is_nan() && f.is_nan()) {
                 self.bad = Some(place);
             }
@@ -212,10 +214,11 @@ impl Differences {
         self.counts[1] += found.len();
     }
 
-    /// The check of tensors of shape `shape`.
-    pub(crate) fn check(&self, name: &str, shape: &[usize], limit: f32) -> Check {
+    /// The check of tensors of shape `shape`: no element further away than `limit`, and on average no further than `mean`,
+    /// where that is given.
+    pub(crate) fn check(&self, name: &str, shape: &[usize], limit: f32, mean: Option<f32>) -> Check {
         let [reference, found] = self.counts;
-        let detail = if reference == found {
+        let mut detail = if reference == found {
             let (at, values) = match self.bad.or(self.at) {
                 Some((at, r, f)) => (at, format!(": reference {r}, found {f}")),
                 None => (0, String::new()),
@@ -224,7 +227,12 @@ impl Differences {
         } else {
             format!("{found} values, the reference has {reference}")
         };
-        let pass = reference == found && self.bad.is_none() && self.worst <= f64::from(limit);
+        let mut pass = reference == found && self.bad.is_none() && self.worst <= f64::from(limit);
+        if let Some(limit) = mean {
+            let mean = self.sum / found.max(1) as f64;
+            detail += &format!("; mean difference {mean:.2e}, allowed {limit:.2e}");
+            pass &= mean <= f64::from(limit);
+        }
         Check {
             name: name.to_owned(),
             status: if pass { Status::Pass } else { Status::Fail },
@@ -321,7 +329,7 @@ mod tests {
             for rows in [1, 2, 4] {
                 let mut pieces = Differences::default();
                 reference.chunks(rows * 4).zip(found.chunks(rows * 4)).for_each(|(r, f)| pieces.add(r, f));
-                assert_eq!(pieces.check("x", &[6, 4], 2e-3), whole, "{rows} rows at a time");
+                assert_eq!(pieces.check("x", &[6, 4], 2e-3, None), whole, "{rows} rows at a time");
             }
             assert_eq!(whole.status == Status::Fail, nan.is_some() || whole.max_abs > Some(2e-3_f32.into()));
         }

@@ -27,7 +27,7 @@ use dpar_export_decode::generate::{
     DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model,
 };
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
-use dpar_export_spec::Precision;
+use dpar_export_spec::{ComponentKind, Precision};
 
 use crate::check::{Check, Status};
 use crate::replay::{Follow, Forced, Replay, follow};
@@ -56,8 +56,8 @@ const BESIDE_THE_LOOP: usize = 2;
 fn limits(precision: Precision) -> (f64, Limits) {
     let graph = match precision {
         Precision::Fp32 => GRAPH_F32,
-        Precision::Fp16 => GRAPH_F16,
-        Precision::Bf16 => GRAPH_BF16,
+        Precision::Fp16 | Precision::Fp16Autocast => GRAPH_F16,
+        Precision::Bf16 | Precision::Bf16Autocast | Precision::Bf16AutocastExplicit => GRAPH_BF16,
     };
     // Two engines may each round elsewhere: the wider kind covers both.
     (graph, Limits::between(precision, precision, ArithmeticKind::Wider))
@@ -67,8 +67,8 @@ fn limits(precision: Precision) -> (f64, Limits) {
 /// pixels (steps of 1/255 over [−1, 1]), since convolutions that keep their sums in that type are further off than other
 /// graphs.
 fn image_limit(graph: f64, precision: Precision, kinds: [ArithmeticKind; 2]) -> f64 {
-    if precision == Precision::Fp32 {
-        return graph;
+    if precision.of_component(ComponentKind::Vq.name()) == Precision::Fp32 {
+        return GRAPH_F32;
     }
     let [a, b] = kinds.map(|kind| Limits::between(Precision::Fp32, precision, kind).image_lsb);
     graph.max(f64::from(a.max(b)) / 127.5)
@@ -546,7 +546,7 @@ fn against_reference(
     let (Some(replay), Some(arithmetic)) = (&outcome.replay, &outcome.result.arithmetic) else {
         return Ok(None);
     };
-    let limits = Limits::between(golden.precision, bundle.manifest().precision, arithmetic.kind);
+    let limits = Limits::between(golden.recorded, bundle.manifest().precision, arithmetic.kind);
     let tolerance = tolerance(&limits, 1.0);
     golden.follow(replay);
     let sizes = sizes(bundle, options);

@@ -4,9 +4,10 @@ use camino::Utf8Path;
 use dpar_export_decode::generate::shift_entropy;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::patches::unpad;
-use dpar_export_spec::{Precision, SystemSpec};
+use dpar_export_spec::SystemSpec;
 
 use crate::replay::{Forced, Replay};
+use crate::tolerance::Recorded;
 use crate::verify::open;
 
 /// Tokens that a reference gives, and what it computed for them.
@@ -16,8 +17,8 @@ pub(crate) struct Reference {
     pub(crate) replay: Replay,
     /// Whether the reference holds patch lengths.
     pub(crate) has_patches: bool,
-    /// Arithmetic that it was computed in: fp32 unless it says otherwise.
-    pub(crate) precision: Precision,
+    /// What it was computed with.
+    pub(crate) recorded: Recorded,
 }
 
 impl Reference {
@@ -70,6 +71,6 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
             guided: None,
         },
         has_patches,
-        precision: settings.precision(),
+        recorded: settings.recorded(),
     })
 }

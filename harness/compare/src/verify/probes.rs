@@ -41,8 +41,10 @@ pub const PREFIX_BF16: f64 = 3.2e-1;
 fn tolerances(precision: Precision) -> (f64, Tolerance) {
     match precision {
         Precision::Fp32 => (PREFIX_F32, BATCH_F32),
-        Precision::Fp16 => (PREFIX_F16, BATCH_F16),
-        Precision::Bf16 => (PREFIX_BF16, BATCH_BF16),
+        Precision::Fp16 | Precision::Fp16Autocast => (PREFIX_F16, BATCH_F16),
+        Precision::Bf16 | Precision::Bf16Autocast | Precision::Bf16AutocastExplicit => {
+            (PREFIX_BF16, BATCH_BF16)
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
 use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Serialize;
 
-use super::reference::{ARRAYS, GOLDEN_JSON, RecordedFile};
+use super::reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile};
 
 /// What to record.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +44,12 @@ pub struct Golden {
     pub steps_teacher: Vec<usize>,
     /// Steps of each greedy image.
     pub steps_greedy: Vec<usize>,
+    /// What the arrays are rounded to.
+    pub arithmetic: ArithmeticWord,
+    /// What computed them, e.g. `cpu`.
+    pub device: String,
+    /// The library that computed them, and its version.
+    pub library: String,
     /// What recorded it.
     pub provenance: Provenance,
     /// The arrays' size and SHA-256, which `verify` checks.
@@ -141,6 +147,9 @@ pub fn record(
         ),
         steps_teacher: scores.patch_lengths.iter().map(Vec::len).collect(),
         steps_greedy: greedy.iter().map(Stream::steps).collect(),
+        arithmetic: bundle.manifest().precision.into(),
+        device: runtime.info().device.clone(),
+        library: format!("{} {}", runtime.info().engine, runtime.info().version),
         provenance: Provenance {
             tool: ToolEntry::this(),
             bundle: bundle.manifest_sha256().to_owned(),

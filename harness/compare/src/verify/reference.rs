@@ -5,7 +5,11 @@ use dpar_export_bundle::digest;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_spec::Precision;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use crate::tolerance::Recorded;
 
 /// The arrays, in the order of preference: a folder holds one of the two.
 pub const ARRAYS: [&str; 2] = ["golden.safetensors", "golden.npz"];
@@ -36,8 +40,53 @@ pub(crate) struct Settings {
     pub(super) steps_greedy: Option<Vec<usize>>,
     /// Sizes and digests, where the reference was recorded with them.
     files: Vec<RecordedFile>,
+    /// What it was computed in, where it says so.
+    arithmetic: Option<ArithmeticWord>,
+    /// What computed it: `cpu`, or the name of a GPU.
+    device: Option<String>,
     /// What it was computed with, where it says so.
+    #[serde(deserialize_with = "source")]
     provenance: Option<Source>,
+}
+
+/// The arithmetic of a reference: what its numbers were rounded to, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArithmeticWord {
+    /// Nothing was rounded further.
+    Float32,
+    /// Everything, to fp16.
+    Fp16,
+    /// Everything, to bfloat16.
+    Bf16,
+    /// Products, to fp16: `torch.autocast(float16)`.
+    Fp16Autocast,
+    /// Products, to bfloat16: `torch.autocast(bfloat16)`.
+    Bf16Autocast,
+}
+
+impl From<Precision> for ArithmeticWord {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp32 => Self::Float32,
+            Precision::Fp16 => Self::Fp16,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Fp16Autocast => Self::Fp16Autocast,
+            Precision::Bf16Autocast | Precision::Bf16AutocastExplicit => Self::Bf16Autocast,
+        }
+    }
+}
+
+impl From<ArithmeticWord> for Precision {
+    fn from(word: ArithmeticWord) -> Self {
+        match word {
+            ArithmeticWord::Float32 => Self::Fp32,
+            ArithmeticWord::Fp16 => Self::Fp16,
+            ArithmeticWord::Bf16 => Self::Bf16,
+            ArithmeticWord::Fp16Autocast => Self::Fp16Autocast,
+            ArithmeticWord::Bf16Autocast => Self::Bf16Autocast,
+        }
+    }
 }
 
 /// The part of a provenance that a comparison depends on.
@@ -46,15 +95,30 @@ struct Source {
     precision: Option<Precision>,
 }
 
+/// What this tool records; or words for people, of which nothing is read.
+fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Source>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null | Value::String(_) => Ok(None),
+        recorded => Source::deserialize(recorded).map(Some).map_err(D::Error::custom),
+    }
+}
+
 impl Settings {
-    /// Arithmetic of the reference: fp32 unless it says otherwise.
-    pub(crate) fn precision(&self) -> Precision {
-        self.said_precision().unwrap_or_default()
+    /// What the reference was computed with: in float32 on a CPU unless it says otherwise.
+    pub(crate) fn recorded(&self) -> Recorded {
+        Recorded {
+            precision: self.said_precision().unwrap_or_default(),
+            on_gpu: self.device.as_ref().is_some_and(|d| !d.eq_ignore_ascii_case("cpu")),
+        }
     }
 
     /// Arithmetic of the reference, where it says one.
     pub(super) fn said_precision(&self) -> Option<Precision> {
-        self.provenance.as_ref().and_then(|s| s.precision)
+        self.arithmetic.map(Precision::from).or(self.provenance_precision())
+    }
+
+    fn provenance_precision(&self) -> Option<Precision> {
+        self.provenance.as_ref().and_then(|s| s.precision).map(Precision::numbers)
     }
 }
 
@@ -121,5 +185,11 @@ fn settings(folder: &Utf8Path) -> Result<Settings, RunError> {
     }
     let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{path}: {e}"));
     let text = dpar_export_inputs::read_to_string(&path, MOST_SETTINGS).map_err(|e| bad(&e))?;
-    serde_json::from_str(&text).map_err(|e| bad(&e))
+    let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+    if let Some((word, other)) = settings.arithmetic.map(Precision::from).zip(settings.provenance_precision())
+        && word != other
+    {
+        return Err(bad(&format!("arithmetic says {word}, provenance.precision says {other}")));
+    }
+    Ok(settings)
 }

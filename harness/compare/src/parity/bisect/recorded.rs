@@ -34,7 +34,7 @@ pub fn against_recorded(
     let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
     golden.follow(&own);
     let precision = bundle.manifest().precision;
-    let limit = tolerance(&Limits::between(golden.precision, precision, runtime.arithmetic().kind), 1.0);
+    let limit = tolerance(&Limits::between(golden.recorded, precision, runtime.arithmetic().kind), 1.0);
     let symptom = symptom(bundle, &golden.replay, &own, false, limit)?;
     let mut graph = None;
     let mut note = None;
