@@ -6,7 +6,6 @@ use dpar_export_checkpoint::{CheckpointError, ErrorKind};
 use dpar_export_metrics::MetricError;
 use dpar_export_onnx::ExportError;
 
-use super::failure::Exit;
 use crate::arrays::{ArrayError, ArrayErrorKind};
 use crate::attest::AttestError;
 use crate::bundle::{BundleError, ManifestError, TargetError, TargetErrorKind};
@@ -16,6 +15,26 @@ use crate::generate::sampler::SampleError;
 use crate::picture::PictureError;
 use crate::runtime::RunError;
 use crate::staging::StagingError;
+
+/// Exit codes, the same for every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// Everything asked for was done and every check passed.
+    Pass = 0,
+    /// A gate or parity check failed.
+    Failed = 1,
+    /// Usage, or bad input.
+    Usage = 2,
+    /// An engine, library or device is not available.
+    Unavailable = 3,
+    /// The statistics decide nothing: more images or seeds are needed.
+    Inconclusive = 4,
+    /// A file does not match its recorded hash.
+    Integrity = 5,
+    /// Interrupted by the user (128 + SIGINT).
+    Interrupted = 130,
+}
 
 /// Why a command ended without its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

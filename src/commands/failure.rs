@@ -7,6 +7,7 @@ use dpar_export_onnx::ExportError;
 use dpar_export_spec::Precision;
 use dpar_export_spec::text::{LONGEST_TEXT, cut};
 
+pub(crate) use super::cause::Exit;
 use super::cause::{Cause, Caused};
 use crate::arrays::{ArrayError, ArrayErrorKind};
 use crate::attest::AttestError;
@@ -16,26 +17,6 @@ use crate::generate::DecodeError;
 use crate::picture::PictureError;
 use crate::runtime::RunError;
 use crate::staging::StagingError;
-
-/// Exit codes, the same for every command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Exit {
-    /// Everything asked for was done and every check passed.
-    Pass = 0,
-    /// A gate or parity check failed.
-    Failed = 1,
-    /// Usage, or bad input.
-    Usage = 2,
-    /// An engine, library or device is not available.
-    Unavailable = 3,
-    /// The statistics decide nothing: more images or seeds are needed.
-    Inconclusive = 4,
-    /// A file does not match its recorded hash.
-    Integrity = 5,
-    /// Interrupted by the user (128 + SIGINT).
-    Interrupted = 130,
-}
 
 /// An error with its cause, from which the exit code follows, and the next step.
 #[derive(Debug)]

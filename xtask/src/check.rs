@@ -5,12 +5,10 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use camino::Utf8Path;
 
-use crate::{cargo, command, hostile, npz, onnx, report, step, tidy};
+use crate::{ALL_ENGINES, cargo, command, hostile, npz, onnx, report, step, tidy};
 
 /// Crates that only an optional feature compiles.
 const OPTIONAL: &[&str] = &["dpar-engine-candle", "dpar-engine-tensorrt"];
-/// Every optional engine: one build, so that nothing is compiled twice with other features.
-pub(crate) const ALL_ENGINES: &str = "dpar-export/tensorrt,dpar-export/candle";
 
 /// Runs every step, also after one failed, and fails if any did. `minimal` is a build without optional engines.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {

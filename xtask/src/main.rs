@@ -25,6 +25,9 @@ use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Parser, Subcommand};
 
+/// Every optional engine: one build, so that nothing is compiled twice with other features.
+const ALL_ENGINES: &str = "dpar-export/tensorrt,dpar-export/candle";
+
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Development tasks of dpar-export")]
 struct Args {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
-use crate::check::ALL_ENGINES;
+use crate::ALL_ENGINES;
 use crate::{bench_model, cargo, command, onnx};
 
 /// Below the workspace's folder, ignored by git.

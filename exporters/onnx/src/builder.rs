@@ -35,9 +35,6 @@ pub fn opset(precision: Precision) -> i64 {
 /// 2^16 + 1: splits the 24 bits of a float32 into the 8 of a bfloat16 and the rest.
 const SPLIT_BF16: f32 = 65537.0;
 
-/// The name of the constant that graphs with explicit rounding to bfloat16 have, and no others.
-pub(crate) const EXPLICIT_BF16: &str = "const/f32(65537.0)";
-
 /// IR version that belongs to an opset.
 fn ir_version(opset: i64) -> i64 {
     if opset == OPSET { 8 } else { 10 }

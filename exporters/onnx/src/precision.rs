@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use dpar_export_spec::{DType, GraphSpec, Port, Precision};
 use prost::Message;
 
-use crate::builder::EXPLICIT_BF16;
 use crate::proto::{BFLOAT16, FLOAT, FLOAT16, INT64, ModelProto, ValueInfoProto, elem_type};
+
+/// The name of the constant that graphs with explicit rounding to bfloat16 have, and no others.
+pub(crate) const EXPLICIT_BF16: &str = "const/f32(65537.0)";
 
 /// The normalised codebook, transposed: float32 in graphs of every precision.
 pub(crate) const NEAREST_TABLE: &str = "codebook.T";

@@ -15,7 +15,8 @@ use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use claim::{Claim, is_ours};
+use claim::Claim;
+use lock::is_ours;
 pub(crate) use lock::{Lock, PART, PREFIX, try_lock};
 pub use place::{Meeting, Place};
 use rename::{Identity, keep_beside, put, sync_folder, sync_tree};

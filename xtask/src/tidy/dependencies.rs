@@ -14,7 +14,7 @@ pub(crate) struct Edge {
 
 /// The layers, lowest first: a member depends on members of lower layers only.
 const LAYERS: &[&[&str]] = &[
-    &["dpar-export-spec", "dpar-export-metrics"],
+    &["dpar-export-spec", "dpar-export-inputs", "dpar-export-metrics"],
     &["dpar-engine-api", "dpar-export-checkpoint", "dpar-export-files"],
     &["dpar-engine-tract", "dpar-engine-ort", "dpar-engine-candle", "dpar-engine-tensorrt"],
     &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],

@@ -54,7 +54,7 @@ fn files_that_are_no_graphs_are_refused() {
     }
     std::fs::remove_file(&copied.graph.path).unwrap();
     let e = unreadable(&copied);
-    assert!(e.to_string().contains("cannot be found"), "{e}");
+    assert!(e.to_string().contains("No such file"), "{e}");
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::pickle::Value;
-use super::torch::{malformed, parse_prefix, place_all};
+use super::state::malformed;
+use super::torch::{parse_prefix, place_all};
 use super::{Contents, WeightFormat, state};
 use crate::{CheckpointError, ErrorKind};
 

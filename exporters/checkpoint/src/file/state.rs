@@ -2,10 +2,13 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use super::WeightFormat;
 use super::pickle::{self, Heap, Id, TensorDesc, Value};
-use super::torch::malformed;
 use crate::{CheckpointError, ErrorKind};
 
+pub(super) fn malformed(problem: impl Into<String>) -> ErrorKind {
+    ErrorKind::Malformed { format: WeightFormat::Torch, problem: problem.into() }
+}
 /// Keys under which a state dict may lie, in the order they are tried; after them the root itself.
 const WRAPPERS: [&str; 3] = ["model", "module", "state_dict"];
 /// Dictionaries in dictionaries that are looked at, and how many in all.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::pickle::{self, Heap, PickleError, TensorDesc, Value};
-use super::state::{self, StateDict};
+use super::state::{self, StateDict, malformed};
 use super::zip::{self, ZipError};
 use super::{Contents, Entry, Unread, WeightFormat, foreign};
 use crate::{CheckpointError, ErrorKind};
@@ -73,10 +73,6 @@ pub fn pickle_tensor_names(bytes: &[u8]) -> Result<Vec<String>, CheckpointError>
     let mut names: Vec<String> = state.tensors.into_iter().map(|(n, _)| n.to_owned()).collect();
     names.sort_unstable();
     Ok(names)
-}
-
-pub(super) fn malformed(problem: impl Into<String>) -> ErrorKind {
-    ErrorKind::Malformed { format: WeightFormat::Torch, problem: problem.into() }
 }
 
 fn parse(program: &[u8]) -> Result<Heap<'_>, ErrorKind> {

@@ -19,7 +19,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::StagingError;
-use super::lock::{Lock, PART, PREFIX, try_lock};
+use super::lock::{DIGITS, Lock, PART, PREFIX, is_ours, try_lock};
 use super::rename::{keep_beside, rename_new, sync_folder};
 
 const LOCK: &str = "lock";
@@ -27,16 +27,8 @@ const NEW: &str = "new";
 const OLD: &str = "old";
 const MOVED: &str = "moved.json";
 const MOVED_PART: &str = "moved.part";
-/// Hexadecimal digits of a key.
-const DIGITS: usize = 16;
 /// The name whose key a claim inside of the output has: no entry can have it.
 const INSIDE: &str = ".";
-
-/// Whether an entry has the name of a claim.
-pub(super) fn is_ours(name: &str) -> bool {
-    name.strip_prefix(PREFIX)
-        .is_some_and(|key| key.len() == DIGITS && key.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
-}
 
 fn is_part(name: &str) -> bool {
     name.starts_with(PREFIX) && name.ends_with(PART)

@@ -4,6 +4,15 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
+/// Hexadecimal digits of a key.
+pub(super) const DIGITS: usize = 16;
+
+/// Whether an entry has the name of a claim.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.strip_prefix(PREFIX)
+        .is_some_and(|key| key.len() == DIGITS && key.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
 /// How the names of everything temporary begin.
 pub(crate) const PREFIX: &str = ".dpar-export-";
 /// How the names of unfinished files end.

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::claim::is_ours;
+use super::lock::is_ours;
 
 /// Longest name that common file systems take, in bytes.
 const LONGEST_NAME: usize = 255;
