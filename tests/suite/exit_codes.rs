@@ -139,13 +139,12 @@ fn a_graph_that_engines_refuse_is_the_bundles_fault() {
     }
 }
 
-/// Attributes on which an engine's library asserts: an error in its words, and no trace of the panic that it was.
+/// Attributes on which engines' libraries assert: refused in words, whoever notices first, and no trace of a panic.
 #[test]
-fn caught_panics_are_errors_and_print_nothing_of_their_own() {
+fn graphs_that_no_engine_can_take_are_errors_and_nothing_else_is_printed() {
     let temp = Temp::new();
     let good = temp.path("good");
     export("variants/token/dpar", &LoadOptions::default(), &good);
-    let mut gave_up = Vec::new();
     for op in ["ReduceMean", "Transpose", "Split", "Gather"] {
         let bad = temp.path(op);
         copy(&good, &bad);
@@ -182,12 +181,8 @@ fn caught_panics_are_errors_and_print_nothing_of_their_own() {
             ends(&run, 2, "decoder_step", &format!("{op} on {engine}"));
             assert_eq!(run.stderr.matches("error:").count(), 1, "{op} on {engine}: {}", run.stderr);
             assert!(!run.stderr.contains("backtrace"), "{op} on {engine}: {}", run.stderr);
-            if run.stderr.contains("gave up") {
-                gave_up.push(format!("{op} on {engine}"));
-            }
         }
     }
-    assert!(gave_up.iter().any(|g| g.ends_with("tract")), "no panic was caught: {gave_up:?}");
 }
 
 /// A number in both configurations, and a table that has not its rows: no export wrote that.
@@ -251,7 +246,9 @@ fn within(kib: u64, args: &[&str], variables: &[(&str, &str)]) -> Run {
     let script = format!("ulimit -v {kib}; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
     command.args(["-c", &script]).arg(assert_cmd::cargo::cargo_bin("dpar-export")).args(args);
-    let output = command.env("NO_COLOR", "1").envs(variables.iter().copied()).output().unwrap();
+    // Large stacks and one arena: what is left when a thread is refused is room enough to say so.
+    let room = [("RUST_MIN_STACK", "33554432"), ("MALLOC_ARENA_MAX", "1")];
+    let output = command.env("NO_COLOR", "1").envs(room).envs(variables.iter().copied()).output().unwrap();
     Run {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
