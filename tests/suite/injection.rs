@@ -151,11 +151,11 @@ fn words(f: &Files) -> Vec<Place> {
         place("metrics --activations", &["metrics", "--activations", &npz, "--reference", &npz]),
         place(
             "evaluate --samples",
-            &["evaluate", "--samples", dir, "--reference", "x", "--extractor", network.as_str(), "-o", "x"],
+            &["evaluate", "--samples", dir, "--reference", "x", "--extractor", network.as_str(), "-o", "y"],
         ),
         place(
             "evaluate --extractor",
-            &["evaluate", "--samples", &samples, "--reference", "x", "--extractor", dir, "-o", "x"],
+            &["evaluate", "--samples", &samples, "--reference", "x", "--extractor", dir, "-o", "y"],
         ),
         place("reproduce --reference", &["reproduce", b, "--reference", dir]),
         place("reproduce --paper", &["reproduce", "--paper", h, "--runs", "x"]),
@@ -215,11 +215,7 @@ fn contents(f: &Files) -> Vec<Place> {
     // YAML reads the escapes of JSON, and refuses controls that are not escaped.
     let units = h.encode_utf16().map(|u| format!("\\u{u:04x}")).collect::<String>();
     let quoted = format!("\"{units}\"");
-    let graph = f.forged("graph", |m| {
-        let mut more = m["graphs"][0].clone();
-        more["name"] = HOSTILE.into();
-        m["graphs"].as_array_mut().unwrap().push(more);
-    });
+    let graph = forged("graph", |m| &mut m["graphs"][0]["name"]);
     let weights = fixture("dpar-small/vq.pt").into_string();
     let experiment = f.temp.path("experiment");
     crate::faults::copy(&fixture("dpar-small/dpar"), &experiment);

@@ -10,11 +10,11 @@ fn rows(spec: &ComponentSpec) -> Vec<(&'static str, usize)> {
     match spec {
         ComponentSpec::Dpar(s) => vec![
             ("tok_embeddings.weight", s.token_rows),
-            ("cls_embedding.embedding_table.weight", s.num_classes.saturating_add(1)),
+            ("cls_embedding.embedding_table.weight", s.class_rows()),
         ],
         ComponentSpec::Entropy(s) => vec![("tok_embeddings.weight", s.token_rows)],
         ComponentSpec::Llamagen(s) => {
-            let classes = s.num_classes.unwrap_or(0).saturating_add(1);
+            let classes = s.class_rows();
             vec![("slot_embeddings", s.token_rows.saturating_add(classes))]
         }
         ComponentSpec::Vq(s) => vec![("codebook", s.codebook)],
