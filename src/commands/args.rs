@@ -7,10 +7,12 @@ use dpar_export_checkpoint::LoadOptions;
 use super::precision::PrecisionArgs;
 
 mod device;
+mod sampler;
 mod trt;
 
 pub(crate) use super::doctor::DoctorArgs;
 pub(crate) use device::DeviceArgs;
+pub(crate) use sampler::SamplerWord;
 pub(crate) use trt::TrtArgs;
 
 /// Turn trained DPAR and LlamaGen checkpoints into ONNX bundles, run them, verify them.
@@ -269,6 +271,9 @@ pub(crate) struct GenerateArgs {
     /// Take the most likely token instead of drawing
     #[arg(long)]
     pub(crate) greedy: bool,
+    /// How a random number picks a token
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "cdf", conflicts_with = "greedy")]
+    pub(crate) sampler: SamplerWord,
     /// Divide the logits by this
     #[arg(long, value_name = "X", default_value = "1.0", value_parser = temperature, conflicts_with = "greedy")]
     pub(crate) temperature: f32,

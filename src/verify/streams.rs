@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::tolerance::Limits;
 use super::{Check, Decision, Flip, boundary_flip, mean, or_bad_output, starts};
 use crate::arrays::ArrayFile;
-use crate::generate::sampler::SamplerOptions;
+use crate::generate::sampler::{Method, SamplerOptions};
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::patches::unpad;
 use crate::runtime::{Progress, RunError, Runtime};
@@ -18,6 +18,9 @@ use crate::runtime::{Progress, RunError, Runtime};
 struct Settings {
     seed: u64,
     cfg_scale: f32,
+    /// Absent in references from before there was a choice.
+    #[serde(default)]
+    sampler: Method,
     #[serde(default = "one")]
     temperature: f32,
     #[serde(default)]
@@ -111,6 +114,7 @@ impl ReferenceStreams {
             cfg_scale: s.cfg_scale,
             cfg_interval: None,
             sampler: SamplerOptions {
+                method: s.sampler,
                 temperature: s.temperature,
                 top_k: s.top_k,
                 top_p: s.top_p,
@@ -127,10 +131,15 @@ impl ReferenceStreams {
 
     /// The first decision of each stream that differs, judged; `streams` are the first images.
     pub fn first_flips(&self, rule: &PatchRule, limits: &Limits, streams: &[Stream]) -> Vec<Flip> {
+        let tie = match self.settings.sampler {
+            Method::Cdf => limits.draw_tie,
+            // Noise is the same on both sides: what is left is the gap of two logits, as in a greedy decision.
+            Method::Gumbel => limits.greedy_tie / self.settings.temperature,
+        };
         let of = |(i, stream): (usize, &Stream)| {
             let row =
                 |slot: usize| (self.tokens[i * self.length + slot], self.margins[i * self.length + slot]);
-            first_flip(rule, limits, i, stream, &row, &self.lengths[i])
+            first_flip(rule, [limits.boundary_tie, tie], i, stream, &row, &self.lengths[i])
         };
         streams.iter().enumerate().filter_map(of).collect()
     }
@@ -195,7 +204,7 @@ pub fn verify_streams(
 }
 
 /// The first decision of a sampled stream that differs from the reference; `row(slot)` is the reference's token
-/// and draw margin.
+/// and draw margin, `ties` are the limits of boundaries and draws.
 ///
 /// A token flip is judged by the reference's margin alone: the distance of u to the drawn token's interval does not say
 /// which token lies beyond it, and neither file nor stream keeps the distributions that would. In fp32, where the limit
@@ -203,7 +212,7 @@ pub fn verify_streams(
 /// bounds them ([`Limits::ties`]).
 fn first_flip(
     rule: &PatchRule,
-    limits: &Limits,
+    [boundary_tie, draw_tie]: [f32; 2],
     image: usize,
     stream: &Stream,
     row: &dyn Fn(usize) -> (i64, f32),
@@ -213,7 +222,7 @@ fn first_flip(
     for (slot, &token) in stream.tokens.iter().enumerate() {
         if reference.get(slot) != found.get(slot) {
             let opens = reference.get(slot) == Some(&true);
-            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, limits.boundary_tie));
+            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, boundary_tie));
         }
         let (wanted, margin) = row(slot);
         if wanted != i64::from(token) {
@@ -224,7 +233,7 @@ fn first_flip(
                 reference: wanted,
                 found: i64::from(token),
                 margin: Some(margin),
-                limit: limits.draw_tie,
+                limit: draw_tie,
                 near_tie: false,
             };
             return Some(flip.judged());
