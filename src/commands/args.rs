@@ -11,10 +11,12 @@ use crate::arrays::ArrayFile;
 
 mod component;
 mod device;
+mod sampler;
 mod trt;
 
 pub(crate) use component::{Component, ComponentArgs, resize};
 pub(crate) use device::DeviceArgs;
+pub(crate) use sampler::SamplerWord;
 pub(crate) use trt::TrtArgs;
 
 /// What to export to.
@@ -233,6 +235,9 @@ pub(crate) struct GenerateArgs {
     /// Take the most likely token instead of drawing
     #[arg(long)]
     pub(crate) greedy: bool,
+    /// How a random number picks a token
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "cdf", conflicts_with = "greedy")]
+    pub(crate) sampler: SamplerWord,
     /// Divide the logits by this
     #[arg(long, value_name = "X", default_value = "1.0", value_parser = temperature, conflicts_with = "greedy")]
     pub(crate) temperature: f32,

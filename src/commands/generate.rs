@@ -26,6 +26,7 @@ const GRID_PIXELS: usize = 128;
 
 pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure> {
     let sampler = SamplerOptions {
+        method: args.sampler.into(),
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,

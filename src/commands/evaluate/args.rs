@@ -3,7 +3,7 @@
 use camino::Utf8PathBuf;
 use clap::Args;
 
-use crate::commands::args::{EngineArgs, Interval, MAX_IMAGES, guidance, interval, temperature};
+use crate::commands::args::{EngineArgs, Interval, MAX_IMAGES, SamplerWord, guidance, interval, temperature};
 use crate::commands::metrics::ProtocolArgs;
 
 /// Metrics of images.
@@ -76,6 +76,17 @@ pub(crate) struct DrawArgs {
     /// Take the most likely token instead of drawing
     #[arg(long, requires = "bundle", help_heading = "Generation")]
     pub(crate) greedy: bool,
+    /// How a random number picks a token
+    #[arg(
+        long,
+        value_enum,
+        value_name = "METHOD",
+        default_value = "cdf",
+        requires = "bundle",
+        conflicts_with = "greedy",
+        help_heading = "Generation"
+    )]
+    pub(crate) sampler: SamplerWord,
     /// Divide the logits by this
     #[arg(long, value_name = "X", default_value = "1.0", requires = "bundle", value_parser = temperature, conflicts_with = "greedy", help_heading = "Generation")]
     pub(crate) temperature: f32,

@@ -58,6 +58,7 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
         return job.run(&source).map_err(resumable);
     };
     let sampler = SamplerOptions {
+        method: draw.sampler.into(),
         temperature: draw.temperature,
         top_k: draw.top_k,
         top_p: draw.top_p,

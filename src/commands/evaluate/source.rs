@@ -95,7 +95,7 @@ impl Source<'_> {
         Some(json!({
             "bundle": runtime.bundle().manifest_sha256(), "engine": engine,
             "cfg_scale": options.cfg_scale, "cfg_interval": options.cfg_interval, "seed": options.seed,
-            "greedy": sampler.greedy, "temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p,
+            "sampler": sampler.method, "greedy": sampler.greedy, "temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p,
         }))
     }
 

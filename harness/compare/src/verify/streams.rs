@@ -2,7 +2,7 @@
 //! everything for every token.
 
 use camino::Utf8Path;
-use dpar_export_decode::generate::sampler::SamplerOptions;
+use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::arrays::ArrayFile;
@@ -19,6 +19,9 @@ use crate::tolerance::Limits;
 struct Settings {
     seed: u64,
     cfg_scale: f32,
+    /// Absent in references from before there was a choice.
+    #[serde(default)]
+    sampler: Method,
     #[serde(default = "one")]
     temperature: f32,
     #[serde(default)]
@@ -112,6 +115,7 @@ impl ReferenceStreams {
             cfg_scale: s.cfg_scale,
             cfg_interval: None,
             sampler: SamplerOptions {
+                method: s.sampler,
                 temperature: s.temperature,
                 top_k: s.top_k,
                 top_p: s.top_p,
@@ -128,10 +132,15 @@ impl ReferenceStreams {
 
     /// The first decision of each stream that differs, judged; `streams` are the first images.
     pub fn first_flips(&self, rule: &PatchRule, limits: &Limits, streams: &[Stream]) -> Vec<Flip> {
+        let tie = match self.settings.sampler {
+            Method::Cdf => limits.draw_tie,
+            // Noise is the same on both sides: what is left is the gap of two logits, as in a greedy decision.
+            Method::Gumbel => limits.greedy_tie / self.settings.temperature,
+        };
         let of = |(i, stream): (usize, &Stream)| {
             let row =
                 |slot: usize| (self.tokens[i * self.length + slot], self.margins[i * self.length + slot]);
-            first_flip(rule, limits, i, stream, &row, &self.lengths[i])
+            first_flip(rule, [limits.boundary_tie, tie], i, stream, &row, &self.lengths[i])
         };
         streams.iter().enumerate().filter_map(of).collect()
     }
@@ -196,7 +205,7 @@ pub fn verify_streams(
 }
 
 /// The first decision of a sampled stream that differs from the reference; `row(slot)` is the reference's token
-/// and draw margin.
+/// and draw margin, `ties` are the limits of boundaries and draws.
 ///
 /// A token flip is judged by the reference's margin alone: the distance of u to the drawn token's interval does not say
 /// which token lies beyond it, and neither file nor stream keeps the distributions that would. In fp32, where the limit
@@ -204,7 +213,7 @@ pub fn verify_streams(
 /// bounds them ([`Limits::ties`]).
 fn first_flip(
     rule: &PatchRule,
-    limits: &Limits,
+    [boundary_tie, draw_tie]: [f32; 2],
     image: usize,
     stream: &Stream,
     row: &dyn Fn(usize) -> (i64, f32),
@@ -214,7 +223,7 @@ fn first_flip(
     for (slot, &token) in stream.tokens.iter().enumerate() {
         if reference.get(slot) != found.get(slot) {
             let opens = reference.get(slot) == Some(&true);
-            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, limits.boundary_tie));
+            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, boundary_tie));
         }
         let (wanted, margin) = row(slot);
         if wanted != i64::from(token) {
@@ -225,7 +234,7 @@ fn first_flip(
                 reference: wanted,
                 found: i64::from(token),
                 margin: Some(margin),
-                limit: limits.draw_tie,
+                limit: draw_tie,
                 near_tie: false,
             };
             return Some(flip.judged());

@@ -17,7 +17,7 @@ pub use llamagen::LlamagenModel;
 pub use model::{ClosedPatch, SlotLogits, StepModel};
 pub use teacher::{TeacherForced, shift_entropy};
 
-use sampler::{SampleError, Sampler, SamplerOptions, guide, image_key, random_class, uniform};
+use sampler::{SampleError, Sampler, SamplerOptions, guide, image_key, random_class};
 
 /// The additive mask value of a slot that may not be looked at: exp underflows to 0 after softmax's shift, and
 /// a fully masked (padding) line stays finite.
@@ -72,8 +72,7 @@ pub struct Stream {
     pub patch_lengths: Vec<usize>,
     /// e_t at index t in nats; NaN at 0 and where no entropy model runs.
     pub entropy: Vec<f32>,
-    /// How near each draw was to another token: distance of u to the boundaries of the drawn interval
-    /// (probability), or with greedy decoding the gap of the two best logits.
+    /// How near each draw was to another token ([`sampler::Draw::margin`]).
     pub margin: Vec<f32>,
 }
 
@@ -213,7 +212,7 @@ pub fn decode_batch(
                 None => conditional,
             };
             let draw = sampler
-                .draw(final_logits, uniform(keys[row], t as u64))
+                .draw_at(final_logits, keys[row], t as u64)
                 .map_err(sample_error(stream.request.index, t))?;
             stream.tokens.push(draw.token);
             stream.margin.push(draw.margin);

@@ -2,7 +2,11 @@
 //! engine, the batch or the order in which images are made. Every formula is that of the sampler section of the
 //! decoding spec.
 
+mod gumbel;
+
 use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
 
 /// 2⁶⁴ / golden ratio, SplitMix64's increment.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -19,10 +23,14 @@ pub fn image_key(seed: u64, image: u64) -> u64 {
     sm64(seed.wrapping_add(GOLDEN.wrapping_mul(image.wrapping_add(1))))
 }
 
-/// The uniform number in [0, 1) of slot `slot`: the upper 53 bits of sm64(key + G·(slot + 1)), times 2⁻⁵³.
+/// The random bits of slot `slot`: sm64(key + G·(slot + 1)).
+fn slot_key(key: u64, slot: u64) -> u64 {
+    sm64(key.wrapping_add(GOLDEN.wrapping_mul(slot.wrapping_add(1))))
+}
+
+/// The uniform number in [0, 1) of slot `slot`: the upper 53 of its random bits, times 2⁻⁵³.
 pub fn uniform(key: u64, slot: u64) -> f64 {
-    let bits = sm64(key.wrapping_add(GOLDEN.wrapping_mul(slot.wrapping_add(1)))) >> 11;
-    bits as f64 * (1.0 / (1_u64 << 53) as f64)
+    (slot_key(key, slot) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
 }
 
 /// The class of an image whose label is random: key mod `num_classes`, and 0 where there are no classes.
@@ -42,9 +50,23 @@ pub fn guide(cond: &[f32], uncond: &[f32], scale: f32, out: &mut [f32]) {
     }
 }
 
+/// How a random number picks a token. Both draw from the same distribution.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// One number a slot, held against the running sum of probabilities. Its boundaries are V numbers, of which one lies
+    /// next to the random number often enough that rounding parts streams.
+    #[default]
+    Cdf,
+    /// One number a token, as noise on its logit; the largest sum wins. Rounding parts streams where the two best tie.
+    Gumbel,
+}
+
 /// How a token is drawn from logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
+    /// How a random number picks a token; not used when greedy.
+    pub method: Method,
     /// Logits are divided by this (f32) before anything else; greater than 0.
     pub temperature: f32,
     /// Keep every logit ≥ the k-th largest; 0 = off.
@@ -59,7 +81,7 @@ pub struct SamplerOptions {
 impl Default for SamplerOptions {
     /// The protocol of the published FIDs: temperature 1, no top-k, no top-p.
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, greedy: false }
+        Self { method: Method::default(), temperature: 1.0, top_k: 0, top_p: 1.0, greedy: false }
     }
 }
 
@@ -120,8 +142,9 @@ impl SampleError {
 pub struct Draw {
     /// The token.
     pub token: u32,
-    /// How far the draw was from another one. Sampled: min(u − c_{i−1}, c_i − u) with c the running sum over the
-    /// kept tokens, normalised to 1, c_{−1} = 0. Greedy: the gap between the two largest logits (∞ for one logit).
+    /// How far the draw was from another one. [`Method::Cdf`]: min(u − c_{i−1}, c_i − u) with c the running sum over the
+    /// kept tokens, normalised to 1, c_{−1} = 0. [`Method::Gumbel`]: the gap between the two largest of the kept logits over
+    /// the temperature plus noise. Greedy: the gap between the two largest logits. ∞ where there is one logit only.
     pub margin: f32,
 }
 
@@ -153,7 +176,25 @@ impl Sampler {
         &self.options
     }
 
-    /// Draws a token from (guided) logits `[V]` with the uniform number `u` of its slot (not used when greedy).
+    /// Draws the token of slot `slot` of the image with key `key` from (guided) logits `[V]`.
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw).
+    pub fn draw_at(&mut self, logits: &[f32], key: u64, slot: u64) -> Result<Draw, SampleError> {
+        if self.options.greedy || self.options.method == Method::Cdf {
+            return self.draw(logits, uniform(key, slot));
+        }
+        let max = self.keep(logits)?;
+        if self.options.top_p < 1.0 {
+            self.weigh(max);
+            self.keep_top_p();
+        }
+        let (token, gap) = gumbel::draw(&self.scaled, slot_key(key, slot));
+        Ok(Draw { token: token as u32, margin: gap as f32 })
+    }
+
+    /// Draws a token by the running sum from (guided) logits `[V]` with the uniform number `u` of its slot (not used when
+    /// greedy).
     ///
     /// Logits/temperature in f32 → top-k → top-p → softmax in f64 over the kept logits → running sum in f64 in
     /// index order → the first token whose running sum exceeds u·(total sum); if none, the last kept token.
@@ -167,13 +208,8 @@ impl Sampler {
         if !(0.0..1.0).contains(&u) {
             return Err(SampleError::Uniform(u));
         }
-        let max = self.scale(logits)?;
-        if self.options.top_k > 0 && self.options.top_k < logits.len() {
-            self.keep_top_k();
-        }
-        // Softmax numerators: a token that is not kept is at −∞ and weighs 0, like one that underflows.
-        self.sums.clear();
-        self.sums.extend(self.scaled.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()));
+        let max = self.keep(logits)?;
+        self.weigh(max);
         if self.options.top_p < 1.0 {
             self.keep_top_p();
         }
@@ -190,6 +226,21 @@ impl Sampler {
         let below = if token == 0 { 0.0 } else { self.sums[token - 1] / total };
         let margin = (u - below).min(self.sums[token] / total - u);
         Ok(Draw { token: token as u32, margin: margin as f32 })
+    }
+
+    /// Fills `scaled` with what top-k keeps; returns its maximum.
+    fn keep(&mut self, logits: &[f32]) -> Result<f32, SampleError> {
+        let max = self.scale(logits)?;
+        if self.options.top_k > 0 && self.options.top_k < logits.len() {
+            self.keep_top_k();
+        }
+        Ok(max)
+    }
+
+    /// Softmax numerators: a token that is not kept is at −∞ and weighs 0, like one that underflows.
+    fn weigh(&mut self, max: f32) {
+        self.sums.clear();
+        self.sums.extend(self.scaled.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()));
     }
 
     /// Fills `scaled`; returns its maximum.
@@ -287,7 +338,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sampler(temperature: f32, top_k: usize, top_p: f64) -> Sampler {
-        Sampler::new(SamplerOptions { temperature, top_k, top_p, greedy: false }).unwrap()
+        Sampler::new(SamplerOptions { temperature, top_k, top_p, ..SamplerOptions::default() }).unwrap()
     }
 
     /// Logits of the given probabilities.

@@ -1,0 +1,172 @@
+//! The Gumbel-max draw: the token whose logit plus noise is the largest, with noise that depends on (seed, image, slot,
+//! token) alone. No token's chance lies beside another's in a running sum, so that rounding moves a draw only where the two
+//! best of V sums are as near as the rounding itself.
+
+use super::{GOLDEN, sm64};
+
+/// Tokens that are looked at before the bound below is made sharper.
+const CHUNK: usize = 64;
+/// Covers the rounding of [`above_exp`], which is below 1e-5.
+const SLACK: f64 = 1.0001;
+
+/// The token of the largest l + noise among those above −∞, the lowest on ties, and its distance to the next: ∞ for one token.
+///
+/// −ln(−ln u) exceeds d exactly where −ln u < e^−d, and −ln u is at least 1 − u: most tokens are ruled out without a
+/// logarithm by 1 − u against an upper bound of e^(l − second best).
+pub(super) fn draw(logits: &[f32], slot_key: u64) -> (usize, f64) {
+    let (mut token, mut best, mut second) = (0, f64::NEG_INFINITY, f64::NEG_INFINITY);
+    let mut state = slot_key;
+    for (chunk, values) in logits.chunks(CHUNK).enumerate() {
+        let mut units = [0.0; CHUNK];
+        let mut near = 0_u64;
+        for (i, (&logit, unit)) in values.iter().zip(&mut units).enumerate() {
+            state = state.wrapping_add(GOLDEN);
+            *unit = open_unit(sm64(state));
+            let bound = f64::from(above_exp((f64::from(logit) - second) as f32));
+            near |= u64::from(1.0 - *unit <= bound * SLACK) << i;
+        }
+        while near != 0 {
+            let i = near.trailing_zeros() as usize;
+            near &= near - 1;
+            if values[i] == f32::NEG_INFINITY {
+                continue;
+            }
+            let sum = f64::from(values[i]) - (-units[i].ln()).ln();
+            if sum > best {
+                (token, second, best) = (chunk * CHUNK + i, best, sum);
+            } else if sum > second {
+                second = sum;
+            }
+        }
+    }
+    (token, best - second)
+}
+
+/// The number in (0, 1) of 64 random bits: the middle of one of 2⁵³ equal parts.
+fn open_unit(bits: u64) -> f64 {
+    ((bits >> 11) as f64 + 0.5) * (1.0 / (1_u64 << 53) as f64)
+}
+
+/// Not below e^x but for rounding, and at most 6.2 % above it: 2^(n + f) ≤ 2^n·(1 + f), whose bits are those of a number
+/// with exponent n and mantissa f. NaN gives the smallest bound.
+fn above_exp(x: f32) -> f32 {
+    let binary = (x * std::f32::consts::LOG2_E).clamp(-126.0, 126.0);
+    f32::from_bits(((binary + 127.0) * (1_u32 << 23) as f32) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::generate::sampler::{Method, Sampler, SamplerOptions, image_key};
+
+    /// The same by the definition.
+    fn plain(logits: &[f32], slot_key: u64) -> (usize, f64) {
+        let mut sums: Vec<(usize, f64)> = logits
+            .iter()
+            .enumerate()
+            .filter(|(_, l)| **l > f32::NEG_INFINITY)
+            .map(|(v, l)| {
+                let bits = sm64(slot_key.wrapping_add(GOLDEN.wrapping_mul(v as u64 + 1)));
+                (v, f64::from(*l) - (-open_unit(bits).ln()).ln())
+            })
+            .collect();
+        sums.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        (sums[0].0, sums.get(1).map_or(f64::INFINITY, |s| sums[0].1 - s.1))
+    }
+
+    #[test]
+    fn what_is_skipped_could_not_have_won() {
+        for key in 0..2_000_u64 {
+            let n = 1 + (sm64(key) % 700) as usize;
+            let scale = [0.0, 1.0, 20.0, 3e4][key as usize % 4];
+            let logit = |v: usize| (open_unit(sm64(key ^ (v as u64) << 20)) as f32 - 0.5) * scale;
+            let mut logits: Vec<f32> = (0..n).map(logit).collect();
+            match key % 3 {
+                0 => logits.sort_by(f32::total_cmp),
+                1 => logits.iter_mut().step_by(2).skip(1).for_each(|l| *l = f32::NEG_INFINITY),
+                _ => {}
+            }
+            assert_eq!(draw(&logits, sm64(!key)), plain(&logits, sm64(!key)), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_bound_lies_above_the_exponential() {
+        for i in -3_000..3_000 {
+            let x = i as f32 * 0.029;
+            let (bound, exp) = (f64::from(above_exp(x)) * SLACK, f64::from(x).exp());
+            assert!(exp <= bound && bound < exp * 1.07, "{x}: {bound} {exp}");
+        }
+        assert!(above_exp(f32::NAN) < 1e-37 && above_exp(f32::INFINITY) > 1e37);
+    }
+
+    /// `gumbel.py`'s draws from the trained model's recorded logits.
+    #[test]
+    fn gumbel_draws_are_those_of_the_reference() {
+        #[derive(Deserialize)]
+        struct Case {
+            seed: u64,
+            #[serde(default = "one")]
+            temperature: f32,
+            #[serde(default)]
+            top_k: usize,
+            #[serde(default = "whole")]
+            top_p: f64,
+            tokens: Vec<Vec<u32>>,
+            smallest_margin: f64,
+        }
+        #[derive(Deserialize)]
+        struct Expected {
+            cases: Vec<Case>,
+        }
+        fn one() -> f32 {
+            1.0
+        }
+        fn whole() -> f64 {
+            1.0
+        }
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
+        let bytes = fs_err::read(format!("{fixtures}/emoji32/golden.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let logits = file.tensor("logits").unwrap();
+        let &[images, slots, vocab] = logits.shape() else { panic!("{:?}", logits.shape()) };
+        let values: Vec<f32> =
+            logits.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let text = fs_err::read_to_string(format!("{fixtures}/sampler/expected.json")).unwrap();
+        let expected: Expected = serde_json::from_str(&text).unwrap();
+        assert_eq!(expected.cases.len(), 6);
+        for case in expected.cases {
+            let Case { seed, temperature, top_k, top_p, .. } = case;
+            let options = SamplerOptions { method: Method::Gumbel, temperature, top_k, top_p, greedy: false };
+            let mut sampler = Sampler::new(options).unwrap();
+            let mut smallest = f32::INFINITY;
+            for (at, row) in values.chunks(vocab).enumerate() {
+                let (image, slot) = (at / slots, at % slots);
+                let draw = sampler.draw_at(row, image_key(seed, image as u64), slot as u64).unwrap();
+                assert_eq!(draw.token, case.tokens[image][slot], "seed {seed}, image {image}, slot {slot}");
+                smallest = smallest.min(draw.margin);
+            }
+            assert_eq!(case.tokens.len(), images);
+            assert!((f64::from(smallest) - case.smallest_margin).abs() < 1e-9, "{smallest}");
+        }
+    }
+
+    /// 20,000 draws of each method from one distribution: counts within five standard deviations of what it says.
+    #[test]
+    fn both_methods_draw_from_the_same_distribution() {
+        let p = [0.5, 0.25, 0.15, 0.1];
+        for method in [Method::Cdf, Method::Gumbel] {
+            let mut s = Sampler::new(SamplerOptions { method, ..SamplerOptions::default() }).unwrap();
+            let mut counts = [0_u32; 4];
+            for image in 0..20_000 {
+                counts[s.draw_at(&p.map(f32::ln), image_key(9, image), 3).unwrap().token as usize] += 1;
+            }
+            for (count, p) in counts.into_iter().zip(p) {
+                let (mean, deviation) = (20_000.0 * p, (20_000.0 * p * (1.0 - p)).sqrt());
+                assert!((count as f32 - mean).abs() < 5.0 * deviation, "{method:?}: {counts:?}");
+            }
+        }
+    }
+}
