@@ -59,7 +59,7 @@ fn contradictions_are_named() {
         assert_eq!((e.graph.as_str(), e.profile.as_str()), ("attention_step", "p"));
     };
     refused(&[axis("bath", Point::Max, 1)], "no axis `bath`; the graph has batch, past_tokens, tokens");
-    refused(&[port("mosk", Point::Max, &[1])], "no input `mosk`; the graph has tokens, ");
+    refused(&[port("mosk", Point::Max, &[1])], "no input `mosk`; the graph has mask, past_key_0, ");
     refused(&[axis("batch", Point::Max, 5)], "axis `batch` is 1 to 5, the graph takes 1 to 4");
     refused(&[axis("batch", Point::Min, 0)], "axis `batch` is 0 to 4, the graph takes 1 to 4");
     let order = [axis("batch", Point::Min, 3), axis("batch", Point::Opt, 2)];
