@@ -158,7 +158,7 @@ impl Files {
         let to = folder.join(from.file_name().unwrap_or_default());
         let copy = || -> std::io::Result<()> {
             let mut target = fs_err::OpenOptions::new().write(true).create_new(true).open(&to)?;
-            std::io::copy(&mut fs_err::File::open(&from)?, &mut target).map(|_| ())
+            std::io::copy(&mut dpar_export_inputs::open(&from)?, &mut target).map(|_| ())
         };
         copy().map_err(|e| BundleError::io(&to, e))?;
         match digest(&to)? == (entry.size, entry.sha256.clone()) {
@@ -171,7 +171,7 @@ impl Files {
 /// The bytes of a file of that size; one more where it is longer, so that no digest fits.
 fn read(path: &Utf8Path, size: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    fs_err::File::open(path)?.take(size + 1).read_to_end(&mut bytes)?;
+    dpar_export_inputs::open(path)?.take(size + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

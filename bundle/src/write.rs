@@ -87,7 +87,7 @@ pub fn extend(
 
 /// Copies a file's bytes. The copy has the mode of any new file, whatever the original's is.
 pub(super) fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<(), BundleError> {
-    let mut source = fs_err::File::open(from).map_err(|e| BundleError::io(from, e))?;
+    let mut source = dpar_export_inputs::open(from).map_err(|e| BundleError::io(from, e))?;
     let copied = fs_err::File::create(to).and_then(|mut file| std::io::copy(&mut source, &mut file));
     copied.map(drop).map_err(|e| BundleError::io(to, e))
 }

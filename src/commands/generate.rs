@@ -99,6 +99,8 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
         let value = json!({
             "output": args.output, "images": n, "mean_steps": mean, "steps": steps, "seconds": seconds,
             "seed": args.seed, "cfg_scale": args.cfg_scale, "greedy": args.greedy,
+            "sampler": options.sampler.method, "temperature": options.sampler.temperature,
+            "top_k": options.sampler.top_k, "top_p": options.sampler.top_p,
             "engine": runtime.info(), "bundle": runtime.bundle().manifest_sha256(),
         });
         printer.result(text, &value)?;

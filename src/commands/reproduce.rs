@@ -102,7 +102,7 @@ pub(super) fn run(args: &ReproduceArgs, printer: Printer) -> Result<Exit, Failur
 
 /// The kind of system of a bundle, from its manifest alone; `None` where that cannot be read, which opening it explains.
 fn kind(bundle: &Utf8Path) -> Option<SystemKind> {
-    let bytes = fs_err::read(bundle.join(MANIFEST)).ok()?;
+    let bytes = dpar_export_inputs::read(&bundle.join(MANIFEST), dpar_export_inputs::limits::TEXT).ok()?;
     Some(Manifest::parse(&bytes).ok()?.system)
 }
 

@@ -61,6 +61,8 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
                 Err(e) => return Err(e),
             };
         }
+        // What failed may be what somebody put in a file's place.
+        runtime.bundle().unchanged()?;
         let report = Report::new(runtime, checks).compared_with(references);
         if args.reports.any() {
             let column = Column::new(report.engine.clone(), report.checks.clone());

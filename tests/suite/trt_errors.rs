@@ -93,8 +93,9 @@ fn ctrl_c_during_a_build_leaves_the_old_bundle_and_nothing_else() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    // The staging folder has a `trt` once the library is loaded and building begins.
-    let building = || names(&temp.path("")).iter().any(|n| n != "b" && temp.path(n).join("trt").is_dir());
+    // What is under construction has a `trt` once the library is loaded and building begins.
+    let building =
+        || names(&temp.path("")).iter().any(|n| n != "b" && temp.path(n).join("new/b/trt").is_dir());
     let started = std::time::Instant::now();
     while !building() {
         assert!(started.elapsed().as_secs() < 60, "the build did not start");

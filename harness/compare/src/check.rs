@@ -98,6 +98,7 @@ impl Check {
         all.check(name, shape, limit, None)
     }
 
+    /// The reference holds what this bundle cannot compute: no pass.
     pub(crate) fn impossible(name: &str, why: impl Into<String>) -> Self {
         Self { status: Status::Fail, ..Self::not_run(name, why) }
     }

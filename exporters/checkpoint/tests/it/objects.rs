@@ -151,7 +151,7 @@ fn an_object_in_the_place_of_a_weight_is_called_by_its_name() {
         let tensor = ["torch.", "metadata"].iter().any(|w| what.contains(w)) && !what.starts_with("`torch.");
         if tensor || what.contains("FooStorage") {
             let e = assert_kind!(loaded, ErrorKind::Names(_));
-            assert!(e.to_string().contains("unused `extra.state`"), "{what}: {e}");
+            assert!(e.details().contains(&"unused `extra.state`".to_owned()), "{what}: {e}");
         } else {
             loaded.unwrap_or_else(|e| panic!("{what}: {e}"));
         }
