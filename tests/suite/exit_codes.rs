@@ -371,8 +371,10 @@ impl Snippet {
             }
         }
         let codes = rest.split("exit_codes: [").nth(1).unwrap().split(']').next().unwrap();
+        // As little work as leaves the logic alone.
+        let quick = "dpar-export parity bundle --no-probes --images 1 --report-images 1";
         Self {
-            script: lines.join("\n"),
+            script: lines.join("\n").replace("dpar-export parity bundle", quick),
             allowed: codes.split(',').map(|c| c.trim().parse().unwrap()).collect(),
         }
     }
