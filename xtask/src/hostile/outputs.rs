@@ -36,6 +36,9 @@ enum Before {
     AnotherOutput,
 }
 
+/// How the names begin under which work lies in a folder that was there before; the next run removes it or completes it.
+const HIDDEN: &str = "/.dpar-export-";
+
 /// Killed at a random time, an output is whole, the earlier one, or not there; the next run works and leaves nothing else.
 pub(super) fn kills(ground: &Ground) -> Result<Outcome> {
     let mut outcome = Outcome::default();
@@ -69,10 +72,17 @@ pub(super) fn kills(ground: &Ground) -> Result<Outcome> {
             if let Some(wrong) = ended.wrong().filter(|_| !killed) {
                 outcome.problem(&what, wrong);
             }
-            let there = tree(&writer.path(&place))?;
+            let mut there = tree(&writer.path(&place))?;
+            // A folder that was there may be a mount point: the work lies hidden in it, and entries move up one by one.
+            let hidden = there.len();
+            there.retain(|name, _| !name.starts_with(HIDDEN));
+            let hidden = there.len() < hidden;
             let whole = there == second;
             let allowed = match before {
                 Before::Nothing => there.is_empty(),
+                Before::EmptyFolder if hidden => {
+                    there.iter().all(|(name, file)| second.get(name) == Some(file))
+                }
                 Before::EmptyFolder => there.len() == 1,
                 Before::AnotherOutput => there == first,
             };
