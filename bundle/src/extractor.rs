@@ -4,6 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
 use dpar_export_checkpoint::LoadedExtractor;
 use dpar_export_files::staging::StagedFolder;
+use dpar_export_inputs::limits;
 use dpar_export_metrics::Resize;
 use dpar_export_onnx::{Foreign, ForeignPort, MAX_BATCH, read_foreign};
 use dpar_export_spec::{
@@ -12,7 +13,7 @@ use dpar_export_spec::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files::{Files, MAX_ONNX};
+use super::files::Files;
 use super::held::Held;
 use super::write::{BUNDLE_FOLDER, add_component, add_config, add_sources, empty, finish};
 use super::{
@@ -219,7 +220,7 @@ impl ExtractorBundle {
             .any(|c| c.kind == ComponentKind::Features)
         {
             true => check_foreign(folder, manifest, entry, bytes),
-            false => check_references(folder, manifest, entry, bytes),
+            false => check_references(folder, manifest, entry, bytes).map(drop),
         };
         let (files, config) = Files::open(folder, system, graph)?;
         let bad = |message: String| BundleError::Integrity { path: folder.join(CONFIG), message };
@@ -367,10 +368,10 @@ impl ForeignExtractor {
         let io = |e| BundleError::io(path, e);
         let place = path.canonicalize_utf8().map_err(io)?;
         let mut held = Held::default();
-        if held.note(&place).map_err(io)?.len() > MAX_ONNX {
+        if held.note(&place).map_err(io)?.len() > limits::GRAPH {
             return Err(bad("it is larger than 2 GiB".to_owned()));
         }
-        let bytes = dpar_export_inputs::read(&place, MAX_ONNX).map_err(io)?;
+        let bytes = dpar_export_inputs::read(&place, limits::GRAPH).map_err(io)?;
         let foreign = read_foreign(&bytes).map_err(bad)?;
         let file_name = path.file_name().unwrap_or("features.onnx");
         let (size, width) = interface(&foreign, input_size).map_err(bad)?;

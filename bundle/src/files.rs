@@ -5,17 +5,14 @@ use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{EngineFile, GraphFile};
+use dpar_export_inputs::limits;
 use dpar_export_spec::SystemKind;
 use sha2::{Digest, Sha256};
 
 use super::held::{Changed, Held};
 use super::{
-    BundleError, CONFIG, FileEntry, GraphEntry, MANIFEST, MAX_JSON, Manifest, ProfileEntry, digest,
-    read_small,
+    BundleError, CONFIG, FileEntry, GraphEntry, MANIFEST, Manifest, ProfileEntry, digest, read_small,
 };
-
-/// The largest `.onnx` file: protobuf's own limit.
-pub(super) const MAX_ONNX: u64 = 1 << 31;
 
 impl From<Changed> for BundleError {
     fn from(changed: Changed) -> Self {
@@ -42,7 +39,7 @@ impl Files {
     pub(super) fn open(
         folder: &Utf8Path,
         system: impl FnOnce(SystemKind) -> Result<(), BundleError>,
-        graph: impl Fn(&Manifest, &GraphEntry, &[u8]) -> Result<(), BundleError>,
+        graph: impl FnMut(&Manifest, &GraphEntry, &[u8]) -> Result<(), BundleError>,
     ) -> Result<(Self, Vec<u8>), BundleError> {
         let mut held = Held::default();
         let opened = Self::read(folder, system, graph, &mut held);
@@ -56,7 +53,7 @@ impl Files {
     fn read(
         folder: &Utf8Path,
         system: impl FnOnce(SystemKind) -> Result<(), BundleError>,
-        graph: impl Fn(&Manifest, &GraphEntry, &[u8]) -> Result<(), BundleError>,
+        mut graph: impl FnMut(&Manifest, &GraphEntry, &[u8]) -> Result<(), BundleError>,
         held: &mut Held,
     ) -> Result<(Self, Vec<u8>), BundleError> {
         let place = place(folder)?;
@@ -73,7 +70,7 @@ impl Files {
                 return Err(wrong(format!("it has {} bytes, listed are {}", meta.len(), file.size)));
             }
             let entry = graphs.get(file.path.as_str());
-            let most = if entry.is_some() { MAX_ONNX } else { MAX_JSON };
+            let most = if entry.is_some() { limits::GRAPH } else { limits::TEXT };
             let whole = entry.is_some() || file.path == CONFIG;
             if whole && file.size > most {
                 return Err(wrong(format!("it is larger than {} MiB", most >> 20)));

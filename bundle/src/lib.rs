@@ -19,6 +19,7 @@ use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
+use dpar_export_inputs::limits;
 use dpar_export_spec::{ComponentSpec, GraphSpec, PatchRule, Precision, SystemKind, SystemSpec, text};
 use sha2::{Digest, Sha256};
 
@@ -44,8 +45,6 @@ pub const CONFIG: &str = "config.json";
 pub const ONNX: &str = "onnx";
 /// Folder of TensorRT engines.
 pub const TRT: &str = "trt";
-/// A larger manifest or configuration is refused unread.
-const MAX_JSON: u64 = 64 << 20;
 
 /// Why a bundle could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -163,12 +162,14 @@ impl Bundle {
             SystemKind::Extractor => Err(BundleError::Extractor(folder.to_owned())),
             SystemKind::Dpar | SystemKind::Llamagen => Ok(()),
         };
+        let mut tables = Vec::new();
         let graph = |manifest: &Manifest, entry: &GraphEntry, bytes: &[u8]| {
-            check_references(folder, manifest, entry, bytes)
+            tables.push((entry.clone(), check_references(folder, manifest, entry, bytes)?));
+            Ok(())
         };
         let (files, config) = Files::open(folder, system, graph)?;
         let bundle = Self::assemble(files, &config)?;
-        bundle.check_tables()?;
+        tables.iter().try_for_each(|(entry, tables)| bundle.check_tables(entry, tables))?;
         Ok(bundle)
     }
 
@@ -202,18 +203,12 @@ impl Bundle {
         Ok(Self { files, system })
     }
 
-    /// Every index that the configuration allows (a class, a token, a code) is within the graphs' tables.
-    fn check_tables(&self) -> Result<(), BundleError> {
-        for graph in &self.manifest().graphs {
-            let of = |c: &&ComponentSpec| c.kind().name() == graph.spec.component;
-            let Some(component) = self.system.components.iter().find(of) else { continue };
-            let bytes = self.files.bytes(&graph.file)?;
-            dpar_export_onnx::check_tables(&bytes, component).map_err(|message| BundleError::Integrity {
-                path: self.folder().join(&graph.file),
-                message,
-            })?;
-        }
-        Ok(())
+    /// Every index that the configuration allows (a class, a token, a code) is within a graph's tables.
+    fn check_tables(&self, graph: &GraphEntry, tables: &[(String, Option<i64>)]) -> Result<(), BundleError> {
+        let of = |c: &&ComponentSpec| c.kind().name() == graph.spec.component;
+        let Some(component) = self.system.components.iter().find(of) else { return Ok(()) };
+        dpar_export_onnx::check_tables(tables, component)
+            .map_err(|message| BundleError::Integrity { path: self.folder().join(&graph.file), message })
     }
 
     /// The folder.
@@ -344,9 +339,9 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
 fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
     let file = dpar_export_inputs::open(path).map_err(|e| BundleError::io(path, e))?;
     let mut bytes = Vec::new();
-    file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|e| BundleError::io(path, e))?;
-    if bytes.len() as u64 > MAX_JSON {
-        let message = format!("larger than {} MiB", MAX_JSON >> 20);
+    file.take(limits::TEXT + 1).read_to_end(&mut bytes).map_err(|e| BundleError::io(path, e))?;
+    if bytes.len() as u64 > limits::TEXT {
+        let message = format!("larger than {} MiB", limits::TEXT >> 20);
         return Err(BundleError::Config { path: path.to_owned(), message });
     }
     Ok(bytes)
@@ -379,13 +374,13 @@ fn weights_beside<'m>(manifest: &'m Manifest, graph: &GraphEntry) -> Option<&'m 
 }
 
 /// A graph's weights are in its component's file, and nowhere else; and the graph has opset and precision that the
-/// manifest says, without which its outputs would be held against the wrong tolerances.
+/// manifest says, without which its outputs would be held against the wrong tolerances. Returns its tables.
 fn check_references(
     folder: &Utf8Path,
     manifest: &Manifest,
     graph: &GraphEntry,
     bytes: &[u8],
-) -> Result<(), BundleError> {
+) -> Result<Vec<(String, Option<i64>)>, BundleError> {
     let wrong = |message: String| BundleError::Integrity { path: folder.join(&graph.file), message };
     let own = dpar_export_onnx::read_own(bytes).map_err(wrong)?;
     let listed = weights_beside(manifest, graph).and_then(Utf8Path::file_name);
@@ -397,7 +392,8 @@ fn check_references(
     check_opset(own.opset, manifest).map_err(wrong)?;
     let (name, precision) = (graph.spec.name.clone(), manifest.precision);
     dpar_export_onnx::check_precision(bytes, &graph.spec, precision)
-        .map_err(|message| BundleError::Precision { graph: name, precision, message })
+        .map_err(|message| BundleError::Precision { graph: name, precision, message })?;
+    Ok(own.tables)
 }
 
 fn check_opset(found: i64, manifest: &Manifest) -> Result<(), String> {

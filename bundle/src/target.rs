@@ -1,5 +1,6 @@
 //! What a target, such as TensorRT, says when it cannot add to a bundle.
 
+use dpar_engine_api::EngineErrorKind;
 use dpar_export_spec::{CapabilityError, ProfileError};
 
 /// What kind of failure it was; the command line maps it to an exit code.
@@ -11,6 +12,19 @@ pub enum TargetErrorKind {
     Refused,
     /// The caller stopped the build.
     Stopped,
+}
+
+impl From<EngineErrorKind> for TargetErrorKind {
+    fn from(kind: EngineErrorKind) -> Self {
+        match kind {
+            EngineErrorKind::Unavailable => Self::Unavailable,
+            EngineErrorKind::Setting
+            | EngineErrorKind::Graph
+            | EngineErrorKind::Input
+            | EngineErrorKind::Run
+            | EngineErrorKind::Output => Self::Refused,
+        }
+    }
 }
 
 /// Why engines could not be built.

@@ -113,6 +113,7 @@ fn compares(command: &Command) -> bool {
         | Command::Completions { .. } => false,
     }
 }
+
 fn dispatch(
     cli: Cli,
     command: &clap::Command,

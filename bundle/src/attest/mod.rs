@@ -31,7 +31,7 @@ pub const FILE_PREDICATE: &str = "urn:dpar-export:report:v1";
 /// Ending of an attestation's file name.
 pub const ENDING: &str = "intoto.jsonl";
 /// Larger attestations and reports are refused unread.
-const LARGEST: u64 = 64 << 20;
+const LARGEST: u64 = dpar_export_inputs::limits::TEXT;
 
 /// Why an attestation could not be made or was not accepted.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::derive::{DeriveError, read_model};
+use crate::proto::TensorProto;
 
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: i32 = 1;
@@ -16,6 +17,8 @@ pub struct Own {
     pub opset: i64,
     /// The external-data files that it refers to, as it names them.
     pub external: BTreeSet<String>,
+    /// Names of its initializers, with their rows (the first dimension).
+    pub tables: Vec<(String, Option<i64>)>,
 }
 
 /// Reads a graph that this exporter wrote, byte for byte as it writes graphs: nothing else is in the file for an engine
@@ -58,7 +61,9 @@ pub fn read_own(model: &[u8]) -> Result<Own, String> {
             None => {}
         }
     }
-    Ok(Own { opset, external })
+    let rows = |t: &TensorProto| (t.name.clone().unwrap_or_default(), t.dims.first().copied());
+    let tables = parsed.graph.iter().flat_map(|g| &g.initializer).map(rows).collect();
+    Ok(Own { opset, external, tables })
 }
 
 #[cfg(test)]
@@ -95,7 +100,8 @@ mod tests {
     #[test]
     fn references_are_found_and_hiding_places_refused() {
         let found = read_own(&model(&[("location", "../x"), ("offset", "0")], Some(EXTERNAL))).unwrap();
-        assert_eq!(found, Own { opset: 17, external: BTreeSet::from(["../x".to_owned()]) });
+        let (external, tables) = (BTreeSet::from(["../x".to_owned()]), vec![(String::new(), None)]);
+        assert_eq!(found, Own { opset: 17, external, tables });
         assert!(read_own(&model(&[], None)).unwrap().external.is_empty());
         let refused = |entries: &[(&str, &str)], location| read_own(&model(entries, location)).unwrap_err();
         assert!(refused(&[], Some(EXTERNAL)).contains("names no file"));

@@ -1,5 +1,7 @@
 //! The interface of an ONNX file that another tool wrote.
 
+use std::collections::BTreeSet;
+
 use prost::Message;
 
 use crate::proto::{DimensionValue, FLOAT, ModelProto, ValueInfoProto};
@@ -48,7 +50,8 @@ pub fn read_foreign(bytes: &[u8]) -> Result<Foreign, String> {
     if !OPSETS.contains(&opset) {
         return Err(format!("not an ONNX model: there is no opset {opset}"));
     }
-    let own = |v: &&ValueInfoProto| graph.initializer.iter().all(|i| i.name != v.name);
+    let initializers: BTreeSet<_> = graph.initializer.iter().map(|i| &i.name).collect();
+    let own = |v: &&ValueInfoProto| !initializers.contains(&v.name);
     let count = |dims: &[i64]| {
         dims.iter().try_fold(1_u64, |n, d| n.checked_mul(u64::try_from(*d).ok()?)).unwrap_or(0)
     };

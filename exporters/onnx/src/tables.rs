@@ -1,10 +1,6 @@
 //! The tables that a graph looks indices up in, against the sizes of its component.
 
 use dpar_export_spec::ComponentSpec;
-use prost::Message;
-
-use crate::proto::ModelProto;
-
 /// Names of the tables that a component's graphs share, with their rows: one for every index that the loop can ask for.
 fn rows(spec: &ComponentSpec) -> Vec<(&'static str, usize)> {
     match spec {
@@ -19,23 +15,23 @@ fn rows(spec: &ComponentSpec) -> Vec<(&'static str, usize)> {
         }
         ComponentSpec::Vq(s) => vec![("codebook", s.codebook)],
         // Feature networks look nothing up.
-        _ => Vec::new(),
+        ComponentSpec::Inception(_) | ComponentSpec::EfficientnetLite0(_) | ComponentSpec::Features(_) => {
+            Vec::new()
+        }
     }
 }
 
-/// Checks that the tables of tokens, classes and codes in `model`, the bytes of a graph of the component, have the rows that
-/// the component promises: then no index within its ranges is beyond a table.
+/// Checks that the tables of tokens, classes and codes among the initializers of a graph of the component
+/// ([`Own::tables`](crate::Own::tables)) have the rows that the component promises: then no index within its ranges is beyond
+/// a table.
 ///
 /// # Errors
-/// When the bytes are no ONNX model; the table, its rows and the rows promised.
-pub fn check_tables(model: &[u8], component: &ComponentSpec) -> Result<(), String> {
-    let parsed = ModelProto::decode(model).map_err(|e| format!("it is no ONNX model: {e}"))?;
+/// The table, its rows and the rows promised.
+pub fn check_tables(tables: &[(String, Option<i64>)], component: &ComponentSpec) -> Result<(), String> {
     let wanted = rows(component);
-    for tensor in parsed.graph.iter().flat_map(|g| &g.initializer) {
-        let name = tensor.name.as_deref().unwrap_or_default();
-        let Some((_, rows)) = wanted.iter().find(|(table, _)| *table == name) else { continue };
-        let found = tensor.dims.first().copied();
-        if found != i64::try_from(*rows).ok() {
+    for (name, found) in tables {
+        let Some((_, rows)) = wanted.iter().find(|(table, _)| table == name) else { continue };
+        if *found != i64::try_from(*rows).ok() {
             let found = found.map_or_else(|| "no".to_owned(), |n| n.to_string());
             return Err(format!("table `{name}` has {found} rows, the configuration needs {rows}"));
         }

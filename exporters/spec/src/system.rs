@@ -244,7 +244,6 @@ impl VqSpec {
 /// One component with all its sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum ComponentSpec {
     /// The DPAR transformer.
     Dpar(DparSpec),

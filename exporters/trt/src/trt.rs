@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use camino::Utf8Path;
-use dpar_engine_api::{EngineError, EngineErrorKind, GraphFile};
+use dpar_engine_api::{EngineError, GraphFile};
 use dpar_engine_tensorrt::{
     BuildError, BuildRequest, BuildSettings, EngineBuilder, TensorRtEngine, TensorRtOptions,
 };
@@ -41,7 +41,7 @@ pub type TrtProgress<'a> = &'a mut dyn FnMut(&str, &str, usize, usize) -> bool;
 fn refused(e: BuildError) -> TargetError {
     let kind = match &e {
         BuildError::Stopped { .. } => TargetErrorKind::Stopped,
-        BuildError::Unavailable(e) => kind(e.kind),
+        BuildError::Unavailable(e) => e.kind.into(),
         BuildError::NoDevice { .. } => TargetErrorKind::Unavailable,
         BuildError::Profile(_)
         | BuildError::Capability(_)
@@ -54,19 +54,7 @@ fn refused(e: BuildError) -> TargetError {
 }
 
 fn no_library(e: EngineError) -> TargetError {
-    TargetError { kind: kind(e.kind), message: e.to_string(), hint: e.hint }
-}
-
-/// What an engine's error is to a build.
-fn kind(kind: EngineErrorKind) -> TargetErrorKind {
-    match kind {
-        EngineErrorKind::Unavailable => TargetErrorKind::Unavailable,
-        EngineErrorKind::Setting
-        | EngineErrorKind::Graph
-        | EngineErrorKind::Input
-        | EngineErrorKind::Run
-        | EngineErrorKind::Output => TargetErrorKind::Refused,
-    }
+    TargetError { kind: e.kind.into(), message: e.to_string(), hint: e.hint }
 }
 
 /// The settings that all graphs share, checked as far as that goes without a library: devices and level, and whether

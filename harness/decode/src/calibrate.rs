@@ -1,6 +1,6 @@
 //! Images that are generated to measure how many patches an image has and how long they are.
 
-use dpar_engine_api::{Engine, EngineErrorKind};
+use dpar_engine_api::Engine;
 use dpar_export_bundle::{Bundle, BundleError, TargetError, TargetErrorKind};
 
 use crate::generate::sampler::SamplerOptions;
@@ -40,17 +40,7 @@ impl From<RunError> for BundleError {
             RunError::Interrupted | RunError::Decode(DecodeError::Interrupted) => {
                 (TargetErrorKind::Stopped, None)
             }
-            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => {
-                let kind = match e.kind {
-                    EngineErrorKind::Unavailable => TargetErrorKind::Unavailable,
-                    EngineErrorKind::Setting
-                    | EngineErrorKind::Graph
-                    | EngineErrorKind::Input
-                    | EngineErrorKind::Run
-                    | EngineErrorKind::Output => TargetErrorKind::Refused,
-                };
-                (kind, e.hint.clone())
-            }
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => (e.kind.into(), e.hint.clone()),
             RunError::Bundle(_)
             | RunError::Decode(
                 DecodeError::Sample { .. } | DecodeError::Entropy { .. } | DecodeError::NoNullClass,

@@ -336,9 +336,18 @@ impl ArrayFile {
         Ok(())
     }
 
-    /// An array whose elements are to be another type: that takes memory too.
-    fn widened(&self, name: &str, array: &Array, width: usize) -> Result<(), ArrayError> {
-        if array.kind().size() == width { Ok(()) } else { self.take(self.info(name)?, width) }
+    /// An array with its elements as another type, of `kind`: that takes memory too.
+    fn widened<T>(
+        &self,
+        name: &str,
+        array: &Array,
+        kind: Kind,
+        to: impl FnOnce(&Array, &str) -> Result<T, ArrayError>,
+    ) -> Result<T, ArrayError> {
+        if array.kind().size() != kind.size() {
+            self.take(self.info(name)?, kind.size())?;
+        }
+        to(array, name).map_err(|e| e.in_file(&self.path))
     }
 
     /// Reads an array of the wanted rank and sizes; `None` = any size. The shape is checked before the elements
@@ -374,10 +383,7 @@ impl ArrayFile {
     pub fn i64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<i64>, ArrayError> {
         match self.require(name, wanted)? {
             Array::I64(a) => Ok(a),
-            other => {
-                self.widened(name, &other, Kind::I64.size())?;
-                other.to_i64(name).map_err(|e| e.in_file(&self.path))
-            }
+            other => self.widened(name, &other, Kind::I64, Array::to_i64),
         }
     }
 
@@ -388,10 +394,7 @@ impl ArrayFile {
     pub fn f32(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f32>, ArrayError> {
         match self.require(name, wanted)? {
             Array::F32(a) => Ok(a),
-            other => {
-                self.widened(name, &other, Kind::F32.size())?;
-                other.to_f32(name).map_err(|e| e.in_file(&self.path))
-            }
+            other => self.widened(name, &other, Kind::F32, Array::to_f32),
         }
     }
 
@@ -402,10 +405,7 @@ impl ArrayFile {
     pub fn f64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f64>, ArrayError> {
         match self.require(name, wanted)? {
             Array::F64(a) => Ok(a),
-            other => {
-                self.widened(name, &other, Kind::F64.size())?;
-                other.to_f64(name).map_err(|e| e.in_file(&self.path))
-            }
+            other => self.widened(name, &other, Kind::F64, Array::to_f64),
         }
     }
 
