@@ -20,6 +20,7 @@ impl From<EngineErrorKind> for TargetErrorKind {
             EngineErrorKind::Unavailable => Self::Unavailable,
             EngineErrorKind::Setting
             | EngineErrorKind::Graph
+            | EngineErrorKind::Damaged
             | EngineErrorKind::Input
             | EngineErrorKind::Run
             | EngineErrorKind::Output => Self::Refused,

@@ -128,9 +128,8 @@ pub(crate) struct TalkArgs {
 /// Where a bundle runs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
-    /// Engine: tract (embedded), ort (ONNX Runtime), candle (feature `candle`) or tensorrt (engines of a `--target trt`
-    /// bundle, on a GPU)
-    #[arg(long, default_value = crate::engines::DEFAULT_ENGINE, value_parser = engine_names(), help_heading = "Engine")]
+    #[arg(long, default_value = crate::engines::DEFAULT_ENGINE, value_parser = engine_names(),
+        help = crate::engines::help(), help_heading = "Engine")]
     pub(crate) engine: String,
     /// Threads of one run [default: the engine's choice]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Engine")]

@@ -76,6 +76,7 @@ impl Caused for EngineError {
         match self.kind {
             EngineErrorKind::Unavailable => Cause::Absent,
             EngineErrorKind::Setting | EngineErrorKind::Graph | EngineErrorKind::Input => Cause::Input,
+            EngineErrorKind::Damaged => Cause::Integrity,
             EngineErrorKind::Run | EngineErrorKind::Output => Cause::Run,
         }
     }
@@ -341,6 +342,7 @@ mod tests {
         use EngineErrorKind as Kind;
         all([engine(Kind::Unavailable)], Absent);
         all([Kind::Setting, Kind::Graph, Kind::Input].map(engine), Input);
+        all([engine(Kind::Damaged)], Integrity);
         all([Kind::Run, Kind::Output].map(engine), Run);
         let target = |kind| TargetError { kind, message: text(), hint: None };
         all([target(TargetErrorKind::Unavailable)], Absent);

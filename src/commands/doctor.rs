@@ -2,19 +2,20 @@
 
 use camino::Utf8PathBuf;
 use clap::Args;
+use dpar_engine_api::Driver;
 
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text};
 use crate::bundle::Bundle;
-use crate::doctor::{DriverReport, EngineReport, Report, examine};
-use crate::engines::{self, DEFAULT_ENGINE, EngineOptions};
+use crate::doctor::{EngineReport, Report, examine};
+use crate::engines::{DEFAULT_ENGINE, EngineOptions};
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// Bundle to run: its hashes, and its engines against this machine's library and GPU
     pub(crate) bundle: Option<Utf8PathBuf>,
     /// Engine that must work for exit code 0 [default: the default engine]
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::from(engines::names().collect::<Vec<_>>()))]
+    #[arg(long, value_parser = super::args::engine_names())]
     pub(crate) engine: Option<String>,
     /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
     #[arg(long, value_name = "FILE")]
@@ -37,8 +38,11 @@ pub(super) fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> 
     }
     let asked = args.engine.as_deref().unwrap_or(DEFAULT_ENGINE);
     printer.result(|| text(&report, asked), &report)?;
-    let works = report.engine(asked).is_some_and(|e| e.works);
-    Ok(if works { Exit::Pass } else { Exit::Unavailable })
+    Ok(match report.engine(asked) {
+        Some(e) if e.works => Exit::Pass,
+        Some(e) if e.finds_damage() => Exit::Integrity,
+        _ => Exit::Unavailable,
+    })
 }
 
 fn text(report: &Report, asked: &str) -> Text {
@@ -47,7 +51,7 @@ fn text(report: &Report, asked: &str) -> Text {
         engine_text(&mut text, engine);
     }
     match &report.driver {
-        None => text.line("NVIDIA driver: not asked, this build has no feature `tensorrt`"),
+        None => text.line("NVIDIA driver: not asked, this build has no engine that needs one"),
         Some(driver) => driver_text(&mut text, driver),
     }
     let verdict = match report.engine(asked) {
@@ -96,7 +100,7 @@ fn engine_text(text: &mut Text, e: &EngineReport) {
     }
 }
 
-fn driver_text(text: &mut Text, driver: &DriverReport) {
+fn driver_text(text: &mut Text, driver: &Driver) {
     match (&driver.cuda, &driver.reason) {
         (Some(cuda), _) => {
             text.line(format_args!("NVIDIA driver: CUDA {cuda}, {} devices", driver.gpus.len()));

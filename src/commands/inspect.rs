@@ -10,7 +10,10 @@ use super::args::InspectArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
 use super::say;
-use crate::bundle::{Bundle, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor};
+use crate::bundle::{
+    Bundle, EngineEntry, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor,
+};
+use crate::engines::{self, EngineOptions, Runs};
 
 pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
     if args.path.join(MANIFEST).is_file() {
@@ -110,14 +113,17 @@ fn layers(bundle: &Bundle, args: &InspectArgs) -> Result<Vec<(String, Value)>, F
         let message = format!("{} has no engines", bundle.folder());
         return Err(Failure::usage(message, Some("build them with `dpar-export --target trt BUNDLE`")));
     }
-    #[cfg(feature = "tensorrt")]
-    return Ok(crate::targets::trt::layers(bundle, args.trt_lib.as_deref())?);
-    #[cfg(not(feature = "tensorrt"))]
-    {
-        let _ = args;
-        let engine = crate::engines::create("tensorrt", &crate::engines::EngineOptions::default());
-        Err(engine.err().map_or_else(|| Failure::usage("no TensorRT in this build", None), Failure::from))
-    }
+    let runs = engines::all().iter().find(|e| e.runs == Runs::BuiltFiles);
+    let files = runs.ok_or_else(|| Failure::usage("no engine runs them", None))?.files()?;
+    let options = EngineOptions { trt_library: args.trt_lib.clone(), ..EngineOptions::default() };
+    let layers = |entry: &EngineEntry| {
+        let text =
+            (files.layers)(&bundle.path(&entry.file), &options).map_err(|e| e.in_graph(&entry.graph))?;
+        // Not JSON is still what the library said.
+        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok((entry.graph.clone(), value))
+    };
+    bundle.manifest().engines.iter().map(layers).collect()
 }
 
 /// One line per layer: its name, or what TensorRT says of it.

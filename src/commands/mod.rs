@@ -177,17 +177,6 @@ fn array_file(path: &Utf8Path, force: bool) -> Result<StagedFile, Failure> {
     Ok(StagedFile::create(path, force)?)
 }
 
-/// Libraries are for their engine.
-fn check_engine(args: &EngineArgs) -> Result<(), Failure> {
-    if args.ort_lib.is_some() && args.engine != "ort" {
-        return Err(Failure::usage("--ort-lib is for --engine ort", None));
-    }
-    if args.trt_lib.is_some() && args.engine != "tensorrt" {
-        return Err(Failure::usage("--trt-lib is for --engine tensorrt", None));
-    }
-    Ok(())
-}
-
 /// What the engine is told.
 fn engine_options(args: &EngineArgs) -> EngineOptions {
     EngineOptions {
@@ -206,9 +195,8 @@ fn with_runtime<T>(
     args: &EngineArgs,
     f: impl FnOnce(&Runtime<'_>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    check_engine(args)?;
-    let bundle = Bundle::open(bundle)?;
     let engine = engines::create(&args.engine, &engine_options(args))?;
+    let bundle = Bundle::open(bundle)?;
     let runtime = Runtime::new(&bundle, engine)?;
     if stopped() {
         return Err(crate::runtime::RunError::Interrupted.into());

@@ -10,7 +10,7 @@ use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
 use super::verify::word;
 use crate::bundle::Bundle;
-use crate::engines::{self, EngineOptions};
+use crate::engines::{self, EngineOptions, Runs};
 use crate::parity::report::{
     DecisionKind, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport, Verdict,
 };
@@ -69,21 +69,11 @@ impl ContenderArgs {
     /// The engines named, or all that are built in.
     pub(super) fn contenders(&self, bundle: &Bundle, named: &[String]) -> Result<Vec<Contender>, Failure> {
         let names: Vec<String> = match named {
-            [] => engines::built().map(str::to_owned).collect(),
+            [] => engines::built().map(|(e, _)| e.name.to_owned()).collect(),
             _ => named.to_vec(),
         };
         if let Some(twice) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
             return Err(Failure::usage(format!("engine {} is named twice", twice.1), None));
-        }
-        for (option, given, engine) in
-            [("--ort-lib", self.ort_lib.is_some(), "ort"), ("--trt-lib", self.trt_lib.is_some(), "tensorrt")]
-        {
-            if given && !names.iter().any(|n| n == engine) {
-                return Err(Failure::usage(
-                    format!("{option} is for engine {engine}, which is not in the run"),
-                    None,
-                ));
-            }
         }
         let options = EngineOptions {
             threads: self.threads.map(usize::from),
@@ -91,17 +81,20 @@ impl ContenderArgs {
             trt_library: self.trt_lib.clone(),
             ..EngineOptions::default()
         };
+        let has = |name: &str, option| engines::find(name).is_some_and(|e| e.has(option));
+        let libraries = options.libraries();
+        if let Some(option) = libraries.iter().find(|o| !names.iter().any(|n| has(n, **o))) {
+            let message = format!("{} is for an engine that is not in the run", option.flag());
+            return Err(Failure::usage(message, None));
+        }
         let make = |name: String| {
-            let library = match name.as_str() {
-                "ort" => self.ort_lib.is_some(),
-                "tensorrt" => self.trt_lib.is_some(),
-                _ => false,
-            };
-            let asked_for = library || !named.is_empty();
-            let engine = match name.as_str() {
-                // Of the engines that nobody named, it needs more than the graphs.
-                "tensorrt" if !asked_for && bundle.manifest().engines.is_empty() => Err(no_engines(&name)),
-                _ => engines::create(&name, &options),
+            let asked_for = !named.is_empty() || libraries.iter().any(|o| has(&name, *o));
+            let built_files = engines::find(&name).is_some_and(|e| e.runs == Runs::BuiltFiles);
+            // Of the engines that nobody named, one that needs more than the graphs.
+            let engine = if built_files && !asked_for && bundle.manifest().engines.is_empty() {
+                Err(no_engines(&name))
+            } else {
+                engines::create_among(&name, &options)
             };
             Contender { engine, name, asked_for }
         };
@@ -109,9 +102,9 @@ impl ContenderArgs {
     }
 }
 
-/// The bundle was not built for TensorRT.
+/// Nothing was built from the bundle's graphs.
 fn no_engines(name: &str) -> EngineError {
-    EngineError::new(EngineErrorKind::Unavailable, name, "the bundle has no TensorRT engines")
+    EngineError::new(EngineErrorKind::Unavailable, name, "the bundle has no engines of its graphs")
         .hint("build them with `dpar-export --target trt BUNDLE`")
 }
 

@@ -11,7 +11,7 @@ use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer, Text, table};
 use super::with_runtime;
 use crate::bundle::{MANIFEST, Manifest};
-use crate::engines::{self, EngineOptions};
+use crate::engines::{self, EngineOptions, Runs};
 use crate::features::{ExtractorOptions, FeatureExtractor};
 use crate::reproduce::paper::{Paper, Run, gate};
 use crate::reproduce::{
@@ -64,9 +64,9 @@ pub(crate) struct ReproduceArgs {
     engine: EngineArgs,
 }
 
-/// TensorRT runs what was built for it, and nothing is built for extractors.
+/// Those that run graphs: nothing is built for extractors.
 fn extractor_engines() -> clap::builder::PossibleValuesParser {
-    engines::names().filter(|n| *n != "tensorrt").collect::<Vec<_>>().into()
+    engines::all().iter().filter(|e| e.runs == Runs::Graphs).map(|e| e.name).collect::<Vec<_>>().into()
 }
 
 pub(super) fn run(args: &ReproduceArgs, printer: Printer) -> Result<Exit, Failure> {
@@ -143,7 +143,7 @@ fn extractor(args: &ReproduceArgs) -> Result<Option<FeatureExtractor>, Failure> 
         device: args.engine.device.device.filter(|_| args.extractor_engine == args.engine.engine),
         ..EngineOptions::default()
     };
-    let engine = engines::create(&args.extractor_engine, &engine)?;
+    let engine = engines::create_among(&args.extractor_engine, &engine)?;
     let options = ExtractorOptions {
         resize: args.resize,
         batch: usize::from(args.engine.batch),

@@ -41,17 +41,24 @@ fn devices_are_honoured_or_refused() {
     assert_eq!(generate("tract", &["--engine", "tract", "--device", "cpu"]).code, 0);
 
     let inside = bundle.join("cache");
-    for (more, text) in [
+    let mut refused = vec![
         (vec!["--engine", "tract", "--device", "cuda"], "tract: it does not run on `--device cuda:0`"),
         (vec!["--engine", "ort", "--device", "0"], "ort: it does not run on `--device 0`"),
-        (vec!["--engine", "tensorrt", "--device", "cpu"], "it does not run on `--device cpu`"),
-        (vec!["--engine", "tensorrt", "--device", "nvrtx"], "it does not run on `--device nvrtx:0`"),
         (vec!["--engine", "ort", "--device", "gpu"], "expected cpu, an index"),
         (vec!["--engine", "ort", "--cuda-graphs"], "ort: it has no --cuda-graphs"),
         (vec!["--runtime-cache", "c"], "tract: it has no --runtime-cache"),
-        (vec!["--engine", "tensorrt", "--threads", "2"], "it has no --threads"),
+        (vec!["--ort-lib", "x"], "tract: it has no --ort-lib"),
+        (vec!["--engine", "ort", "--trt-lib", "x"], "ort: it has no --trt-lib"),
         (vec!["--engine", "tensorrt", "--runtime-cache", inside.as_str()], "lies in the bundle"),
-    ] {
+    ];
+    if cfg!(feature = "tensorrt") {
+        refused.extend([
+            (vec!["--engine", "tensorrt", "--device", "cpu"], "it does not run on `--device cpu`"),
+            (vec!["--engine", "tensorrt", "--device", "nvrtx"], "it does not run on `--device nvrtx:0`"),
+            (vec!["--engine", "tensorrt", "--threads", "2"], "it has no --threads"),
+        ]);
+    }
+    for (more, text) in refused {
         let out = generate("no", &more);
         assert_eq!(out.code, 2, "{more:?}: {}", out.stderr);
         assert!(out.stderr.contains(text), "{more:?}: {}", out.stderr);

@@ -90,9 +90,9 @@ mod tensorrt {
     use crate::trt::engines;
 
     /// Reason of the engine, and reasons of the bundle's files.
-    fn reasons(bundle: &str) -> (String, Vec<String>) {
+    fn reasons(bundle: &str, code: i32) -> (String, Vec<String>) {
         let out = run(&["doctor", bundle, "--engine", "tensorrt", "--json"]);
-        assert_eq!(out.code, 3, "{}", out.stdout);
+        assert_eq!(out.code, code, "{}", out.stdout);
         let report = json(&out);
         let engine = report["engines"].as_array().unwrap().iter().find(|e| e["name"] == "tensorrt").unwrap();
         let files = engine["files"].as_array().unwrap();
@@ -118,28 +118,33 @@ mod tensorrt {
 
         let bundle = temp.path("b");
         export("variants/token/dpar", &LoadOptions::default(), &bundle);
-        assert!(reasons(bundle.as_str()).0.contains("no engine of graph"));
+        assert!(reasons(bundle.as_str(), 3).0.contains("no engine of graph"));
         let built = temp.path("e");
         assert_eq!(engines(&built, &["--compute-capability", "8.9"]).code, 0);
         let out = run(&["doctor", built.as_str(), "--engine", "tensorrt"]);
         assert!(out.stdout.contains("trt/score.engine (1.7.1.116, 8.9)"), "{}", out.stdout);
 
-        // Cut short; of another version; both with digests that match.
-        forge(&built, "trt/start.engine", |b| b[..b.len() / 2].to_vec());
+        // Of another version; cut short; both with digests that match. Only the second is damage.
         forge(&built, "trt/score.engine", |mut b| {
             b[25] = 6;
             b
         });
-        let (reason, files) = reasons(built.as_str());
-        assert!(reason.contains("`start`") || reason.contains("`score`"), "{reason}");
+        let (reason, _) = reasons(built.as_str(), 3);
+        assert!(reason.contains("`score`") && reason.contains("1.6.1.116"), "{reason}");
+        forge(&built, "trt/start.engine", |b| b[..b.len() / 2].to_vec());
+        let (reason, files) = reasons(built.as_str(), 5);
+        assert!(reason.contains("`start`") && reason.contains("the engine is damaged"), "{reason}");
         assert!(
             files.iter().any(|r| r.contains("start.engine") && r.contains("the engine is damaged")),
             "{files:?}"
         );
         assert!(files.iter().any(|r| r.contains("built by TensorRT-RTX 1.6.1.116")), "{files:?}");
-        // `inspect --layers` refuses the damaged one before it asks for a driver, and says driver otherwise.
+        // Whoever asks for another engine is told of it and runs.
+        let out = run(&["doctor", built.as_str()]);
+        assert!(out.code == 0 && out.stdout.contains("the engine is damaged"), "{}", out.stdout);
+        // `inspect --layers` refuses each before it asks for a driver.
         let out = run(&["inspect", built.as_str(), "--layers"]);
-        assert!(out.code == 2 || out.code == 3, "{}: {}", out.code, out.stderr);
+        assert!(out.code == 3 || out.code == 5, "{}: {}", out.code, out.stderr);
         assert_eq!(run(&["inspect", bundle.as_str(), "--layers"]).code, 2);
     }
 }

@@ -14,6 +14,8 @@ pub enum EngineErrorKind {
     Setting,
     /// The file is no graph, not the graph of the spec, or one that the engine refuses, before anything ran.
     Graph,
+    /// What was built from the graph is damaged: the file is not what it says of itself.
+    Damaged,
     /// An input of a call does not fit the graph's ports or axis ranges.
     Input,
     /// A call that fits the ports failed while it ran.
@@ -27,7 +29,7 @@ impl EngineErrorKind {
     pub fn went_wrong(self) -> bool {
         match self {
             Self::Run | Self::Output => true,
-            Self::Unavailable | Self::Setting | Self::Graph | Self::Input => false,
+            Self::Unavailable | Self::Setting | Self::Graph | Self::Damaged | Self::Input => false,
         }
     }
 }

@@ -10,9 +10,12 @@
 //! An engine sees a graph file and its [`GraphSpec`]; it never sees a checkpoint.
 
 mod cached;
+mod descriptor;
+pub mod device;
 mod error;
 mod graph;
 mod host_cache;
+mod options;
 pub mod panics;
 pub mod places;
 mod ports;
@@ -25,9 +28,11 @@ use dpar_export_spec::{GraphSpec, Precision, Profile};
 use serde::Serialize;
 
 pub use cached::{Append, CachePort, CacheState, CachedSession, CheckedStep, Outputs};
+pub use descriptor::{BuiltFile, Devices, Driver, EngineDescriptor, EngineFiles, Gpu, LibraryFound, Survey};
 pub use error::{EngineError, EngineErrorKind};
 pub use graph::check_graph;
 pub use host_cache::HostCache;
+pub use options::{EngineOption, EngineOptions};
 pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};
 pub use validate::{bind_axes, check_inputs, check_outputs};

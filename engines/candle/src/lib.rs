@@ -15,8 +15,8 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::utils::{barrier_pool, get_num_threads};
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    check_graph, no_precision, panics, threads,
+    Arithmetic, ArithmeticKind, Engine, EngineDescriptor, EngineError, EngineErrorKind, EngineInfo,
+    GraphFile, Session, check_graph, no_precision, panics, threads,
 };
 use dpar_export_spec::Precision;
 use rayon::ThreadPool;
@@ -25,6 +25,11 @@ use session::CandleSession;
 
 /// Name as given to `--engine`.
 const NAME: &str = "candle";
+
+/// candle, for the table of engines.
+pub const ENGINE: EngineDescriptor =
+    EngineDescriptor::new(NAME, |options| Box::new(CandleEngine::new(options.threads)));
+
 /// The exact version in the workspace's `Cargo.toml`; a test compares them.
 const VERSION: &str = "0.11.1";
 

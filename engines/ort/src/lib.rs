@@ -16,6 +16,7 @@
 //!
 //! The library's telemetry is off before it is loaded, or it is not loaded: see [`disable_telemetry`].
 
+mod descriptor;
 mod device;
 mod library;
 mod providers;
@@ -24,7 +25,6 @@ mod session;
 mod telemetry;
 
 use camino::Utf8PathBuf;
-pub use providers::{providers, searched};
 
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
@@ -32,6 +32,7 @@ use dpar_engine_api::{
 };
 use dpar_export_spec::Precision;
 
+pub use descriptor::ENGINE;
 pub use device::OrtDevice;
 pub use telemetry::disable_telemetry;
 

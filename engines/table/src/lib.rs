@@ -1,38 +1,112 @@
-//! The engines this build has, by name.
+//! The engines, by name: which there are, which this build has, and what each can be told.
 
-pub mod device;
-
-use camino::Utf8PathBuf;
-use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
+use dpar_engine_api::{Engine, EngineDescriptor, EngineError, EngineErrorKind, EngineFiles, EngineOption};
 use dpar_export_spec::text;
 
-use crate::device::Device;
+pub use dpar_engine_api::{EngineOptions, device};
 
-/// Engine used when none is asked for: embedded, nothing to install.
-pub const DEFAULT_ENGINE: &str = "tract";
-
-/// What every engine can be told.
-#[derive(Debug, Clone, Default)]
-pub struct EngineOptions {
-    /// Threads of one run; `None` = the engine's choice.
-    pub threads: Option<usize>,
-    /// Path of the ONNX Runtime library; `None` = search.
-    pub ort_library: Option<Utf8PathBuf>,
-    /// Folder of the TensorRT libraries; `None` = search.
-    pub trt_library: Option<Utf8PathBuf>,
-    /// Where to run; `None` = the engine's first device.
-    pub device: Option<Device>,
-    /// Record a CUDA graph for each shape and replay it.
-    pub cuda_graphs: bool,
-    /// Folder for what is compiled for the device at run time.
-    pub runtime_cache: Option<Utf8PathBuf>,
+/// What an engine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// ONNX graphs.
+    Graphs,
+    /// What was built from them, and no graph.
+    BuiltFiles,
 }
 
-/// What a program does once, first, while it has one thread: engines' libraries that send telemetry are told not to. Where
-/// that cannot be done here, the engine says so and does not load its library.
+/// An engine, also where this build does not have it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Name as given to `--engine`, and of the Cargo feature that compiles it.
+    pub name: &'static str,
+    /// In a few words, for help.
+    pub about: &'static str,
+    /// What it runs.
+    pub runs: Runs,
+    /// Whether a plain build has it.
+    pub plain: bool,
+    descriptor: Option<&'static EngineDescriptor>,
+}
+
+/// Writes the table: the Cargo feature, which is the name of the engine, and its crate.
+macro_rules! engines {
+    ($($name:literal => $krate:ident, $plain:expr, $runs:ident, $about:literal;)*) => {
+        &[$(Entry {
+            name: $name,
+            about: $about,
+            runs: Runs::$runs,
+            plain: $plain,
+            #[cfg(feature = $name)]
+            descriptor: Some(&$krate::ENGINE),
+            #[cfg(not(feature = $name))]
+            descriptor: None,
+        }),*]
+    };
+}
+
+/// The one table of engines, the default one first.
+const ENGINES: &[Entry] = engines! {
+    "tract" => dpar_engine_tract, true, Graphs, "embedded";
+    "ort" => dpar_engine_ort, true, Graphs, "ONNX Runtime";
+    "candle" => dpar_engine_candle, false, Graphs, "candle-onnx";
+    "tensorrt" => dpar_engine_tensorrt, false, BuiltFiles, "the engines of a `--target trt` bundle, on a GPU";
+};
+
+/// Engine used when none is asked for: embedded, nothing to install.
+pub const DEFAULT_ENGINE: &str = ENGINES[0].name;
+
+/// Every engine, also those that this build does not have.
+pub fn all() -> &'static [Entry] {
+    ENGINES
+}
+
+/// Names that `--engine` knows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ENGINES.iter().map(|e| e.name)
+}
+
+/// The engines that are compiled in.
+pub fn built() -> impl Iterator<Item = (&'static Entry, &'static EngineDescriptor)> {
+    ENGINES.iter().filter_map(|e| Some((e, e.descriptor?)))
+}
+
+/// The engine of that name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    ENGINES.iter().find(|e| e.name == name)
+}
+
+impl Entry {
+    /// What its crate says of it.
+    ///
+    /// # Errors
+    /// [`EngineErrorKind::Unavailable`] with its Cargo feature, where this build does not have it.
+    pub fn descriptor(&self) -> Result<&'static EngineDescriptor, EngineError> {
+        self.descriptor.ok_or_else(|| {
+            EngineError::new(EngineErrorKind::Unavailable, self.name, "this build does not have it")
+                .hint(format!("build with the Cargo feature `{}`", self.name))
+        })
+    }
+
+    /// What it does with files that were built from graphs.
+    ///
+    /// # Errors
+    /// As [`descriptor`](Self::descriptor); [`EngineErrorKind::Setting`] for an engine that runs graphs.
+    pub fn files(&self) -> Result<EngineFiles, EngineError> {
+        self.descriptor()?.files.ok_or_else(|| {
+            EngineError::new(EngineErrorKind::Setting, self.name, "it runs graphs, nothing is built for it")
+        })
+    }
+
+    /// Whether it has an option, as far as this build knows.
+    pub fn has(&self, option: EngineOption) -> bool {
+        self.descriptor.is_some_and(|d| d.options.contains(&option))
+    }
+}
+
+/// What a program does once, first, while it has one thread, for every engine that needs it. Where it cannot be done, the
+/// engine says so when its library is to be loaded.
 pub fn before_threads() {
-    #[cfg(feature = "ort")]
-    let _ = dpar_engine_ort::disable_telemetry();
+    built().for_each(|(_, engine)| (engine.before_threads)());
 }
 
 /// Warns of more threads than there are processors: they are what was asked for, and slower.
@@ -45,125 +119,44 @@ pub fn warn_threads(threads: usize) {
     }
 }
 
-/// Makes an engine, or says which Cargo feature it needs.
-type Make = fn(&EngineOptions) -> Result<Box<dyn Engine>, EngineError>;
-
-/// The one table of engines.
-const ENGINES: &[(&str, Make)] =
-    &[("tract", tract), ("ort", ort), ("candle", candle), ("tensorrt", tensorrt)];
-
-/// Names of the engines that are compiled in.
-pub fn built() -> impl Iterator<Item = &'static str> {
-    let features = [
-        ("tract", cfg!(feature = "tract")),
-        ("ort", cfg!(feature = "ort")),
-        ("candle", cfg!(feature = "candle")),
-        ("tensorrt", cfg!(feature = "tensorrt")),
-    ];
-    names().filter(move |name| features.contains(&(name, true)))
-}
-
-/// Names that `--engine` knows.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    ENGINES.iter().map(|(name, _)| *name)
-}
-
-#[cfg(feature = "tract")]
-fn tract(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    Ok(Box::new(dpar_engine_tract::TractEngine::new(options.threads)))
-}
-
-#[cfg(not(feature = "tract"))]
-fn tract(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    Err(not_built("tract"))
-}
-
-#[cfg(feature = "ort")]
-fn ort(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    use dpar_engine_ort::{OrtDevice, OrtEngine, OrtOptions};
-    let device = match options.device {
-        None | Some(Device::Cpu | Device::Index(_)) => OrtDevice::Cpu,
-        Some(Device::Cuda(index)) => OrtDevice::Cuda(index),
-        Some(Device::TensorRt(index)) => OrtDevice::TensorRt(index),
-        Some(Device::NvRtx(index)) => OrtDevice::NvRtx(index),
+/// The help of `--engine`.
+pub fn help() -> String {
+    let about = |e: &Entry| match e.descriptor {
+        Some(_) => format!("{} ({})", e.name, e.about),
+        None => format!("{} ({}; feature `{}`, not in this build)", e.name, e.about, e.name),
     };
-    let library = options.ort_library.clone();
-    Ok(Box::new(OrtEngine::new(OrtOptions { library, threads: options.threads, device })))
+    format!("Engine: {}", ENGINES.iter().map(about).collect::<Vec<_>>().join(", "))
 }
 
-#[cfg(not(feature = "ort"))]
-fn ort(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    Err(not_built("ort"))
+/// The help of `--device`.
+pub fn device_help() -> String {
+    let words = |(e, d): (&Entry, &EngineDescriptor)| format!("{}: {}", e.name, d.devices.words);
+    format!("Where the engine runs. {}", built().map(words).collect::<Vec<_>>().join("; "))
 }
 
-#[cfg(feature = "candle")]
-fn candle(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    Ok(Box::new(dpar_engine_candle::CandleEngine::new(options.threads)))
-}
-
-#[cfg(not(feature = "candle"))]
-fn candle(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    Err(not_built("candle"))
-}
-
-#[cfg(feature = "tensorrt")]
-fn tensorrt(options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    use dpar_engine_tensorrt::{TensorRtEngine, TensorRtOptions};
-    let device = match options.device {
-        Some(Device::Index(index) | Device::Cuda(index)) => usize::from(index),
-        _ => 0,
-    };
-    Ok(Box::new(TensorRtEngine::new(TensorRtOptions {
-        library_dir: options.trt_library.clone(),
-        device,
-        cuda_graphs: options.cuda_graphs,
-        runtime_cache_dir: options.runtime_cache.clone(),
-        ..TensorRtOptions::default()
-    })))
-}
-
-#[cfg(not(feature = "tensorrt"))]
-fn tensorrt(_: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    Err(not_built("tensorrt"))
-}
-
-#[cfg(not(all(feature = "tract", feature = "ort", feature = "candle", feature = "tensorrt")))]
-fn not_built(name: &str) -> EngineError {
-    EngineError::new(EngineErrorKind::Unavailable, name, "this build does not have it")
-        .hint(format!("build with the Cargo feature `{name}`"))
+/// `, or take --engine X or --engine Y`, for engines that can be told what another cannot.
+fn or_take(can: impl Fn(&EngineDescriptor) -> bool) -> String {
+    let names = built().filter(|(_, d)| can(d)).map(|(e, _)| format!("--engine {}", e.name));
+    let names: Vec<String> = names.collect();
+    if names.is_empty() { String::new() } else { format!(", or take {}", names.join(" or ")) }
 }
 
 /// Refuses what an engine cannot be told: nothing is passed over in silence.
-fn check(name: &str, options: &EngineOptions) -> Result<(), EngineError> {
-    let refuse = |message: String, hint: &str| {
-        Err(EngineError::new(EngineErrorKind::Setting, name, message).hint(hint.to_owned()))
+fn check(engine: &EngineDescriptor, options: &EngineOptions) -> Result<(), EngineError> {
+    let refuse = |message: String, hint: String| {
+        Err(EngineError::new(EngineErrorKind::Setting, engine.name, message).hint(hint))
     };
-    let here = match (name, options.device) {
-        (_, None) => true,
-        ("ort", Some(device)) => !matches!(device, Device::Index(_)),
-        ("tensorrt", Some(device)) => matches!(device, Device::Index(_) | Device::Cuda(_)),
-        (_, Some(device)) => device == Device::Cpu,
-    };
-    if let Some(device) = options.device.filter(|_| !here) {
-        let hint = match name {
-            "ort" => "say cpu, or cuda:N, tensorrt:N or nvrtx:N for its execution providers",
-            "tensorrt" => "say the index of a CUDA device",
-            _ => "leave --device out, or take --engine ort or --engine tensorrt",
-        };
+    if let Some(device) = options.device.filter(|d| !(engine.devices.runs_on)(*d)) {
+        let hint = format!("say {}{}", engine.devices.words, or_take(|d| (d.devices.runs_on)(device)));
         return refuse(format!("it does not run on `--device {device}`"), hint);
     }
-    if name != "tensorrt" {
-        let hint = "leave it out, or take --engine tensorrt";
-        if options.cuda_graphs {
-            return refuse("it has no --cuda-graphs".to_owned(), hint);
+    match options.given().into_iter().find(|option| !engine.options.contains(option)) {
+        Some(option) => {
+            let hint = format!("leave it out{}", or_take(|d| d.options.contains(&option)));
+            refuse(format!("it has no {}", option.flag()), hint)
         }
-        if options.runtime_cache.is_some() {
-            return refuse("it has no --runtime-cache".to_owned(), hint);
-        }
-    } else if options.threads.is_some() {
-        return refuse("it has no --threads: it runs on a GPU".to_owned(), "leave it out");
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Makes the engine of that name.
@@ -172,13 +165,60 @@ fn check(name: &str, options: &EngineOptions) -> Result<(), EngineError> {
 /// [`EngineErrorKind::Unavailable`] when its feature is not built in; [`EngineErrorKind::Setting`] when the name is unknown, and
 /// for an option that the engine does not have.
 pub fn create(name: &str, options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    check(name, options)?;
+    let Some(entry) = find(name) else {
+        let message = format!("no such engine; this version knows {}", text::names(names()));
+        return Err(EngineError::new(EngineErrorKind::Setting, name, message));
+    };
+    let engine = entry.descriptor()?;
+    check(engine, options)?;
     options.threads.into_iter().for_each(warn_threads);
-    match ENGINES.iter().find(|(n, _)| *n == name) {
-        Some((_, make)) => make(options),
-        None => {
-            let message = format!("no such engine; this version knows {}", text::names(names()));
-            Err(EngineError::new(EngineErrorKind::Setting, name, message))
+    Ok((engine.open)(options))
+}
+
+/// As [`create`], for one of several engines that are told the same: of the libraries it gets its own.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_among(name: &str, options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
+    let has = find(name).and_then(|e| e.descriptor).map_or(&[][..], |d| d.options);
+    create(name, &options.with_libraries_of(has))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_what_the_crates_say() {
+        let mut names: Vec<&str> = names().collect();
+        for (entry, engine) in built() {
+            assert_eq!(entry.name, engine.name);
+            assert_eq!((engine.open)(&EngineOptions::default()).name(), engine.name);
+            assert_eq!(entry.runs == Runs::BuiltFiles, engine.files.is_some(), "{}", entry.name);
         }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ENGINES.len());
+        assert!(ENGINES[0].plain && ENGINES[0].runs == Runs::Graphs, "the default");
+    }
+
+    #[test]
+    fn what_an_engine_has_not_is_refused_with_who_has_it() {
+        let threads = EngineOptions { threads: Some(1), ..EngineOptions::default() };
+        let graphs = EngineOptions { cuda_graphs: true, ..EngineOptions::default() };
+        for (entry, engine) in built() {
+            let made = create(entry.name, &threads);
+            assert_eq!(made.is_ok(), engine.options.contains(&EngineOption::Threads));
+            match create(entry.name, &graphs) {
+                Ok(_) => assert!(entry.has(EngineOption::CudaGraphs)),
+                Err(e) => assert!(e.kind == EngineErrorKind::Setting && e.message.contains("--cuda-graphs")),
+            }
+        }
+        for entry in ENGINES.iter().filter(|e| e.descriptor.is_none()) {
+            let e = create(entry.name, &graphs).err().unwrap();
+            assert_eq!(e.kind, EngineErrorKind::Unavailable);
+            assert!(e.hint.unwrap().contains(&format!("feature `{}`", entry.name)));
+        }
+        assert_eq!(create("none", &threads).err().unwrap().kind, EngineErrorKind::Setting);
     }
 }

@@ -26,6 +26,7 @@ mod build;
 mod cached;
 mod capability;
 mod cuda;
+mod descriptor;
 mod device_cache;
 mod elf;
 mod error;
@@ -51,10 +52,10 @@ use dpar_export_spec::Precision;
 
 pub use build::{BuildRequest, BuildSettings, BuiltEngine, EngineBuilder, Progress};
 pub use capability::{Capability, CapabilityError};
+pub use descriptor::ENGINE;
 pub use error::{BuildError, ParseFault};
 pub use plan::{PlanFault, PlanHeader, read_plan_header};
 pub use profile::{Override, Point, Profile, ProfileError};
-pub use survey::{DriverFound, Gpu, LibraryFound, Survey, survey};
 
 /// Why graphs with explicit rounding are refused.
 const EXPLICIT: &str = "its builder may simplify the roundings, and has bfloat16 itself";
@@ -198,15 +199,21 @@ impl Engine for TensorRtEngine {
     }
 }
 
-/// An engine file that is whole.
+/// An engine file that is whole, and of a version that this build runs. Neither a library nor a device is needed.
 fn read_engine(path: &Utf8Path) -> Result<Vec<u8>, EngineError> {
-    let refuse = |message: String| {
-        EngineError::new(EngineErrorKind::Graph, NAME, message)
-            .hint("build the engines with `dpar-export --target trt BUNDLE`")
+    let refuse = |kind, message: String| {
+        EngineError::new(kind, NAME, message).hint("build the engines with `dpar-export --target trt BUNDLE`")
     };
     // `fs_err` names the path.
-    let bytes = fs_err::read(path).map_err(|e| refuse(e.to_string()))?;
-    if let Some(header) = flavour::check_plan(&bytes).map_err(|e| refuse(format!("{path}: {e}")))? {
+    let bytes = fs_err::read(path).map_err(|e| refuse(EngineErrorKind::Graph, e.to_string()))?;
+    let fault = |e: PlanFault| {
+        let kind = match e {
+            PlanFault::NotAnEngine => EngineErrorKind::Graph,
+            PlanFault::Size { .. } => EngineErrorKind::Damaged,
+        };
+        refuse(kind, format!("{path}: {e}"))
+    };
+    if let Some(header) = flavour::check_plan(&bytes).map_err(fault)? {
         library::check_plan_version(&header.version).map_err(|reason| {
             let message = format!("{path}: {reason}");
             EngineError::new(EngineErrorKind::Unavailable, NAME, message)
@@ -214,16 +221,6 @@ fn read_engine(path: &Utf8Path) -> Result<Vec<u8>, EngineError> {
         })?;
     }
     Ok(bytes)
-}
-
-/// Checks what can be told of an engine file without a library and without a device: that it is a whole engine, of a
-/// version that this build runs. Gives the version where the format says it.
-///
-/// # Errors
-/// When it is not.
-pub fn check_engine_file(path: &Utf8Path) -> Result<Option<String>, EngineError> {
-    let bytes = read_engine(path)?;
-    Ok(flavour::check_plan(&bytes).ok().flatten().map(|h| h.version))
 }
 
 /// An error that names no graph.

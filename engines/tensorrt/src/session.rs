@@ -108,10 +108,10 @@ fn deserialize(
 
 /// What a refused engine means for the user.
 fn judge(why: Diagnosis, said: &str) -> (EngineErrorKind, &'static str, &'static str) {
-    use EngineErrorKind::{Graph, Unavailable};
+    use EngineErrorKind::{Damaged, Graph, Unavailable};
     let driver = "update the NVIDIA driver";
     if why.malformed || said.contains("Serialization assertion") {
-        (Graph, "the engine is damaged", "build the engine again")
+        (Damaged, "the engine is damaged", "build the engine again")
     } else if why.version {
         (Unavailable, "the engine was built by another version of TensorRT-RTX", REBUILD_HINT)
     } else if why.device {
@@ -491,12 +491,12 @@ mod tests {
         assert_eq!((kind, reason), (EngineErrorKind::Unavailable, "the NVIDIA driver is missing or too old"));
         let (kind, ..) =
             judge(none, "Serialization assertion plan.header.size == blobSize failed. (cudaError 35)");
-        assert_eq!(kind, EngineErrorKind::Graph);
+        assert_eq!(kind, EngineErrorKind::Damaged);
         let (kind, reason, hint) = judge(Diagnosis { device: true, ..none }, "");
         assert_eq!(kind, EngineErrorKind::Unavailable);
         assert!(reason.contains("this device") && hint.contains("compute capability"));
         assert_eq!(judge(Diagnosis { version: true, ..none }, "").0, EngineErrorKind::Unavailable);
-        assert_eq!(judge(Diagnosis { malformed: true, ..none }, "").0, EngineErrorKind::Graph);
+        assert_eq!(judge(Diagnosis { malformed: true, ..none }, "").0, EngineErrorKind::Damaged);
         assert_eq!(judge(none, "").0, EngineErrorKind::Graph);
     }
 
@@ -535,7 +535,7 @@ mod tests {
             Err(e) => e,
         };
         let e = refused(&bytes[..bytes.len() - 1]);
-        assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Graph, Some("head")));
+        assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Damaged, Some("head")));
         assert!(e.message.starts_with("e: the engine is damaged: ") && e.hint.is_some(), "{e}");
         if crate::cuda::driver().is_ok() {
             let (_runtime, _engine) = deserialize(None, "e".into(), &bytes).unwrap();

@@ -11,8 +11,8 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    check_graph, no_precision, panics,
+    Arithmetic, ArithmeticKind, Engine, EngineDescriptor, EngineError, EngineErrorKind, EngineInfo,
+    GraphFile, Session, check_graph, no_precision, panics,
 };
 use dpar_export_spec::Precision;
 use tract_linalg::isa;
@@ -25,6 +25,11 @@ use session::TractSession;
 
 /// Name as given to `--engine`.
 const NAME: &str = "tract";
+
+/// tract, for the table of engines.
+pub const ENGINE: EngineDescriptor =
+    EngineDescriptor::new(NAME, |options| Box::new(TractEngine::new(options.threads)));
+
 /// The exact version in the workspace's `Cargo.toml`; a test compares them.
 const VERSION: &str = "0.23.9";
 

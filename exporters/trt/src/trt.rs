@@ -4,11 +4,9 @@ use std::time::Instant;
 
 use camino::Utf8Path;
 use dpar_engine_api::{EngineError, GraphFile};
-use dpar_engine_tensorrt::{
-    BuildError, BuildRequest, BuildSettings, EngineBuilder, TensorRtEngine, TensorRtOptions,
-};
+use dpar_engine_tensorrt::{BuildError, BuildRequest, BuildSettings, EngineBuilder};
 use dpar_export_bundle::{
-    Bundle, BundleError, EngineEntry, Manifest, ProfileEntry, TRT, TargetError, TargetErrorKind,
+    BundleError, EngineEntry, Manifest, ProfileEntry, TRT, TargetError, TargetErrorKind,
 };
 use dpar_export_spec::Tuning;
 
@@ -151,27 +149,6 @@ pub fn add_engines(
         trtexec::add_script(folder, manifest, plan, &profiles, &tuning)?;
     }
     Ok(done)
-}
-
-/// The layers of every engine of a bundle as TensorRT's inspector gives them, by graph. Needs a GPU; more than names
-/// are there where the engines were built with [`TrtPlan::detailed`].
-///
-/// # Errors
-/// When the bundle has no engines, one is damaged, or this machine cannot load them.
-pub fn layers(
-    bundle: &Bundle,
-    library_dir: Option<&Utf8Path>,
-) -> Result<Vec<(String, serde_json::Value)>, EngineError> {
-    let library_dir = library_dir.map(Utf8Path::to_owned);
-    let engine = TensorRtEngine::new(TensorRtOptions { library_dir, ..TensorRtOptions::default() });
-    let mut found = Vec::new();
-    for entry in &bundle.manifest().engines {
-        let text = engine.inspect(&bundle.path(&entry.file)).map_err(|e| e.in_graph(&entry.graph))?;
-        // Not JSON is still what TensorRT said.
-        let value = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
-        found.push((entry.graph.clone(), value));
-    }
-    Ok(found)
 }
 
 /// The manifest entry of a build, without its results.

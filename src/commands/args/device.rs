@@ -8,9 +8,7 @@ use crate::device::Device;
 /// Options that some engines have; the others refuse them.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceArgs {
-    /// Where the engine runs. ort: cpu, cuda, tensorrt or nvrtx, the last three with an optional :N (its execution
-    /// providers; a node that the provider does not take is an error); tensorrt: the index of a CUDA device
-    #[arg(long, value_name = "DEVICE", help_heading = "Engine")]
+    #[arg(long, value_name = "DEVICE", help = crate::engines::device_help(), help_heading = "Engine")]
     pub(crate) device: Option<Device>,
     /// Record a CUDA graph for each shape and replay it, for --engine tensorrt
     #[arg(long, help_heading = "Engine")]

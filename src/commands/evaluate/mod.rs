@@ -16,7 +16,7 @@ use super::failure::{Exit, Failure};
 use super::metrics::{compute, text};
 use super::paths::apart;
 use super::printer::Printer;
-use super::{check_engine, engine_options, with_runtime};
+use super::{engine_options, with_runtime};
 use crate::arrays::{ArrayFile, ArrayRef, Mapped, write_atomic, write_npz};
 use crate::bundle;
 use crate::engines;
@@ -50,7 +50,6 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
     let Some(path) = &draw.bundle else {
         let path =
             args.samples.as_ref().ok_or_else(|| Failure::usage("no --samples and no --bundle", None))?;
-        check_engine(&args.engine)?;
         let source = Source::Images(ImageSet::open(path, args.limit.and_then(|n| usize::try_from(n).ok()))?);
         let job = Job::new(args, printer)?;
         job.check(&source)?;

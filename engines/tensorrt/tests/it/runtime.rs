@@ -39,20 +39,23 @@ fn a_missing_or_damaged_engine_is_refused_before_the_driver_is_asked() {
     let copied = with_engine();
     let path = copied.root().join("trt/head.engine");
     let whole = std::fs::read(&path).unwrap();
-    let refused = |text: &str| {
+    let refused = |kind, text: &str| {
         let e = TensorRtEngine::default().prepare(copied.graph.file()).map(|_| ()).unwrap_err();
-        assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Graph, Some("head")), "{e}");
+        assert_eq!((e.kind, e.graph.as_deref()), (kind, Some("head")), "{e}");
         assert!(e.message.contains(text) && e.message.contains("head.engine"), "{e}");
         assert!(e.hint.unwrap().contains("--target trt"));
     };
     for len in [0, 27, 28, whole.len() / 2, whole.len() - 1] {
         std::fs::write(&path, &whole[..len]).unwrap();
-        refused(if len < 28 { "not a TensorRT engine" } else { "is damaged" });
+        match len {
+            0..28 => refused(EngineErrorKind::Graph, "not a TensorRT engine"),
+            _ => refused(EngineErrorKind::Damaged, "is damaged"),
+        }
     }
     std::fs::copy(&copied.graph.path, &path).unwrap();
-    refused("not a TensorRT engine");
+    refused(EngineErrorKind::Graph, "not a TensorRT engine");
     std::fs::remove_file(&path).unwrap();
-    refused("No such file");
+    refused(EngineErrorKind::Graph, "No such file");
     read_plan_header(&whole).unwrap();
 }
 

@@ -1,0 +1,100 @@
+//! What engines can be told.
+
+use camino::Utf8PathBuf;
+
+use crate::device::Device;
+
+/// What every engine can be told. An engine refuses what it does not have: see [`EngineOption`].
+#[derive(Debug, Clone, Default)]
+pub struct EngineOptions {
+    /// Threads of one run; `None` = the engine's choice.
+    pub threads: Option<usize>,
+    /// Path of the ONNX Runtime library; `None` = search.
+    pub ort_library: Option<Utf8PathBuf>,
+    /// Folder of the TensorRT libraries; `None` = search.
+    pub trt_library: Option<Utf8PathBuf>,
+    /// Where to run; `None` = the engine's first device.
+    pub device: Option<Device>,
+    /// Record a CUDA graph for each shape and replay it.
+    pub cuda_graphs: bool,
+    /// Folder for what is compiled for the device at run time.
+    pub runtime_cache: Option<Utf8PathBuf>,
+}
+
+/// An option that some engines have and others have not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineOption {
+    /// [`EngineOptions::threads`].
+    Threads,
+    /// [`EngineOptions::ort_library`].
+    OrtLibrary,
+    /// [`EngineOptions::trt_library`].
+    TrtLibrary,
+    /// [`EngineOptions::cuda_graphs`].
+    CudaGraphs,
+    /// [`EngineOptions::runtime_cache`].
+    RuntimeCache,
+}
+
+impl EngineOption {
+    /// As the command line has it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Threads => "--threads",
+            Self::OrtLibrary => "--ort-lib",
+            Self::TrtLibrary => "--trt-lib",
+            Self::CudaGraphs => "--cuda-graphs",
+            Self::RuntimeCache => "--runtime-cache",
+        }
+    }
+}
+
+impl EngineOptions {
+    /// The options that are given. A device is judged by [`Devices`](crate::Devices).
+    pub fn given(&self) -> Vec<EngineOption> {
+        let mut given = self.libraries();
+        given.extend(self.threads.map(|_| EngineOption::Threads));
+        given.extend(self.cuda_graphs.then_some(EngineOption::CudaGraphs));
+        given.extend(self.runtime_cache.as_ref().map(|_| EngineOption::RuntimeCache));
+        given
+    }
+
+    /// The libraries that are named.
+    pub fn libraries(&self) -> Vec<EngineOption> {
+        let ort = self.ort_library.as_ref().map(|_| EngineOption::OrtLibrary);
+        ort.into_iter().chain(self.trt_library.as_ref().map(|_| EngineOption::TrtLibrary)).collect()
+    }
+
+    /// Of the libraries those that are for an engine with the options `has`; all else as it is. Where several engines are
+    /// told the same, each gets its own library.
+    #[must_use]
+    pub fn with_libraries_of(&self, has: &[EngineOption]) -> Self {
+        let mut own = self.clone();
+        own.ort_library = own.ort_library.filter(|_| has.contains(&EngineOption::OrtLibrary));
+        own.trt_library = own.trt_library.filter(|_| has.contains(&EngineOption::TrtLibrary));
+        own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_listed_and_each_engine_gets_its_own_library() {
+        assert!(EngineOptions::default().given().is_empty());
+        let all = EngineOptions {
+            threads: Some(1),
+            ort_library: Some("a".into()),
+            trt_library: Some("b".into()),
+            device: Some(Device::Cpu),
+            cuda_graphs: true,
+            runtime_cache: Some("c".into()),
+        };
+        let flags: Vec<&str> = all.given().into_iter().map(EngineOption::flag).collect();
+        assert_eq!(flags, ["--ort-lib", "--trt-lib", "--threads", "--cuda-graphs", "--runtime-cache"]);
+        let own = all.with_libraries_of(&[EngineOption::TrtLibrary]);
+        assert_eq!(own.libraries(), [EngineOption::TrtLibrary]);
+        assert_eq!((own.threads, own.cuda_graphs), (Some(1), true));
+    }
+}
