@@ -68,16 +68,24 @@ pub(super) fn kills(ground: &Ground) -> Result<Outcome> {
             }
             run.signal(signal)?;
             let ended = run.end(HANG)?;
-            let killed = ended.code.is_none() && signal == "KILL";
-            if let Some(wrong) = ended.wrong().filter(|_| !killed) {
-                outcome.problem(&what, wrong);
-            }
             let mut there = tree(&writer.path(&place))?;
             // A folder that was there may be a mount point: the work lies hidden in it, and entries move up one by one.
             let hidden = there.len();
             there.retain(|name, _| !name.starts_with(HIDDEN));
             let hidden = there.len() < hidden;
             let whole = there == second;
+            let begun = hidden
+                || names(&place)?.iter().any(|n| n != writer.out)
+                || match before {
+                    Before::Nothing => !there.is_empty(),
+                    Before::EmptyFolder => there.len() != 1,
+                    Before::AnotherOutput => there != first,
+                };
+            // A polite signal that comes while the program is still being loaded ends it, with nothing begun.
+            let killed = ended.code.is_none() && (signal == "KILL" || !begun);
+            if let Some(wrong) = ended.wrong().filter(|_| !killed) {
+                outcome.problem(&what, wrong);
+            }
             let allowed = match before {
                 Before::Nothing => there.is_empty(),
                 Before::EmptyFolder if hidden => {
