@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use dpar_export_inputs::without_mark;
 use serde::de::{DeserializeOwned, DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserializer, Serialize};
 use serde_json::Value;
@@ -26,7 +27,7 @@ pub enum JsonError {
 /// # Errors
 /// [`JsonError::Repeated`] with key and place; [`JsonError::Syntax`].
 pub(crate) fn unique_keys(bytes: &[u8]) -> Result<(), JsonError> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let mut reader = serde_json::Deserializer::from_slice(without_mark(bytes));
     let read = Keys.deserialize(&mut reader).and_then(|()| reader.end());
     read.map_err(|e| match e.to_string() {
         text if text.starts_with(REPEATED) => JsonError::Repeated(text),
@@ -39,6 +40,7 @@ pub(crate) fn unique_keys(bytes: &[u8]) -> Result<(), JsonError> {
 /// # Errors
 /// What is wrong, with its place.
 pub(crate) fn read<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
+    let bytes = without_mark(bytes);
     unique_keys(bytes)?;
     let syntax = |e: serde_json::Error| match e.to_string() {
         text if text.starts_with(UNKNOWN) => JsonError::Unknown(text),
@@ -177,6 +179,7 @@ mod tests {
             inner: Inner,
         }
         read::<Outer>(br#"{"list":[{"n":7.8}],"n":0.1}"#).unwrap();
+        read::<Outer>("\u{feff}{\"list\":[],\"n\":0.1}".as_bytes()).unwrap();
         for (text, path) in
             [(r#"{"list":[{"n":1},{"n":1,"m":2}],"n":1}"#, "list[1].m"), (r#"{"list":[],"n":1,"m":2}"#, "m")]
         {

@@ -271,6 +271,7 @@ impl Manifest {
         struct Version {
             schema_version: u64,
         }
+        let bytes = dpar_export_inputs::without_mark(bytes);
         json::unique_keys(bytes)?;
         let version: Version =
             serde_json::from_slice(bytes).map_err(|e| ManifestError::Syntax(e.to_string()))?;

@@ -545,7 +545,7 @@ mod tests {
             ArrayErrorKind::UnknownFormat,
             ArrayErrorKind::Missing { available: vec![] },
             ArrayErrorKind::UnsupportedDtype { found: text(), why: "x" },
-            ArrayErrorKind::Dtype { found: "a", wanted: "b", shape: vec![] },
+            ArrayErrorKind::Dtype { found: text(), wanted: "b", shape: vec![] },
             ArrayErrorKind::Shape { dtype: text(), found: vec![], wanted: vec![] },
             ArrayErrorKind::Truncated { promised: 1, held: 0 },
             ArrayErrorKind::TooLarge(text()),

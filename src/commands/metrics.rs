@@ -9,7 +9,7 @@ use dpar_export_metrics::{Compute, KidProtocol, PrMode, Variant};
 use serde_json::json;
 
 use super::failure::{Exit, Failure};
-use super::printer::{Printer, Text, stopped, table};
+use super::printer::{Printer, Text, fixed, stopped, table};
 use crate::bundle;
 use crate::evaluate::EvaluateError;
 use crate::evaluate::activations::{Activations, Table, moments_of};
@@ -238,10 +238,10 @@ fn check(samples: &Activations, reference: &Activations, args: &MetricsArgs) -> 
 
 /// The report for people.
 pub(super) fn text(report: &Report, network: &Network, settings: &Settings) -> Text {
-    let number = |v: f64| format!("{v:.6}");
+    let number = |v: f64| fixed(v, 6);
     let row = |(_, m): (&Metric, &crate::evaluate::report::Measured)| {
         let error = match (m.interval_90, m.standard_error) {
-            (Some([low, high]), _) => format!("{low:.4} to {high:.4}"),
+            (Some([low, high]), _) => format!("{} to {}", fixed(low, 4), fixed(high, 4)),
             (None, Some(error)) => format!("± {error:.4} (standard error)"),
             (None, None) => String::new(),
         };

@@ -69,8 +69,8 @@ pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failur
     let file = ArrayFile::open(&args.tokens)?;
     args.many.check(&file, "tokens")?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
-        let t = runtime.bundle().system().tokens();
-        let ids = file.i64("tokens", &[None, Some(t)])?;
+        let system = runtime.bundle().system();
+        let ids = file.i64_in("tokens", &[None, Some(system.tokens())], "token", 0..system.vocab as i64)?;
         let n = ids.shape()[0];
         if n == 0 {
             return Err(Failure::usage(format!("{} holds no images", args.tokens), None));

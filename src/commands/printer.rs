@@ -209,6 +209,23 @@ fn visible_words(value: &ContextValue) -> ContextValue {
     }
 }
 
+/// A number with so many digits behind the point; one that they do not show has no sign.
+pub(crate) fn fixed(value: f64, digits: usize) -> String {
+    without_sign_of_zero(format!("{value:.digits$}"))
+}
+
+/// The same of a difference, whose sign is also shown where it is +.
+pub(crate) fn signed(value: f64, digits: usize) -> String {
+    without_sign_of_zero(format!("{value:+.digits$}"))
+}
+
+fn without_sign_of_zero(text: String) -> String {
+    match text.strip_prefix(['-', '+']) {
+        Some(zero) if zero.bytes().all(|b| b"0.".contains(&b)) => zero.to_owned(),
+        _ => text,
+    }
+}
+
 /// Cells are padded up to this width; a longer one moves its own line only.
 const WIDEST: usize = 120;
 
@@ -235,4 +252,23 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> Text {
     line(&widths.iter().map(|w| "-".repeat(*w).into()).collect::<Vec<_>>());
     shown.iter().for_each(|row| line(row));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_the_digits_do_not_show_has_no_sign() {
+        for (value, plain, with_sign) in [
+            (-4e-7, "0.000000", "0.000000"),
+            (-0.0, "0.000000", "0.000000"),
+            (4e-7, "0.000000", "0.000000"),
+            (-6e-7, "-0.000001", "-0.000001"),
+            (1.5, "1.500000", "+1.500000"),
+            (f64::NEG_INFINITY, "-inf", "-inf"),
+        ] {
+            assert_eq!((fixed(value, 6).as_str(), signed(value, 6).as_str()), (plain, with_sign));
+        }
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::{EngineArgs, resize};
 use super::failure::{Exit, Failure};
-use super::printer::{Bar, Printer, Text, table};
+use super::printer::{Bar, Printer, Text, fixed, table};
 use super::with_runtime;
 use crate::bundle::{MANIFEST, Manifest};
 use crate::engines::{self, EngineOptions, Runs};
@@ -251,7 +251,7 @@ fn render(reports: &[SystemReport], verdict: Verdict) -> Text {
 
 /// The poster's table: model, parameters, distance, score, precision, recall, steps.
 fn poster(reports: &[SystemReport]) -> Text {
-    let number = |v: Option<f64>, digits: usize| v.map_or("–".to_owned(), |v| format!("{v:.digits$}"));
+    let number = |v: Option<f64>, digits: usize| v.map_or("–".to_owned(), |v| fixed(v, digits));
     let distance = reports.iter().find_map(|r| r.extractor.as_ref()).map(|e| e.distance.clone());
     let inception = distance.as_deref() == Some("FID");
     let row = |model: String, parameters: String, steps: f64, m: Option<&crate::reproduce::ImageMetrics>| {
@@ -288,11 +288,12 @@ fn poster(reports: &[SystemReport]) -> Text {
 }
 
 fn gate_table(gates: &[Gate]) -> Text {
-    let number = |v: Option<f64>| v.map(|v| format!("{v:.4}")).unwrap_or_default();
+    let number = |v: Option<f64>| v.map(|v| fixed(v, 4)).unwrap_or_default();
     let rows: Vec<Vec<String>> = gates
         .iter()
         .map(|g| {
-            let interval = g.interval_90.map(|[a, b]| format!("[{a:.4}, {b:.4}]")).unwrap_or_default();
+            let interval = g.interval_90.map(|[a, b]| format!("[{}, {}]", fixed(a, 4), fixed(b, 4)));
+            let interval = interval.unwrap_or_default();
             let verdict = match g.verdict {
                 Verdict::Fail => "FAIL".to_owned(),
                 other => other.to_string(),

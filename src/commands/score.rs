@@ -13,16 +13,20 @@ use crate::runtime::RunError;
 pub(super) fn run(args: &ScoreArgs, printer: Printer) -> Result<Exit, Failure> {
     let file = ArrayFile::open(&args.inputs)?;
     args.many.check(&file, "tokens")?;
-    let ids = file.i64("tokens", &[None, None])?;
-    let (n, t) = (ids.shape()[0], ids.shape()[1]);
-    let labels = file.i64("class_labels", &[Some(n)])?;
-    let lengths = match file.contains("patch_lengths") {
-        true => Some(unpad(&file.i64("patch_lengths", &[Some(n), None])?, t, &args.inputs, "patch_lengths")?),
-        false => None,
-    };
     let output = array_file(&args.output, args.force)?;
     with_runtime(&args.bundle, &args.engine, |runtime| {
-        let vocab = runtime.bundle().system().vocab;
+        let system = runtime.bundle().system();
+        let vocab = system.vocab;
+        let ids = file.i64_in("tokens", &[None, None], "token", 0..vocab as i64)?;
+        let (n, t) = (ids.shape()[0], ids.shape()[1]);
+        let labels = file.i64_in("class_labels", &[Some(n)], "class label", system.class_labels())?;
+        let lengths = match file.contains("patch_lengths") {
+            true => {
+                let array = file.i64("patch_lengths", &[Some(n), None])?;
+                Some(unpad(&array, t, &args.inputs, "patch_lengths")?)
+            }
+            false => None,
+        };
         let bar = printer.progress("scoring", "images");
         let ids = ids.into_raw_vec_and_offset().0;
         let labels = labels.into_raw_vec_and_offset().0;
@@ -39,7 +43,6 @@ pub(super) fn run(args: &ScoreArgs, printer: Printer) -> Result<Exit, Failure> {
             }
         }
         drop(bar);
-        let system = runtime.bundle().system();
         let (padded, columns) = pad(patches.iter().map(Vec::as_slice));
         let (matrix, rows) = ([n, t], [n, columns]);
         let mut more = Vec::new();

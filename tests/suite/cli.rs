@@ -315,7 +315,10 @@ fn bad_input_is_exit_2_with_the_next_step() {
             vec!["generate", b, "--no-images", "--num", "1", "--temperature", "nan", "-o", out.as_str()],
             "finite",
         ),
-        (vec!["score", b, "--inputs", bad_tokens.as_str(), "-o", npz.as_str()], "token 99 is not in 0..32"),
+        (
+            vec!["score", b, "--inputs", bad_tokens.as_str(), "-o", npz.as_str()],
+            "bad.npz: array `tokens`: token 99 at [0, 0] is not in 0..32",
+        ),
         (vec!["score", b, "--inputs", text.as_str(), "-o", npz.as_str()], "text.npz"),
         (vec!["generate", b, "--num", "99999999999999", "-o", out.as_str()], "99999999999999"),
         (vec!["generate", b, "--num", "0", "-o", out.as_str()], "0 is not in"),

@@ -22,6 +22,7 @@ mod faults;
 mod forged;
 mod graphs;
 mod injection;
+mod inputs;
 mod integrity;
 mod metrics;
 #[cfg(target_os = "linux")]

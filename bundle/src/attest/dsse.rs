@@ -63,7 +63,8 @@ impl Envelope {
     /// # Errors
     /// When it holds no envelope, or several.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
+        let text = std::str::from_utf8(dpar_export_inputs::without_mark(bytes))
+            .map_err(|_| "it is not text".to_owned())?;
         let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
         match lines.as_slice() {
             [line] => {

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::json::unique_keys;
 use crate::{Bundle, BundleError, ExtractorBundle, MANIFEST, ToolEntry, digest, is_extractor};
+use dpar_export_inputs::without_mark;
 
 pub use dsse::{Envelope, PAYLOAD_TYPE, pae};
 pub use key::{key_id, read_private, read_public};
@@ -160,7 +161,8 @@ impl Statement {
             (size, sha256) = (text.len() as u64, hex::encode(Sha256::digest(&text)));
             let bad = |message| AttestError::Report { path: path.to_owned(), message };
             unique_keys(&text).map_err(|e| bad(e.to_string()))?;
-            let report: Value = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+            let report: Value =
+                serde_json::from_slice(without_mark(&text)).map_err(|e| bad(e.to_string()))?;
             for key in ["bundle", "verdict", "engine", "engines"] {
                 if let Some(value) = report.get(key) {
                     predicate.insert(key.to_owned(), value.clone());

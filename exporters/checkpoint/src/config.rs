@@ -321,16 +321,12 @@ pub(crate) fn read_text(path: &Utf8Path, what: &str) -> Result<String, Checkpoin
         Err(e) => Err(CheckpointError::io(path, e)),
         Ok(bytes) => {
             let wide = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
-            let text = String::from_utf8(bytes).map_err(|_| {
+            let text = std::str::from_utf8(dpar_export_inputs::without_mark(&bytes)).map_err(|_| {
                 let found = if wide { "UTF-16 text; save it as UTF-8" } else { "not UTF-8 text" };
                 let problem = format!("{what} is {found}");
                 CheckpointError::in_file(ErrorKind::Config { key: None, problem }, path)
             })?;
-            // A byte order mark is no part of the text.
-            match text.strip_prefix('\u{feff}') {
-                Some(rest) => Ok(rest.to_owned()),
-                None => Ok(text),
-            }
+            Ok(text.to_owned())
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use camino::Utf8Path;
-use dpar_export_spec::ComponentKind;
+use dpar_export_spec::{ComponentKind, text};
 
 use crate::error::{NameMismatch, Unmatched};
 use crate::file::Unread;
@@ -24,8 +24,6 @@ const WRAPPER_PREFIXES: [&str; 2] = ["module.", "model."];
 const WRAPPER_PARTS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 /// Pairs of names that are compared at most when looking for the nearest ones.
 const MAX_COMPARISONS: usize = 1 << 18;
-/// Names longer than this get no nearest name.
-const MAX_COMPARED_NAME: usize = 100;
 
 /// The tensors of one component by their canonical names, checked against the expected table: nothing is missing,
 /// nothing is left over, every shape fits, every element is a finite float.
@@ -306,21 +304,8 @@ fn unmatched(names: &[&str], others: &[&str]) -> Vec<Unmatched> {
     names
         .iter()
         .map(|name| {
-            let nearest = (compare && name.len() <= MAX_COMPARED_NAME)
-                .then(|| nearest(name, others))
-                .flatten()
-                .map(str::to_owned);
+            let nearest = if compare { text::nearest(name, others) } else { None }.map(str::to_owned);
             Unmatched { name: (*name).to_owned(), nearest }
         })
         .collect()
-}
-
-fn nearest<'o>(name: &str, others: &[&'o str]) -> Option<&'o str> {
-    others
-        .iter()
-        .filter(|o| o.len() <= MAX_COMPARED_NAME)
-        .map(|o| (strsim::normalized_levenshtein(name, o), *o))
-        .filter(|(similarity, _)| *similarity >= 0.5)
-        .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
-        .map(|(_, o)| o)
 }

@@ -58,13 +58,19 @@ pub fn read(path: &Utf8Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a regular file of at most `most` bytes as text.
+/// The bytes of a text without the byte order mark that some editors put before it: it is no part of the text.
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// Reads a regular file of at most `most` bytes as text, without a byte order mark.
 ///
 /// # Errors
 /// As [`read`]; [`io::ErrorKind::InvalidData`] where it is not UTF-8.
 pub fn read_to_string(path: &Utf8Path, most: u64) -> io::Result<String> {
-    String::from_utf8(read(path, most)?)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("`{path}` is not UTF-8 text")))
+    let not_text = || io::Error::new(io::ErrorKind::InvalidData, format!("`{path}` is not UTF-8 text"));
+    let bytes = read(path, most)?;
+    std::str::from_utf8(without_mark(&bytes)).map(str::to_owned).map_err(|_| not_text())
 }
 
 #[cfg(test)]
@@ -89,6 +95,8 @@ mod tests {
         let e = read(&path, 3).unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::FileTooLarge);
         assert!(e.to_string().contains("4 bytes, at most 3") && e.to_string().contains(path.as_str()), "{e}");
+        fs_err::write(&path, "\u{feff}x\u{feff}").unwrap();
+        assert_eq!(read_to_string(&path, 9).unwrap(), "x\u{feff}", "the mark before the text is not of it");
         fs_err::write(&path, [0xff]).unwrap();
         assert_eq!(read_to_string(&path, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert_eq!(open(&folder.join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -423,6 +423,11 @@ impl SystemSpec {
         has.then_some(self.num_classes as i64)
     }
 
+    /// Labels that a class embedding has, that of the null class included.
+    pub fn class_labels(&self) -> std::ops::Range<i64> {
+        0..self.null_class().map_or(self.num_classes as i64, |null| null + 1)
+    }
+
     /// Tokens per image T = W².
     pub fn tokens(&self) -> usize {
         self.grid * self.grid

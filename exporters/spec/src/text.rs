@@ -43,6 +43,21 @@ pub fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
     text
 }
 
+/// Longer names are like none: the time that a comparison takes grows with both lengths.
+const LONGEST_COMPARED: usize = 100;
+
+/// The name that is most like another, the first of equals in the order of the alphabet; none where at most half agrees.
+pub fn nearest<'o>(name: &str, others: &[&'o str]) -> Option<&'o str> {
+    let short = |name: &str| name.len() <= LONGEST_COMPARED;
+    others
+        .iter()
+        .filter(|o| short(name) && short(o))
+        .map(|o| (strsim::normalized_levenshtein(name, o), *o))
+        .filter(|(similarity, _)| *similarity >= 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
+        .map(|(_, o)| o)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,6 +71,17 @@ mod tests {
         let text = names(&many);
         assert!(text.starts_with("n00000, n00001, ") && text.ends_with("n00019 and 59980 more"), "{text}");
         assert!(names(["x".repeat(1 << 20)]).len() < 200);
+    }
+
+    #[test]
+    fn the_nearest_name_is_like_at_least_half() {
+        let known = ["logits", "entropy", "patch_lengths", "tokens"];
+        assert_eq!(nearest("logit", &known), Some("logits"));
+        assert_eq!(nearest("patch_length", &known), Some("patch_lengths"));
+        assert_eq!(nearest("weights", &known), None);
+        assert_eq!(nearest("ab", &["ac", "aa"]), Some("aa"));
+        let long = "x".repeat(1 << 20);
+        assert_eq!(nearest(&long, &[long.as_str()]), None);
     }
 
     #[test]

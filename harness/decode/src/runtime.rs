@@ -304,10 +304,10 @@ impl<'a> Runtime<'a> {
         if !(1..=system.tokens()).contains(&tokens) {
             return input(format!("{tokens} tokens per image; the model takes 1 to {}", system.tokens()));
         }
-        check_tokens(ids, system.vocab)?;
-        let last = system.null_class().unwrap_or(system.num_classes as i64 - 1);
-        if let Some(bad) = labels.iter().find(|c| !(0..=last).contains(*c)) {
-            return input(format!("class label {bad} is not in 0..={last}"));
+        check_tokens(ids, tokens, system.vocab)?;
+        let classes = system.class_labels();
+        if let Some((image, bad)) = labels.iter().enumerate().find(|(_, c)| !classes.contains(*c)) {
+            return input(format!("class label {bad} of image {image} is not in 0..{}", classes.end));
         }
         let Some(lengths) = patch_lengths else { return Ok(()) };
         let longest = system.dpar().map_or(1, |d| d.longest_patch);
@@ -331,7 +331,7 @@ impl<'a> Runtime<'a> {
     /// See [`RunError`].
     pub fn images(&self, ids: &[i64], batch: usize, progress: Progress<'_>) -> Result<Vec<f32>, RunError> {
         let tokens = self.bundle.system().tokens();
-        check_tokens(ids, self.bundle.system().vocab)?;
+        check_tokens(ids, self.bundle.system().tokens(), self.bundle.system().vocab)?;
         if !ids.len().is_multiple_of(tokens) {
             return Err(RunError::Input(format!("{} codes are no multiple of {tokens}", ids.len())));
         }
@@ -399,10 +399,13 @@ fn check_finite(graph: &str, port: &str, values: &[f32]) -> Result<(), RunError>
     }
 }
 
-/// Every code must be a row of the codebook.
-fn check_tokens(ids: &[i64], vocab: usize) -> Result<(), RunError> {
-    match ids.iter().find(|t| !(0..vocab as i64).contains(*t)) {
-        Some(bad) => Err(RunError::Input(format!("token {bad} is not in 0..{vocab}"))),
+/// Every code of images of `tokens` tokens must be a row of the codebook.
+fn check_tokens(ids: &[i64], tokens: usize, vocab: usize) -> Result<(), RunError> {
+    match ids.iter().enumerate().find(|(_, t)| !(0..vocab as i64).contains(*t)) {
+        Some((at, bad)) => {
+            let (image, slot) = (at / tokens, at % tokens);
+            Err(RunError::Input(format!("token {bad} of image {image}, slot {slot}, is not in 0..{vocab}")))
+        }
         None => Ok(()),
     }
 }

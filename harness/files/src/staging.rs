@@ -201,8 +201,9 @@ fn look_for_folder(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Foun
         Ok(_) => {}
     }
     let mut entries = Vec::new();
-    for entry in output.read_dir_utf8().map_err(&io)? {
-        entries.push(entry.map_err(&io)?.file_name().to_owned());
+    // A name that is not UTF-8 is not ours either way.
+    for entry in output.as_std_path().read_dir().map_err(&io)? {
+        entries.push(entry.map_err(&io)?.file_name().to_string_lossy().into_owned());
     }
     // A name is also looked at while this run holds it.
     entries.retain(|e| !is_ours(e));

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::failure::{Exit, Failure};
 use super::metrics::{compute, text};
 use super::paths::apart;
-use super::printer::Printer;
+use super::printer::{Printer, fixed, signed};
 use super::{engine_options, with_runtime};
 use crate::arrays::{ArrayFile, ArrayRef, Mapped, write_atomic, write_npz};
 use crate::bundle;
@@ -432,8 +432,14 @@ impl<'a> Job<'a> {
             let mut out = text(&file.report, &self.network, &settings);
             if let Some(c) = &comparison {
                 out.line(format_args!(
-                    "difference {:+.4} ({:.4} here, {:.4} there), 90 % interval {:+.4} to {:+.4}, margin {:.4}: {}",
-                    c.difference, c.here, c.there, c.interval_90[0], c.interval_90[1], c.margin, c.verdict
+                    "difference {} ({} here, {} there), 90 % interval {} to {}, margin {:.4}: {}",
+                    signed(c.difference, 4),
+                    fixed(c.here, 4),
+                    fixed(c.there, 4),
+                    signed(c.interval_90[0], 4),
+                    signed(c.interval_90[1], 4),
+                    c.margin,
+                    c.verdict
                 ));
             }
             if let Some(steps) = file.samples.mean_steps {

@@ -17,7 +17,7 @@ pub(super) fn hold(output: &Utf8Path, resume: bool) -> Result<fs_err::File, Fail
     let free = || -> Result<(), Failure> {
         let mut other = false;
         if output.exists() {
-            for entry in output.read_dir_utf8()? {
+            for entry in output.as_std_path().read_dir()? {
                 other |= entry?.file_name() != LOCK;
             }
         }

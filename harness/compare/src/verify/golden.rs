@@ -19,7 +19,7 @@ use crate::tolerance::Limits;
 /// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
 ///
 /// # Errors
-/// When the reference cannot be read or does not fit the bundle, or the engine fails. A mismatch is no error: it
+/// When the reference cannot be read, holds nothing to compare with or does not fit the bundle, or the engine fails. A mismatch is no error: it
 /// is in the checks.
 pub fn verify_golden(
     runtime: &Runtime<'_>,
@@ -100,6 +100,12 @@ impl<'a> Golden<'a> {
         checks.extend(or_failed("greedy tokens", self.greedy(progress))?);
         checks.extend(or_failed("images", self.images(progress).map(|c| vec![c]))?);
         checks.extend(or_failed("codes", self.codes(progress).map(|c| vec![c]))?);
+        if checks.iter().all(|c| c.status == Status::NotRun) {
+            return Err(reference::holds_nothing(&self.file));
+        }
+        if !self.settings.others.is_empty() {
+            checks.push(Check::not_run("other arrays", reference::not_compared(&self.settings.others)));
+        }
         Ok(checks)
     }
 

@@ -18,8 +18,8 @@ pub use crate::tolerance;
 pub use golden::{own_folder, verify_golden};
 pub use probes::{PREFIX_BF16, PREFIX_F16, PREFIX_F32, probe};
 pub use record::{Golden, Provenance, Recording, record};
-pub(crate) use reference::open;
 pub use reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
+pub(crate) use reference::{not_compared, open};
 pub use streams::{ReferenceStreams, verify_streams};
 
 /// The whole comparison.

@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_bundle::digest;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::ArrayFile;
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Precision, text};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -13,6 +13,21 @@ use crate::tolerance::Recorded;
 
 /// The arrays, in the order of preference: a folder holds one of the two.
 pub const ARRAYS: [&str; 2] = ["golden.safetensors", "golden.npz"];
+/// The arrays that are read of a golden folder.
+const KNOWN: [&str; 12] = [
+    "tokens",
+    "class_labels",
+    "logits",
+    "entropy",
+    "patch_lengths",
+    "greedy_tokens",
+    "greedy_class_labels",
+    "greedy_patch_lengths",
+    "greedy_image",
+    "greedy_image_u8",
+    "encode_image",
+    "encode_codes",
+];
 /// The settings beside the arrays.
 pub const GOLDEN_JSON: &str = "golden.json";
 /// Larger settings are refused unread.
@@ -47,6 +62,9 @@ pub(crate) struct Settings {
     /// What it was computed with, where it says so.
     #[serde(deserialize_with = "source")]
     provenance: Option<Source>,
+    /// Arrays that nothing is compared with.
+    #[serde(skip)]
+    pub(crate) others: Vec<String>,
 }
 
 /// The arithmetic of a reference: what its numbers were rounded to, and where.
@@ -141,10 +159,11 @@ pub fn array_file(folder: &Utf8Path) -> Result<Utf8PathBuf, RunError> {
 /// Opens a golden folder and checks what its `golden.json` says about the arrays.
 ///
 /// # Errors
-/// When a file cannot be read, or does not have its recorded size and SHA-256.
+/// When a file cannot be read, does not have its recorded size and SHA-256, or an array has nearly the name of one that is
+/// compared.
 pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), RunError> {
     let arrays = array_file(folder)?;
-    let settings = settings(folder)?;
+    let mut settings = settings(folder)?;
     for file in &settings.files {
         let path = folder.join(&file.name);
         let wrong = |message: String| RunError::Integrity {
@@ -167,7 +186,24 @@ pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), RunError>
             return Err(wrong(message));
         }
     }
-    Ok((ArrayFile::open(&arrays)?, settings))
+    let file = ArrayFile::open(&arrays)?;
+    settings.others = file.others(&KNOWN)?.into_iter().map(str::to_owned).collect();
+    Ok((file, settings))
+}
+
+/// What a file of a reference holds beside what is compared, in words.
+pub(crate) fn not_compared(others: &[impl AsRef<str>]) -> String {
+    format!("no array of these names is compared: {}", text::list(others))
+}
+
+/// The refusal of a reference that no check can be made with.
+pub(super) fn holds_nothing(file: &ArrayFile) -> RunError {
+    RunError::Input(format!(
+        "{} holds nothing to compare with: it has {}; verify compares `tokens` with `logits` (and `class_labels`), \
+         `greedy_tokens`, `greedy_image_u8` and `encode_image` with `encode_codes`",
+        file.path(),
+        file.listing()
+    ))
 }
 
 /// Guidance of a golden folder's greedy images, where its settings say it.

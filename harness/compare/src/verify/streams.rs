@@ -11,8 +11,12 @@ use dpar_export_inputs::limits;
 use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
+use super::reference::not_compared;
 use crate::check::{Check, Decision, Flip, boundary_flip, mean, or_failed, starts};
 use crate::tolerance::Limits;
+
+/// The arrays that are read of a streams file.
+const KNOWN: [&str; 5] = ["tokens", "class_labels", "patch_lengths", "entropy", "margin"];
 
 /// `reference.json` beside the streams.
 #[derive(Debug, Deserialize)]
@@ -76,6 +80,10 @@ impl ReferenceStreams {
         let text = dpar_export_inputs::read_to_string(&settings_path, limits::TEXT).map_err(|e| bad(&e))?;
         let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         let file = ArrayFile::open(path)?;
+        let others = file.others(&KNOWN)?;
+        if !others.is_empty() {
+            tracing::warn!("{path}: {}", not_compared(&others));
+        }
         let t = system.tokens();
         let tokens = file.i64("tokens", &[None, Some(t)])?;
         let n = tokens.shape()[0];

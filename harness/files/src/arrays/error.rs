@@ -43,9 +43,10 @@ pub enum ArrayErrorKind {
         /// Names in the file.
         available: Vec<String>,
     },
-    /// An element type this tool does not read: Python objects, big-endian numbers, records, half floats, ….
+    /// An element type this tool does not read: Python objects, big-endian numbers, records, ….
     #[error(
-        "elements of type {found} cannot be read ({why}); save it as float32, float64, int32, int64 or uint8"
+        "elements of type {found} cannot be read ({why}); save it as float16, float32, float64, int16, int32, int64, uint8, uint16 or \
+         uint32"
     )]
     UnsupportedDtype {
         /// The type as the file writes it.
@@ -57,7 +58,7 @@ pub enum ArrayErrorKind {
     #[error("{found} elements of shape {shape:?} do not fit {wanted} without loss")]
     Dtype {
         /// Element type found.
-        found: &'static str,
+        found: String,
         /// Element type wanted.
         wanted: &'static str,
         /// Shape found.

@@ -51,7 +51,11 @@ impl ImageNpz {
         };
         let mut file = archive.by_index(*index)?;
         let header = Header::read(&mut file)?;
-        if header.kind()? != Kind::U8 || header.shape.len() != 4 || header.shape[3] != 3 {
+        if header.stored()? != Kind::U8.into() {
+            let (found, shape) = (header.dtype(), header.shape);
+            return Err(ArrayErrorKind::Dtype { found, wanted: Kind::U8.name(), shape });
+        }
+        if header.shape.len() != 4 || header.shape[3] != 3 {
             let wanted = vec![None, None, None, Some(3)];
             return Err(ArrayErrorKind::Shape { dtype: header.dtype(), found: header.shape, wanted });
         }

@@ -1,16 +1,19 @@
 //! Named arrays in files: `.npz`, `.npy` and `.safetensors`, read and written.
 //!
-//! Five element types: float32, float64, int64, int32 and uint8, little-endian. Files are untrusted: what a
+//! In memory arrays are of five element types: float32, float64, int64, int32 and uint8. Narrower ones of a file (float16,
+//! bfloat16, int8, int16, uint16, uint32; little-endian, as all) become the next of them. Files are untrusted: what a
 //! header promises is compared with what the file holds before memory is taken, and every refusal names the file
 //! and the array. Writers write beside the destination and rename, and the same arrays give the same bytes.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_inputs::memory;
-use ndarray::ArrayD;
+use dpar_export_spec::text;
+use ndarray::{ArrayD, Dimension};
 
 mod atomic;
 mod error;
@@ -32,7 +35,7 @@ pub use npz::{ImageNpzWriter, NpzStream, write_npy, write_npz};
 pub use spool::{Spool, Spooled};
 pub use tensors::write_safetensors;
 
-use npy::Kind;
+use npy::{Kind, Stored};
 
 /// An array, row-major and contiguous.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,7 +120,8 @@ impl Array {
     }
 
     fn no_fit(&self, wanted: &'static str, name: &str) -> ArrayError {
-        ArrayErrorKind::Dtype { found: self.dtype(), wanted, shape: self.shape().to_vec() }.of(name)
+        ArrayErrorKind::Dtype { found: self.dtype().to_owned(), wanted, shape: self.shape().to_vec() }
+            .of(name)
     }
 }
 
@@ -304,6 +308,33 @@ impl ArrayFile {
         self.arrays.iter().any(|a| a.name == name)
     }
 
+    /// The arrays that are none of the `known` ones, in the file's order.
+    ///
+    /// # Errors
+    /// When one has nearly a known name that no array has: what it holds would be passed over. When a known one has no
+    /// elements.
+    pub fn others(&self, known: &[&str]) -> Result<Vec<&str>, ArrayError> {
+        let absent: Vec<&str> = known.iter().copied().filter(|name| !self.contains(name)).collect();
+        let mut others = Vec::new();
+        for array in &self.arrays {
+            let wrong = match (known.contains(&array.name.as_str()), text::nearest(&array.name, &absent)) {
+                (true, _) if array.shape.contains(&0) => {
+                    format!("shape {:?} has no elements: there is nothing to compare", array.shape)
+                }
+                (true, _) => continue,
+                (false, Some(nearest)) => format!(
+                    "no array of this name is read; is `{nearest}` meant? rename the array, or leave it out"
+                ),
+                (false, None) => {
+                    others.push(array.name.as_str());
+                    continue;
+                }
+            };
+            return Err(ArrayErrorKind::Content(wrong).of(&array.name).in_file(&self.path));
+        }
+        Ok(others)
+    }
+
     /// Reads an array.
     ///
     /// # Errors
@@ -311,10 +342,10 @@ impl ArrayFile {
     pub fn get(&self, name: &str) -> Result<Array, ArrayError> {
         let info = self.info(name)?;
         // What the file cannot hold is refused by what reads it, in better words.
-        if let Some(kind) = Kind::named(&info.dtype)
-            && npy::bytes_of(&info.shape, kind).is_ok_and(|bytes| bytes as u64 <= info.held)
+        if let Some(stored) = Stored::named(&info.dtype)
+            && npy::bytes_of(&info.shape, stored).is_ok_and(|bytes| bytes as u64 <= info.held)
         {
-            self.take(info, kind.size())?;
+            self.take(info, stored.kind().size())?;
         }
         let array = match self.format {
             Format::Npz => npz::get(&self.path, info),
@@ -347,7 +378,17 @@ impl ArrayFile {
         if array.kind().size() != kind.size() {
             self.take(self.info(name)?, kind.size())?;
         }
-        to(array, name).map_err(|e| e.in_file(&self.path))
+        to(array, name).map_err(|e| self.as_stored(e))
+    }
+
+    /// An error about an array of this file, with its element type as the file has it.
+    fn as_stored(&self, mut e: ArrayError) -> ArrayError {
+        if let (ArrayErrorKind::Dtype { found, .. }, Some(name)) = (&mut e.kind, &e.array)
+            && let Ok(info) = self.info(name)
+        {
+            found.clone_from(&info.dtype);
+        }
+        e.in_file(&self.path)
     }
 
     /// Reads an array of the wanted rank and sizes; `None` = any size. The shape is checked before the elements
@@ -387,6 +428,28 @@ impl ArrayFile {
         }
     }
 
+    /// [`i64`](Self::i64) with every element in `range`; `what` is the word for one, such as `token`.
+    ///
+    /// # Errors
+    /// As [`i64`](Self::i64), and when an element is outside: the first, with its place.
+    pub fn i64_in(
+        &self,
+        name: &str,
+        wanted: &[Option<usize>],
+        what: &str,
+        range: Range<i64>,
+    ) -> Result<ArrayD<i64>, ArrayError> {
+        let array = self.i64(name, wanted)?;
+        match array.indexed_iter().find(|(_, v)| !range.contains(*v)) {
+            None => Ok(array),
+            Some((at, bad)) => {
+                let at = at.slice();
+                let message = format!("{what} {bad} at {at:?} is not in {}..{}", range.start, range.end);
+                Err(ArrayErrorKind::Content(message).of(name).in_file(&self.path))
+            }
+        }
+    }
+
     /// [`require`](Self::require), then [`Array::to_f32`].
     ///
     /// # Errors
@@ -416,7 +479,7 @@ impl ArrayFile {
     pub fn u8(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<u8>, ArrayError> {
         match self.require(name, wanted)? {
             Array::U8(a) => Ok(a),
-            other => Err(other.no_fit("uint8", name).in_file(&self.path)),
+            other => Err(self.as_stored(other.no_fit("uint8", name))),
         }
     }
 }
@@ -427,6 +490,11 @@ fn npy_open(path: &Utf8Path) -> Result<(npy::Header, u64, impl std::io::Read), A
     let mut reader = std::io::BufReader::new(file);
     let header = npy::Header::read(&mut reader)?;
     let held = size.saturating_sub(header.bytes as u64);
+    if let Ok(needed) = header.stored().and_then(|stored| npy::bytes_of(&header.shape, stored))
+        && let Some(behind) = held.checked_sub(needed as u64).filter(|n| *n > 0)
+    {
+        return Err(ArrayErrorKind::Malformed(format!("{behind} bytes behind the last element")));
+    }
     Ok((header, held, reader))
 }
 

@@ -6,6 +6,7 @@
 use std::io::{self, Read, Write};
 
 use dpar_export_inputs::memory;
+use half::{bf16, f16};
 use ndarray::{ArrayD, IxDyn, ShapeBuilder};
 
 use super::{Array, ArrayErrorKind, ArrayRef, Elements};
@@ -30,7 +31,7 @@ pub(super) struct Header {
     pub(super) bytes: usize,
 }
 
-/// An element type that is read.
+/// An element type of arrays in memory, and of files that are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     F32,
@@ -59,11 +60,6 @@ impl Kind {
         }
     }
 
-    /// The type of that name.
-    pub(super) fn named(name: &str) -> Option<Self> {
-        [Self::F32, Self::F64, Self::I64, Self::I32, Self::U8].into_iter().find(|k| k.name() == name)
-    }
-
     fn descr(self) -> &'static str {
         match self {
             Self::F32 => "<f4",
@@ -75,19 +71,96 @@ impl Kind {
     }
 }
 
+/// An element type of a file that is read. The narrow ones become the next [`Kind`], which holds each of their values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    Same(Kind),
+    F16,
+    Bf16,
+    I8,
+    I16,
+    U16,
+    U32,
+}
+
+impl Stored {
+    const ALL: [Self; 11] = [
+        Self::Same(Kind::F32),
+        Self::Same(Kind::F64),
+        Self::Same(Kind::I64),
+        Self::Same(Kind::I32),
+        Self::Same(Kind::U8),
+        Self::F16,
+        Self::Bf16,
+        Self::I8,
+        Self::I16,
+        Self::U16,
+        Self::U32,
+    ];
+
+    /// What its elements are in memory.
+    pub(super) fn kind(self) -> Kind {
+        match self {
+            Self::Same(kind) => kind,
+            Self::F16 | Self::Bf16 => Kind::F32,
+            Self::I8 | Self::I16 | Self::U16 => Kind::I32,
+            Self::U32 => Kind::I64,
+        }
+    }
+
+    /// Bytes of an element in the file.
+    fn size(self) -> usize {
+        match self {
+            Self::Same(kind) => kind.size(),
+            Self::I8 => 1,
+            Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
+            Self::U32 => 4,
+        }
+    }
+
+    /// Numpy's word, or torch's where numpy has none.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Same(kind) => kind.name(),
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::I8 => "int8",
+            Self::I16 => "int16",
+            Self::U16 => "uint16",
+            Self::U32 => "uint32",
+        }
+    }
+
+    /// The type of that name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.name() == name)
+    }
+}
+
+impl From<Kind> for Stored {
+    fn from(kind: Kind) -> Self {
+        Self::Same(kind)
+    }
+}
+
 impl Header {
     /// The element type.
     ///
     /// # Errors
-    /// When it is none of the five that are read.
-    pub(super) fn kind(&self) -> Result<Kind, ArrayErrorKind> {
+    /// When it is none of those that are read.
+    pub(super) fn stored(&self) -> Result<Stored, ArrayErrorKind> {
         let d = self.descr.as_str();
         let why = match d {
-            "<f4" => return Ok(Kind::F32),
-            "<f8" => return Ok(Kind::F64),
-            "<i8" => return Ok(Kind::I64),
-            "<i4" => return Ok(Kind::I32),
-            "|u1" | "<u1" | ">u1" => return Ok(Kind::U8),
+            "<f4" => return Ok(Kind::F32.into()),
+            "<f8" => return Ok(Kind::F64.into()),
+            "<i8" => return Ok(Kind::I64.into()),
+            "<i4" => return Ok(Kind::I32.into()),
+            "|u1" | "<u1" | ">u1" => return Ok(Kind::U8.into()),
+            "<f2" => return Ok(Stored::F16),
+            "|i1" | "<i1" | ">i1" => return Ok(Stored::I8),
+            "<i2" => return Ok(Stored::I16),
+            "<u2" => return Ok(Stored::U16),
+            "<u4" => return Ok(Stored::U32),
             _ if d.starts_with('[') => "records",
             _ if d.contains('O') => "pickled Python objects, never read",
             _ if d.starts_with('>') => "big-endian",
@@ -98,7 +171,7 @@ impl Header {
 
     /// Element type in words, as written where it is not one that is read.
     pub(super) fn dtype(&self) -> String {
-        self.kind().map_or_else(|_| self.descr.clone(), |k| k.name().to_owned())
+        self.stored().map_or_else(|_| self.descr.clone(), |s| s.name().to_owned())
     }
 
     /// Reads and checks a header; leaves the reader at the first element.
@@ -136,8 +209,8 @@ impl Header {
     ///
     /// # Errors
     /// When the shape overflows, or `held` bytes are fewer than it needs.
-    pub(super) fn check_size(&self, kind: Kind, held: u64) -> Result<usize, ArrayErrorKind> {
-        let needed = bytes_of(&self.shape, kind)?;
+    pub(super) fn check_size(&self, stored: impl Into<Stored>, held: u64) -> Result<usize, ArrayErrorKind> {
+        let needed = bytes_of(&self.shape, stored)?;
         if needed as u64 > held {
             return Err(ArrayErrorKind::Truncated { promised: needed as u64, held });
         }
@@ -146,41 +219,52 @@ impl Header {
 
     /// Reads the elements; `held` is how many bytes there are at most.
     pub(super) fn array(&self, reader: &mut impl Read, held: u64) -> Result<Array, ArrayErrorKind> {
-        let kind = self.kind()?;
-        self.check_size(kind, held)?;
-        read_elements(reader, kind, &self.shape, self.fortran)
+        let stored = self.stored()?;
+        self.check_size(stored, held)?;
+        read_elements(reader, stored, &self.shape, self.fortran)
     }
 }
 
-/// Bytes of `shape`, at most `isize::MAX` also where a size is 0 (ndarray's rule).
-pub(super) fn bytes_of(shape: &[usize], kind: Kind) -> Result<usize, ArrayErrorKind> {
-    let overflow = || ArrayErrorKind::TooLarge(format!("shape {shape:?} of {}", kind.name()));
+/// Bytes of `shape` in a file, at most `isize::MAX` also where a size is 0 (ndarray's rule).
+pub(super) fn bytes_of(shape: &[usize], stored: impl Into<Stored>) -> Result<usize, ArrayErrorKind> {
+    let stored = stored.into();
+    let overflow = || ArrayErrorKind::TooLarge(format!("shape {shape:?} of {}", stored.name()));
     if shape.len() > MOST_DIMS {
         return Err(ArrayErrorKind::TooLarge(format!("{} dimensions", shape.len())));
     }
     shape
         .iter()
         .filter(|&&n| n > 0)
-        .try_fold(kind.size(), |all, &n| all.checked_mul(n))
+        .try_fold(stored.size().max(stored.kind().size()), |all, &n| all.checked_mul(n))
         .filter(|&n| isize::try_from(n).is_ok())
         .ok_or_else(overflow)?;
-    Ok(shape.iter().product::<usize>() * kind.size())
+    Ok(shape.iter().product::<usize>() * stored.size())
 }
 
 /// Reads the elements of a shape whose size was checked with [`bytes_of`] and against the file.
 pub(super) fn read_elements(
     reader: &mut impl Read,
-    kind: Kind,
+    stored: Stored,
     shape: &[usize],
     fortran: bool,
 ) -> Result<Array, ArrayErrorKind> {
     let n = shape.iter().product::<usize>();
-    Ok(match kind {
-        Kind::F32 => Array::F32(shaped(values(reader, n, f32::from_le_bytes)?, shape, fortran)?),
-        Kind::F64 => Array::F64(shaped(values(reader, n, f64::from_le_bytes)?, shape, fortran)?),
-        Kind::I64 => Array::I64(shaped(values(reader, n, i64::from_le_bytes)?, shape, fortran)?),
-        Kind::I32 => Array::I32(shaped(values(reader, n, i32::from_le_bytes)?, shape, fortran)?),
-        Kind::U8 => {
+    let i32s = |values: Vec<i32>| Ok::<_, ArrayErrorKind>(Array::I32(shaped(values, shape, fortran)?));
+    let i64s = |values: Vec<i64>| Ok::<_, ArrayErrorKind>(Array::I64(shaped(values, shape, fortran)?));
+    Ok(match stored {
+        Stored::Same(Kind::F32) | Stored::F16 | Stored::Bf16 => {
+            Array::F32(shaped(floats(reader, n, stored)?, shape, fortran)?)
+        }
+        Stored::Same(Kind::F64) => {
+            Array::F64(shaped(values(reader, n, f64::from_le_bytes)?, shape, fortran)?)
+        }
+        Stored::Same(Kind::I64) => i64s(values(reader, n, i64::from_le_bytes)?)?,
+        Stored::U32 => i64s(values(reader, n, |b| u32::from_le_bytes(b).into())?)?,
+        Stored::Same(Kind::I32) => i32s(values(reader, n, i32::from_le_bytes)?)?,
+        Stored::I8 => i32s(values(reader, n, |b| i8::from_le_bytes(b).into())?)?,
+        Stored::I16 => i32s(values(reader, n, |b| i16::from_le_bytes(b).into())?)?,
+        Stored::U16 => i32s(values(reader, n, |b| u16::from_le_bytes(b).into())?)?,
+        Stored::Same(Kind::U8) => {
             let mut bytes = memory::reserved(n)?;
             let read = reader.take(n as u64).read_to_end(&mut bytes)?;
             if read < n {
@@ -191,7 +275,16 @@ pub(super) fn read_elements(
     })
 }
 
-pub(super) fn values<T, const S: usize>(
+/// The next `n` elements of a type that is float32 in memory.
+pub(super) fn floats(reader: &mut impl Read, n: usize, stored: Stored) -> Result<Vec<f32>, ArrayErrorKind> {
+    match stored {
+        Stored::F16 => values(reader, n, |b| f16::from_le_bytes(b).to_f32()),
+        Stored::Bf16 => values(reader, n, |b| bf16::from_le_bytes(b).to_f32()),
+        _ => values(reader, n, f32::from_le_bytes),
+    }
+}
+
+fn values<T, const S: usize>(
     reader: &mut impl Read,
     n: usize,
     decode: fn([u8; S]) -> T,

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use dpar_export_inputs::memory;
 
-use super::npy::{self, Header, Kind};
+use super::npy::{self, Header, Kind, Stored};
 use super::{ArrayError, ArrayErrorKind, ArrayFile, Format, npy_open, npz, tensors};
 
 /// Why reading by rows ended early.
@@ -22,7 +22,7 @@ impl<E> From<ArrayErrorKind> for Stop<E> {
 }
 
 impl ArrayFile {
-    /// Calls `f` with consecutive rows of a float32 array of the wanted rank and sizes (`None` = any size), at most `rows`
+    /// Calls `f` with consecutive rows of a float32, float16 or bfloat16 array of the wanted rank and sizes (`None` = any size), at most `rows`
     /// of them at a time; a row is what one index of the first axis has. No more than that is in memory, but an array that
     /// is stored in another type or column-major is read as by [`f32`](Self::f32) first.
     ///
@@ -41,25 +41,27 @@ impl ArrayFile {
         let all = info.shape.iter().fold(1_usize, |all, n| all.saturating_mul(*n));
         let row = info.shape.iter().skip(1).fold(1_usize, |all, n| all.saturating_mul(*n));
         let piece = row.saturating_mul(rows.max(1)).min(all).max(1);
-        let stored = Kind::named(&info.dtype) == Some(Kind::F32);
-        let mut read = || -> Result<(), Stop<E>> {
+        let stored = Stored::named(&info.dtype).filter(|s| s.kind() == Kind::F32);
+        let mut read = |stored: Stored| -> Result<(), Stop<E>> {
             memory::check("a part of it", (piece as u64).saturating_mul(4)).map_err(ArrayErrorKind::from)?;
             match self.format {
                 Format::Npz => {
                     npz::elements(&self.path, info, |header, held, reader| -> Result<(), Stop<E>> {
-                        in_order::<E>(header, held)?;
-                        pieces(reader, all, piece, f)
+                        in_order::<E>(header, stored, held)?;
+                        pieces(reader, stored, (all, piece), f)
                     })
                 }
                 Format::Npy => {
                     let (header, held, mut reader) = npy_open(&self.path)?;
-                    in_order::<E>(&header, held)?;
-                    pieces(&mut reader, all, piece, f)
+                    in_order::<E>(&header, stored, held)?;
+                    pieces(&mut reader, stored, (all, piece), f)
                 }
-                Format::Safetensors => pieces(&mut tensors::elements(&self.path, info)?.1, all, piece, f),
+                Format::Safetensors => {
+                    pieces(&mut tensors::elements(&self.path, info)?.1, stored, (all, piece), f)
+                }
             }
         };
-        match if stored { read() } else { Err(Stop::Columns) } {
+        match stored.map_or(Err(Stop::Columns), &mut read) {
             Ok(()) => Ok(()),
             Err(Stop::File(e)) => Err(fail(e)),
             Err(Stop::Caller(e)) => Err(e),
@@ -72,23 +74,23 @@ impl ArrayFile {
 }
 
 /// Whether the elements lie row by row, and are all there.
-fn in_order<E>(header: &Header, held: u64) -> Result<(), Stop<E>> {
+fn in_order<E>(header: &Header, stored: Stored, held: u64) -> Result<(), Stop<E>> {
     if header.fortran {
         return Err(Stop::Columns);
     }
-    header.check_size(Kind::F32, held)?;
+    header.check_size(stored, held)?;
     Ok(())
 }
 
 fn pieces<E>(
     mut reader: &mut dyn Read,
-    all: usize,
-    piece: usize,
+    stored: Stored,
+    (all, piece): (usize, usize),
     f: &mut dyn FnMut(&[f32]) -> Result<(), E>,
 ) -> Result<(), Stop<E>> {
     let mut left = all;
     while left > 0 {
-        let values = npy::values(&mut reader, piece.min(left), f32::from_le_bytes).map_err(npz::of_data)?;
+        let values = npy::floats(&mut reader, piece.min(left), stored).map_err(npz::of_data)?;
         f(&values).map_err(Stop::Caller)?;
         left -= values.len();
     }

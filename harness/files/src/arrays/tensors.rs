@@ -7,21 +7,27 @@ use fs_err::File;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::atomic::AtomicFile;
-use super::npy::{self, Kind};
+use super::npy::{self, Kind, Stored};
 use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef};
 
 /// Longest JSON header that is read: the limit of the safetensors library.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-fn kind(dtype: Dtype) -> Option<Kind> {
-    match dtype {
-        Dtype::F32 => Some(Kind::F32),
-        Dtype::F64 => Some(Kind::F64),
-        Dtype::I64 => Some(Kind::I64),
-        Dtype::I32 => Some(Kind::I32),
-        Dtype::U8 => Some(Kind::U8),
-        _ => None,
-    }
+fn stored(dtype: Dtype) -> Option<Stored> {
+    Some(match dtype {
+        Dtype::F32 => Kind::F32.into(),
+        Dtype::F64 => Kind::F64.into(),
+        Dtype::I64 => Kind::I64.into(),
+        Dtype::I32 => Kind::I32.into(),
+        Dtype::U8 => Kind::U8.into(),
+        Dtype::F16 => Stored::F16,
+        Dtype::BF16 => Stored::Bf16,
+        Dtype::I8 => Stored::I8,
+        Dtype::I16 => Stored::I16,
+        Dtype::U16 => Stored::U16,
+        Dtype::U32 => Stored::U32,
+        _ => return None,
+    })
 }
 
 /// Reads and checks the header; also gives the offset of the data.
@@ -60,7 +66,7 @@ pub(super) fn list(path: &Utf8Path) -> Result<Vec<ArrayInfo>, ArrayError> {
     let mut arrays = Vec::new();
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
-        let dtype = kind(info.dtype).map_or_else(|| info.dtype.to_string(), |k| k.name().to_owned());
+        let dtype = stored(info.dtype).map_or_else(|| info.dtype.to_string(), |s| s.name().to_owned());
         let place = start + info.data_offsets.0 as u64;
         // The header was held against the file.
         arrays.push(ArrayInfo { name, dtype, shape: info.shape.clone(), place, held: u64::MAX });
@@ -70,24 +76,27 @@ pub(super) fn list(path: &Utf8Path) -> Result<Vec<ArrayInfo>, ArrayError> {
 
 /// Reads one array that [`list`] found.
 pub(super) fn get(path: &Utf8Path, info: &ArrayInfo) -> Result<Array, ArrayErrorKind> {
-    let (kind, mut reader) = elements(path, info)?;
-    npy::read_elements(&mut reader, kind, &info.shape, false)
+    let (stored, mut reader) = elements(path, info)?;
+    npy::read_elements(&mut reader, stored, &info.shape, false)
 }
 
 /// Type and elements of an array that [`list`] found.
-pub(super) fn elements(path: &Utf8Path, info: &ArrayInfo) -> Result<(Kind, BufReader<File>), ArrayErrorKind> {
+pub(super) fn elements(
+    path: &Utf8Path,
+    info: &ArrayInfo,
+) -> Result<(Stored, BufReader<File>), ArrayErrorKind> {
     let (metadata, start) = header(path)?;
     let same = |now: &&TensorInfo| start + now.data_offsets.0 as u64 == info.place && now.shape == info.shape;
     let now = metadata.info(&info.name).filter(same);
     let now =
         now.ok_or_else(|| ArrayErrorKind::Malformed("the file changed while it was read".to_owned()))?;
-    let Some(kind) = kind(now.dtype) else {
+    let Some(stored) = stored(now.dtype) else {
         return Err(ArrayErrorKind::UnsupportedDtype { found: now.dtype.to_string(), why: "not supported" });
     };
-    npy::bytes_of(&now.shape, kind)?;
+    npy::bytes_of(&now.shape, stored)?;
     let mut file = BufReader::new(dpar_export_inputs::open(path)?);
     file.seek(SeekFrom::Start(info.place))?;
-    Ok((kind, file))
+    Ok((stored, file))
 }
 
 /// Writes arrays as a `.safetensors` file, whole or not at all. Wider elements come first, then by name, as the library

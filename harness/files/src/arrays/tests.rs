@@ -241,7 +241,7 @@ fn other_headers_of_numpy_are_read() {
     let text = "{\"shape\": (2L,), 'descr':'|u1','fortran_order':False}";
     v2.extend((text.len() as u32).to_le_bytes());
     v2.extend(text.as_bytes());
-    v2.extend([7, 8, 9]);
+    v2.extend([7, 8]);
     let arrays = read_all("x.npy", &v2).unwrap();
     assert_eq!(arrays[0].to_i64("x").unwrap().as_slice().unwrap(), [7, 8]);
 }
@@ -251,7 +251,8 @@ fn element_types_that_are_not_read_are_named_and_do_not_hide_the_rest() {
     for (descr, why) in [
         ("'|O'", "pickled Python objects"),
         ("'>f4'", "big-endian"),
-        ("'<f2'", "not supported"),
+        ("'<c8'", "not supported"),
+        ("'<u8'", "not supported"),
         ("[('a', '<f4', (2, 3)), ('b', '|O')]", "records"),
     ] {
         let error = npy_error(descr, "False", "(1,)", &[0; 8]);
@@ -323,8 +324,8 @@ fn safetensors_headers_are_checked_against_the_file() {
     assert_eq!(file(f32x2, 8), Ok(1));
     assert!(file(f32x2, 7).unwrap_err().contains("truncated"));
     assert!(file(f32x2, 9).unwrap_err().contains("belong to no array"));
-    let f16 = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
-    assert!(file(f16, 4).unwrap_err().contains("F16 cannot be read"));
+    let f8 = r#"{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;
+    assert!(file(f8, 2).unwrap_err().contains("F8_E4M3 cannot be read"));
     let lie = r#"{"a":{"dtype":"U8","shape":[9999999999],"data_offsets":[0,9999999999]}}"#;
     assert!(file(lie, 8).unwrap_err().contains("truncated"));
     let zero = r#"{"a":{"dtype":"U8","shape":[18446744073709551615,0],"data_offsets":[0,0]}}"#;
@@ -357,6 +358,132 @@ fn shapes_and_types_are_required_and_widened_without_loss() {
     assert!(message(file.u8("mu", &[None]).unwrap_err()).contains("float64 elements"));
     let missing = message(file.get("nothing").unwrap_err());
     assert!(missing.contains("`nothing`") && missing.contains("`codes`, `image`, `mu`"), "{missing}");
+}
+
+#[test]
+fn narrow_elements_become_the_next_type_that_holds_them() {
+    // 1, −2, 0.5, 65504 (or the number nearest to it) and a NaN; −1 as each integer type has it.
+    let half: Vec<u8> =
+        [0x3c00_u16, 0xc000, 0x3800, 0x7bff, 0x7e00].iter().flat_map(|b| b.to_le_bytes()).collect();
+    let brain: Vec<u8> =
+        [0x3f80_u16, 0xc000, 0x3f00, 0x4780, 0x7fc0].iter().flat_map(|b| b.to_le_bytes()).collect();
+    let ends = [0, 1, 0x7f, 0x80, 0xff];
+    let words: Vec<u8> = [0, 1, 0x7fff, 0x8000, 0xffff_u16].iter().flat_map(|b| b.to_le_bytes()).collect();
+    let longs: Vec<u8> = [0, 1, 5, 1 << 31, u32::MAX].iter().flat_map(|b| b.to_le_bytes()).collect();
+    let integers: [(&str, &str, &str, &[u8], [i64; 5]); 4] = [
+        ("|i1", "I8", "int8", &ends, [0, 1, 127, -128, -1]),
+        ("<i2", "I16", "int16", &words, [0, 1, 32_767, -32_768, -1]),
+        ("<u2", "U16", "uint16", &words, [0, 1, 32_767, 32_768, 65_535]),
+        ("<u4", "U32", "uint32", &longs, [0, 1, 5, 1 << 31, 4_294_967_295]),
+    ];
+    let (_guard, folder) = test_folder();
+    let files = |descr: &str, dtype: &str, bytes: &[u8]| {
+        let (npy, npz, tensors) = (folder.join("x.npy"), folder.join("x.npz"), folder.join("x.safetensors"));
+        let header =
+            format!("{{\"x\":{{\"dtype\":\"{dtype}\",\"shape\":[5],\"data_offsets\":[0,{}]}}}}", bytes.len());
+        let mut whole = (header.len() as u64).to_le_bytes().to_vec();
+        whole.extend(header.bytes().chain(bytes.iter().copied()));
+        fs_err::write(&tensors, whole).unwrap();
+        // Numpy has no bfloat16.
+        if descr.is_empty() {
+            return vec![tensors];
+        }
+        let member = npy_bytes(&format!("'{descr}'"), "False", "(5,)", bytes);
+        fs_err::write(&npy, &member).unwrap();
+        let mut zip = zip::ZipWriter::new(fs_err::File::create(&npz).unwrap());
+        zip.start_file("x.npy", zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut zip, &member).unwrap();
+        zip.finish().unwrap();
+        vec![npy, npz, tensors]
+    };
+    for (descr, dtype, name, bytes, want) in integers {
+        for path in files(descr, dtype, bytes) {
+            let file = ArrayFile::open(&path).unwrap();
+            assert_eq!(file.info("x").unwrap().dtype, name);
+            assert_eq!(file.i64("x", &[Some(5)]).unwrap().as_slice().unwrap(), want, "{path}");
+            // The message has the type of the file, and not the one in memory.
+            let error = file.f32("x", &[None]).unwrap_err().to_string();
+            assert!(error.contains(&format!("{name} elements of shape [5] do not fit float32")), "{error}");
+        }
+    }
+    for (descr, dtype, name, bytes, large) in
+        [("<f2", "F16", "float16", &half, 65504.0), ("", "BF16", "bfloat16", &brain, 65536.0)]
+    {
+        for path in files(descr, dtype, bytes) {
+            let file = ArrayFile::open(&path).unwrap();
+            assert_eq!(file.info("x").unwrap().dtype, name);
+            let found = file.f32("x", &[Some(5)]).unwrap();
+            assert_eq!(found.as_slice().unwrap()[..4], [1.0, -2.0, 0.5, large], "{path}");
+            assert!(found[[4]].is_nan());
+            let mut rows = Vec::new();
+            let mut take = |part: &[f32]| {
+                rows.push(part.to_vec());
+                Ok::<_, ArrayError>(())
+            };
+            file.f32_rows("x", &[Some(5)], 2, &mut take).unwrap();
+            assert_eq!(rows[..2], [[1.0, -2.0], [0.5, large]], "{path}");
+            assert!(rows[2][0].is_nan() && rows.len() == 3);
+            assert!(file.i64("x", &[None]).unwrap_err().to_string().contains(&format!("{name} elements")));
+        }
+    }
+}
+
+#[test]
+fn what_lies_behind_the_elements_is_neither_read_nor_passed_over() {
+    for extra in [1, 7, 200] {
+        let bytes = npy_bytes("'<f4'", "False", "(2,)", &vec![0; 8 + extra]);
+        let error = read_all("x.npy", &bytes).unwrap_err().to_string();
+        assert!(error.contains(&format!("{extra} bytes behind the last element")), "{error}");
+    }
+}
+
+#[test]
+fn an_element_out_of_its_range_is_named_with_its_place() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("t.npz");
+    write_npz(&path, &[("tokens", ArrayRef::i64(&[2, 3], &[0, 1, 2, 3, 4, -1]))]).unwrap();
+    let file = ArrayFile::open(&path).unwrap();
+    let read = |range| file.i64_in("tokens", &[None, Some(3)], "token", range).map(|a| a.len());
+    assert_eq!(read(-1..5).unwrap(), 6);
+    for (range, why) in
+        [(-1..4, "token 4 at [1, 1] is not in -1..4"), (0..5, "token -1 at [1, 2] is not in 0..5")]
+    {
+        assert_eq!(read(range).unwrap_err().to_string(), format!("{path}: array `tokens`: {why}"));
+    }
+}
+
+#[test]
+fn a_name_that_is_nearly_known_is_no_other_array() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("golden.npz");
+    let one = ArrayRef::f32(&[1], &[1.0]);
+    let others = |arrays: &[(&str, ArrayRef<'_>)]| {
+        write_npz(&path, arrays).unwrap();
+        let file = ArrayFile::open(&path).unwrap();
+        file.others(&["logits", "entropy"]).map(|o| o.join(" ")).map_err(|e| e.kind.to_string())
+    };
+    assert_eq!(others(&[("logits", one), ("weights", one), ("hidden", one)]).unwrap(), "weights hidden");
+    // Beside the array that is meant, a similar name is another one.
+    assert_eq!(others(&[("logits", one), ("logits2", one)]).unwrap(), "logits2");
+    let wrong = others(&[("logits", one), ("entropies", one)]).unwrap_err();
+    assert!(wrong.contains("is `entropy` meant?"), "{wrong}");
+    let wrong = others(&[("logits", ArrayRef::f32(&[0, 4], &[]))]).unwrap_err();
+    assert!(wrong.starts_with("shape [0, 4] has no elements"), "{wrong}");
+}
+
+#[test]
+fn of_images_the_type_is_blamed_where_the_type_is_wrong() {
+    let (_guard, folder) = test_folder();
+    let path = folder.join("samples.npz");
+    write_npz(&path, &[("arr_0", ArrayRef::f32(&[1, 2, 2, 3], &[0.0; 12]))]).unwrap();
+    let error = ImageNpz::open(&path).unwrap_err().to_string();
+    assert!(
+        error.ends_with("float32 elements of shape [1, 2, 2, 3] do not fit uint8 without loss"),
+        "{error}"
+    );
+    write_npz(&path, &[("arr_0", ArrayRef::u8(&[1, 3, 2, 2], &[0; 12]))]).unwrap();
+    let error = ImageNpz::open(&path).unwrap_err().to_string();
+    assert!(error.ends_with("shape [1, 3, 2, 2] where [any, any, any, 3] is wanted (uint8)"), "{error}");
 }
 
 #[test]

@@ -51,10 +51,12 @@ impl Identity {
         }
         // A folder's own size and time change with what is ours in it.
         let mut entries = vec![Entry { length: 0, modified: None, ..Entry::of("", &meta) }];
-        for entry in path.read_dir_utf8()? {
+        for entry in path.as_std_path().read_dir()? {
             let entry = entry?;
-            if !is_ours(entry.file_name()) {
-                entries.push(Entry::of(entry.file_name(), &entry.metadata()?));
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if !is_ours(&name) {
+                entries.push(Entry::of(&name, &entry.metadata()?));
             }
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
