@@ -1,7 +1,7 @@
 //! What can run here, and why not: every engine of this build, its library and where it was looked for, the driver and
 //! its devices, and whether a bundle's engines fit them.
 
-use dpar_engine_api::places::Place;
+use dpar_engine_api::library::Place;
 use dpar_engine_api::{
     BuiltFile, Driver, EngineDescriptor, EngineError, EngineErrorKind, EngineInfo, LibraryFound, Survey,
 };

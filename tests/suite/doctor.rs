@@ -44,6 +44,24 @@ fn a_library_that_does_not_fit_is_exit_3_and_named_on_stdout() {
     assert_eq!(run(&["doctor", "--engine", "nothing"]).code, 2);
 }
 
+/// A download that was cut off, or that has its length and not its end: loading either would end the process.
+#[test]
+fn half_a_library_is_exit_3_and_is_not_loaded() {
+    let report = json(&run(&["doctor", "--json"]));
+    let ort = report["engines"].as_array().unwrap().iter().find(|e| e["name"] == "ort").unwrap();
+    let whole = fs_err::read(ort["libraries"][0]["path"].as_str().unwrap()).unwrap();
+    let temp = Temp::new();
+    let library = temp.path("libonnxruntime.so");
+    let mut hollow = whole.clone();
+    hollow[whole.len() / 2..].fill(0);
+    for (bytes, why) in [(&whole[..whole.len() / 2], "is cut short"), (&hollow, "is not whole")] {
+        fs_err::write(&library, bytes).unwrap();
+        let out = run(&["doctor", "--engine", "ort", "--ort-lib", library.as_str()]);
+        assert!(out.code == 3 && out.stdout.contains(why), "{}: {}{}", out.code, out.stdout, out.stderr);
+        assert!(out.stdout.ends_with("ort does NOT run here\n"), "{}", out.stdout);
+    }
+}
+
 #[test]
 fn a_bundle_is_checked_first() {
     let temp = Temp::new();

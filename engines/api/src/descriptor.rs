@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use crate::device::Device;
-use crate::places::Place;
+use crate::library::Place;
 use crate::{Engine, EngineError, EngineOption, EngineOptions};
 
 /// An engine, as its crate describes it.

@@ -7,9 +7,13 @@ use std::sync::Once;
 
 use dpar_export_spec::text::{LONGEST_TEXT, cut};
 
-/// Names of the threads that engines start begin with one of these. What panics there comes back to the caller, in
-/// [`guard`].
-pub const POOLS: [&str; 2] = ["tract-", "candle-"];
+/// How the names of threads that engines start begin.
+const WORKER: &str = "engine-";
+
+/// Name of a thread that an engine starts. What panics there comes back to the caller, in [`guard`].
+pub fn worker(engine: &str, index: usize) -> String {
+    format!("{WORKER}{engine}-{index}")
+}
 
 thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
@@ -49,8 +53,8 @@ pub fn silence_guarded() {
 /// Whether a panic of this thread is caught and told as an error.
 fn is_guarded() -> bool {
     let thread = std::thread::current();
-    let pooled = || thread.name().is_some_and(|name| POOLS.iter().any(|pool| name.starts_with(pool)));
-    GUARDED.try_with(Cell::get).unwrap_or(false) || pooled()
+    let worker = || thread.name().is_some_and(|name| name.starts_with(WORKER));
+    GUARDED.try_with(Cell::get).unwrap_or(false) || worker()
 }
 
 #[cfg(test)]
@@ -78,9 +82,7 @@ mod tests {
         })
         .unwrap();
         assert!(!is_guarded());
-        for pool in POOLS {
-            let worker = std::thread::Builder::new().name(format!("{pool}0")).spawn(is_guarded).unwrap();
-            assert!(worker.join().unwrap());
-        }
+        let thread = std::thread::Builder::new().name(worker("some", 0)).spawn(is_guarded).unwrap();
+        assert!(thread.join().unwrap());
     }
 }

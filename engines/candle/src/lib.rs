@@ -5,7 +5,6 @@
 //! nodes that depend on nothing but initializers are evaluated once: a step copies no weight. What candle-onnx
 //! evaluates wrongly, or not at all, is refused when the graph is prepared.
 
-mod file;
 mod plan;
 mod session;
 mod support;
@@ -65,14 +64,14 @@ impl CandleEngine {
                     .hint(format!("set RAYON_NUM_THREADS={asked} (and no CANDLE_NUM_THREADS)")));
             }
             let pool = rayon::ThreadPoolBuilder::new().num_threads(own);
-            pool.thread_name(|i| format!("candle-{i}")).build().map(Arc::new).map_err(|e| no_threads(&e))
+            pool.thread_name(|i| panics::worker(NAME, i)).build().map(Arc::new).map_err(|e| no_threads(&e))
         };
         self.pool.get_or_init(start).clone()
     }
 
     fn load(&self, graph: GraphFile<'_>) -> Result<CandleSession, EngineError> {
         let pool = self.pool()?;
-        let model = file::read(graph)?;
+        let model = candle_onnx::read_file(graph.path).map_err(|e| refusal(graph, e.to_string()))?;
         let plan = pool.install(|| plan::Plan::new(graph, model))?;
         Ok(CandleSession::new(graph.spec.clone(), plan, pool))
     }

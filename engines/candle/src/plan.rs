@@ -9,7 +9,7 @@ use dpar_engine_api::{EngineError, GraphFile, panics};
 
 use crate::refusal;
 use crate::support;
-use crate::weights::{self, Weights};
+use crate::weights::Weights;
 
 /// Values by name.
 pub(crate) type Values = HashMap<String, Tensor>;
@@ -36,7 +36,7 @@ impl Plan {
         let mut source = Weights::new(graph.path.parent().unwrap_or(Utf8Path::new("")));
         let mut constants = Values::new();
         for proto in &body.initializer {
-            let tensor = source.tensor(proto).map_err(|e| refuse(e).hint(weights::HINT))?;
+            let tensor = source.tensor(proto).map_err(refuse)?;
             constants.insert(proto.name.clone(), tensor);
         }
         let mut known: BTreeMap<&str, Option<DType>> =

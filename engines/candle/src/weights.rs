@@ -9,10 +9,6 @@ use candle_onnx::onnx::TensorProto;
 use candle_onnx::onnx::tensor_proto::{DataLocation, DataType};
 use memmap2::Mmap;
 
-/// The next step where weights are missing.
-pub(crate) const HINT: &str =
-    "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again";
-
 /// The data files of one graph, each mapped once.
 pub(crate) struct Weights {
     folder: Utf8PathBuf,

@@ -48,4 +48,9 @@ fn an_operator_that_candle_has_not_is_refused_at_prepare() {
     let e = refused.err().unwrap();
     assert_eq!((e.kind, e.graph.as_deref()), (EngineErrorKind::Graph, Some("conv_decode")));
     assert!(e.message.contains("(Sigmoyd): candle 0.11.1 does not have this operator"), "{e}");
+    assert_eq!(e.hint, None, "the weights are there");
+    // The same on tract: nothing is said of the data file where it is not why.
+    let refused = TractEngine::new(Some(1)).prepare(GraphFile::new(&case.spec, &path));
+    let e = refused.err().unwrap();
+    assert!(e.message.contains("Sigmoyd") && e.hint.is_none(), "{e} {:?}", e.hint);
 }

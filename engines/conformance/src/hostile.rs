@@ -124,7 +124,10 @@ fn missing_data(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
     let path = dir.join("graph.onnx");
     io(fs_err::copy(&case.path, &path))?;
     refused(engine, &case.spec, &path, "no data file")?;
-    Ok(None)
+    match engine.prepare(GraphFile::new(&case.spec, &path)) {
+        Err(e) if e.hint.as_deref().is_some_and(|h| h.contains("beside")) => Ok(None),
+        _ => Err("the refusal does not say where the data file must lie".to_owned()),
+    }
 }
 
 fn truncated_data(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {

@@ -1,10 +1,10 @@
 //! ONNX Runtime for the table of engines.
 
 use dpar_engine_api::device::Device;
-use dpar_engine_api::places::Places;
 use dpar_engine_api::{Devices, Engine, EngineDescriptor, EngineOption, EngineOptions, LibraryFound, Survey};
 
-use crate::{NAME, OrtDevice, OrtEngine, OrtOptions, disable_telemetry, library, providers, runtime};
+use crate::library::LIBRARY;
+use crate::{NAME, OrtDevice, OrtEngine, OrtOptions, disable_telemetry, providers, runtime};
 
 /// ONNX Runtime, for the table of engines.
 pub const ENGINE: EngineDescriptor = EngineDescriptor {
@@ -35,8 +35,7 @@ fn open(options: &EngineOptions) -> Box<dyn Engine> {
 
 fn survey(options: &EngineOptions) -> Survey {
     let library = options.ort_library.as_deref();
-    let mut found =
-        Survey { searched: library::search(library, &Places::here(library::VARIABLE)), ..Survey::default() };
+    let mut found = Survey { searched: LIBRARY.search(library), ..Survey::default() };
     match runtime::start(library) {
         Ok(runtime) => {
             let (path, version) = (runtime.path.clone(), runtime.version.clone());

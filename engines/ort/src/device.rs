@@ -1,5 +1,6 @@
 //! Execution providers: where ONNX Runtime runs a graph, with no way back to the CPU.
 
+use dpar_engine_api::library::check_whole;
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_spec::{AxisRange, Dim, GraphSpec, Port};
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
@@ -12,6 +13,9 @@ use crate::runtime::Runtime;
 const PROVIDER_HINT: &str = "set ORT_DYLIB_PATH (or `--ort-lib`) to the libonnxruntime of a GPU build that has this \
     provider, with its libonnxruntime_providers_*.so beside it and its CUDA libraries on the loader's path; or run with \
     `--device cpu`";
+
+/// How the names of the providers' own libraries begin.
+const PROVIDERS: &str = "libonnxruntime_providers_";
 
 /// What ONNX Runtime says when a provider leaves nodes to the CPU and that is not allowed.
 const HANDED_BACK: &str = "fallback to CPU EP has been explicitly disabled";
@@ -104,6 +108,13 @@ impl OrtDevice {
             Err(e) => {
                 return Err(self.unavailable(format!("{place} does not list its providers: {}", e.message())));
             }
+        }
+        // They lie beside it, and are loaded when they are registered.
+        let beside =
+            runtime.path.parent().and_then(|p| p.read_dir_utf8().ok()).into_iter().flatten().flatten();
+        for file in beside.filter(|f| f.file_name().starts_with(PROVIDERS)) {
+            check_whole(file.path())
+                .map_err(|e| self.unavailable(format!("`{}` cannot be loaded: {e}", file.path())))?;
         }
         let registered = Session::builder(&runtime.environment)
             .and_then(|b| Ok(b.with_execution_providers([self.dispatch(None)])?));

@@ -1,18 +1,8 @@
 //! ONNX Runtime behind the engine contract. The library is loaded at run time and checked before the bindings
 //! touch it: with a missing or an old one they hang or abort, here it is an error that says how to get one.
 //!
-//! Where the library is looked for, in this order; the first place that names one is final, so a library that
-//! was asked for and does not fit is an error and never a silent fallback:
-//!
-//! 1. [`OrtOptions::library`];
-//! 2. the environment variable `ORT_DYLIB_PATH`, unless it is empty;
-//! 3. beside the executable;
-//! 4. for a program in cargo's build folder, `third_party/onnxruntime/` (filled by `cargo xtask setup`) in the checkout
-//!    around it, then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
-//! 5. the system loader, by its usual name.
-//!
-//! The current directory and its parents are not searched, and no folder above an installed program: running this tool
-//! on somebody's files must not run code that lies beside them.
+//! Where the library is looked for: `SharedLibrary::search` in `engines/api`, with [`OrtOptions::library`], then the
+//! environment variable `ORT_DYLIB_PATH`.
 //!
 //! The library's telemetry is off before it is loaded, or it is not loaded: see [`disable_telemetry`].
 
@@ -27,8 +17,8 @@ mod telemetry;
 use camino::Utf8PathBuf;
 
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session,
-    check_graph, no_precision,
+    Arithmetic, ArithmeticKind, Engine, EngineError, EngineInfo, GraphFile, Session, check_graph,
+    no_precision,
 };
 use dpar_export_spec::Precision;
 
@@ -39,17 +29,13 @@ pub use telemetry::disable_telemetry;
 /// Name as given to `--engine`.
 const NAME: &str = "ort";
 
-/// The next step where no usable library is found.
-const INSTALL_HINT: &str = "run `cargo xtask setup` in a checkout, or `pip install onnxruntime==1.31.1` and set \
-    ORT_DYLIB_PATH to its onnxruntime/capi/libonnxruntime.so.1.31.1";
-
 /// Why bf16 graphs are refused.
 const NO_BFLOAT16: &str = "ONNX Runtime's CPU provider has no bfloat16 operators";
 
 /// What may be chosen about the engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrtOptions {
-    /// The shared library to load; `None` = search, as the crate documentation says.
+    /// The shared library to load; `None` = search.
     pub library: Option<Utf8PathBuf>,
     /// Threads used for one run; `None` = ONNX Runtime's choice, one per physical core.
     pub threads: Option<usize>,
@@ -131,11 +117,6 @@ impl Engine for OrtEngine {
         check_graph(NAME, graph)?;
         Ok(Box::new(session::OrtSession::load(&runtime, graph, &self.options)?))
     }
-}
-
-/// An error that names no graph.
-fn unavailable(message: impl Into<String>) -> EngineError {
-    EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(INSTALL_HINT)
 }
 
 #[cfg(test)]

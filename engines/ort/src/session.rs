@@ -3,17 +3,16 @@
 use std::num::NonZero;
 
 use dpar_engine_api::{
-    EngineError, EngineErrorKind, FilePort, GraphFile, Session, Tensor, TensorSlice, TensorView, check_ports,
-    threads,
+    EngineError, EngineErrorKind, GraphFile, Session, Tensor, TensorSlice, TensorView, threads,
 };
-use dpar_export_spec::{DType, GraphSpec};
+use dpar_export_spec::GraphSpec;
 use half::{bf16, f16};
 use ort::ErrorCode;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as RawSession, SessionInputValue};
-use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
+use ort::value::{DynValue, TensorElementType, TensorRef};
 
 use crate::runtime::Runtime;
 use crate::{NAME, OrtDevice, OrtOptions};
@@ -39,16 +38,11 @@ impl OrtSession {
             if options.device != OrtDevice::Cpu && !files.contains(&e.code()) {
                 return options.device.refused(&e).in_graph(&graph.spec.name);
             }
-            let message = format!("{}: {}", graph.path, e.message());
-            EngineError::new(EngineErrorKind::Graph, NAME, message).in_graph(&graph.spec.name).hint(
-                "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again",
-            )
+            EngineError::refused(NAME, graph, e.message())
         };
         options.device.check(runtime).map_err(|e| e.in_graph(&graph.spec.name))?;
         check_threads(options.threads).map_err(|e| e.in_graph(&graph.spec.name))?;
         let session = build(&runtime.environment, graph, options).map_err(refuse)?;
-        let ports = |outlets: &[Outlet]| -> Vec<FilePort> { outlets.iter().map(file_port).collect() };
-        check_ports(NAME, graph.spec, &ports(session.inputs()), &ports(session.outputs()))?;
         Ok(Self { spec: graph.spec.clone(), session })
     }
 }
@@ -84,18 +78,6 @@ fn build(environment: &Environment, graph: GraphFile<'_>, options: &OrtOptions) 
         builder = builder.with_intra_threads(threads.max(1))?;
     }
     builder.commit_from_file(graph.path)
-}
-
-fn file_port(outlet: &Outlet) -> FilePort {
-    let dtype = match outlet.dtype().tensor_type() {
-        Some(TensorElementType::Float32) => Some(DType::F32),
-        Some(TensorElementType::Float16) => Some(DType::F16),
-        Some(TensorElementType::Bfloat16) => Some(DType::BF16),
-        Some(TensorElementType::Int64) => Some(DType::I64),
-        _ => None,
-    };
-    let dims = outlet.dtype().tensor_shape().map(|s| s.iter().map(|&n| usize::try_from(n).ok()).collect());
-    FilePort { name: outlet.name().to_owned(), dtype, dims }
 }
 
 impl Session for OrtSession {

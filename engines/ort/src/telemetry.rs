@@ -6,9 +6,9 @@
 
 #![allow(unsafe_code, reason = "sets a variable of the environment")]
 
-use dpar_engine_api::EngineError;
+use dpar_engine_api::{EngineError, EngineErrorKind};
 
-use crate::unavailable;
+use crate::NAME;
 
 /// The variable, and the value that switches telemetry off.
 const OFF: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
@@ -17,7 +17,7 @@ const OFF: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
 /// it starts threads; loading the library calls it again.
 ///
 /// # Errors
-/// [`dpar_engine_api::EngineErrorKind::Setting`] where the variable has another value and other threads run (or could,
+/// [`EngineErrorKind::Setting`] where the variable has another value and other threads run (or could,
 /// for all that the system tells): writing the environment is a data race then. The library is not loaded.
 pub fn disable_telemetry() -> Result<(), EngineError> {
     let (name, off) = OFF;
@@ -30,8 +30,7 @@ pub fn disable_telemetry() -> Result<(), EngineError> {
         let hint = format!(
             "call `disable_telemetry` before threads are started, or set {name}={off} in the environment"
         );
-        return Err(EngineError { kind: dpar_engine_api::EngineErrorKind::Setting, ..unavailable(message) }
-            .hint(hint));
+        return Err(EngineError::new(EngineErrorKind::Setting, NAME, message).hint(hint));
     }
     // SAFETY: this is the only thread, so nobody reads the environment, or starts another thread, meanwhile.
     unsafe { std::env::set_var(name, off) };

@@ -13,18 +13,15 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_engine_api::{EngineError, GraphFile, check_graph, check_ports};
+use dpar_engine_api::{EngineError, GraphFile, check_graph};
 use dpar_export_spec::WeightMode;
 use serde::{Deserialize, Serialize};
 use trtx::builder::MemoryPoolType;
 use trtx::interfaces::MonitorProgress;
 use trtx::trtx_sys::Dims64;
-use trtx::{
-    BuilderConfig, BuilderFlag, NetworkDefinition, OnnxParser, OptProfileSelector, ProfilingVerbosity,
-};
+use trtx::{BuilderConfig, BuilderFlag, OnnxParser, OptProfileSelector, ProfilingVerbosity};
 
 use crate::log::{Collector, Record, errors};
-use crate::ports::file_port;
 use crate::profile::Point;
 use crate::start::Started;
 use crate::{BuildError, Capability, NAME, Profile, ProfileError, cuda, flavour, log, parse_log, start};
@@ -298,7 +295,6 @@ fn build_here(graph: GraphFile<'_>, settings: &BuildSettings, monitor: Monitor) 
         }
     })?;
     let network = parser.network_mut();
-    check_network(graph, network)?;
     let layers = usize::try_from(network.nb_layers()).unwrap_or_default();
     kept.extend(collector.take());
 
@@ -314,17 +310,6 @@ fn build_here(graph: GraphFile<'_>, settings: &BuildSettings, monitor: Monitor) 
     let memory = built.map_err(|e| failed("build", &e, &said))?;
     kept.extend(said);
     Ok(Raw { bytes: memory.to_vec(), layers, warnings: warnings(kept) })
-}
-
-/// The ports that the parser found against those of the spec.
-fn check_network(graph: GraphFile<'_>, network: &NetworkDefinition<'_>) -> Result<(), BuildError> {
-    let port = |tensor: trtx::Tensor<'_>| {
-        let dims = tensor.dimensions(network).ok();
-        file_port(tensor.name(network).unwrap_or_default(), tensor.data_type(network), dims)
-    };
-    let inputs: Vec<_> = network.inputs().map(port).collect();
-    let outputs: Vec<_> = network.outputs().map(port).collect();
-    check_ports(NAME, graph.spec, &inputs, &outputs).map_err(BuildError::Ports)
 }
 
 fn configure(config: &mut BuilderConfig<'_>, settings: &BuildSettings) -> trtx::Result<()> {

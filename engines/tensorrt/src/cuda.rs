@@ -9,10 +9,11 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
+use dpar_engine_api::library::loader_words;
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use libloading::Library;
 
-use crate::{NAME, loader_error};
+use crate::NAME;
 
 /// `CUresult`: 0 is success.
 type Status = c_int;
@@ -98,11 +99,11 @@ pub(crate) fn no_driver(message: String) -> EngineError {
 fn open(name: &str) -> Result<Driver, EngineError> {
     // SAFETY: loading runs the constructors of the system's CUDA driver, which the user installed as such.
     let library = unsafe { Library::new(name) }.map_err(|e| {
-        no_driver(format!("no NVIDIA driver was found: the system has no `{name}` ({})", loader_error(&e)))
+        no_driver(format!("no NVIDIA driver was found: the system has no `{name}` ({})", loader_words(&e)))
     })?;
     // SAFETY: the library of this name is the CUDA driver.
     let api = unsafe { Api::load(&library) }.map_err(|e| {
-        no_driver(format!("the NVIDIA driver (`{name}`) is too old for CUDA 12: {}", loader_error(&e)))
+        no_driver(format!("the NVIDIA driver (`{name}`) is too old for CUDA 12: {}", loader_words(&e)))
     })?;
     let driver = Driver { api, _library: Some(library) };
     // SAFETY: the first call that the driver wants; 0 is the only flag there is.

@@ -109,10 +109,7 @@ impl BuildError {
             Self::Profile(_) => Some("change the shapes, or leave them to the ranges in the manifest".into()),
             Self::Capability(e) => Some(e.hint()),
             Self::Setting { hint, .. } | Self::NoDevice { hint, .. } => Some(hint.clone()),
-            Self::Parse { fault, .. } if fault.node.is_none() => Some(
-                "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again"
-                    .into(),
-            ),
+            Self::Parse { fault, .. } if fault.node.is_none() => Some("export the graph again".into()),
             Self::Parse { .. } | Self::Build { .. } | Self::Stopped { .. } => None,
         }
     }

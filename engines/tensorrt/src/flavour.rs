@@ -34,13 +34,13 @@ mod chosen {
     /// Where `cargo xtask setup` puts the libraries, below the checkout.
     pub(crate) const SETUP_FOLDER: &str = "third_party/tensorrt-rtx";
     /// The library that builds and runs engines: names it is shipped under, first the one of the Python wheel.
-    pub(crate) const CORE: &[&str] = if cfg!(windows) {
+    pub(crate) const CORE_FILES: &[&str] = if cfg!(windows) {
         &["tensorrt_rtx_1_7.dll"]
     } else {
         &["libtensorrt_rtx.so.1", "libtensorrt_rtx.so.1.7.1", "libtensorrt_rtx.so"]
     };
     /// The library that reads ONNX files.
-    pub(crate) const PARSER: &[&str] = if cfg!(windows) {
+    pub(crate) const PARSER_FILES: &[&str] = if cfg!(windows) {
         &["tensorrt_onnxparser_rtx_1_7.dll"]
     } else {
         &[
@@ -144,10 +144,10 @@ mod chosen {
     /// Where a checkout may have the libraries.
     pub(crate) const SETUP_FOLDER: &str = "third_party/tensorrt";
     /// The library that builds and runs engines.
-    pub(crate) const CORE: &[&str] =
+    pub(crate) const CORE_FILES: &[&str] =
         if cfg!(windows) { &["nvinfer_11.dll"] } else { &["libnvinfer.so.11", "libnvinfer.so"] };
     /// The library that reads ONNX files.
-    pub(crate) const PARSER: &[&str] = if cfg!(windows) {
+    pub(crate) const PARSER_FILES: &[&str] = if cfg!(windows) {
         &["nvonnxparser_11.dll"]
     } else {
         &["libnvonnxparser.so.11", "libnvonnxparser.so"]

@@ -2,15 +2,8 @@
 //! [`TensorRtEngine`] runs them where one is.
 //!
 //! The two shared libraries are loaded at run time and checked before the bindings touch them: a missing, damaged or
-//! different one is an error that says what to do. The folder they are in is looked for in this order; the first
-//! place that names one is final:
-//!
-//! 1. [`TensorRtOptions::library_dir`];
-//! 2. the environment variable `DPAR_TRT_LIB`, unless it is empty;
-//! 3. beside the executable;
-//! 4. for a program in cargo's build folder, `third_party/tensorrt-rtx/` (filled by `cargo xtask setup`) in the checkout
-//!    around it, then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
-//! 5. the system loader, by their usual names.
+//! different one is an error that says what to do. Where the folder they are in is looked for: `SharedLibrary::search` in
+//! `engines/api`, with [`TensorRtOptions::library_dir`], then the environment variable `DPAR_TRT_LIB`.
 //!
 //! With the feature `enterprise` the crate is for full TensorRT 11 (`libnvinfer`) instead, which builds on the GPU that
 //! it builds for. That flavour has only been compiled.
@@ -23,12 +16,12 @@
 
 mod buffers;
 mod build;
+mod cache_file;
 mod cached;
 mod capability;
 mod cuda;
 mod descriptor;
 mod device_cache;
-mod elf;
 mod error;
 mod flavour;
 mod library;
@@ -87,7 +80,7 @@ pub enum ShapeKernels {
 /// What may be chosen about the engine.
 #[derive(Debug, Clone, Default)]
 pub struct TensorRtOptions {
-    /// Folder of the shared libraries; `None` = search, as the crate documentation says.
+    /// Folder of the shared libraries; `None` = search.
     pub library_dir: Option<Utf8PathBuf>,
     /// Index of the CUDA device.
     pub device: usize,
@@ -221,14 +214,4 @@ fn read_engine(path: &Utf8Path) -> Result<Vec<u8>, EngineError> {
         })?;
     }
     Ok(bytes)
-}
-
-/// An error that names no graph.
-fn unavailable(message: impl Into<String>) -> EngineError {
-    EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(flavour::INSTALL_HINT)
-}
-
-/// The loader's own words, which `libloading` keeps in the source of its error.
-fn loader_error(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

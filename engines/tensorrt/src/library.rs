@@ -1,137 +1,62 @@
-//! Finding the two shared libraries and checking them before the bindings use them.
+//! The two shared libraries, checked before the bindings use them.
 
-#![allow(unsafe_code, reason = "loads a library and asks it")]
+#![allow(unsafe_code, reason = "asks a loaded library")]
 
 use std::ffi::{CStr, c_int};
 
-use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::EngineError;
-use dpar_engine_api::places::{Place, Places, SYSTEM_LOADER, Wanted};
+use dpar_engine_api::library::{Opened, SharedLibrary};
 use libloading::Library;
 use trtx::trtx_sys;
 
-use crate::flavour::{CORE, PARSER, PRODUCT, SETUP_FOLDER};
-use crate::{elf, loader_error, unavailable};
+use crate::NAME;
+use crate::flavour::{CORE_FILES, INSTALL_HINT, PARSER_FILES, PRODUCT, SETUP_FOLDER};
 
-/// The environment variable that names the folder.
-pub(crate) const VARIABLE: &str = "DPAR_TRT_LIB";
+/// The library that builds and runs engines. Its folder has the other one too.
+pub(crate) const CORE: SharedLibrary = SharedLibrary {
+    engine: NAME,
+    product: PRODUCT,
+    variable: "DPAR_TRT_LIB",
+    setup_folder: SETUP_FOLDER,
+    files: CORE_FILES,
+    by_folder: true,
+    hint: INSTALL_HINT,
+};
 
-/// A checked library. Keeping `handle` keeps it loaded.
-#[derive(Debug)]
-pub(crate) struct Checked {
-    pub(crate) path: Utf8PathBuf,
-    pub(crate) version: String,
-    pub(crate) handle: Library,
-}
+/// The library that reads ONNX files.
+pub(crate) const PARSER: SharedLibrary = SharedLibrary { files: PARSER_FILES, ..CORE };
 
-/// A folder and who named it; no folder leaves the search to the system loader.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Choice {
-    pub(crate) folder: Option<Utf8PathBuf>,
-    pub(crate) origin: &'static str,
-}
-
-/// The file in `folder` under one of its names.
-fn find(folder: &Utf8Path, names: &[&str]) -> Option<Utf8PathBuf> {
-    names.iter().map(|n| folder.join(n)).find(|p| p.is_file())
-}
-
-/// Every place that is looked at, the one that is taken last.
-pub(crate) fn search(explicit: Option<&Utf8Path>, places: &Places) -> Vec<Place> {
-    let wanted = Wanted { variable: VARIABLE, setup_folder: SETUP_FOLDER, loader_name: CORE[0] };
-    wanted.search(explicit, places, &|folder| find(folder, CORE).map(|_| folder.to_owned()))
-}
-
-/// Picks the folder by the order in the crate documentation; touches files, loads nothing.
-pub(crate) fn choose(explicit: Option<&Utf8Path>, places: &Places) -> Choice {
-    match search(explicit, places).pop() {
-        Some(Place { origin, path, .. }) if origin != SYSTEM_LOADER => Choice { folder: Some(path), origin },
-        _ => Choice { folder: None, origin: SYSTEM_LOADER },
-    }
-}
-
-impl Choice {
-    /// The absolute path of a library, or a bare name for the system loader.
-    pub(crate) fn resolve(&self, names: &[&str]) -> Result<Utf8PathBuf, EngineError> {
-        let origin = self.origin;
-        let Some(folder) = &self.folder else {
-            return Ok(names[0].into());
-        };
-        if !folder.is_dir() {
-            let problem = if folder.exists() { "is not a folder" } else { "does not exist" };
-            return Err(unavailable(format!("`{folder}` {problem} (from {origin})")));
+/// Asks the library that builds and runs engines who it is.
+pub(crate) fn core_version(opened: &Opened) -> Result<String, EngineError> {
+    let version = number(&opened.handle, c"getInferLibVersion")
+        .ok_or_else(|| opened.refuse("is not TensorRT: no `getInferLibVersion`"))?;
+    // SAFETY: a function of the bindings without arguments that returns a constant.
+    let built_for = unsafe { trtx_sys::get_tensorrt_version() };
+    check_version(version, built_for).map_err(|reason| opened.refuse(format!("cannot be used: {reason}")))?;
+    for entry in [c"createInferBuilder_INTERNAL", c"createInferRuntime_INTERNAL"] {
+        if !has(&opened.handle, entry) {
+            return Err(opened.refuse(format!("cannot be used: no `{}`", entry.to_string_lossy())));
         }
-        let file = find(folder, names)
-            .ok_or_else(|| unavailable(format!("`{folder}` (from {origin}) has no `{}`", names[0])))?;
-        file.canonicalize_utf8().map_err(|e| unavailable(format!("`{file}` (from {origin}): {e}")))
     }
+    Ok(match number(&opened.handle, c"getInferLibBuildVersion") {
+        Some(build) => format!("{}.{build}", dotted(version)),
+        None => dotted(version),
+    })
+}
 
-    /// Opens a library without calling anything in it.
-    fn load(&self, names: &[&str]) -> Result<(Utf8PathBuf, Library), EngineError> {
-        let (path, origin) = (self.resolve(names)?, self.origin);
-        if self.folder.is_some() {
-            elf::check_complete(&path).map_err(|reason| {
-                unavailable(format!("`{path}` (from {origin}) cannot be loaded: {reason}"))
-            })?;
-        }
-        // SAFETY: loading runs the library's constructors. The user or the setup named this folder as TensorRT's,
-        // the file is complete, and nothing is called before its entry points have been found.
-        let handle = unsafe { Library::new(path.as_std_path()) }.map_err(|e| {
-            if self.folder.is_some() {
-                unavailable(format!("`{path}` (from {origin}) cannot be loaded: {}", loader_error(&e)))
-            } else {
-                unavailable(format!(
-                    "no {PRODUCT} library: not in {VARIABLE}, beside the executable or in {SETUP_FOLDER}, and \
-                     the system loader has no `{path}`"
-                ))
-            }
-        })?;
-        Ok((path, handle))
+/// Asks the library that reads ONNX files who it is.
+pub(crate) fn parser_version(opened: &Opened) -> Result<String, EngineError> {
+    let entries = "no `getNvOnnxParserVersion`, `createNvOnnxParser_INTERNAL`";
+    let version = number(&opened.handle, c"getNvOnnxParserVersion")
+        .filter(|_| has(&opened.handle, c"createNvOnnxParser_INTERNAL"))
+        .ok_or_else(|| opened.refuse(format!("is not TensorRT's ONNX parser: {entries}")))?;
+    // SAFETY: a function of the bindings without arguments that returns a constant.
+    let built_for = unsafe { trtx_sys::get_nvonnxparser_version() };
+    if version != built_for {
+        let reason = format!("parser version {version}, this build is for {built_for}");
+        return Err(opened.refuse(format!("cannot be used: {reason}")));
     }
-
-    /// Opens the library that builds and runs engines, and asks it who it is.
-    pub(crate) fn open_core(&self) -> Result<Checked, EngineError> {
-        let (path, handle) = self.load(CORE)?;
-        let refuse = |reason: String| unavailable(format!("`{path}` (from {}) {reason}", self.origin));
-        let version = number(&handle, c"getInferLibVersion")
-            .ok_or_else(|| refuse("is not TensorRT: no `getInferLibVersion`".into()))?;
-        // SAFETY: a function of the bindings without arguments that returns a constant.
-        let built_for = unsafe { trtx_sys::get_tensorrt_version() };
-        check_version(version, built_for).map_err(|reason| refuse(format!("cannot be used: {reason}")))?;
-        for entry in [c"createInferBuilder_INTERNAL", c"createInferRuntime_INTERNAL"] {
-            if !has(&handle, entry) {
-                return Err(refuse(format!("cannot be used: no `{}`", entry.to_string_lossy())));
-            }
-        }
-        let build = number(&handle, c"getInferLibBuildVersion");
-        let version = match build {
-            Some(build) => format!("{}.{build}", dotted(version)),
-            None => dotted(version),
-        };
-        Ok(Checked { path, version, handle })
-    }
-
-    /// Opens the library that reads ONNX files, and asks it who it is.
-    pub(crate) fn open_parser(&self) -> Result<Checked, EngineError> {
-        let (path, handle) = self.load(PARSER)?;
-        let refuse = |reason: String| unavailable(format!("`{path}` (from {}) {reason}", self.origin));
-        let version = number(&handle, c"getNvOnnxParserVersion")
-            .filter(|_| has(&handle, c"createNvOnnxParser_INTERNAL"))
-            .ok_or_else(|| {
-                refuse(
-                    "is not TensorRT's ONNX parser: no `getNvOnnxParserVersion`, \
-                     `createNvOnnxParser_INTERNAL`"
-                        .into(),
-                )
-            })?;
-        // SAFETY: a function of the bindings without arguments that returns a constant.
-        let built_for = unsafe { trtx_sys::get_nvonnxparser_version() };
-        if version != built_for {
-            let reason = format!("parser version {version}, this build is for {built_for}");
-            return Err(refuse(format!("cannot be used: {reason}")));
-        }
-        Ok(Checked { path, version: version.to_string(), handle })
-    }
+    Ok(version.to_string())
 }
 
 /// Calls `int name()`, which is how every one of TensorRT's version functions is declared.
@@ -204,76 +129,50 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_folder_is_taken_for_its_library_and_the_option_names_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = Utf8Path::from_path(dir.path()).unwrap();
-        let places = Places { executable: Some(root.join("tool")), ..Places::default() };
-        assert_eq!(choose(None, &places).folder, None);
-        std::fs::write(root.join(CORE[0]), b"").unwrap();
-        assert_eq!(choose(None, &places).folder.as_deref(), Some(root));
-        assert_eq!(choose(Some("asked".into()), &places).folder, Some("asked".into()));
-    }
-
-    fn refused(folder: &Utf8Path, open: fn(&Choice) -> Result<Checked, EngineError>, text: &str) {
-        let e = open(&Choice { folder: Some(folder.to_owned()), origin: VARIABLE }).unwrap_err();
+    /// What is said of one library in the folder that holds it under the name of `library`.
+    #[cfg(target_os = "linux")]
+    fn refused(
+        folder: &camino::Utf8Path,
+        library: &SharedLibrary,
+        ask: fn(&Opened) -> Result<String, EngineError>,
+        text: &str,
+    ) {
+        let opened = library.open(&library.choose(Some(folder)));
+        let e = opened.and_then(|opened| ask(&opened)).unwrap_err();
         assert_eq!(e.kind, EngineErrorKind::Unavailable);
-        assert!(e.message.contains(text) && e.message.contains(VARIABLE), "{text} is not in: {e}");
+        assert!(e.message.contains(text), "{text} is not in: {e}");
         assert!(e.hint.unwrap().contains("cargo xtask setup"));
-    }
-
-    #[test]
-    fn folders_without_a_usable_library_are_refused_with_the_next_step() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = Utf8Path::from_path(dir.path()).unwrap();
-        refused(&root.join("absent"), Choice::open_core, "does not exist");
-        refused(root, Choice::open_core, CORE[0]);
-        refused(root, Choice::open_parser, PARSER[0]);
-        std::fs::write(root.join(CORE[0]), b"not a library").unwrap();
-        refused(root, Choice::open_core, "cannot be loaded");
-        refused(&root.join(CORE[0]), Choice::open_core, "is not a folder");
     }
 
     /// The folder that the other tests use; without it they fail, and so does this.
     #[cfg(target_os = "linux")]
-    fn real() -> Choice {
-        choose(None, &Places::here(VARIABLE))
-    }
-
-    #[cfg(target_os = "linux")]
     #[test]
     fn the_real_libraries_say_who_they_are() {
-        let core =
-            real().open_core().unwrap_or_else(|e| panic!("{e}\n{}", e.hint.clone().unwrap_or_default()));
-        assert!(core.version.starts_with("1.7.1."), "{}", core.version);
-        assert!(core.path.is_absolute());
-        real().open_parser().unwrap();
+        let core = CORE.open(&CORE.choose(None));
+        let core = core.unwrap_or_else(|e| panic!("{e}\n{}", e.hint.clone().unwrap_or_default()));
+        let version = core_version(&core).unwrap();
+        assert!(version.starts_with("1.7.1.") && core.path.is_absolute(), "{version}");
+        parser_version(&PARSER.open(&CORE.choose(None)).unwrap()).unwrap();
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
     fn damaged_and_other_libraries_are_refused() {
         use std::io::Read;
-        let real = real().resolve(CORE).unwrap();
+        let real = CORE.open(&CORE.choose(None)).unwrap().path;
         let dir = tempfile::tempdir().unwrap();
-        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let root = camino::Utf8Path::from_path(dir.path()).unwrap();
+        let (core, parser) = (root.join(CORE_FILES[0]), root.join(PARSER_FILES[0]));
         // The first part of the real one; the loader would map it and the process would end.
         let mut part = vec![0; 1 << 20];
         std::fs::File::open(&real).unwrap().read_exact(&mut part).unwrap();
-        std::fs::write(root.join(CORE[0]), &part).unwrap();
-        refused(root, Choice::open_core, "the file is cut short: it has 1048576 bytes");
-        std::fs::remove_file(root.join(CORE[0])).unwrap();
+        std::fs::write(&core, &part).unwrap();
+        refused(root, &CORE, core_version, "the file is cut short: it has 1048576 bytes");
+        std::fs::remove_file(&core).unwrap();
         // Each library in the other's place.
-        std::os::unix::fs::symlink(real.with_file_name(PARSER[0]), root.join(CORE[0])).unwrap();
-        refused(root, Choice::open_core, "is not TensorRT: no `getInferLibVersion`");
-        std::os::unix::fs::symlink(&real, root.join(PARSER[0])).unwrap();
-        refused(root, Choice::open_parser, "is not TensorRT's ONNX parser");
-    }
-
-    #[test]
-    fn the_system_loader_is_asked_by_name() {
-        let choice = Choice { folder: None, origin: SYSTEM_LOADER };
-        let e = choice.load(&["libdpar-no-such-library.so"]).unwrap_err();
-        assert!(e.message.contains(SETUP_FOLDER) && e.message.contains("system loader"), "{e}");
+        std::os::unix::fs::symlink(real.with_file_name(PARSER_FILES[0]), &core).unwrap();
+        refused(root, &CORE, core_version, "is not TensorRT: no `getInferLibVersion`");
+        std::os::unix::fs::symlink(&real, parser).unwrap();
+        refused(root, &PARSER, parser_version, "is not TensorRT's ONNX parser");
     }
 }

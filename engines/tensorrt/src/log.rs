@@ -7,7 +7,7 @@ use std::thread::ThreadId;
 use dpar_engine_api::EngineError;
 use trtx::{LogHandler, Logger, Severity};
 
-use crate::unavailable;
+use crate::library::CORE;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl LogHandler for Forward {
 pub(crate) fn logger() -> Result<&'static Logger, EngineError> {
     static LOGGER: OnceLock<Result<Logger, String>> = OnceLock::new();
     let logger = LOGGER.get_or_init(|| Logger::new(Forward).map_err(|e| e.to_string()));
-    logger.as_ref().map_err(|e| unavailable(format!("no logger: {e}")))
+    logger.as_ref().map_err(|e| CORE.unavailable(format!("no logger: {e}")))
 }
 
 /// The errors among the records as one text, each named once, without the file positions inside TensorRT.

@@ -25,7 +25,7 @@ use crate::cuda::{Device, Stream};
 use crate::flavour::{self, Diagnosis};
 use crate::log::{Collector, errors};
 use crate::ports::file_port;
-use crate::{NAME, Profile, ShapeKernels, log};
+use crate::{NAME, Profile, ShapeKernels, cache_file, log};
 
 /// The next step for an engine that this machine or library does not take.
 const REBUILD_HINT: &str = "build the engine again with this library, and with this device's compute capability or \
@@ -368,13 +368,7 @@ impl TrtSession {
         let Some((path, cache)) = &self.cache else { return };
         let write = || -> Result<(), String> {
             let bytes = flavour::cache_bytes(cache).map_err(|e| e.to_string())?;
-            if let Some(folder) = path.parent() {
-                fs_err::create_dir_all(folder).map_err(|e| e.to_string())?;
-            }
-            // Written beside and renamed: another process may be reading it.
-            let part = path.with_extension(format!("part-{}", std::process::id()));
-            fs_err::write(&part, bytes).map_err(|e| e.to_string())?;
-            fs_err::rename(&part, path).map_err(|e| e.to_string())
+            cache_file::store(path, &bytes).map_err(|e| e.to_string())
         };
         if let Err(e) = write() {
             tracing::warn!("the runtime cache of `{}` is not kept: {e}", self.spec.name);

@@ -6,11 +6,10 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::Arc;
 
-use dpar_engine_api::places::Places;
 use dpar_engine_api::{EngineError, EngineOptions, Gpu, LibraryFound, Survey};
 
 use crate::cuda::{self, Driver};
-use crate::library::{self, VARIABLE};
+use crate::library::CORE;
 use crate::start;
 
 /// Looks for everything. No device memory is taken.
@@ -21,7 +20,7 @@ pub(crate) fn survey(options: &EngineOptions) -> Survey {
     let found = |s: start::Started| LibraryFound { path: s.path, version: s.version };
     let driver = cuda::driver().and_then(devices);
     Survey {
-        searched: library::search(folder, &Places::here(VARIABLE)),
+        searched: CORE.search(folder),
         libraries: [core, parser].into_iter().flatten().map(found).collect(),
         missing,
         driver: Some(driver.unwrap_or_else(|e| dpar_engine_api::Driver {

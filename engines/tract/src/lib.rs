@@ -61,7 +61,7 @@ impl TractEngine {
             }
             rayon::ThreadPoolBuilder::new()
                 .num_threads(self.threads)
-                .thread_name(|i| format!("tract-{i}"))
+                .thread_name(|i| panics::worker(NAME, i))
                 .build()
                 .map(|pool| Executor::MultiThread(Arc::new(pool)))
                 .map_err(|e| {
@@ -79,7 +79,7 @@ impl TractEngine {
         let folder = graph.path.parent().map_or("", |p| p.as_str());
         let parsed = tract_onnx::onnx()
             .parse(&proto, Some(folder))
-            .map_err(|e| refuse("the graph could not be loaded", &e).hint(file::HINT))?;
+            .map_err(|e| refuse("the graph could not be loaded", &e))?;
         if let [first, ..] = parsed.unresolved_inputs.as_slice() {
             return Err(refusal(graph, format!("no node, input or initializer makes `{first}`")));
         }

@@ -37,7 +37,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("candle-core", &["dpar-engine-candle"]),
     ("candle-onnx", &["dpar-engine-candle"]),
     ("trtx", &["dpar-engine-tensorrt"]),
-    ("libloading", &["dpar-engine-ort", "dpar-engine-candle", "dpar-engine-tensorrt"]),
+    ("clang-sys", &["dpar-engine-tensorrt"]),
+    ("libloading", &["dpar-engine-api", "dpar-engine-ort", "dpar-engine-tensorrt"]),
     // The contract reads of a graph what it says of sizes.
     ("prost", &["dpar-export-onnx", "dpar-engine-api"]),
 ];
@@ -145,7 +146,7 @@ mod tests {
             ("dpar-export-spec", "dpar-export-onnx", "no other member"),
             ("dpar-export", "ort", "belongs to dpar-engine-ort"),
             ("dpar-engine-ort", "tract-onnx", "belongs to dpar-engine-tract"),
-            ("dpar-export", "libloading", "belongs to dpar-engine-ort"),
+            ("dpar-export", "libloading", "belongs to dpar-engine-api"),
             ("dpar-engine-ort", "prost", "belongs to dpar-export-onnx"),
         ] {
             let found = problems(from, to, true);

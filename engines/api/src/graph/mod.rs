@@ -1,18 +1,26 @@
-//! What a graph file says of sizes, held against what it holds and against limits, before an engine sees the file.
+//! What a graph file says of its ports, its weights and of sizes, held against the spec, against what is there and against
+//! limits, before an engine sees the file.
 //!
 //! Engines trust these numbers: a `Transpose` whose `perm` is no permutation, or a `ConstantOfShape` of 2⁴⁰ elements, takes
 //! all memory of the machine. What follows from constants is checked here, the same for every engine. What follows from
 //! inputs is not: shapes that a graph computes are bounded by its engine alone.
 
+mod data;
 mod proto;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use camino::Utf8Path;
+use dpar_export_spec::DType;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::{EngineError, GraphFile};
-use proto::{Attribute, FLOAT, Graph, INT32, INT64, Model, Node, Sparse, Tensor, bytes_of};
+use crate::{EngineError, FilePort, GraphFile, check_ports};
+use data::DataFault;
+use proto::{
+    Attribute, BFLOAT16, FLOAT, FLOAT16, Graph, INT32, INT64, Model, Node, Sparse, Tensor, ValueInfo,
+    bytes_of,
+};
 
 /// Bytes of a `.onnx` file: protobuf ends there.
 const MOST_BYTES: u64 = 2 << 30;
@@ -25,14 +33,19 @@ const MOST_STEP: i64 = 1 << 16;
 /// Times that a tensor may be repeated or enlarged by constants.
 const MOST_TIMES: u64 = 1 << 20;
 
-/// Refuses a graph file whose numbers do not fit together, or ask for more than the limits of this module.
+/// The next step where a graph's weights are not there.
+const DATA_HINT: &str =
+    "the `.onnx_data` file must lie beside the `.onnx` file, as exported: copy both, or export again";
+
+/// Refuses a graph file whose ports are not those of its spec, whose weights are not there, whose numbers do not fit
+/// together, or ask for more than the limits of this module.
 ///
 /// # Errors
-/// [`EngineErrorKind::Graph`](crate::EngineErrorKind::Graph) naming the node or the tensor.
+/// [`EngineErrorKind::Graph`](crate::EngineErrorKind::Graph) naming the port, the node or the tensor.
 pub fn check_graph(engine: &str, graph: GraphFile<'_>) -> Result<(), EngineError> {
     let refuse = |message: String| EngineError::refused(engine, graph, message);
-    let unreadable =
-        |e: String| refuse(format!("not a readable ONNX file: {e}")).hint("export the graph again");
+    let export_again = |message: String| refuse(message).hint("export the graph again");
+    let unreadable = |e: String| export_again(format!("not a readable ONNX file: {e}"));
     let metadata = std::fs::metadata(graph.path).map_err(|e| unreadable(e.to_string()))?;
     if !metadata.is_file() {
         return Err(unreadable("it is no regular file".to_owned()));
@@ -45,7 +58,54 @@ pub fn check_graph(engine: &str, graph: GraphFile<'_>) -> Result<(), EngineError
     for function in &model.functions {
         nodes(&function.node, Constants::default()).map_err(refuse)?;
     }
-    model.graph.iter().try_for_each(|g| body(g, None)).map_err(refuse)
+    let Some(found) = &model.graph else {
+        return Err(export_again("the file holds no graph".to_owned()));
+    };
+    ports(engine, graph, found)?;
+    body(found, None).map_err(refuse)?;
+    data::check(found, graph.path.parent().unwrap_or(Utf8Path::new(""))).map_err(|fault| match fault {
+        DataFault::Place(message) => refuse(message),
+        DataFault::Missing(message) => refuse(message).hint(DATA_HINT),
+    })
+}
+
+/// The ports of the file against those of the spec. An input with an initializer is a weight.
+fn ports(engine: &str, graph: GraphFile<'_>, found: &Graph) -> Result<(), EngineError> {
+    let weights: BTreeSet<&str> = found.initializer.iter().filter_map(|w| w.name.as_deref()).collect();
+    let own = found.input.iter().map(file_port).filter(|p| !weights.contains(p.name.as_str()));
+    let inputs: Vec<FilePort> = own.collect();
+    let outputs: Vec<FilePort> = found.output.iter().map(file_port).collect();
+    check_ports(engine, graph.spec, &inputs, &outputs)
+}
+
+fn file_port(info: &ValueInfo) -> FilePort {
+    let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+    FilePort {
+        name: info.name.clone().unwrap_or_default(),
+        dtype: tensor.and_then(|t| match t.elem_type? {
+            FLOAT => Some(DType::F32),
+            FLOAT16 => Some(DType::F16),
+            BFLOAT16 => Some(DType::BF16),
+            INT64 => Some(DType::I64),
+            _ => None,
+        }),
+        dims: tensor.and_then(|t| t.shape.as_ref()).map(|shape| {
+            let size = |n: i64| usize::try_from(n).ok();
+            shape.dim.iter().map(|d| d.dim_value.and_then(size)).collect()
+        }),
+    }
+}
+
+/// Calls `visit` with every tensor of a graph, those of nodes and of inner graphs too.
+fn tensors_of<E>(graph: &Graph, visit: &mut dyn FnMut(&Tensor) -> Result<(), E>) -> Result<(), E> {
+    let sparse = graph.sparse_initializer.iter().flat_map(data::parts);
+    graph.initializer.iter().chain(sparse).try_for_each(&mut *visit)?;
+    for attribute in graph.node.iter().flat_map(|n| &n.attribute) {
+        let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).flat_map(data::parts);
+        attribute.t.iter().chain(&attribute.tensors).chain(sparse).try_for_each(&mut *visit)?;
+        attribute.g.iter().chain(&attribute.graphs).try_for_each(|g| tensors_of(g, visit))?;
+    }
+    Ok(())
 }
 
 /// Small constants by name, of a graph and of those around it.
@@ -122,7 +182,7 @@ fn tensor_fits(tensor: &Tensor) -> Result<(), String> {
     let promised = |held: u64, what: &str| {
         Err(format!("its shape {:?} promises {count} elements, {held} {what} are there", tensor.dims))
     };
-    if tensor.data_location == Some(1) || !tensor.external_data.is_empty() {
+    if data::is_external(tensor) {
         let length = tensor.external_data.iter().find(|e| e.key.as_deref() == Some("length"));
         let length = length.and_then(|e| e.value.as_deref());
         return match length.map(str::parse::<u64>) {
@@ -150,7 +210,7 @@ fn tensor_fits(tensor: &Tensor) -> Result<(), String> {
 }
 
 fn sparse_fits(sparse: &Sparse) -> Result<(), String> {
-    sparse.values.iter().chain(&sparse.indices).try_for_each(tensor_fits)?;
+    data::parts(sparse).try_for_each(tensor_fits)?;
     // An engine fills the zeros in.
     at_most(elements(&sparse.dims)?, MOST_ELEMENTS, "elements")
 }

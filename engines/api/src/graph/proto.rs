@@ -1,4 +1,5 @@
-//! What of the ONNX schema says how large something is, from the field numbers of the specification. Everything else in
+//! What of the ONNX schema says which ports there are and how large something is, from the field numbers of the
+//! specification. Everything else in
 //! a file is skipped.
 
 use prost::bytes::Bytes;
@@ -23,8 +24,46 @@ pub(super) struct Graph {
     pub(super) node: Vec<Node>,
     #[prost(message, repeated, tag = "5")]
     pub(super) initializer: Vec<Tensor>,
+    #[prost(message, repeated, tag = "11")]
+    pub(super) input: Vec<ValueInfo>,
+    #[prost(message, repeated, tag = "12")]
+    pub(super) output: Vec<ValueInfo>,
     #[prost(message, repeated, tag = "15")]
     pub(super) sparse_initializer: Vec<Sparse>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ValueInfo {
+    #[prost(string, optional, tag = "1")]
+    pub(super) name: Option<String>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) r#type: Option<Type>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Type {
+    #[prost(message, optional, tag = "1")]
+    pub(super) tensor_type: Option<TensorType>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct TensorType {
+    #[prost(int32, optional, tag = "1")]
+    pub(super) elem_type: Option<i32>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) shape: Option<Shape>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Shape {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) dim: Vec<Dimension>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Dimension {
+    #[prost(int64, optional, tag = "1")]
+    pub(super) dim_value: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -134,5 +173,9 @@ pub(super) fn bytes_of(data_type: i32) -> Option<u64> {
 pub(super) const FLOAT: i32 = 1;
 /// `TensorProto.DataType.INT32`.
 pub(super) const INT32: i32 = 6;
+/// `TensorProto.DataType.FLOAT16`.
+pub(super) const FLOAT16: i32 = 10;
+/// `TensorProto.DataType.BFLOAT16`.
+pub(super) const BFLOAT16: i32 = 16;
 /// `TensorProto.DataType.INT64`.
 pub(super) const INT64: i32 = 7;

@@ -161,3 +161,67 @@ fn nothing_hides_in_a_branch_a_function_or_a_constant() {
     let sparse = Sparse { dims: vec![1 << 40], ..Sparse::default() };
     assert!(sparse_fits(&sparse).unwrap_err().contains("asks for"));
 }
+
+/// A file with one external weight `w` of four bytes at offset 4 of `data`, which is also an input, as old files have it.
+fn file(folder: &Utf8Path, location: &str) -> camino::Utf8PathBuf {
+    let entry = |key: &str, value: &str| Entry { key: Some(key.into()), value: Some(value.into()) };
+    let weight = Tensor {
+        name: Some("w".into()),
+        dims: vec![1],
+        data_type: Some(FLOAT),
+        external_data: vec![entry("location", location), entry("offset", "4"), entry("length", "4")],
+        data_location: Some(1),
+        ..Tensor::default()
+    };
+    let port = |name: &str, elem_type, dims: &[Option<i64>]| {
+        let dim = dims.iter().map(|n| proto::Dimension { dim_value: *n }).collect();
+        let shape = Some(proto::Shape { dim });
+        let tensor_type = Some(proto::TensorType { elem_type: Some(elem_type), shape });
+        ValueInfo { name: Some(name.into()), r#type: Some(proto::Type { tensor_type }) }
+    };
+    let graph = Graph {
+        initializer: vec![weight],
+        input: vec![port("x", FLOAT, &[None, Some(2)]), port("w", FLOAT, &[Some(1)])],
+        output: vec![port("y", INT64, &[None])],
+        ..Graph::default()
+    };
+    let path = folder.join("g.onnx");
+    let model = Model { graph: Some(graph), functions: Vec::new() };
+    std::fs::write(&path, model.encode_to_vec()).unwrap();
+    path
+}
+
+#[test]
+fn ports_and_weights_are_there_before_an_engine_sees_the_file() {
+    use dpar_export_spec::{AxisRange, Dim, GraphSpec, Port};
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(dir.path()).unwrap();
+    let mut spec = GraphSpec {
+        name: "g".into(),
+        component: "c".into(),
+        inputs: vec![Port::new("x", DType::F32, vec![Dim::axis("batch"), Dim::Fixed(2)])],
+        outputs: vec![Port::new("y", DType::I64, vec![Dim::axis("batch")])],
+        axes: vec![AxisRange { name: "batch".into(), min: 1, opt: 1, max: 2 }],
+    };
+    let said = |spec: &GraphSpec, location: &str| {
+        let path = file(folder, location);
+        check_graph("e", GraphFile::new(spec, &path)).map_err(|e| (e.to_string(), e.hint.unwrap_or_default()))
+    };
+    let (missing, hint) = said(&spec, "data").unwrap_err();
+    assert!(missing.contains("tensor `w`") && missing.contains("data`"), "{missing}");
+    assert_eq!(hint, DATA_HINT);
+    std::fs::write(folder.join("data"), [0; 7]).unwrap();
+    let (short, hint) = said(&spec, "data").unwrap_err();
+    assert!(short.contains("ends at byte 8 of `data`, which has 7") && hint == DATA_HINT, "{short}");
+    std::fs::write(folder.join("data"), [0; 8]).unwrap();
+    said(&spec, "data").unwrap();
+    said(&spec, "./data").unwrap();
+    for outside in ["../data", "/data", ""] {
+        let (e, hint) = said(&spec, outside).unwrap_err();
+        assert!(e.contains("not a path inside") || e.contains("no location"), "{e}");
+        assert!(hint.is_empty(), "{hint}");
+    }
+    spec.outputs[0].dtype = DType::F32;
+    let (e, _) = said(&spec, "data").unwrap_err();
+    assert!(e.contains("output `y` is i64[?] in the file, f32[batch] in the spec"), "{e}");
+}

@@ -1,28 +1,20 @@
-//! Where an engine's shared library is looked for: the same order for every engine, in one place.
-//!
-//! 1. what the caller named;
-//! 2. an environment variable, unless it is empty;
-//! 3. beside the executable;
-//! 4. the folder that `cargo xtask setup` fills, but only for a program that lies in cargo's build folder: in the checkout
-//!    around that folder, then in `CARGO_MANIFEST_DIR`, which cargo sets for what it runs, or one of the three above that;
-//! 5. the system loader, by name.
-//!
-//! The first place that names a library is final: one that was asked for and does not fit is an error and never a
-//! silent fallback. The current directory and its parents are not searched: running a program on somebody's files must
-//! not run code that lies beside them. Neither are folders above an installed program, to which others may write.
+//! Where an engine's shared library is looked for: the same order for every engine.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
+use super::SharedLibrary;
+
 /// Origin of a library that the caller named.
-pub const BY_OPTION: &str = "the library option";
+const BY_OPTION: &str = "the library option";
 /// Origin of a library beside the program.
-pub const BESIDE_EXECUTABLE: &str = "the executable's folder";
+const BESIDE_EXECUTABLE: &str = "the executable's folder";
 /// Origin of a library that the system loader is to find.
-pub const SYSTEM_LOADER: &str = "the system loader";
+pub(super) const SYSTEM_LOADER: &str = "the system loader";
 
 /// Folders that are looked at, upwards: for cargo's build folder from the executable's own, which is the third of a test in
-/// `CHECKOUT/target/PROFILE/deps` and the fourth at most; and for [`Wanted::setup_folder`] from `CARGO_MANIFEST_DIR`.
+/// `CHECKOUT/target/PROFILE/deps` and the fourth at most; and for [`SharedLibrary::setup_folder`] from
+/// `CARGO_MANIFEST_DIR`.
 /// What lies further up is somebody else's.
 const LEVELS: usize = 4;
 
@@ -31,20 +23,20 @@ const BUILD_FOLDER: &str = "CACHEDIR.TAG";
 
 /// What decides where to look; taken from the process by [`Places::here`].
 #[derive(Debug, Default, Clone)]
-pub struct Places {
+pub(super) struct Places {
     /// Value of the environment variable.
-    pub variable: Option<Utf8PathBuf>,
+    pub(super) variable: Option<Utf8PathBuf>,
     /// The running program.
-    pub executable: Option<Utf8PathBuf>,
+    pub(super) executable: Option<Utf8PathBuf>,
     /// Around cargo's build folder, where the program lies in one; nothing for an installed program.
-    pub checkout: Option<Utf8PathBuf>,
+    pub(super) checkout: Option<Utf8PathBuf>,
     /// `CARGO_MANIFEST_DIR`, for a program in a build folder.
-    pub manifest: Option<Utf8PathBuf>,
+    pub(super) manifest: Option<Utf8PathBuf>,
 }
 
 impl Places {
     /// Those of this process; `variable` is the name of the environment variable.
-    pub fn here(variable: &str) -> Self {
+    pub(super) fn here(variable: &str) -> Self {
         let value = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty()).map(Utf8PathBuf::from);
         let executable = std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok());
         Self::of(executable, value(variable), value("CARGO_MANIFEST_DIR"))
@@ -74,57 +66,69 @@ pub struct Place {
     pub taken: bool,
 }
 
-/// A library to look for.
-#[derive(Debug, Clone, Copy)]
-pub struct Wanted<'a> {
-    /// The environment variable that names it.
-    pub variable: &'static str,
-    /// The folder that `cargo xtask setup` fills, below a checkout.
-    pub setup_folder: &'static str,
-    /// Its name for the system loader.
-    pub loader_name: &'a str,
+/// Every place in order, up to the one that is taken, which is the last. Touches files, loads nothing.
+pub(super) fn search(library: &SharedLibrary, explicit: Option<&Utf8Path>, places: &Places) -> Vec<Place> {
+    let holds = |folder: &Utf8Path| {
+        library.find(folder).map(|file| if library.by_folder { folder.to_owned() } else { file })
+    };
+    search_with(library, explicit, places, &holds)
 }
 
-impl Wanted<'_> {
-    /// Every place in order, up to the one that is taken, which is the last. `holds` gives what a folder offers, if
-    /// anything: the library's file, or the folder itself. Touches files, loads nothing.
-    pub fn search(
-        &self,
-        explicit: Option<&Utf8Path>,
-        places: &Places,
-        holds: &dyn Fn(&Utf8Path) -> Option<Utf8PathBuf>,
-    ) -> Vec<Place> {
-        let named = |origin, path: &Utf8Path| vec![Place { origin, path: path.to_owned(), taken: true }];
-        if let Some(path) = explicit {
-            return named(BY_OPTION, path);
-        }
-        if let Some(path) = &places.variable {
-            return named(self.variable, path);
-        }
-        let beside = places.executable.as_deref().and_then(Utf8Path::parent);
-        let manifest = places.manifest.iter().flat_map(|p| p.ancestors().take(LEVELS));
-        let set_up = places.checkout.as_deref().into_iter().chain(manifest);
-        let set_up = set_up.map(|p| (self.setup_folder, p.join(self.setup_folder)));
-        let mut looked = Vec::new();
-        for (origin, folder) in beside.map(|p| (BESIDE_EXECUTABLE, p.to_owned())).into_iter().chain(set_up) {
-            let found = holds(&folder);
-            let taken = found.is_some();
-            looked.push(Place { origin, path: found.unwrap_or(folder), taken });
-            if taken {
-                return looked;
-            }
-        }
-        looked.push(Place { origin: SYSTEM_LOADER, path: self.loader_name.into(), taken: true });
-        looked
+/// `holds` gives what a folder offers, if anything: the library's file, or the folder itself.
+fn search_with(
+    library: &SharedLibrary,
+    explicit: Option<&Utf8Path>,
+    places: &Places,
+    holds: &dyn Fn(&Utf8Path) -> Option<Utf8PathBuf>,
+) -> Vec<Place> {
+    let named = |origin, path: &Utf8Path| vec![Place { origin, path: path.to_owned(), taken: true }];
+    if let Some(path) = explicit {
+        return named(BY_OPTION, path);
     }
+    if let Some(path) = &places.variable {
+        return named(library.variable, path);
+    }
+    let beside = places.executable.as_deref().and_then(Utf8Path::parent);
+    let manifest = places.manifest.iter().flat_map(|p| p.ancestors().take(LEVELS));
+    let set_up = places.checkout.as_deref().into_iter().chain(manifest);
+    let set_up = set_up.map(|p| (library.setup_folder, p.join(library.setup_folder)));
+    let mut looked = Vec::new();
+    for (origin, folder) in beside.map(|p| (BESIDE_EXECUTABLE, p.to_owned())).into_iter().chain(set_up) {
+        let found = holds(&folder);
+        let taken = found.is_some();
+        looked.push(Place { origin, path: found.unwrap_or(folder), taken });
+        if taken {
+            return looked;
+        }
+    }
+    looked.push(Place { origin: SYSTEM_LOADER, path: library.files[0].into(), taken: true });
+    looked
+}
+
+/// The file that the system loader takes for a name, where it comes from the folders that the user named for it. What is
+/// in the system's own folders is the package manager's to keep whole.
+pub(super) fn on_loader_path(name: &Utf8Path) -> Option<Utf8PathBuf> {
+    let folders =
+        std::env::var(if cfg!(target_os = "linux") { "LD_LIBRARY_PATH" } else { return None }).ok()?;
+    folders
+        .split([':', ';'])
+        .map(|f| Utf8Path::new(if f.is_empty() { "." } else { f }).join(name))
+        .find(|p| p.is_file())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const WANTED: Wanted<'_> =
-        Wanted { variable: "SOME_LIB", setup_folder: "third_party/some", loader_name: "libsome.so" };
+    const WANTED: SharedLibrary = SharedLibrary {
+        engine: "some",
+        product: "Some",
+        variable: "SOME_LIB",
+        setup_folder: "third_party/some",
+        files: &["libsome.so"],
+        by_folder: false,
+        hint: "",
+    };
 
     #[test]
     fn the_places_are_searched_in_order() {
@@ -138,7 +142,7 @@ mod tests {
         let last = |there: &[Utf8PathBuf], places: &Places| {
             let holds =
                 |folder: &Utf8Path| there.iter().any(|t| t == folder).then(|| folder.join("libsome.so"));
-            let looked = WANTED.search(None, places, &holds);
+            let looked = search_with(&WANTED, None, places, &holds);
             assert!(looked.iter().rev().skip(1).all(|p| !p.taken), "{looked:?}");
             let last = looked.last().unwrap();
             assert!(last.taken);
@@ -164,7 +168,7 @@ mod tests {
         assert_eq!(last(&["/srv/a/b".into()], &installed).0, BESIDE_EXECUTABLE);
         places.variable = Some("named".into());
         assert_eq!(last(&there, &places), ("SOME_LIB", "named".into(), 1));
-        let asked = WANTED.search(Some("asked".into()), &places, &|_| None);
+        let asked = search_with(&WANTED, Some("asked".into()), &places, &|_| None);
         assert_eq!(asked, [Place { origin: BY_OPTION, path: "asked".into(), taken: true }]);
     }
 
