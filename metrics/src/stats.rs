@@ -19,7 +19,7 @@ pub const PRINTED_SEEDS: usize = 3;
 /// Fewer seeds than [`PRINTED_SEEDS`] that are off by less than this fraction decide nothing.
 pub const SINGLE_RUN_FRACTION: f64 = 0.013;
 
-/// Outcome of a gate.
+/// Outcome of a gate, or of a whole run of comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -29,21 +29,21 @@ pub enum Verdict {
     Fail,
     /// Too little data to tell.
     Inconclusive,
+    /// Nothing failed, but not all that was asked for was compared.
+    Incomplete,
 }
 
 impl Verdict {
-    /// The verdict of several gates together: a failure fails, otherwise anything inconclusive is
-    /// inconclusive. None at all is inconclusive.
+    /// The verdict of several gates together: a failure fails, otherwise anything incomplete is incomplete, and
+    /// anything inconclusive inconclusive. None at all is inconclusive.
     pub fn all(verdicts: impl IntoIterator<Item = Self>) -> Self {
-        let mut worst = None;
-        for verdict in verdicts {
-            worst = Some(match (worst, verdict) {
-                (Some(Self::Fail), _) | (_, Self::Fail) => Self::Fail,
-                (Some(Self::Inconclusive), _) | (_, Self::Inconclusive) => Self::Inconclusive,
-                _ => Self::Pass,
-            });
-        }
-        worst.unwrap_or(Self::Inconclusive)
+        let rank = |verdict: &Self| match verdict {
+            Self::Pass => 0,
+            Self::Inconclusive => 1,
+            Self::Incomplete => 2,
+            Self::Fail => 3,
+        };
+        verdicts.into_iter().max_by_key(rank).unwrap_or(Self::Inconclusive)
     }
 }
 
@@ -53,6 +53,7 @@ impl std::fmt::Display for Verdict {
             Self::Pass => "pass",
             Self::Fail => "fail",
             Self::Inconclusive => "inconclusive",
+            Self::Incomplete => "incomplete",
         })
     }
 }

@@ -16,7 +16,6 @@ use crate::parity::bisect::{Bisection, against_recorded, between};
 use crate::parity::drawn;
 use crate::replay::Forced;
 use crate::runtime::{Progress, RunError, Runtime};
-use crate::verify::Status;
 
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("with").required(true).multiple(true).args(["engines", "reference"])))]
@@ -47,7 +46,7 @@ pub(super) fn run(args: &BisectArgs, printer: Printer) -> Result<Exit, Failure> 
     let found = find(args, &mut |done, total| bar.advance(done, total))?;
     drop(bar);
     printer.result(|| render(&found), &found)?;
-    Ok(if found.verdict == Status::Pass { Exit::Pass } else { Exit::Failed })
+    Ok(found.verdict.into())
 }
 
 fn find(args: &BisectArgs, progress: Progress<'_>) -> Result<Bisection, Failure> {

@@ -224,6 +224,8 @@ impl From<dpar_export_metrics::Verdict> for Exit {
             dpar_export_metrics::Verdict::Pass => Self::Pass,
             dpar_export_metrics::Verdict::Fail => Self::Failed,
             dpar_export_metrics::Verdict::Inconclusive => Self::Inconclusive,
+            // What was to be compared is not in what was given.
+            dpar_export_metrics::Verdict::Incomplete => Self::Usage,
         }
     }
 }

@@ -3,17 +3,16 @@
 use camino::Utf8PathBuf;
 use clap::Args;
 use dpar_engine_api::{EngineError, EngineErrorKind};
+use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 
 use super::args::guidance;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
-use super::verify::word;
+use super::verify::{flip_row, word};
 use crate::bundle::Bundle;
 use crate::engines::{self, EngineOptions, Runs};
-use crate::parity::report::{
-    DecisionKind, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport, Verdict,
-};
+use crate::parity::report::{EngineResult, EngineStatus, Mode, Pair, ParityReport};
 use crate::parity::{Contender, ParityOptions};
 use crate::report::{Draw, Page, Samples};
 use crate::runtime::Runtime;
@@ -167,10 +166,8 @@ fn samples(
 /// or because no more was asked for.
 fn exit(report: &ParityReport) -> Exit {
     match report.verdict {
-        Verdict::Pass => Exit::Pass,
-        Verdict::Fail => Exit::Failed,
         Verdict::Incomplete if report.lacks_engine() => Exit::Unavailable,
-        Verdict::Incomplete => Exit::Usage,
+        verdict => verdict.into(),
     }
 }
 
@@ -204,7 +201,12 @@ fn render(report: &ParityReport) -> Text {
     for pair in report.pairs.iter().filter(|p| p.decisions.iter().any(|d| !d.flips.is_empty())) {
         text.gap();
         text.line(format_args!("{} against {}: decisions that differ", pair.engine, pair.baseline));
-        let flips = pair.decisions.iter().flat_map(|d| d.flips.iter().map(|f| flip_row(d.mode, f)));
+        let flips = pair.decisions.iter().flat_map(|d| {
+            d.flips.iter().map(|f| {
+                let mode = if d.mode == Mode::TeacherForced { "given" } else { "own" };
+                [vec![mode.to_owned()], flip_row(f)].concat()
+            })
+        });
         text += table(
             &["tokens", "image", "slot", "decision", &pair.baseline, &pair.engine, "margin", "verdict"],
             &flips.collect::<Vec<_>>(),
@@ -230,11 +232,7 @@ fn render(report: &ParityReport) -> Text {
         }
         () => "",
     };
-    let verdict = match report.verdict {
-        Verdict::Pass => "pass",
-        Verdict::Fail => "FAIL",
-        Verdict::Incomplete => "incomplete",
-    };
+    let verdict = word(report.verdict);
     text.gap();
     text.line(format_args!("{verdict}: {} {}{missing}", report.bundle.name, report.bundle.precision));
     text
@@ -275,13 +273,13 @@ fn pair_row(pair: &Pair) -> Vec<String> {
         found.map_or_else(|| "–".to_owned(), |t| format!("{:.1e}", t.max_abs))
     };
     let worst =
-        pair.tensors.iter().filter(|t| t.name.contains('/')).max_by(|a, b| a.used().total_cmp(&b.used()));
+        pair.tensors.iter().filter(|t| t.graph.is_some()).max_by(|a, b| a.used().total_cmp(&b.used()));
     let decided = |mode: Mode| {
         let found = pair.decisions.iter().find(|d| d.mode == mode);
         found.map_or_else(
             || "–".to_owned(),
             |d| {
-                let near = d.flips.iter().filter(|f| f.judgement == Judgement::NearTie).count();
+                let near = d.flips.iter().filter(|f| f.near_tie).count();
                 let defects = d.flips.len() - near;
                 let mut text = format!("{} of {} images equal", d.equal, d.images);
                 if near > 0 {
@@ -296,7 +294,7 @@ fn pair_row(pair: &Pair) -> Vec<String> {
     };
     vec![
         format!("{} : {}", pair.baseline, pair.engine),
-        word(pair.status).to_owned(),
+        pair.status.word().to_owned(),
         of("logits"),
         of("entropy"),
         worst.map_or_else(|| "–".to_owned(), |t| format!("{} {:.1e}, {} ULP", t.name, t.max_abs, t.max_ulp)),
@@ -315,35 +313,5 @@ fn tensor_row(t: &TensorStats) -> Vec<String> {
         format!("{:.1e}", t.measured),
         format!("{:.0e}", t.limit),
         t.measure.text().to_owned(),
-    ]
-}
-
-/// A flip as a line of a table.
-fn flip_row(mode: Mode, flip: &JudgedFlip) -> Vec<String> {
-    let value = |i: usize| match (flip.entropy, flip.decision) {
-        (Some(e), _) => {
-            format!("{} (e = {})", if flip.choices[i] == 1 { "opens" } else { "stays" }, e[i])
-        }
-        (None, DecisionKind::Boundary) => if flip.choices[i] == 1 { "opens" } else { "stays" }.to_owned(),
-        _ => flip.choices[i].to_string(),
-    };
-    let margin = flip.margin.map_or_else(
-        || "no rounding explains it".to_owned(),
-        |m| format!("{m:.2e} (rounding explains {:.1e})", flip.limit),
-    );
-    let kind = match flip.decision {
-        DecisionKind::Boundary => "boundary",
-        DecisionKind::Draw => "draw",
-        DecisionKind::ArgMax => "arg-max",
-    };
-    vec![
-        if mode == Mode::TeacherForced { "given" } else { "own" }.to_owned(),
-        flip.image.to_string(),
-        flip.slot.to_string(),
-        kind.to_owned(),
-        value(0),
-        value(1),
-        margin,
-        if flip.judgement == Judgement::NearTie { "near-tie" } else { "DEFECT" }.to_owned(),
     ]
 }

@@ -1,5 +1,6 @@
 //! `verify`: the comparison as a table, and the exit code a CI gates on.
 
+use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 use serde_json::json;
 
@@ -11,8 +12,8 @@ use super::with_runtime;
 use crate::attest::Attested;
 use crate::report::{Column, Page};
 use crate::verify::{
-    Check, Flip, GOLDEN_JSON, RecordedFile, Report, Status, array_file, guidance_of, own_folder, probe,
-    verify_golden, verify_streams,
+    Check, CheckId, Decision, GOLDEN_JSON, RecordedFile, Report, Status, array_file, guidance_of, own_folder,
+    probe, verify_golden, verify_streams,
 };
 
 pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> {
@@ -55,7 +56,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
                 Ok(samples) => samples,
                 // Outputs that cannot be: the report says so, without them.
                 Err(e) if e.cause == Cause::Run => {
-                    checks.push(Check::failed("sample images", e.error.to_string()));
+                    checks.push(Check::failed(CheckId::SampleImages, e.error.to_string()));
                     None
                 }
                 Err(e) => return Err(e),
@@ -72,7 +73,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
             files.write(&page)?;
         }
         printer.result(|| render(&report), &report)?;
-        Ok(if report.verdict == Status::Pass { Exit::Pass } else { Exit::Failed })
+        Ok(report.verdict.into())
     })
 }
 
@@ -105,22 +106,13 @@ fn attested_text(attested: &Attested) -> String {
 }
 
 fn attested_check(attested: &Attested) -> Check {
-    Check {
-        name: "attestation".to_owned(),
-        status: Status::Pass,
-        max_abs: None,
-        limit: None,
-        detail: format!("{} files signed by {}", attested.subjects, attested.key_id),
-        flips: Vec::new(),
-    }
+    let detail = format!("{} files signed by {}", attested.subjects, attested.key_id);
+    Check::new(CheckId::Attestation, Status::Pass, detail)
 }
 
-pub(super) fn word(status: Status) -> &'static str {
-    match status {
-        Status::Pass => "pass",
-        Status::Fail => "FAIL",
-        Status::NotRun => "not run",
-    }
+/// A verdict in words.
+pub(super) fn word(verdict: Verdict) -> String {
+    if verdict == Verdict::Fail { "FAIL".to_owned() } else { verdict.to_string() }
 }
 
 fn render(report: &Report) -> Text {
@@ -129,7 +121,7 @@ fn render(report: &Report) -> Text {
         .checks
         .iter()
         .map(|c| {
-            let status = word(c.status).to_owned();
+            let status = c.status.word().to_owned();
             vec![c.name.clone(), status, number(c.max_abs), number(c.limit), c.detail.clone()]
         })
         .collect();
@@ -155,15 +147,16 @@ fn render(report: &Report) -> Text {
     text
 }
 
-fn flip_row(flip: &Flip) -> Vec<String> {
-    let margin = flip.margin.map(|m| format!("{m:.2e} (limit {:.0e})", flip.limit));
+/// A decision that differs as a line of a table: image, slot, decision, both choices, margin, what it is.
+pub(super) fn flip_row(flip: &Decision) -> Vec<String> {
+    let [reference, found] = flip.choices();
     vec![
         flip.image.to_string(),
         flip.slot.to_string(),
-        flip.decision.to_string(),
-        flip.reference.to_string(),
-        flip.found.to_string(),
-        margin.unwrap_or_else(|| "unknown".to_owned()),
-        if flip.near_tie { "near-tie" } else { "DEFECT" }.to_owned(),
+        flip.kind.to_string(),
+        reference,
+        found,
+        flip.measured(),
+        flip.word().to_owned(),
     ]
 }

@@ -2,10 +2,12 @@
 
 use assert_cmd::Command;
 use dpar_export::arrays::{ArrayFile, ArrayRef, write_npz};
+use dpar_export::tolerance::Quantity;
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_spec::Precision;
 use serde_json::Value;
 
-use crate::common::{Temp, export, fixture};
+use crate::common::{Temp, export, fixture, limit};
 
 /// What a run left behind.
 pub(crate) struct Run {
@@ -192,7 +194,8 @@ fn score_writes_what_the_golden_file_holds() {
     {
         let (want, got) = (want.f32(name, &shape).unwrap(), got.f32(name, &shape).unwrap());
         let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst <= dpar_export::verify::tolerance::FP32_ABS, "{name}: {worst}");
+        let allowed = limit(Precision::Fp32, Quantity::Logits);
+        assert!(worst <= allowed, "{name}: {worst}");
     }
     let shape = [Some(4), Some(35)];
     assert_eq!(want.i64("patch_lengths", &shape).unwrap(), got.i64("patch_lengths", &shape).unwrap());

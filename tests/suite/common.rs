@@ -1,9 +1,11 @@
 //! Fixtures, bundles and engines for the tests.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::ArithmeticKind;
 use dpar_export::bundle::{self, Bundle};
 use dpar_export::engines::{self, EngineOptions};
 use dpar_export::runtime::Runtime;
+use dpar_export::tolerance::{Quantity, Rounding};
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_spec::Precision;
 
@@ -74,6 +76,11 @@ pub(crate) fn on<'a>(bundle: &'a Bundle, engine: &str) -> Runtime<'a> {
     let engine = engines::create(engine, &engine_options(engine)).unwrap();
     Runtime::new(bundle, engine)
         .unwrap_or_else(|e| panic!("{e}; hint: {}", e.hint.clone().unwrap_or_default()))
+}
+
+/// What graphs of a precision may be off by, against a float32 reference.
+pub(crate) fn limit(precision: Precision, quantity: Quantity) -> f32 {
+    Rounding::between(Precision::Fp32, precision, ArithmeticKind::AsGraph).limit(quantity).value() as f32
 }
 
 /// Progress that is not shown.

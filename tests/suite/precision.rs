@@ -2,14 +2,14 @@
 
 use camino::Utf8Path;
 use dpar_export::arrays::ArrayFile;
-use dpar_export::verify::tolerance::{BF16_ENTROPY, BF16_LOGITS, FP16_ENTROPY, FP16_LOGITS, FP32_ABS};
+use dpar_export::tolerance::Quantity;
 use dpar_export::verify::{Status, verify_golden};
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_spec::{DType, Precision};
 use serde_json::Value;
 
 use crate::cli::{json, run};
-use crate::common::{ENGINES, Temp, export, export_as, fixture, llamagen, on, quiet};
+use crate::common::{ENGINES, Temp, export, export_as, fixture, limit, llamagen, on, quiet};
 
 fn read_json(path: &Utf8Path) -> Value {
     serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap()
@@ -30,7 +30,8 @@ fn check_fp16(checkpoint: &str, options: &LoadOptions, golden: &str, engines: &[
         }
         // Half-precision arithmetic leaves its mark: a bundle that computed in fp32 would pass the fp32 tolerance.
         let logits = checks.iter().find(|c| c.name == "logits").unwrap();
-        assert!(logits.max_abs.unwrap() > 10.0 * f64::from(FP32_ABS), "{golden} on {engine}: {logits:#?}");
+        let float = f64::from(limit(Precision::Fp32, Quantity::Logits));
+        assert!(logits.max_abs.unwrap() > 10.0 * float, "{golden} on {engine}: {logits:#?}");
     }
 }
 
@@ -80,10 +81,11 @@ fn the_tolerances_hold_for_the_reference_and_tell_the_types_apart() {
         let (a, b) = (wide.f32(name, dims).unwrap(), file.f32(name, dims).unwrap());
         a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };
-    for (name, fp16, bf16) in [("logits", FP16_LOGITS, BF16_LOGITS), ("entropy", FP16_ENTROPY, BF16_ENTROPY)]
-    {
+    for (name, quantity) in [("logits", Quantity::Logits), ("entropy", Quantity::Entropy)] {
+        let [float, fp16, bf16] =
+            [Precision::Fp32, Precision::Fp16, Precision::Bf16].map(|p| limit(p, quantity));
         let (half, brain) = (difference("fp16", name), difference("bf16", name));
-        assert!(10.0 * FP32_ABS < half && half < fp16, "{name} fp16: {half}");
+        assert!(10.0 * float < half && half < fp16, "{name} fp16: {half}");
         assert!(fp16 < brain && brain < bf16, "{name} bf16: {brain}");
     }
 }

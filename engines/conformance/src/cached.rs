@@ -6,8 +6,8 @@ use dpar_engine_api::{
 use dpar_export_spec::{Dim, Port};
 
 use crate::checks::{run, text};
+use crate::close::{EXACT, Tolerance};
 use crate::inputs::{self, Inputs, MASKED, is_mask};
-use crate::tolerance::{EXACT, Tolerance};
 use crate::{Case, Check, Found};
 
 /// Steps of a walk: enough for a cache that was appended to, looked at and appended to again.

@@ -3,8 +3,8 @@
 use dpar_engine_api::{Engine, EngineError, Session, Tensor};
 use dpar_export_spec::GraphSpec;
 
+use crate::close::{EXACT, Tolerance};
 use crate::inputs::{self, BATCH, Inputs, MASKED, Random, Sizes};
-use crate::tolerance::{EXACT, Tolerance};
 use crate::{Case, Check, Found};
 
 pub(crate) fn text(e: EngineError) -> String {

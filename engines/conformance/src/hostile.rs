@@ -7,8 +7,8 @@ use dpar_engine_api::{Engine, EngineErrorKind, GraphFile, Session, Tensor, Tenso
 use dpar_export_spec::{DType, Dim, GraphSpec};
 
 use crate::checks::{compare, run, text};
+use crate::close::EXACT;
 use crate::inputs::{self, Inputs};
-use crate::tolerance::EXACT;
 use crate::{Case, Check, Found};
 
 pub(crate) fn all(engine: &dyn Engine, case: &Case, note: &mut dyn FnMut(Check, Found)) {

@@ -7,11 +7,12 @@
 
 mod cached;
 mod checks;
+mod close;
 #[cfg(feature = "fixtures")]
 mod fixtures;
 mod hostile;
 mod inputs;
-mod tolerance;
+pub mod tolerance;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,10 +21,10 @@ use camino::Utf8PathBuf;
 use dpar_engine_api::{Engine, GraphFile, Session, Tensor};
 use dpar_export_spec::{AxisRange, GraphSpec};
 
+pub use close::{Tolerance, Tolerances};
 #[cfg(feature = "fixtures")]
 pub use fixtures::{FIXTURES, fixture};
 pub use inputs::{Inputs, MASKED};
-pub use tolerance::{BATCH_BF16, BATCH_F16, BATCH_F32, ENGINE_F32, EXACT, Tolerance, Tolerances};
 
 /// Inputs with the outputs they must give, in the order of the spec.
 #[derive(Debug, Clone, PartialEq)]
@@ -232,7 +233,7 @@ pub const EXCEPTIONS: &[Exception] = &[Exception {
     always: false,
     reason: "tract-linalg sums a softmax row in pieces that begin at aligned addresses \
         (`map_reduce_slice_with_alignment`): where the row length is no multiple of the vector width, the last bit \
-        depends on where in memory the row lies. Equal rows are equal within BATCH_F32 (see EquivalentRows), and \
+        depends on where in memory the row lies. Equal rows are equal within 1e-5 (see EquivalentRows), and \
         each run of the same shape repeats exactly",
 }];
 

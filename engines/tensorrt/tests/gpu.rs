@@ -7,7 +7,7 @@ use dpar_engine_api::{
     Append, CachedSession, Engine, EngineError, EngineFile, EngineInfo, GraphFile, HostCache, Session,
     Tensor, TensorView,
 };
-use dpar_engine_conformance::{BATCH_F32, Case, Inputs, Reference, assert_passed, run};
+use dpar_engine_conformance::{Case, Inputs, Reference, Tolerances, assert_passed, run};
 use dpar_engine_tensorrt::{
     BuildRequest, BuildSettings, EngineBuilder, Profile, TensorRtEngine, TensorRtOptions,
 };
@@ -199,7 +199,7 @@ fn a_cache_on_the_device_equals_one_on_the_host() {
         let one = host.step(&inputs, time, Append::At(time)).unwrap();
         let other = device.step(&inputs, time, Append::At(time)).unwrap();
         for ((name, a), (_, b)) in one.into_tensors().iter().zip(&other.into_tensors()) {
-            BATCH_F32.check(name, a, b).unwrap_or_else(|e| panic!("slot {time}: {e}"));
+            Tolerances::default().batch.check(name, a, b).unwrap_or_else(|e| panic!("slot {time}: {e}"));
         }
     }
 }

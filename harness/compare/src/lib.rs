@@ -1,9 +1,12 @@
 //! Whether two sources of outputs agree: with recorded references, engine against engine, and where they part.
 
 pub mod check;
+pub mod decision;
 pub mod parity;
 pub mod replay;
 pub mod report;
 pub mod stats;
-pub mod tolerance;
+mod status;
 pub mod verify;
+
+pub use dpar_engine_conformance::tolerance;

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::check::Status;
+use crate::status::Status;
+use crate::tolerance::Limit;
 
 /// Upper edges of the histogram of absolute differences; the last bin has none.
 const EDGES: [f64; 10] = [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
@@ -12,6 +13,8 @@ const EDGES: [f64; 10] = [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1
 pub struct TensorStats {
     /// `graph/output`, or `logits` and `entropy` of the whole loop.
     pub name: String,
+    /// The graph, of an output of a single one.
+    pub graph: Option<String>,
     /// Calls compared.
     pub calls: usize,
     /// Elements compared.
@@ -189,28 +192,29 @@ impl Accumulator {
     }
 
     /// The result; |a − b| ≤ limit + limit·|a| must hold for every element.
-    pub(crate) fn finish(&self, name: &str, limit: f64) -> TensorStats {
+    pub(crate) fn finish(&self, name: &str, limit: Limit) -> TensorStats {
         self.result(name, limit, Measure::Mixed, self.needed)
     }
 
     /// The result; |a − b| ≤ limit · max(1, largest |a|) must hold for every element.
-    pub(crate) fn scaled(&self, name: &str, limit: f64) -> TensorStats {
+    pub(crate) fn scaled(&self, name: &str, limit: Limit) -> TensorStats {
         self.result(name, limit, Measure::OfLargest, self.max_abs / self.largest.max(1.0))
     }
 
     /// The result for codes; a share of at most `limit` may differ.
-    pub(crate) fn share(&self, name: &str, limit: f64) -> TensorStats {
+    pub(crate) fn share(&self, name: &str, limit: Limit) -> TensorStats {
         let unequal = self.elements - self.non_finite - self.counts[0];
         self.result(name, limit, Measure::Share, unequal as f64 / self.elements.max(1) as f64)
     }
 
-    fn result(&self, name: &str, limit: f64, measure: Measure, value: f64) -> TensorStats {
+    fn result(&self, name: &str, limit: Limit, measure: Measure, value: f64) -> TensorStats {
         let length = (self.squares[0] * self.squares[1]).sqrt();
         let cosine = if length > 0.0 { (self.dot / length).clamp(-1.0, 1.0) } else { 1.0 };
         let edges = EDGES.iter().map(|e| Some(*e)).chain([None]);
         let measured = if self.unlike || self.non_finite > 0 { f64::INFINITY } else { value };
         TensorStats {
             name: name.to_owned(),
+            graph: None,
             calls: self.calls,
             elements: self.elements,
             non_finite: self.non_finite,
@@ -224,8 +228,8 @@ impl Accumulator {
             smallest_tolerance: self.needed,
             measure,
             measured,
-            limit,
-            status: if measured <= limit { Status::Pass } else { Status::Fail },
+            limit: limit.value(),
+            status: if limit.holds(measured) { Status::Pass } else { Status::Fail },
             worst: self.worst.clone(),
         }
     }
@@ -249,6 +253,14 @@ fn ulps(a: f32, b: f32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tolerance::{Quantity, Rounding};
+
+    /// A limit of that number.
+    fn at(limit: f64) -> Limit {
+        let unit = Rounding::FP32.limit(Quantity::Pixels);
+        assert_eq!(unit.value(), 1.0);
+        unit.scaled(limit)
+    }
 
     #[test]
     fn every_measure_of_a_small_example() {
@@ -256,7 +268,7 @@ mod tests {
         sums.add(&[1.0, 0.0, -2.0], &[1.0, 0.0, -2.0]);
         let needed = sums.add(&[3.0], &[3.5]);
         assert_eq!(needed, 0.125);
-        let s = sums.finish("x", 0.1);
+        let s = sums.finish("x", at(0.1));
         assert_eq!((s.calls, s.elements, s.non_finite, s.status), (2, 4, 0, Status::Fail));
         assert_eq!((s.max_abs, s.mean_abs, s.smallest_tolerance), (0.5, 0.125, 0.125));
         assert_eq!(s.max_rel, 0.5 / 3.5);
@@ -265,28 +277,29 @@ mod tests {
         let counts: Vec<u64> = s.histogram.iter().map(|b| b.count).collect();
         assert_eq!(counts, [3, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(s.worst, Some(Worst { call: 1, index: 0, baseline: 3.0, engine: 3.5 }));
-        assert_eq!(sums.finish("x", 0.125).status, Status::Pass);
+        assert_eq!(sums.finish("x", at(0.125)).status, Status::Pass);
         // 0.5 of a largest value of 3.
-        assert_eq!(sums.scaled("x", 0.17).status, Status::Pass);
-        assert_eq!(sums.scaled("x", 0.16).status, Status::Fail);
-        let (mixed, scaled, share) = (sums.finish("x", 0.1), sums.scaled("x", 0.1), sums.share("x", 0.1));
+        assert_eq!(sums.scaled("x", at(0.17)).status, Status::Pass);
+        assert_eq!(sums.scaled("x", at(0.16)).status, Status::Fail);
+        let (mixed, scaled, share) =
+            (sums.finish("x", at(0.1)), sums.scaled("x", at(0.1)), sums.share("x", at(0.1)));
         assert_eq!((mixed.measure, mixed.measured), (Measure::Mixed, 0.125));
         assert_eq!((scaled.measure, scaled.measured), (Measure::OfLargest, 0.5 / 3.0));
         assert_eq!((share.measure, share.measured, share.status), (Measure::Share, 0.25, Status::Fail));
-        assert_eq!(sums.share("x", 0.25).status, Status::Pass);
+        assert_eq!(sums.share("x", at(0.25)).status, Status::Pass);
     }
 
     #[test]
     fn nan_and_other_sizes_never_pass() {
         let mut sums = Accumulator::default();
         assert_eq!(sums.add(&[f32::NAN, 1.0], &[f32::NAN, 1.0]), f64::INFINITY);
-        let s = sums.finish("x", 1.0);
+        let s = sums.finish("x", at(1.0));
         assert_eq!((s.status, s.non_finite, s.measured), (Status::Fail, 1, f64::INFINITY));
-        assert_eq!(sums.share("x", 1.0).status, Status::Fail);
+        assert_eq!(sums.share("x", at(1.0)).status, Status::Fail);
         assert_eq!(sums.largest(), Some(f64::INFINITY));
         let mut sums = Accumulator::default();
         assert_eq!(sums.add(&[1.0], &[1.0, 2.0]), f64::INFINITY);
-        assert_eq!(sums.finish("x", 1.0).status, Status::Fail);
+        assert_eq!(sums.finish("x", at(1.0)).status, Status::Fail);
         assert_eq!(Accumulator::default().largest(), None);
     }
 

@@ -178,6 +178,7 @@ fn equivalence_has_three_outcomes() {
     assert!(equivalence(0.0, 0.0, 0.0).is_err());
     assert_eq!(Verdict::all([Verdict::Pass, Verdict::Inconclusive]), Verdict::Inconclusive);
     assert_eq!(Verdict::all([Verdict::Fail, Verdict::Inconclusive]), Verdict::Fail);
+    assert_eq!(Verdict::all([Verdict::Inconclusive, Verdict::Incomplete]), Verdict::Incomplete);
     assert_eq!(Verdict::all([Verdict::Pass]), Verdict::Pass);
     assert_eq!(Verdict::all([]), Verdict::Inconclusive);
 }

@@ -16,26 +16,23 @@ use dpar_engine_api::{
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{Exposed, expose};
 use dpar_export_spec::{GraphSpec, PatchRule};
 use serde::Serialize;
 
-use super::decisions::{Sizes, Tolerance, teacher_forced};
-use super::report::SCHEMA_VERSION;
-use super::shadow::numbers;
-use super::{bad_draw, image_limit, limits, tolerance};
-use crate::check::{Status, starts};
+use super::decisions::{Sizes, teacher_forced};
+use super::shadow::{Limits, numbers};
+use super::{bad_draw, sizes};
+use crate::check::{SCHEMA_VERSION, Status};
+use crate::decision::starts;
 use crate::replay::{Follow, Forced, Replay, follow};
 use crate::stats::Accumulator;
+use crate::tolerance::Rounding;
 
 mod recorded;
 
 pub use recorded::against_recorded;
-
-/// Two bundles on one engine may differ by this share of what two engines may ([`GRAPH_F32`](super::GRAPH_F32) and its
-/// kin): the same kernels on the same shapes. What is left is an engine whose last bit depends on where a row lies in
-/// memory.
-pub const SAME_ENGINE: f64 = 0.1;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -43,7 +40,7 @@ pub struct Bisection {
     /// Version of the document, as of a parity report.
     pub schema_version: u32,
     /// `pass` when nothing differs.
-    pub verdict: Status,
+    pub verdict: Verdict,
     /// The two sources.
     pub sources: [Source; 2],
     /// The first slot that differs in the whole loop; null where no slot does.
@@ -74,8 +71,71 @@ pub struct Symptom {
     pub image: usize,
     /// Slot.
     pub slot: usize,
-    /// In words: what differs.
+    /// What differs.
+    #[serde(flatten)]
+    pub divergence: Divergence,
+    /// The same in words.
     pub what: String,
+}
+
+impl Symptom {
+    fn new(image: usize, slot: usize, divergence: Divergence) -> Self {
+        let what = divergence.to_string();
+        Self { image, slot, divergence, what }
+    }
+}
+
+/// What differs at a slot; entropies are those of the two sources, in nats.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Divergence {
+    /// The bundle's patch rule gives other patches for the recorded entropies.
+    Rule {
+        /// The recorded one; NaN where the rule reads none.
+        recorded: f32,
+        /// Threshold of the rule.
+        threshold: Option<f32>,
+        /// Most tokens of a patch.
+        longest: usize,
+    },
+    /// Whether a token opens a patch.
+    Boundary {
+        /// Whether the entropies agree within the tolerance: then the rule decides otherwise.
+        entropies_agree: bool,
+        /// Both.
+        entropy: [f32; 2],
+        /// Threshold of the rule.
+        threshold: Option<f32>,
+    },
+    /// Entropies, with the same boundaries.
+    Entropy {
+        /// Both.
+        entropy: [f32; 2],
+    },
+    /// Logits, with the same boundaries and entropies.
+    Logits {
+        /// Largest difference.
+        max_abs: f64,
+    },
+}
+
+impl std::fmt::Display for Divergence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let at = |threshold: Option<f32>| threshold.map(|v| format!(", threshold {v}")).unwrap_or_default();
+        match *self {
+            Self::Rule { recorded, threshold, longest } => write!(
+                f,
+                "boundary differs for the recorded entropy (e = {recorded}{}, at most {longest} tokens)",
+                at(threshold)
+            ),
+            Self::Boundary { entropies_agree, entropy: [a, b], threshold } => {
+                let agree = if entropies_agree { " and the entropies agree" } else { "" };
+                write!(f, "boundary differs{agree} (e = {a} vs {b}{})", at(threshold))
+            }
+            Self::Entropy { entropy: [a, b] } => write!(f, "entropy differs (e = {a} vs {b})"),
+            Self::Logits { max_abs } => write!(f, "logits differ (max abs {max_abs:.1e})"),
+        }
+    }
 }
 
 /// A graph that differs.
@@ -128,7 +188,7 @@ impl Bisection {
         }
         match (steps.is_empty(), self.verdict) {
             (false, _) => steps.join(" → "),
-            (true, Status::Fail) => "no graph can be named".to_owned(),
+            (true, Verdict::Fail) => "no graph can be named".to_owned(),
             (true, _) => "nothing differs".to_owned(),
         }
     }
@@ -152,11 +212,6 @@ fn how<'a>(bundle: &'a Bundle, forced: &Forced, cfg_scale: f32) -> Follow<'a> {
         // One batch, so that every call belongs to one slot.
         batch: forced.labels.len(),
     }
-}
-
-fn sizes(bundle: &Bundle) -> Sizes<'_> {
-    let system = bundle.system();
-    Sizes { rule: &system.patch_rule, tokens: system.tokens(), vocab: system.vocab, seed: 0 }
 }
 
 /// Finds where `b` parts from `a`: two engines on one bundle, or two bundles of one system on one engine.
@@ -184,10 +239,8 @@ pub fn between(
             precisions[0], precisions[1]
         )));
     }
-    let (limit, limits) = limits(precisions[0]);
-    let image = image_limit(limit, precisions[0], [a, b].map(|r| r.arithmetic().kind));
-    let share = if same_bundle { 1.0 } else { SAME_ENGINE };
-    let bounds = Bounds { graph: limit * share, image: image * share, code_rate: limits.code_rate };
+    let limits = Limits::new(precisions[0], [a, b].map(|r| r.arithmetic().kind));
+    let limits = if same_bundle { limits } else { limits.on_one_engine() };
     let run = |runtime: &Runtime<'_>, progress: Progress<'_>| {
         let how = how(runtime.bundle(), forced, cfg_scale);
         follow(runtime.model()?.as_mut(), &how, forced, progress)
@@ -205,20 +258,23 @@ pub fn between(
     let first = keep(names[0], run(a, progress))?;
     let second = keep(names[1], run(b, progress))?;
     let symptom = match (&first, &second) {
-        (Some(x), Some(y)) => symptom(a.bundle(), x, y, true, tolerance(&limits, cfg_scale))?,
+        (Some(x), Some(y)) => {
+            let sizes = sizes(a.bundle(), 0, Rounding::engines(precisions[0]), cfg_scale);
+            symptom(sizes, x, y, true)?
+        }
         _ => None,
     };
     let mut found = Bisection {
         schema_version: SCHEMA_VERSION,
-        verdict: Status::Pass,
+        verdict: Verdict::Pass,
         sources: [source(names[0], a), source(names[1], b)],
         symptom,
         graph: None,
         node: None,
         note: None,
     };
-    if let Some(call) = first_call(a, b, forced, first.as_ref(), cfg_scale, bounds, progress)? {
-        match node(a, b, &call, bounds) {
+    if let Some(call) = first_call(a, b, forced, first.as_ref(), cfg_scale, limits, progress)? {
+        match node(a, b, &call, &limits) {
             Ok(node) => {
                 if node.is_none() {
                     let note = "with every intermediate value an output, no single node differs: kernels that an \
@@ -246,43 +302,31 @@ pub fn between(
     }
     if !bad.is_empty() {
         found.note = Some(bad.into_iter().chain(found.note.take()).collect::<Vec<_>>().join("; "));
-        found.verdict = Status::Fail;
+        found.verdict = Verdict::Fail;
     }
     if found.symptom.is_some() || found.graph.is_some() || x.patch_rule != y.patch_rule {
-        found.verdict = Status::Fail;
+        found.verdict = Verdict::Fail;
     }
     [a, b].iter().try_for_each(|r| r.bundle().unchanged())?;
     Ok(found)
 }
 
-/// The first slot at which two replays differ by more than `limit`.
-fn symptom(
-    bundle: &Bundle,
-    a: &Replay,
-    b: &Replay,
-    guided: bool,
-    limit: Tolerance,
-) -> Result<Option<Symptom>, RunError> {
-    let sizes = sizes(bundle);
-    let compared = teacher_forced(sizes, a, b, guided, limit).map_err(bad_draw)?;
+/// The first slot at which two replays differ by more than the tolerance.
+fn symptom(sizes: Sizes<'_>, a: &Replay, b: &Replay, guided: bool) -> Result<Option<Symptom>, RunError> {
+    let compared = teacher_forced(sizes, a, b, guided).map_err(bad_draw)?;
     let firsts = compared.decisions.first_off.iter().enumerate();
     let Some((slot, image)) = firsts.filter_map(|(i, s)| s.map(|s| (s, i))).min() else { return Ok(None) };
     let (t, vocab) = (sizes.tokens, sizes.vocab);
     let at = image * t + slot;
     let starts = [starts(&a.patch_lengths[image]), starts(&b.patch_lengths[image])];
-    let e = [a.entropy[at], b.entropy[at]];
-    let what = if starts[0].get(slot) != starts[1].get(slot) {
-        let threshold = bundle.patch_rule().threshold.map(|v| format!(", threshold {v}")).unwrap_or_default();
-        let agree = if e[0].to_bits() == e[1].to_bits()
-            || (f64::from(e[0]) - f64::from(e[1])).abs() <= limit.entropy
-        {
-            " and the entropies agree"
-        } else {
-            ""
-        };
-        format!("boundary differs{agree} (e = {} vs {}{threshold})", e[0], e[1])
-    } else if (f64::from(e[0]) - f64::from(e[1])).abs() > limit.entropy {
-        format!("entropy differs (e = {} vs {})", e[0], e[1])
+    let entropy = [a.entropy[at], b.entropy[at]];
+    let [x, y] = entropy.map(f64::from);
+    let limit = sizes.tolerance().entropy;
+    let divergence = if starts[0].get(slot) != starts[1].get(slot) {
+        let entropies_agree = entropy[0].to_bits() == entropy[1].to_bits() || limit.holds((x - y).abs());
+        Divergence::Boundary { entropies_agree, entropy, threshold: sizes.rule.threshold }
+    } else if (x - y).abs() > limit.value() {
+        Divergence::Entropy { entropy }
     } else {
         let pick = |r: &Replay| {
             let logits = if guided { r.deciding() } else { &r.conditional };
@@ -290,9 +334,9 @@ fn symptom(
         };
         let mut sums = Accumulator::default();
         sums.add(&pick(a), &pick(b));
-        format!("logits differ (max abs {:.1e})", sums.finish("", limit.logits).max_abs)
+        Divergence::Logits { max_abs: sums.largest().unwrap_or(0.0) }
     };
-    Ok(Some(Symptom { image, slot, what }))
+    Ok(Some(Symptom::new(image, slot, divergence)))
 }
 
 /// A call that came out differently on the same inputs.
@@ -304,20 +348,9 @@ struct Call {
     inputs: Vec<(String, Tensor)>,
 }
 
-/// What two outputs on the same inputs may differ by.
-#[derive(Debug, Clone, Copy)]
-struct Bounds {
-    /// Of the largest value.
-    graph: f64,
-    /// The same of `vq_decode`'s image.
-    image: f64,
-    /// Share of codes.
-    code_rate: f64,
-}
-
 /// What the calls of one run share.
 struct Watch {
-    limit: Bounds,
+    limit: Limits,
     slot: AtomicUsize,
     in_loop: bool,
     found: Mutex<Option<Call>>,
@@ -325,7 +358,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(limit: Bounds, in_loop: bool) -> Arc<Self> {
+    fn new(limit: Limits, in_loop: bool) -> Arc<Self> {
         let (slot, found, error) = (AtomicUsize::new(0), Mutex::new(None), Mutex::new(None));
         Arc::new(Self { limit, slot, in_loop, found, error })
     }
@@ -362,7 +395,7 @@ impl Session for Watched {
         match self.other.run(inputs) {
             Ok(others) => {
                 if let Some((output, max_abs)) =
-                    worst(self.session.spec(), &outputs, &others, self.watch.limit)
+                    worst(self.session.spec(), &outputs, &others, &self.watch.limit)
                     && let Ok(mut found) = self.watch.found.lock()
                 {
                     *found = Some(Call {
@@ -396,23 +429,22 @@ fn owned(view: &TensorView<'_>) -> Tensor {
 }
 
 /// The output that is most out of tolerance.
-fn worst(spec: &GraphSpec, a: &[Tensor], b: &[Tensor], limit: Bounds) -> Option<(String, f64)> {
-    let graph = if spec.name == "vq_decode" { limit.image } else { limit.graph };
-    let limit = Bounds { graph, ..limit };
+fn worst(spec: &GraphSpec, a: &[Tensor], b: &[Tensor], limits: &Limits) -> Option<(String, f64)> {
     let pairs = spec.outputs.iter().zip(a.iter().zip(b));
     let off = pairs.filter_map(|(port, (a, b))| {
-        let (status, max) = difference(a, b, limit);
+        let (status, max) = difference(&spec.name, a, b, limits);
         (status == Status::Fail).then(|| (port.name.clone(), max))
     });
     off.max_by(|x, y| x.1.total_cmp(&y.1))
 }
 
-fn difference(a: &Tensor, b: &Tensor, limit: Bounds) -> (Status, f64) {
+/// Two values in a graph.
+fn difference(graph: &str, a: &Tensor, b: &Tensor, limits: &Limits) -> (Status, f64) {
     let mut sums = Accumulator::default();
     sums.add(&numbers(a), &numbers(b));
     let stats = match a.as_i64() {
-        Some(_) => sums.share("", limit.code_rate),
-        None => sums.scaled("", limit.graph),
+        Some(_) => sums.share("", limits.codes),
+        None => sums.scaled("", limits.of(graph)),
     };
     (stats.status, sums.largest().unwrap_or(0.0))
 }
@@ -424,7 +456,7 @@ fn first_call(
     forced: &Forced,
     replay: Option<&Replay>,
     cfg_scale: f32,
-    limit: Bounds,
+    limit: Limits,
     progress: Progress<'_>,
 ) -> Result<Option<Call>, RunError> {
     let system = a.bundle().system();
@@ -479,7 +511,7 @@ fn node(
     a: &Runtime<'_>,
     b: &Runtime<'_>,
     call: &Call,
-    limit: Bounds,
+    limits: &Limits,
 ) -> Result<Option<NodeFinding>, RunError> {
     let temp = tempfile::tempdir().map_err(|e| RunError::Input(format!("no temporary folder: {e}")))?;
     let folder = Utf8PathBuf::from_path_buf(temp.path().to_owned())
@@ -491,7 +523,7 @@ fn node(
     };
     let compare = |name: &str| -> Option<(Status, f64)> {
         let (x, y) = (value(&exposed.spec, &first, name)?, value(&other.spec, &second, name)?);
-        Some(difference(&x, &y, limit))
+        Some(difference(&call.graph, &x, &y, limits))
     };
     for made in &exposed.values {
         if let Some((Status::Fail, max_abs)) = compare(&made.value) {

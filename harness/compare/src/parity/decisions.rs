@@ -4,22 +4,19 @@ use dpar_export_decode::generate::Stream;
 use dpar_export_decode::generate::sampler::{SampleError, Sampler, SamplerOptions, image_key, uniform};
 use dpar_export_spec::PatchRule;
 
-use super::report::{DecisionKind, Decisions, JudgedFlip, Judgement, Mode, Observed};
-use crate::check::starts;
+use super::report::{Decisions, Mode};
+use crate::check::mean;
+use crate::decision::{Decision, DecisionKind, Observed, Widths, first_apart, starts};
 use crate::replay::Replay;
 use crate::stats::Accumulator;
-
-/// A margin is a near-tie up to this many times the largest error seen between the two sources, at slots where they
-/// decided alike. 2, because both sides of a gap may be off; and 2 again, because the largest of some hundred
-/// errors is not the largest there is. Sources that agree to the last bit have no near-ties.
-pub const UNSEEN: f64 = 4.0;
+use crate::tolerance::{Limit, Quantity, Rounding, guidance_gain};
 
 /// Largest errors between two sources that are no failure, |a − b| ≤ t + t·|a|.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tolerance {
-    pub(crate) entropy: f64,
+    pub(crate) entropy: Limit,
     /// Of the logits that are compared, guided or not.
-    pub(crate) logits: f64,
+    pub(crate) logits: Limit,
 }
 
 /// Sizes and rule of what is compared.
@@ -29,6 +26,23 @@ pub(crate) struct Sizes<'a> {
     pub(crate) tokens: usize,
     pub(crate) vocab: usize,
     pub(crate) seed: u64,
+    /// How the two round.
+    pub(crate) rounding: Rounding,
+    /// Guidance of the logits that are compared; 1 for conditional ones.
+    pub(crate) cfg_scale: f32,
+}
+
+impl Sizes<'_> {
+    pub(crate) fn tolerance(&self) -> Tolerance {
+        Tolerance {
+            entropy: self.rounding.limit(Quantity::Entropy),
+            logits: self.rounding.limit(Quantity::Logits).scaled(guidance_gain(self.cfg_scale)),
+        }
+    }
+
+    fn widths(&self, observed: Observed) -> Widths {
+        Widths::new(self.rounding, self.rule, self.cfg_scale, observed)
+    }
 }
 
 /// A teacher-forced comparison.
@@ -46,8 +60,8 @@ pub(crate) fn teacher_forced(
     a: &Replay,
     b: &Replay,
     guided: bool,
-    tolerance: Tolerance,
 ) -> Result<Compared, SampleError> {
+    let tolerance = sizes.tolerance();
     let (t, vocab) = (sizes.tokens, sizes.vocab);
     let n = a.patch_lengths.len().min(b.patch_lengths.len());
     let pick = |r: &Replay| if guided { r.deciding().to_vec() } else { r.conditional.clone() };
@@ -68,22 +82,12 @@ pub(crate) fn teacher_forced(
             let e = [a.entropy[at], b.entropy[at]];
             let mut off = false;
             if e.iter().all(|e| !e.is_nan()) {
-                off |= entropy.add(&e[..1], &e[1..]) > tolerance.entropy;
+                off |= !tolerance.entropy.holds(entropy.add(&e[..1], &e[1..]));
             }
             if starts[0].get(slot) != starts[1].get(slot) {
-                let before = [at, at].map(|at| at.checked_sub(1).filter(|_| slot > 0));
-                let previous = [
-                    before[0].map_or(f32::NAN, |i| a.entropy[i]),
-                    before[1].map_or(f32::NAN, |i| b.entropy[i]),
-                ];
-                flips.push(boundary(
-                    sizes.rule,
-                    image,
-                    slot,
-                    starts[0].get(slot) == Some(&true),
-                    e,
-                    previous,
-                ));
+                let opens = starts[0].get(slot) == Some(&true);
+                let entropy = [a, b].map(|r| &r.entropy[image * t..(image + 1) * t]);
+                flips.push(Decision::boundary(sizes.rule, image, slot, opens, entropy));
                 first_off[image].get_or_insert(slot);
                 break;
             }
@@ -93,7 +97,7 @@ pub(crate) fn teacher_forced(
             }
             let range = at * vocab..(at + 1) * vocab;
             let (x, y) = (&logits_a[range.clone()], &logits_b[range]);
-            off |= logits.add(x, y) > tolerance.logits;
+            off |= !tolerance.logits.holds(logits.add(x, y));
             if off {
                 first_off[image].get_or_insert(slot);
             }
@@ -106,11 +110,10 @@ pub(crate) fn teacher_forced(
         }
     }
     let observed = Observed { entropy: entropy_error, logit: logit_error, draw: draw_error };
-    for flip in &mut flips {
-        judge(flip, &observed, sizes.rule);
-    }
+    let widths = sizes.widths(observed);
+    let flips: Vec<Decision> = flips.into_iter().map(|f| f.judged(&widths)).collect();
     let parted: std::collections::BTreeSet<usize> = flips.iter().map(|f| f.image).collect();
-    let steps = [a, b].map(|r| mean_steps(r.patch_lengths[..n].iter().map(Vec::len)));
+    let steps = [a, b].map(|r| mean(r.patch_lengths[..n].iter().map(Vec::len)));
     let equal = n - parted.len();
     let mode = Mode::TeacherForced;
     let ties_allowed = None;
@@ -122,45 +125,27 @@ pub(crate) fn teacher_forced(
 /// Compares two sets of free-running streams of the same requests, each image up to its first divergence.
 /// `gap(image, slot, choices)`: the margin of a draw, see [`draw_gap`].
 pub(crate) fn free_running(
-    rule: &PatchRule,
+    sizes: Sizes<'_>,
     a: &[Stream],
     b: &[Stream],
     observed: &Observed,
     gap: &mut dyn FnMut(usize, usize, [u32; 2]) -> Option<f64>,
 ) -> Decisions {
-    let mut flips = Vec::new();
-    let mut slots = 0;
-    for (image, (a, b)) in a.iter().zip(b).enumerate() {
-        let starts = [starts(&a.patch_lengths), starts(&b.patch_lengths)];
-        for slot in 0..a.tokens.len() {
-            let at =
-                |s: &Stream, i: Option<usize>| i.and_then(|i| s.entropy.get(i)).copied().unwrap_or(f32::NAN);
-            if starts[0].get(slot) != starts[1].get(slot) {
-                let e = [at(a, Some(slot)), at(b, Some(slot))];
-                let previous = [at(a, slot.checked_sub(1)), at(b, slot.checked_sub(1))];
-                flips.push(boundary(rule, image, slot, starts[0].get(slot) == Some(&true), e, previous));
-                break;
-            }
-            if a.tokens[slot] != b.tokens[slot] {
-                let tokens = [a.tokens[slot], b.tokens[slot]];
-                let margin = gap(image, slot, tokens);
-                flips.push(open_flip(DecisionKind::Draw, image, slot, tokens.map(i64::from), margin));
-                break;
-            }
-            slots += 1;
-        }
-    }
-    for flip in &mut flips {
-        judge(flip, observed, rule);
-    }
+    let widths = sizes.widths(*observed);
+    let pairs = a.iter().zip(b).enumerate();
+    let flips: Vec<Decision> = pairs
+        .filter_map(|(image, (a, b))| {
+            let margin = &mut |slot: usize, _| gap(image, slot, [a, b].map(|s| s.tokens[slot]));
+            first_apart(sizes.rule, &widths, (image, DecisionKind::Draw), [&a.into(), &b.into()], margin)
+        })
+        .collect();
     let n = a.len().min(b.len());
-    let steps = [a, b].map(|s| mean_steps(s[..n].iter().map(Stream::steps)));
-    let equal = n - flips.len();
     let mut first_off = vec![None; n];
-    for flip in &flips {
-        first_off[flip.image] = Some(flip.slot);
-    }
-    let (mode, ties_allowed) = (Mode::FreeRunning, None);
+    flips.iter().for_each(|flip| first_off[flip.image] = Some(flip.slot));
+    let lengths = a[..n].iter().map(|s| s.tokens.len());
+    let slots = lengths.zip(&first_off).map(|(all, off)| off.unwrap_or(all)).sum();
+    let steps = [a, b].map(|s| mean(s[..n].iter().map(Stream::steps)));
+    let (mode, equal, ties_allowed) = (Mode::FreeRunning, n - flips.len(), None);
     Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, flips }
 }
 
@@ -172,69 +157,6 @@ fn largest(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
 }
 
-fn mean_steps(counts: impl ExactSizeIterator<Item = usize>) -> f64 {
-    let n = counts.len().max(1);
-    counts.sum::<usize>() as f64 / n as f64
-}
-
-fn open_flip(
-    decision: DecisionKind,
-    image: usize,
-    slot: usize,
-    choices: [i64; 2],
-    margin: Option<f64>,
-) -> JudgedFlip {
-    let (entropy, threshold) = (None, None);
-    JudgedFlip {
-        decision,
-        image,
-        slot,
-        choices,
-        entropy,
-        threshold,
-        margin,
-        limit: 0.0,
-        judgement: Judgement::Defect,
-    }
-}
-
-/// A boundary that only one source sees. It has a margin where the entropies lie on two sides of the threshold; where they
-/// lie on one side, another rule or another patch length was applied, which no rounding explains.
-fn boundary(
-    rule: &PatchRule,
-    image: usize,
-    slot: usize,
-    baseline_opens: bool,
-    entropy: [f32; 2],
-    previous: [f32; 2],
-) -> JudgedFlip {
-    let margins = [0, 1].map(|i| f64::from(rule.margin(slot, entropy[i], previous[i])));
-    let explained = margins.iter().all(|m| m.is_finite())
-        && (margins[0] > 0.0) == baseline_opens
-        && (margins[1] > 0.0) != baseline_opens;
-    let margin = explained.then(|| margins[0].abs().min(margins[1].abs()));
-    let choices = [i64::from(baseline_opens), i64::from(!baseline_opens)];
-    JudgedFlip {
-        entropy: entropy.iter().all(|e| e.is_finite()).then_some(entropy),
-        threshold: rule.threshold,
-        ..open_flip(DecisionKind::Boundary, image, slot, choices, margin)
-    }
-}
-
-/// Holds a flip's margin against the errors seen.
-pub(crate) fn judge(flip: &mut JudgedFlip, observed: &Observed, rule: &PatchRule) {
-    // A rise is a difference of two entropies.
-    let terms = if rule.monotonicity { 2.0 } else { 1.0 };
-    let seen = match flip.decision {
-        DecisionKind::Boundary => observed.entropy.map(|e| e * terms),
-        DecisionKind::Draw => observed.draw,
-        DecisionKind::ArgMax => observed.logit,
-    };
-    flip.limit = UNSEEN * seen.unwrap_or(0.0);
-    let near = flip.limit > 0.0 && flip.margin.is_some_and(|m| m <= flip.limit);
-    flip.judgement = if near { Judgement::NearTie } else { Judgement::Defect };
-}
-
 /// Draws and arg-maxes of two sources at one slot.
 struct Draws {
     sampled: Sampler,
@@ -244,7 +166,7 @@ struct Draws {
 }
 
 struct Found {
-    flips: Vec<JudgedFlip>,
+    flips: Vec<Decision>,
     /// Largest difference of the cumulative distributions.
     cumulative: f64,
 }
@@ -272,7 +194,7 @@ impl Draws {
                     DecisionKind::Draw => draw_gap(a, b, tokens, u),
                     _ => logit_gap(a, b, tokens),
                 };
-                flips.push(open_flip(kind, image, slot, tokens.map(i64::from), Some(margin)));
+                flips.push(Decision::open(kind, image, slot, tokens.map(i64::from), Some(margin)));
             }
         }
         for (sums, logits) in self.sums.iter_mut().zip([a, b]) {
@@ -338,10 +260,13 @@ mod tests {
         }
     }
 
+    fn sizes(rule: &PatchRule) -> Sizes<'_> {
+        Sizes { rule, tokens: 4, vocab: 2, seed: 0, rounding: Rounding::FP32, cfg_scale: 1.0 }
+    }
+
     fn compare(a: &Replay, b: &Replay) -> Compared {
         let rule = rule();
-        let sizes = Sizes { rule: &rule, tokens: 4, vocab: 2, seed: 0 };
-        teacher_forced(sizes, a, b, true, Tolerance { entropy: 1e-3, logits: 1e-3 }).unwrap()
+        teacher_forced(sizes(&rule), a, b, true).unwrap()
     }
 
     const EVEN: [f32; 8] = [0.0, 3.0, 0.0, 3.0, 0.0, 3.0, 0.0, 3.0];
@@ -352,15 +277,15 @@ mod tests {
         let near = replay(&[1, 1, 2], &[f32::NAN, 2.500_001, 2.5, 1.999_999], &EVEN);
         let compared = compare(&a, &near);
         let flip = &compared.decisions.flips[0];
-        assert_eq!((flip.slot, flip.choices, flip.judgement), (3, [1, 0], Judgement::NearTie), "{flip:?}");
+        assert!((flip.slot, flip.reference, flip.found) == (3, 1, 0) && flip.near_tie, "{flip:?}");
         assert_eq!((compared.decisions.slots, compared.decisions.equal), (3, 0));
         // The same margin where all other entropies agree to the last bit.
         let exact = replay(&[1, 1, 2], &[f32::NAN, 2.5, 2.5, 1.999_999], &EVEN);
-        assert_eq!(compare(&a, &exact).decisions.flips[0].judgement, Judgement::Defect);
+        assert!(!compare(&a, &exact).decisions.flips[0].near_tie);
         // Entropies on one side of the threshold: another rule was applied.
         let other = replay(&[1, 1, 2], &[f32::NAN, 2.500_001, 2.5, 2.000_001], &EVEN);
         let flip = compare(&a, &other).decisions.flips.remove(0);
-        assert_eq!((flip.margin, flip.judgement), (None, Judgement::Defect));
+        assert_eq!((flip.margin, flip.near_tie), (None, false));
     }
 
     #[test]
@@ -370,8 +295,8 @@ mod tests {
         swapped[4..6].copy_from_slice(&[3.0, 0.0]);
         let b = replay(&[1, 1, 1, 1], &[f32::NAN, 2.5, 2.5, 2.5], &swapped);
         let compared = compare(&a, &b);
-        let flip = compared.decisions.flips.iter().find(|f| f.decision == DecisionKind::ArgMax).unwrap();
-        assert_eq!((flip.slot, flip.choices, flip.judgement), (2, [1, 0], Judgement::Defect));
+        let flip = compared.decisions.flips.iter().find(|f| f.kind == DecisionKind::ArgMax).unwrap();
+        assert_eq!((flip.slot, flip.reference, flip.found, flip.near_tie), (2, 1, 0, false));
         assert_eq!(compared.decisions.first_off, [Some(2)]);
         assert_eq!(compared.observed.logit, Some(0.0));
         let mut near = EVEN;
@@ -398,15 +323,15 @@ mod tests {
                 assert_eq!((image, slot, tokens), (0, 2, [0, 1]));
                 margin
             };
-            free_running(&rule(), &a, &b, &observed, gap)
+            free_running(sizes(&rule()), &a, &b, &observed, gap)
         };
         let found = with(Some(1e-7));
         assert_eq!((found.flips.len(), found.slots), (1, 2));
-        assert_eq!(found.flips[0].judgement, Judgement::NearTie);
+        assert!(found.flips[0].near_tie);
         for margin in [Some(1e-3), None] {
-            assert_eq!(with(margin).flips[0].judgement, Judgement::Defect);
+            assert!(!with(margin).flips[0].near_tie);
         }
-        let found = free_running(&rule(), &a, &a, &observed, &mut |_, _, _| None);
+        let found = free_running(sizes(&rule()), &a, &a, &observed, &mut |_, _, _| None);
         assert_eq!((found.flips.len(), found.equal, found.slots), (0, 1, 4));
     }
 

@@ -27,64 +27,22 @@ use dpar_export_decode::generate::{
     DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model,
 };
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
-use dpar_export_spec::{ComponentKind, Precision};
+use dpar_export_metrics::Verdict;
 
-use crate::check::{Check, Status};
+use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
+use crate::decision::{DecisionKind, Observed};
 use crate::replay::{Follow, Forced, Replay, follow};
-use crate::tolerance::Limits;
+use crate::tolerance::Rounding;
 use crate::verify::{probe, verify_golden};
 use decisions::{Sizes, Tolerance, draw_gap, free_running, teacher_forced};
 use reference::Reference;
 use report::{
-    BundleId, DecisionKind, Decisions, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE,
-    SCHEMA_VERSION, Settings, Verdict,
+    BundleId, Decisions, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE, Settings,
 };
-use shadow::{Shade, Shadowed, Sink};
-
-/// An output of a graph on the same inputs: |a − b| ≤ t · max(1, largest |a|). Engines differ by 1e-6 to 1e-5 of the
-/// largest value in play; a wrong operator, weight or position by 1e-2 and more.
-pub const GRAPH_F32: f64 = 1e-4;
-/// As [`GRAPH_F32`] for fp16 graphs, in which a result is off by 5e-4 of itself when it is rounded, once per operator.
-pub const GRAPH_F16: f64 = 2e-2;
-/// As [`GRAPH_F16`] for bf16, which has three bits less.
-pub const GRAPH_BF16: f64 = 1.6e-1;
+use shadow::{Limits, Shade, Shadowed, Sink};
 
 /// Images on which the graphs that the loop does not run are compared: two, so that patch counts differ.
 const BESIDE_THE_LOOP: usize = 2;
-
-/// The tolerance of graph outputs and the limits of everything else between two sources in a precision.
-fn limits(precision: Precision) -> (f64, Limits) {
-    let graph = match precision {
-        Precision::Fp32 => GRAPH_F32,
-        Precision::Fp16 | Precision::Fp16Autocast => GRAPH_F16,
-        Precision::Bf16 | Precision::Bf16Autocast | Precision::Bf16AutocastExplicit => GRAPH_BF16,
-    };
-    // Two engines may each round elsewhere: the wider kind covers both.
-    (graph, Limits::between(precision, precision, ArithmeticKind::Wider))
-}
-
-/// The limit of `vq_decode`'s image, as a share of its largest value, which is about 1: in a half type what `verify` allows its
-/// pixels (steps of 1/255 over [−1, 1]), since convolutions that keep their sums in that type are further off than other
-/// graphs.
-fn image_limit(graph: f64, precision: Precision, kinds: [ArithmeticKind; 2]) -> f64 {
-    if precision.of_component(ComponentKind::Vq.name()) == Precision::Fp32 {
-        return GRAPH_F32;
-    }
-    let [a, b] = kinds.map(|kind| Limits::between(Precision::Fp32, precision, kind).image_lsb);
-    graph.max(f64::from(a.max(b)) / 127.5)
-}
-
-/// How much guidance amplifies the error of a logit: u + s·(c − u) = s·c − (s − 1)·u is off by up to s + (s − 1) = 2s − 1
-/// times what c and u are. Without guidance (s ≤ 1) it is 1.
-pub fn guidance_gain(cfg_scale: f32) -> f64 {
-    (2.0 * f64::from(cfg_scale) - 1.0).max(1.0)
-}
-
-/// The tolerance of a loop whose logits are guided with `cfg_scale`; 1 for conditional logits.
-fn tolerance(limits: &Limits, cfg_scale: f32) -> Tolerance {
-    let limit = f64::from(limits.logits);
-    Tolerance { entropy: limit, logits: limit * guidance_gain(cfg_scale) }
-}
 
 /// An engine of a run: its name, whether the user named it, and the engine or why there is none.
 pub struct Contender {
@@ -251,7 +209,7 @@ impl EngineResult {
         let without = self.absent || kind == Some(EngineErrorKind::Setting);
         self.status = if without { EngineStatus::NotRun } else { EngineStatus::Failed };
         if self.status == EngineStatus::Failed {
-            self.checks.push(Check::failed("runs to the end", e.to_string()));
+            self.checks.push(Check::failed(CheckId::RunsToTheEnd, e.to_string()));
         }
         self.reason = Some(e.to_string());
         self.hint = match e {
@@ -450,9 +408,10 @@ fn trace(outcomes: &mut [Outcome<'_>], forced: &Forced, tokens: usize) {
     }
 }
 
-fn sizes<'a>(bundle: &'a Bundle, options: &ParityOptions) -> Sizes<'a> {
+fn sizes(bundle: &Bundle, seed: u64, rounding: Rounding, cfg_scale: f32) -> Sizes<'_> {
     let system = bundle.system();
-    Sizes { rule: &system.patch_rule, tokens: system.tokens(), vocab: system.vocab, seed: options.seed }
+    let (rule, tokens, vocab) = (&system.patch_rule, system.tokens(), system.vocab);
+    Sizes { rule, tokens, vocab, seed, rounding, cfg_scale }
 }
 
 fn bad_draw(e: SampleError) -> RunError {
@@ -469,21 +428,17 @@ fn pair(
     progress: Progress<'_>,
 ) -> Result<Option<Pair>, RunError> {
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
-    let (graph_limit, limits) = limits(bundle.manifest().precision);
-    let tolerance = tolerance(&limits, options.cfg_scale);
-    let forced = teacher_forced(sizes(bundle, options), x, y, true, tolerance).map_err(bad_draw)?;
+    let precision = bundle.manifest().precision;
+    let sizes = sizes(bundle, options.seed, Rounding::engines(precision), options.cfg_scale);
+    let forced = teacher_forced(sizes, x, y, true).map_err(bad_draw)?;
     let kinds = [a, b].map(|o| o.result.arithmetic.as_ref().map_or(ArithmeticKind::AsGraph, |a| a.kind));
-    let image_limit = image_limit(graph_limit, bundle.manifest().precision, kinds);
+    let limits = Limits::new(precision, kinds);
     let mut tensors = Vec::new();
     if let Ok(shade) = sink.lock() {
-        tensors.extend(shade.outputs.iter().map(|o| match o.codes {
-            true => o.sums.share(&o.name, limits.code_rate),
-            false if o.name.starts_with("vq_decode/") => o.sums.scaled(&o.name, image_limit),
-            false => o.sums.scaled(&o.name, graph_limit),
-        }));
+        tensors.extend(shade.outputs.iter().map(|o| o.finish(&limits)));
     }
-    tensors.extend(loop_tensors(&forced, tolerance));
-    let free = free(bundle, [a, b], &forced.observed, options, progress)?;
+    tensors.extend(loop_tensors(&forced, sizes.tolerance()));
+    let free = free(bundle, [a, b], sizes, &forced.observed, options, progress)?;
     let mut pair = Pair {
         baseline: a.result.engine.clone(),
         engine: b.result.engine.clone(),
@@ -493,7 +448,7 @@ fn pair(
         tensors,
         decisions: vec![forced.decisions, free],
     };
-    pair.judge(&limits);
+    pair.judge(sizes.rounding);
     Ok(Some(pair))
 }
 
@@ -501,13 +456,13 @@ fn pair(
 fn free(
     bundle: &Bundle,
     [a, b]: [&Outcome<'_>; 2],
-    observed: &report::Observed,
+    sizes: Sizes<'_>,
+    observed: &Observed,
     options: &ParityOptions,
     progress: Progress<'_>,
 ) -> Result<Decisions, RunError> {
-    let rule = bundle.patch_rule();
-    let found = free_running(rule, &a.streams, &b.streams, observed, &mut |_, _, _| None);
-    let drawn_apart = found.flips.iter().filter(|f| f.decision == DecisionKind::Draw);
+    let found = free_running(sizes, &a.streams, &b.streams, observed, &mut |_, _, _| None);
+    let drawn_apart = found.flips.iter().filter(|f| f.kind == DecisionKind::Draw);
     let images: Vec<usize> = drawn_apart.map(|f| f.image).collect();
     let (Some(x), Some(y)) = (&a.runtime, &b.runtime) else { return Ok(found) };
     if images.is_empty() {
@@ -525,7 +480,7 @@ fn free(
         let u = uniform(image_key(options.seed, a.streams[image].request.index), slot as u64);
         Some(draw_gap(x, y, tokens, u))
     };
-    Ok(free_running(rule, &a.streams, &b.streams, observed, &mut gap))
+    Ok(free_running(sizes, &a.streams, &b.streams, observed, &mut gap))
 }
 
 fn loop_tensors(compared: &decisions::Compared, tolerance: Tolerance) -> Vec<crate::stats::TensorStats> {
@@ -546,11 +501,10 @@ fn against_reference(
     let (Some(replay), Some(arithmetic)) = (&outcome.replay, &outcome.result.arithmetic) else {
         return Ok(None);
     };
-    let limits = Limits::between(golden.recorded, bundle.manifest().precision, arithmetic.kind);
-    let tolerance = tolerance(&limits, 1.0);
+    let rounding = Rounding::between(golden.recorded, bundle.manifest().precision, arithmetic.kind);
     golden.follow(replay);
-    let sizes = sizes(bundle, options);
-    let forced = teacher_forced(sizes, &golden.replay, replay, false, tolerance).map_err(bad_draw)?;
+    let sizes = sizes(bundle, options.seed, rounding, 1.0);
+    let forced = teacher_forced(sizes, &golden.replay, replay, false).map_err(bad_draw)?;
     let mut notes = Vec::new();
     if !golden.has_patches && bundle.system().dpar().is_some() {
         notes.push("patch lengths: not in the reference".to_owned());
@@ -561,23 +515,9 @@ fn against_reference(
         status: Status::Fail,
         notes,
         observed: forced.observed,
-        tensors: loop_tensors(&forced, tolerance),
+        tensors: loop_tensors(&forced, sizes.tolerance()),
         decisions: vec![forced.decisions],
     };
-    pair.judge(&limits);
+    pair.judge(rounding);
     Ok(Some(pair))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn guidance_amplifies_an_error_and_widens_the_limit_of_logits_alone() {
-        assert_eq!([0.5, 1.0, 2.0, 40.0].map(guidance_gain), [1.0, 1.0, 3.0, 79.0]);
-        let (_, fp16) = limits(Precision::Fp16);
-        let wide = tolerance(&fp16, 2.0);
-        // What a correct fp16 bundle needs.
-        assert!(wide.logits > 8.6e-2 && wide.entropy < 8.6e-2, "{wide:?}");
-    }
 }

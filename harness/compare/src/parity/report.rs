@@ -4,39 +4,26 @@
 use std::collections::BTreeMap;
 
 use dpar_engine_api::{Arithmetic, EngineInfo};
+use dpar_export_metrics::Verdict;
 use dpar_export_spec::{PatchRule, Precision, SystemKind};
 use serde::Serialize;
 
 use crate::check::{Check, Status};
+use crate::decision::{Decision, DecisionKind, Observed, Ties};
 use crate::stats::TensorStats;
-use crate::tolerance::Limits;
-
-/// Version of the document. It changes when a field changes its meaning or goes; new fields do not change it.
-pub const SCHEMA_VERSION: u32 = 1;
+use crate::tolerance::Rounding;
 
 /// Name of the reference where a comparison has one: no engine is called so.
 pub const REFERENCE: &str = "reference";
 
-/// The outcome of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Everything that was asked for was compared and passed.
-    Pass,
-    /// A comparison, a probe or a check failed.
-    Fail,
-    /// Nothing failed, but an engine that the user named did not run, or there was nothing to compare with.
-    Incomplete,
-}
-
 /// One parity run over a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ParityReport {
-    /// [`SCHEMA_VERSION`].
+    /// [`SCHEMA_VERSION`](crate::check::SCHEMA_VERSION).
     pub schema_version: u32,
     /// Version of this tool.
     pub tool_version: String,
-    /// The outcome.
+    /// `incomplete` where nothing failed, but an engine that the user named did not run, or there was nothing to compare with.
     pub verdict: Verdict,
     /// What was run.
     pub bundle: BundleId,
@@ -155,7 +142,8 @@ pub struct Pair {
     pub baseline: String,
     /// The engine.
     pub engine: String,
-    /// `fail` when a tensor is out of tolerance or a decision differs by more than rounding.
+    /// `fail` when a tensor is out of tolerance or a decision differs by more than rounding; `inconclusive` when no image is
+    /// compared to its end.
     pub status: Status,
     /// What could not be compared, and why it failed where no tensor or flip says so.
     pub notes: Vec<String>,
@@ -165,17 +153,6 @@ pub struct Pair {
     pub tensors: Vec<TensorStats>,
     /// Decisions, teacher-forced and free-running.
     pub decisions: Vec<Decisions>,
-}
-
-/// Largest numeric errors of a pair; null where nothing was compared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Observed {
-    /// Of an entropy, nats.
-    pub entropy: Option<f64>,
-    /// Of a guided logit.
-    pub logit: Option<f64>,
-    /// Of a cumulative probability.
-    pub draw: Option<f64>,
 }
 
 /// How the tokens came about.
@@ -207,53 +184,7 @@ pub struct Decisions {
     /// How many near-ties of one kind rounding explains; null = any number, as long as an image is equal to its end.
     pub ties_allowed: Option<usize>,
     /// Every decision that differs.
-    pub flips: Vec<JudgedFlip>,
-}
-
-/// Which decision differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DecisionKind {
-    /// Whether a token opens a patch; choices are 1 and 0.
-    Boundary,
-    /// Which token is drawn.
-    Draw,
-    /// Which token has the largest guided logit.
-    ArgMax,
-}
-
-/// Why a decision differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Judgement {
-    /// The margin is within what rounding explains for this pair.
-    NearTie,
-    /// It is not.
-    Defect,
-}
-
-/// A decision that differs, with what it hung on.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct JudgedFlip {
-    /// Which decision.
-    pub decision: DecisionKind,
-    /// Position of the image in the run.
-    pub image: usize,
-    /// Slot.
-    pub slot: usize,
-    /// Choice of the baseline and of the engine.
-    pub choices: [i64; 2],
-    /// The entropies that decided a boundary.
-    pub entropy: Option<[f32; 2]>,
-    /// Threshold of a boundary.
-    pub threshold: Option<f32>,
-    /// Boundaries: smaller distance of the two entropies to the threshold, in nats. Tokens: larger gap of the two sources
-    /// between the two choices, in guided logits or probability. Null where no rounding could change the decision.
-    pub margin: Option<f64>,
-    /// Largest margin that rounding explains for this pair.
-    pub limit: f64,
-    /// The verdict.
-    pub judgement: Judgement,
+    pub flips: Vec<Decision>,
 }
 
 impl ParityReport {
@@ -275,60 +206,57 @@ impl ParityReport {
 
     /// The verdict over what is in the report.
     pub(crate) fn judge(&mut self) {
-        let checks = || self.engines.iter().flat_map(|e| e.probes.iter().chain(&e.checks));
-        let failed = self.pairs.iter().any(|p| p.status == Status::Fail)
-            || self.engines.iter().any(|e| e.status == EngineStatus::Failed)
-            || checks().any(|c| c.status == Status::Fail);
-        self.verdict = match failed {
-            true => Verdict::Fail,
-            false if self.missing_engine() || !self.compared() => Verdict::Incomplete,
-            false => Verdict::Pass,
+        let checks = self.engines.iter().flat_map(|e| e.probes.iter().chain(&e.checks));
+        let pairs = self.pairs.iter().map(|p| p.status);
+        let failed = self.engines.iter().filter(|e| e.status == EngineStatus::Failed).map(|_| Status::Fail);
+        let found = Status::verdict(checks.map(|c| c.status).chain(pairs).chain(failed));
+        self.verdict = match found {
+            Verdict::Fail => Verdict::Fail,
+            _ if self.missing_engine() || !self.compared() => Verdict::Incomplete,
+            found => found,
         };
     }
 }
 
 impl Decisions {
     /// Holds the number of near-ties against what the precision allows; says what is too much, in words.
-    pub(crate) fn count_ties(&mut self, limits: &Limits) -> Option<String> {
+    fn count_ties(&mut self, rounding: Rounding) -> (Status, Option<String>) {
         let mut near: BTreeMap<DecisionKind, usize> = BTreeMap::new();
-        for flip in self.flips.iter().filter(|f| f.judgement == Judgement::NearTie) {
-            *near.entry(flip.decision).or_default() += 1;
+        for flip in self.flips.iter().filter(|f| f.near_tie) {
+            *near.entry(flip.kind).or_default() += 1;
         }
         // A flip that ends the comparison of its image is a decision too.
-        let ends = |f: &&JudgedFlip| self.mode == Mode::FreeRunning || f.decision == DecisionKind::Boundary;
+        let ends = |f: &&Decision| self.mode == Mode::FreeRunning || f.kind == DecisionKind::Boundary;
         let ended = self.flips.iter().filter(ends).count();
-        if limits.tie_rate.is_none() {
-            let none_equal = self.images > 0 && ended >= self.images;
-            return none_equal.then(|| {
-                "no image is compared to its end: every one parts at a flip; take more images".to_owned()
-            });
-        }
-        let compared = self.slots + ended;
-        let allowed = limits.ties(compared);
-        self.ties_allowed = Some(allowed);
         // Streams part once, whatever the decision; on given tokens each kind is decided at every slot.
         let most = match self.mode {
             Mode::FreeRunning => near.values().sum::<usize>(),
             Mode::TeacherForced => near.values().copied().max().unwrap_or(0),
         };
-        (most > allowed).then(|| {
-            format!(
-                "{most} near-ties in {compared} decisions are more than the {allowed} that rounding explains"
-            )
-        })
+        let ties = Ties::count(rounding, (ended, self.images), (most, self.slots + ended));
+        self.ties_allowed = ties.allowed;
+        let defect = self.flips.iter().any(|f| !f.near_tie);
+        (if defect { Status::Fail } else { ties.status }, ties.why)
     }
 }
 
 impl Pair {
-    /// The verdict over tensors, flips and the number of near-ties.
-    pub(crate) fn judge(&mut self, limits: &Limits) {
-        let out = self.tensors.iter().any(|t| t.status == Status::Fail);
-        let defect = self.decisions.iter().flat_map(|d| &d.flips).any(|f| f.judgement == Judgement::Defect);
-        let compared = self.tensors.iter().any(|t| t.elements > 0);
-        let many: Vec<String> = self.decisions.iter_mut().filter_map(|d| d.count_ties(limits)).collect();
-        self.status =
-            if out || defect || !compared || !many.is_empty() { Status::Fail } else { Status::Pass };
-        self.notes.extend(many);
+    /// The result over tensors, flips and the number of near-ties.
+    pub(crate) fn judge(&mut self, rounding: Rounding) {
+        let mut found: Vec<Status> = self.tensors.iter().map(|t| t.status).collect();
+        if self.tensors.iter().all(|t| t.elements == 0) {
+            found.push(Status::Fail);
+        }
+        for decisions in &mut self.decisions {
+            let (status, why) = decisions.count_ties(rounding);
+            found.push(status);
+            self.notes.extend(why);
+        }
+        self.status = match Status::verdict(found) {
+            Verdict::Pass => Status::Pass,
+            Verdict::Inconclusive => Status::Inconclusive,
+            Verdict::Fail | Verdict::Incomplete => Status::Fail,
+        };
     }
 }
 
@@ -339,16 +267,9 @@ mod tests {
     use super::*;
 
     fn decisions(near: usize) -> Decisions {
-        let flip = |image| JudgedFlip {
-            decision: DecisionKind::Draw,
-            image,
-            slot: 9,
-            choices: [0, 1],
-            entropy: None,
-            threshold: None,
-            margin: Some(1e-3),
-            limit: 1e-2,
-            judgement: Judgement::NearTie,
+        let flip = |image| Decision {
+            near_tie: true,
+            ..Decision::open(DecisionKind::Draw, image, 9, [0, 1], Some(1e-3))
         };
         Decisions {
             mode: Mode::FreeRunning,
@@ -363,18 +284,23 @@ mod tests {
     }
 
     #[test]
-    fn more_near_ties_than_the_precision_allows_fail() {
-        let fp16 = Limits::between(Precision::Fp32, Precision::Fp16, ArithmeticKind::AsGraph);
+    fn near_ties_are_counted_by_mode() {
+        let fp16 = Rounding::between(Precision::Fp32, Precision::Fp16, ArithmeticKind::AsGraph);
         // 2 % of 100 decisions.
         let mut two = decisions(2);
-        assert_eq!((two.count_ties(&fp16), two.ties_allowed), (None, Some(2)));
-        let why = decisions(3).count_ties(&fp16).unwrap();
-        assert!(why.contains("3 near-ties in 100 decisions") && why.contains("the 2 that"), "{why}");
+        assert_eq!((two.count_ties(fp16), two.ties_allowed), ((Status::Pass, None), Some(2)));
+        let (status, why) = decisions(3).count_ties(fp16);
+        assert!(
+            status == Status::Fail && why.is_some_and(|why| why.contains("3 near-ties in 100 decisions"))
+        );
         // fp32: one image is compared to its end.
-        assert_eq!(decisions(3).count_ties(&Limits::FP32), None);
-        assert!(decisions(4).count_ties(&Limits::FP32).is_some());
+        let fp32 = |decisions: &Decisions| decisions.clone().count_ties(Rounding::FP32).0;
+        assert_eq!([3, 4].map(|n| fp32(&decisions(n))), [Status::Pass, Status::Inconclusive]);
         let given = Decisions { mode: Mode::TeacherForced, ..decisions(4) };
-        assert_eq!(given.clone().count_ties(&Limits::FP32), None, "a draw does not end a comparison");
-        assert!(given.clone().count_ties(&fp16).is_some());
+        assert_eq!(fp32(&given), Status::Pass, "a draw does not end a comparison");
+        assert_eq!(given.clone().count_ties(fp16).0, Status::Fail);
+        let mut defect = decisions(1);
+        defect.flips[0].near_tie = false;
+        assert_eq!(fp32(&defect), Status::Fail);
     }
 }

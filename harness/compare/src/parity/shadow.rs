@@ -4,18 +4,66 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use dpar_engine_api::{EngineError, Session, Tensor, TensorView};
-use dpar_export_spec::GraphSpec;
+use dpar_engine_api::{ArithmeticKind, EngineError, Session, Tensor, TensorView};
+use dpar_export_spec::{GraphSpec, Precision};
 
-use crate::stats::Accumulator;
+use crate::stats::{Accumulator, TensorStats};
+use crate::tolerance::{Limit, Quantity, Rounding, SAME_ENGINE};
 
 /// One output over all calls.
 #[derive(Debug)]
 pub(crate) struct Output {
+    pub(crate) graph: String,
     pub(crate) name: String,
     /// Whether it is integers: codes, which are equal or not.
     pub(crate) codes: bool,
     pub(crate) sums: Accumulator,
+}
+
+impl Output {
+    /// Its figures, held against the limit of its kind.
+    pub(crate) fn finish(&self, limits: &Limits) -> TensorStats {
+        let stats = match self.codes {
+            true => self.sums.share(&self.name, limits.codes),
+            false => self.sums.scaled(&self.name, limits.of(&self.graph)),
+        };
+        TensorStats { graph: Some(self.graph.clone()), ..stats }
+    }
+}
+
+/// What two outputs on the same inputs may differ by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    output: Limit,
+    /// The same of the tokenizer's pictures.
+    picture: Limit,
+    /// Share of codes.
+    pub(crate) codes: Limit,
+}
+
+impl Limits {
+    /// Of two engines that compute graphs of this precision so.
+    pub(crate) fn new(precision: Precision, kinds: [ArithmeticKind; 2]) -> Self {
+        let rounding = Rounding::engines(precision);
+        let picture =
+            kinds.map(|kind| Rounding::between(Precision::Fp32, precision, kind).limit(Quantity::Picture));
+        Self {
+            output: rounding.limit(Quantity::Output),
+            picture: picture[0].max(picture[1]),
+            codes: rounding.limit(Quantity::CodeShare),
+        }
+    }
+
+    /// The same for two bundles on one engine.
+    pub(crate) fn on_one_engine(self) -> Self {
+        let [output, picture] = [self.output, self.picture].map(|limit| limit.scaled(SAME_ENGINE));
+        Self { output, picture, ..self }
+    }
+
+    /// Of the floats of this graph.
+    pub(crate) fn of(&self, graph: &str) -> Limit {
+        if graph == "vq_decode" { self.picture } else { self.output }
+    }
 }
 
 /// What the shadows of one engine came to.
@@ -34,7 +82,8 @@ impl Shade {
             let name = format!("{}/{}", spec.name, port.name);
             let index = *self.index.entry(name.clone()).or_insert_with(|| {
                 let codes = a.as_i64().is_some();
-                self.outputs.push(Output { name, codes, sums: Accumulator::default() });
+                let (graph, sums) = (spec.name.clone(), Accumulator::default());
+                self.outputs.push(Output { graph, name, codes, sums });
                 self.outputs.len() - 1
             });
             self.outputs[index].sums.add(&numbers(a), &numbers(b));

@@ -1,11 +1,12 @@
 //! The page's frame: head, verdict, summary figures, sections, foot.
 
+use dpar_export_metrics::Verdict;
 use dpar_export_spec::escape::visible;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
+use super::Page;
 use super::sections;
-use super::{Page, Verdict};
-use crate::check::Status;
+use crate::check::{CheckId, Status};
 
 /// Nothing is loaded and nothing runs, whatever a text in the page says.
 const POLICY: &str =
@@ -63,6 +64,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Pass => "pass",
         Verdict::Fail => "FAIL",
         Verdict::Inconclusive => "inconclusive",
+        Verdict::Incomplete => "incomplete",
     }
 }
 
@@ -71,6 +73,7 @@ fn verdict(page: &Page) -> Markup {
         Verdict::Pass => ("verdict pass", "✓", "Pass"),
         Verdict::Fail => ("verdict fail", "✗", "Fail"),
         Verdict::Inconclusive => ("verdict", "?", "Inconclusive"),
+        Verdict::Incomplete => ("verdict fail", "✗", "Incomplete"),
     };
     let failed: Vec<String> = page
         .columns
@@ -97,7 +100,7 @@ fn verdict(page: &Page) -> Markup {
             } @else if failed.is_empty() {
                 p { "All " (ran) " checks passed on " (engines.join(", ")) " (" (page.provenance.precision) ")." }
             } @else {
-                p { "Failed: " (failed.join("; ")) "." }
+                p { (if page.verdict == Verdict::Fail { "Failed: " } else { "" }) (failed.join("; ")) "." }
             }
         }
     }
@@ -110,7 +113,7 @@ fn tiles(page: &Page) -> Markup {
         .columns
         .iter()
         .flat_map(|c| &c.checks)
-        .filter(|c| c.name.split(' ').next() == Some("logits"))
+        .filter(|c| c.id == CheckId::Logits)
         .filter_map(|c| c.max_abs.zip(c.limit))
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let flips = page.flips();

@@ -6,7 +6,8 @@ use dpar_export_spec::escape::visible;
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Column, Page};
-use crate::check::{Check, Flip, Status};
+use crate::check::{Check, Status};
+use crate::decision::Decision;
 
 /// Flips that a failure message lists; more are counted.
 const LISTED: usize = 20;
@@ -76,9 +77,10 @@ fn status(check: &Check) -> TestCaseStatus {
             status.set_message(shown(&check.detail));
             status
         }
-        Status::Fail => {
+        Status::Fail | Status::Inconclusive => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             let (kind, message) = match (check.max_abs, check.limit) {
+                _ if check.status == Status::Inconclusive => ("inconclusive", check.detail.clone()),
                 (Some(found), Some(limit)) => (
                     "tolerance",
                     format!("largest difference {found:.2e}, allowed is {limit:.2e}: {}", check.detail),
@@ -102,16 +104,14 @@ fn description(check: &Check) -> String {
     text
 }
 
-fn flip_text(flip: &Flip) -> String {
-    let margin = flip.margin.map_or_else(|| "unknown".to_owned(), |m| format!("{m:.2e}"));
+fn flip_text(flip: &Decision) -> String {
+    let [reference, found] = flip.choices();
     format!(
-        "image {}, slot {}: {} is {}, reference {} (margin {margin}, near-tie below {:.0e}): {}",
+        "image {}, slot {}: {} is {found}, reference {reference} (margin {}): {}",
         flip.image,
         flip.slot,
-        flip.decision,
-        flip.found,
-        flip.reference,
-        flip.limit,
-        if flip.near_tie { "near-tie" } else { "DEFECT" },
+        flip.kind,
+        flip.measured(),
+        flip.word(),
     )
 }

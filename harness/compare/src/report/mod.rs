@@ -14,9 +14,10 @@ mod sections;
 
 use dpar_engine_api::EngineInfo;
 use dpar_export_bundle::{Bundle, Provenance};
-use serde::Serialize;
+use dpar_export_metrics::Verdict;
 
-use crate::check::{Check, Flip, Status};
+use crate::check::{Check, Status};
+use crate::decision::Decision;
 use crate::verify::RecordedFile;
 
 pub use html::html;
@@ -25,18 +26,6 @@ pub use samples::{Draw, MOST_IMAGES, Sample, Samples};
 
 /// Rows of the table of flips; more are counted.
 const MOST_FLIPS: usize = 200;
-
-/// The outcome of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Every check that ran passed.
-    Pass,
-    /// A check failed.
-    Fail,
-    /// The numbers do not decide it.
-    Inconclusive,
-}
 
 /// One engine's results.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,15 +83,14 @@ pub struct Page {
 }
 
 impl Page {
-    /// A page about a bundle. The verdict is that of the checks: a failure fails, an engine that was asked for and
-    /// did not run fails, and so does a page on which nothing ran.
+    /// A page about a bundle. The verdict is that of the checks; an engine that was asked for and did not run leaves them
+    /// incomplete.
     pub fn new(job: &str, bundle: &Bundle, columns: Vec<Column>) -> Self {
-        let checks = || columns.iter().flat_map(|c| &c.checks);
-        let failed = checks().any(|c| c.status == Status::Fail) || columns.iter().any(Column::missing);
-        let ran = checks().any(|c| c.status == Status::Pass);
+        let checks = Status::verdict(columns.iter().flat_map(|c| &c.checks).map(|c| c.status));
+        let missing = columns.iter().any(Column::missing).then_some(Verdict::Incomplete);
         Self {
             job: job.to_owned(),
-            verdict: if failed || !ran { Verdict::Fail } else { Verdict::Pass },
+            verdict: Verdict::all([checks].into_iter().chain(missing)),
             columns,
             samples: None,
             bundle: bundle.manifest_sha256().to_owned(),
@@ -117,7 +105,7 @@ impl Page {
     }
 
     /// Every differing decision with its engine and check.
-    fn flips(&self) -> Vec<(&Column, &Check, &Flip)> {
+    fn flips(&self) -> Vec<(&Column, &Check, &Decision)> {
         let checks = self.columns.iter().flat_map(|column| column.checks.iter().map(move |c| (column, c)));
         checks.flat_map(|(column, check)| check.flips.iter().map(move |f| (column, check, f))).collect()
     }

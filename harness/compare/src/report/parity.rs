@@ -2,28 +2,22 @@
 
 use dpar_export_bundle::Bundle;
 
-use super::{Column, Page, Verdict};
-use crate::check::{Check, Decision, Flip, Status};
-use crate::parity::report::{
-    DecisionKind, Decisions, EngineResult, EngineStatus, JudgedFlip, Judgement, Mode, Pair, ParityReport,
-    Verdict as Found,
-};
+use super::{Column, Page};
+use crate::check::{Check, CheckId, Status};
+use crate::parity::report::{Decisions, EngineResult, EngineStatus, Mode, Pair, ParityReport};
 use crate::stats::TensorStats;
 
 impl Page {
-    /// The page of a parity run. An engine that was asked for and did not run fails it, as its exit code says, and so does
-    /// a run without anything to compare with.
+    /// The page of a parity run, with its verdict.
     pub fn of_parity(report: &ParityReport, bundle: &Bundle) -> Self {
         let mut columns: Vec<Column> = report.engines.iter().map(|e| column(e, &report.pairs)).collect();
         if !report.compared() {
             let detail = "fewer than two engines ran and there is no reference: nothing was compared";
             for column in columns.iter_mut().filter(|c| c.not_run.is_none()) {
-                column.checks.insert(0, Check::failed("comparison", detail));
+                column.checks.insert(0, Check::failed(CheckId::Comparison, detail));
             }
         }
-        let mut page = Self::new("parity", bundle, columns);
-        page.verdict = if report.verdict == Found::Pass { Verdict::Pass } else { Verdict::Fail };
-        page
+        Self { verdict: report.verdict, ..Self::new("parity", bundle, columns) }
     }
 }
 
@@ -33,13 +27,10 @@ fn column(engine: &EngineResult, pairs: &[Pair]) -> Column {
         checks.extend(pair.decisions.iter().map(|d| decisions(pair, d)));
         checks.extend(tensors(pair));
         if !pair.notes.is_empty() {
-            let name = format!("notes against {}", pair.baseline);
-            let note = Check::failed(&name, pair.notes.join("; "));
             // A pair that passes has only notes on what was not compared.
-            checks.push(match pair.status {
-                Status::Fail => note,
-                _ => Check { status: Status::NotRun, ..note },
-            });
+            let status = if pair.status == Status::Pass { Status::NotRun } else { pair.status };
+            let notes = Check::new(CheckId::Notes, status, pair.notes.join("; "));
+            checks.push(notes.named(format!("notes against {}", pair.baseline)));
         }
     }
     checks.extend(engine.checks.iter().chain(&engine.probes).cloned());
@@ -61,7 +52,7 @@ fn column(engine: &EngineResult, pairs: &[Pair]) -> Column {
 
 /// The whole loop's outputs, the graph output that needs the largest tolerance, and every one out of tolerance.
 fn tensors(pair: &Pair) -> Vec<Check> {
-    let (graphs, whole): (Vec<_>, Vec<_>) = pair.tensors.iter().partition(|t| t.name.contains('/'));
+    let (graphs, whole): (Vec<_>, Vec<_>) = pair.tensors.iter().partition(|t| t.graph.is_some());
     let failed: Vec<&TensorStats> = graphs.iter().copied().filter(|t| t.status == Status::Fail).collect();
     let worst = graphs.iter().copied().max_by(|a, b| a.used().total_cmp(&b.used()));
     let mut checks: Vec<Check> =
@@ -79,56 +70,39 @@ fn tensors(pair: &Pair) -> Vec<Check> {
 }
 
 fn tensor(stats: &TensorStats, name: String) -> Check {
-    Check {
-        name,
-        status: stats.status,
-        max_abs: Some(stats.measured),
-        limit: Some(stats.limit),
-        detail: format!(
-            "{}; {} values, max abs {:.1e}, {} ULP, cosine {:.9}",
-            stats.measure.text(),
-            stats.elements,
-            stats.max_abs,
-            stats.max_ulp,
-            stats.cosine
-        ),
-        flips: Vec::new(),
-    }
+    let id = match (&stats.graph, stats.name.as_str()) {
+        (Some(_), _) => CheckId::GraphOutputs,
+        (None, "entropy") => CheckId::Entropy,
+        (None, _) => CheckId::Logits,
+    };
+    let detail = format!(
+        "{}; {} values, max abs {:.1e}, {} ULP, cosine {:.9}",
+        stats.measure.text(),
+        stats.elements,
+        stats.max_abs,
+        stats.max_ulp,
+        stats.cosine
+    );
+    let (max_abs, limit) = (Some(stats.measured), Some(stats.limit));
+    Check { name, max_abs, limit, ..Check::new(id, stats.status, detail) }
 }
 
 fn decisions(pair: &Pair, found: &Decisions) -> Check {
-    let mode = match found.mode {
-        Mode::TeacherForced => "decisions on given tokens",
-        Mode::FreeRunning => "decisions on its own tokens",
+    let id = match found.mode {
+        Mode::TeacherForced => CheckId::GivenDecisions,
+        Mode::FreeRunning => CheckId::OwnDecisions,
     };
-    let defects = found.flips.iter().any(|f| f.judgement == Judgement::Defect);
+    let defects = found.flips.iter().any(|f| !f.near_tie);
     let allowed = found.ties_allowed.map(|n| format!("; {n} near-ties allowed")).unwrap_or_default();
     let [baseline, steps] = found.mean_steps;
+    let detail = format!(
+        "{} of {} images equal, {} slots; mean steps {baseline:.4} and {steps:.4}{allowed}",
+        found.equal, found.images, found.slots
+    );
     Check {
-        name: format!("{mode} against {}", pair.baseline),
-        status: if defects { Status::Fail } else { Status::Pass },
-        max_abs: None,
-        limit: None,
-        detail: format!(
-            "{} of {} images equal, {} slots; mean steps {baseline:.4} and {steps:.4}{allowed}",
-            found.equal, found.images, found.slots
-        ),
-        flips: found.flips.iter().map(flip).collect(),
-    }
-}
-
-fn flip(judged: &JudgedFlip) -> Flip {
-    Flip {
-        decision: match judged.decision {
-            DecisionKind::Boundary => Decision::Boundary,
-            DecisionKind::Draw | DecisionKind::ArgMax => Decision::Token,
-        },
-        image: judged.image,
-        slot: judged.slot,
-        reference: judged.choices[0],
-        found: judged.choices[1],
-        margin: judged.margin.map(|m| m as f32),
-        limit: judged.limit as f32,
-        near_tie: judged.judgement == Judgement::NearTie,
+        name: format!("{} against {}", id.name(), pair.baseline),
+        equal: Some([found.equal, found.images]),
+        flips: found.flips.clone(),
+        ..Check::holds(id, detail, !defects)
     }
 }

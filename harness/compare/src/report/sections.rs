@@ -95,6 +95,7 @@ fn cell(column: &Column, name: &str) -> Markup {
     let (class, text) = match check.status {
         Status::Pass => ("mark pass", "✓ pass"),
         Status::Fail => ("mark fail", "✗ FAIL"),
+        Status::Inconclusive => ("mark", "? inconclusive"),
         Status::NotRun => ("mark none", "not run"),
     };
     html! { span class=(class) { (text) } (measure(check)) span.why { (check.detail) } }
@@ -137,6 +138,7 @@ fn flips(page: &Page) -> Markup {
             }
             tbody {
                 @for (column, check, flip) in flips.iter().take(MOST_FLIPS) {
+                    @let [reference, found] = flip.choices();
                     tr {
                         td {
                             @if flip.near_tie { span.mark { "near-tie" } } @else { span.mark.fail { "✗ defect" } }
@@ -145,11 +147,11 @@ fn flips(page: &Page) -> Markup {
                         th scope="row" { (check.name) }
                         td { (flip.image) }
                         td { (flip.slot) }
-                        td { (flip.decision) }
-                        td { (flip.reference) }
-                        td { (flip.found) }
-                        td.number { (flip.margin.map_or_else(|| "unknown".to_owned(), |m| format!("{m:.1e}"))) }
-                        td.number { (format!("{:.0e}", flip.limit)) }
+                        td { (flip.kind) }
+                        td { (reference) }
+                        td { (found) }
+                        td.number { (flip.margin.map_or_else(|| "none".to_owned(), |m| format!("{m:.1e}"))) }
+                        td.number { (format!("{:.1e}", flip.limit)) }
                     }
                 }
             }

@@ -1,34 +1,25 @@
 use dpar_export_bundle::{ComponentChain, GraphLink, Link, SourceEntry, ToolEntry};
 
 use super::*;
-use crate::check::Decision;
+use crate::check::CheckId;
+use crate::decision::DecisionKind;
 
 const HOSTILE: &str =
     "<script>alert(1)</script>\"'&</style>\u{1b}[31m\u{9b}1m\u{202e}\u{200b}\n::error::x ##[error]y";
 
-fn check(name: &str, status: Status, flips: Vec<Flip>) -> Check {
-    let tensor = name == "logits";
+fn check(id: CheckId, status: Status, flips: Vec<Decision>) -> Check {
+    let tensor = id == CheckId::Logits;
     Check {
-        name: name.to_owned(),
-        status,
         max_abs: tensor.then_some(3e-4),
         limit: tensor.then_some(2e-4),
-        detail: HOSTILE.to_owned(),
         flips,
+        ..Check::new(id, status, HOSTILE)
     }
 }
 
-fn flip(slot: usize, near_tie: bool) -> Flip {
-    Flip {
-        decision: Decision::Token,
-        image: 1,
-        slot,
-        reference: 5,
-        found: 6,
-        margin: near_tie.then_some(1e-6),
-        limit: 1e-5,
-        near_tie,
-    }
+fn flip(slot: usize, near_tie: bool) -> Decision {
+    let margin = near_tie.then_some(1e-6);
+    Decision { near_tie, limit: 1e-5, ..Decision::open(DecisionKind::ArgMax, 1, slot, [5, 6], margin) }
 }
 
 fn info(engine: &str) -> EngineInfo {
@@ -72,9 +63,12 @@ fn page() -> Page {
         columns: vec![
             Column::new(
                 info("ort"),
-                vec![check("logits", Status::Fail, vec![]), check("greedy tokens", Status::Fail, flips)],
+                vec![
+                    check(CheckId::Logits, Status::Fail, vec![]),
+                    check(CheckId::GreedyTokens, Status::Fail, flips),
+                ],
             ),
-            Column::new(info("tract"), vec![check("codes", Status::NotRun, vec![])]),
+            Column::new(info("tract"), vec![check(CheckId::Codes, Status::NotRun, vec![])]),
             Column::absent("tensorrt", HOSTILE),
         ],
         samples: Some(Samples {
@@ -165,7 +159,10 @@ fn junit_counts_and_explains() {
     );
     assert!(xml.contains("<skipped") && xml.contains("… and 280 more"), "{xml}");
     assert!(xml.contains("largest difference 3.00e-4, allowed is 2.00e-4"), "{xml}");
-    assert!(xml.contains("slot 1: token is 6, reference 5 (margin unknown"), "{xml}");
+    assert!(
+        xml.contains("slot 1: arg-max is 6, reference 5 (margin none: no rounding explains it): DEFECT"),
+        "{xml}"
+    );
     assert!(!xml.contains("<script") && xml.contains("&lt;script"), "{xml}");
     assert_eq!(xml, junit(&page()).unwrap());
 }

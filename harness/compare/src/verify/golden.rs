@@ -12,9 +12,10 @@ use dpar_export_spec::Precision;
 use ndarray::ArrayD;
 
 use super::reference::{self, GOLDEN_JSON, Settings};
-use crate::check::{Check, Decision, Differences, Flip, Status, boundary_flip, mean, or_failed, starts};
+use crate::check::{Check, CheckId, Differences, Status, mean, or_failed};
+use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart, starts};
 use crate::replay::{Follow, Forced, follow};
-use crate::tolerance::Limits;
+use crate::tolerance::{Quantity, Rounding, guidance_gain};
 
 /// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
 ///
@@ -37,7 +38,8 @@ pub fn verify_golden(
     match own {
         Some(own) => {
             for check in own.all(progress)? {
-                checks.push(Check { name: format!("{} {}", precision.numbers(), check.name), ..check });
+                let name = format!("{} {}", precision.numbers(), check.name);
+                checks.push(check.named(name));
             }
         }
         None if golden.settings.recorded().precision != precision.numbers() => {
@@ -46,7 +48,7 @@ pub fn verify_golden(
                 "the reference is in {reference}, these graphs in {own}: what lies within that rounding proves nothing; a \
                  reference in {own} would, in its own folder or in a sub-folder of that name"
             );
-            checks.push(Check::not_run(&format!("{own} reference"), why));
+            checks.push(Check::not_run(CheckId::OwnReference, why).named(format!("{own} reference")));
         }
         None => {}
     }
@@ -70,15 +72,15 @@ struct Golden<'a> {
     file: ArrayFile,
     batch: usize,
     settings: Settings,
-    limits: Limits,
+    rounding: Rounding,
 }
 
 impl<'a> Golden<'a> {
     fn open(runtime: &'a Runtime<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, RunError> {
         let (file, settings) = reference::open(folder)?;
         let found = runtime.bundle().manifest().precision;
-        let limits = Limits::between(settings.recorded(), found, runtime.arithmetic().kind);
-        Ok(Self { runtime, file, batch, settings, limits })
+        let rounding = Rounding::between(settings.recorded(), found, runtime.arithmetic().kind);
+        Ok(Self { runtime, file, batch, settings, rounding })
     }
 
     /// The same, unless its settings say another precision than its folder's name, or none: its tolerances are for
@@ -96,15 +98,17 @@ impl<'a> Golden<'a> {
     }
 
     fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
-        let mut checks = or_failed("teacher-forced outputs", self.teacher_forced(progress))?;
-        checks.extend(or_failed("greedy tokens", self.greedy(progress))?);
-        checks.extend(or_failed("images", self.images(progress).map(|c| vec![c]))?);
-        checks.extend(or_failed("codes", self.codes(progress).map(|c| vec![c]))?);
+        let mut observed = Observed::default();
+        let given = self.teacher_forced(&mut observed, progress);
+        let mut checks = or_failed(CheckId::TeacherForced, given)?;
+        checks.extend(or_failed(CheckId::GreedyTokens, self.greedy(observed, progress))?);
+        checks.extend(or_failed(CheckId::Images, self.images(progress).map(|c| vec![c]))?);
+        checks.extend(or_failed(CheckId::Codes, self.codes(progress).map(|c| vec![c]))?);
         if checks.iter().all(|c| c.status == Status::NotRun) {
             return Err(reference::holds_nothing(&self.file));
         }
         if !self.settings.others.is_empty() {
-            checks.push(Check::not_run("other arrays", reference::not_compared(&self.settings.others)));
+            checks.push(Check::not_run(CheckId::OtherArrays, reference::not_compared(&self.settings.others)));
         }
         Ok(checks)
     }
@@ -113,27 +117,27 @@ impl<'a> Golden<'a> {
         self.file.contains(name)
     }
 
-    fn boundary_flip(&self, image: usize, slot: usize, opens: bool, entropy: &[f32]) -> Flip {
-        boundary_flip(
-            self.runtime.bundle().patch_rule(),
-            image,
-            slot,
-            opens,
-            entropy,
-            self.limits.boundary_tie,
-        )
-    }
-
     fn tokens(&self) -> usize {
         self.runtime.bundle().system().tokens()
     }
 
-    /// Logits, entropies and patch lengths over given tokens.
-    fn teacher_forced(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
-        let names = ["entropy", "patch lengths", "logits", "mean steps"];
+    /// How wide near-ties are at this guidance; `observed` is of unguided logits.
+    fn widths(&self, cfg_scale: f32, observed: Observed) -> Widths {
+        let logit = observed.logit.map(|e| e * guidance_gain(cfg_scale));
+        let rule = self.runtime.bundle().patch_rule();
+        Widths::new(self.rounding, rule, cfg_scale, Observed { logit, ..observed })
+    }
+
+    /// Logits, entropies and patch lengths over given tokens, and how far they were seen to be from the reference's.
+    fn teacher_forced(
+        &self,
+        observed: &mut Observed,
+        progress: Progress<'_>,
+    ) -> Result<Vec<Check>, RunError> {
+        let names = [CheckId::Entropy, CheckId::PatchLengths, CheckId::Logits, CheckId::MeanSteps];
         if !self.has("tokens") || !self.has("logits") {
             let why = "the reference has no tokens and logits";
-            return Ok(names.iter().map(|n| Check::not_run(n, why)).collect());
+            return Ok(names.map(|id| Check::not_run(id, why)).into());
         }
         let system = self.runtime.bundle().system();
         let t = self.tokens();
@@ -153,7 +157,7 @@ impl<'a> Golden<'a> {
         if lengths.iter().flatten().flatten().any(|l| *l > longest) {
             let why =
                 format!("the reference has patches of more than {longest} tokens, this bundle has none");
-            let rest = names.iter().map(|n| Check::not_run(n, why.as_str()));
+            let rest = names.map(|id| Check::not_run(id, why.as_str()));
             return Ok(std::iter::once(rule).chain(rest).collect());
         }
         // The reference's own patches, so that a flipped boundary does not hide the logits' difference. Those of the
@@ -170,85 +174,104 @@ impl<'a> Golden<'a> {
             }
             if progress(done, n) { Ok(()) } else { Err(RunError::Interrupted) }
         })?;
+        observed.logit = logits.largest();
+        let limit = |quantity| self.rounding.limit(quantity);
         let mut checks = vec![rule];
+        let mut recorded = None;
         match (&entropy, self.has("entropy")) {
             (Some(found), true) => {
-                let reference = self.file.f32("entropy", &[Some(n), Some(t)])?;
+                let reference = flat(&self.file.f32("entropy", &[Some(n), Some(t)])?);
                 let mut all = Differences::default();
-                all.add(&flat(&reference), found);
-                checks.push(all.check("entropy", &[n, t], self.limits.entropy, self.limits.entropy_mean));
+                all.add(&reference, found);
+                let limits = [Quantity::Entropy, Quantity::EntropyMean].map(limit);
+                checks.push(all.check(CheckId::Entropy, &[n, t], limits[0], limits[1]));
+                recorded = Some(reference);
             }
-            (None, true) => checks.push(Check::impossible("entropy", "the bundle has no entropy model")),
-            (_, false) => checks.push(Check::not_run("entropy", "not in the reference")),
+            (None, true) => {
+                checks.push(Check::failed(CheckId::Entropy, "the bundle has no entropy model"));
+            }
+            (_, false) => checks.push(Check::not_run(CheckId::Entropy, "not in the reference")),
         }
         match &lengths {
-            Some(reference) => checks.extend(self.patch_checks(reference, entropy.as_deref())),
-            None => checks.push(Check::not_run("patch lengths", "not in the reference")),
+            Some(reference) => {
+                let entropy = [recorded.as_deref(), entropy.as_deref()];
+                checks.extend(self.patch_checks(reference, entropy, observed));
+            }
+            None => checks.push(Check::not_run(CheckId::PatchLengths, "not in the reference")),
         }
-        checks.push(logits.check("logits", &shape, self.limits.logits, self.limits.logits_mean));
+        let limits = [Quantity::Logits, Quantity::LogitsMean].map(limit);
+        checks.push(logits.check(CheckId::Logits, &shape, limits[0], limits[1]));
         Ok(checks)
     }
 
     /// The bundle's patch rule on the reference's own entropies gives the reference's patches: no rounding is involved,
     /// so nothing is a near-tie.
     fn rule_check(&self, n: usize, lengths: Option<&[Vec<usize>]>) -> Result<Check, RunError> {
-        const NAME: &str = "patch rule";
+        let skip = |why: &str| Ok(Check::not_run(CheckId::PatchRule, why));
         let system = self.runtime.bundle().system();
         let (rule, t) = (&system.patch_rule, self.tokens());
-        let Some(lengths) = lengths else { return Ok(Check::not_run(NAME, "the reference has no patches")) };
+        let Some(lengths) = lengths else { return skip("the reference has no patches") };
         let entropy = match (rule.mode.uses_entropy(), self.has("entropy")) {
-            (true, false) => return Ok(Check::not_run(NAME, "the reference has no entropies")),
+            (true, false) => return skip("the reference has no entropies"),
             (true, true) => flat(&self.file.f32("entropy", &[Some(n), Some(t)])?),
             (false, _) => vec![f32::NAN; n * t],
         };
         let mut flips = Vec::new();
         for (image, (reference, next)) in lengths.iter().zip(entropy.chunks(t)).enumerate() {
             let (r, f) = (starts(reference), starts(&rule.lengths(t, &shift_entropy(next))));
-            flips.extend((0..t).find(|slot| r.get(*slot) != f.get(*slot)).map(|slot| Flip {
-                decision: Decision::Boundary,
-                image,
-                slot,
-                reference: i64::from(r.get(slot) == Some(&true)),
-                found: i64::from(f.get(slot) == Some(&true)),
-                margin: None,
-                limit: 0.0,
-                near_tie: false,
+            flips.extend((0..t).find(|slot| r.get(*slot) != f.get(*slot)).map(|slot| {
+                let choices = [r.get(slot), f.get(slot)].map(|opens| i64::from(opens == Some(&true)));
+                Decision::open(DecisionKind::Boundary, image, slot, choices, None)
             }));
         }
-        let detail =
-            format!("{} of {n} images get the reference's patches from its entropies", n - flips.len());
-        Ok(Check::decisions(NAME, detail, flips, true))
+        let equal = n - flips.len();
+        let detail = format!("{equal} of {n} images get the reference's patches from its entropies");
+        let check = Check::holds(CheckId::PatchRule, detail, flips.is_empty());
+        Ok(Check { equal: Some([equal, n]), flips, ..check })
     }
 
-    /// Boundaries from this engine's entropies against the reference's patch lengths.
-    fn patch_checks(&self, reference: &[Vec<usize>], entropy: Option<&[f32]>) -> [Check; 2] {
+    /// Boundaries from this engine's entropies against the reference's patch lengths; `next` has those of the reference, where
+    /// it recorded them, and this engine's.
+    fn patch_checks(
+        &self,
+        reference: &[Vec<usize>],
+        next: [Option<&[f32]>; 2],
+        observed: &mut Observed,
+    ) -> [Check; 2] {
         let rule = self.runtime.bundle().patch_rule();
         let t = self.tokens();
         let mut flips = Vec::new();
         let mut steps = Vec::with_capacity(reference.len());
         for (image, reference) in reference.iter().enumerate() {
-            let e = entropy.map_or_else(Vec::new, |e| shift_entropy(&e[image * t..(image + 1) * t]));
-            let found = rule.lengths(t, &e);
+            let own = |e: Option<&[f32]>| e.map(|e| shift_entropy(&e[image * t..(image + 1) * t]));
+            let entropy = next.map(|e| own(e).unwrap_or_default());
+            let found = rule.lengths(t, &entropy[1]);
             let (r, f) = (starts(reference), starts(&found));
-            if let Some(slot) = (0..t).find(|i| r.get(*i) != f.get(*i)) {
-                flips.push(self.boundary_flip(image, slot, r.get(slot) == Some(&true), &e));
-            }
+            let apart = (0..t).find(|i| r.get(*i) != f.get(*i));
+            let alike = entropy[0].iter().zip(&entropy[1]).take(apart.unwrap_or(t));
+            let errors = alike.map(|(a, b)| f64::from((a - b).abs())).filter(|e| !e.is_nan());
+            observed.entropy = errors.chain(observed.entropy).reduce(f64::max);
+            flips.extend(apart.map(|slot| {
+                let opens = r.get(slot) == Some(&true);
+                Decision::boundary(rule, image, slot, opens, [&entropy[0], &entropy[1]])
+            }));
             steps.push(found.len());
         }
+        let widths = self.widths(1.0, *observed);
+        let flips: Vec<Decision> = flips.into_iter().map(|f| f.judged(&widths)).collect();
         let n = reference.len();
-        let equal = n - flips.len();
         let own = self.settings.steps_teacher.clone();
         let counted = own.unwrap_or_else(|| reference.iter().map(Vec::len).collect());
         let means = [mean(counted.iter().copied()), mean(steps.iter().copied())];
-        let steps = Check::mean_steps("mean steps", means[0], means[1], &flips);
-        let detail = format!("{equal} of {n} images equal");
-        [self.judged("patch lengths", detail, flips, n), steps]
+        let steps = Check::mean_steps(CheckId::MeanSteps, means, &flips);
+        let detail = format!("{} of {n} images equal", n - flips.len());
+        [self.judged(CheckId::PatchLengths, detail, flips, n), steps]
     }
 
     /// Arg-max decoding with guidance, cached, from nothing but the class.
-    fn greedy(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+    fn greedy(&self, observed: Observed, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
         if !self.has("greedy_tokens") {
-            return Ok(vec![Check::not_run("greedy tokens", "not in the reference")]);
+            return Ok(vec![Check::not_run(CheckId::GreedyTokens, "not in the reference")]);
         }
         let Some(cfg_scale) = self.settings.cfg_scale else {
             let message = "greedy tokens need golden.json with their cfg_scale beside the arrays";
@@ -282,27 +305,32 @@ impl<'a> Golden<'a> {
             None
         };
         let reference = flat(&reference);
+        let widths = self.widths(cfg_scale, observed);
+        let rule = self.runtime.bundle().patch_rule();
         let mut flips = Vec::new();
-        for (i, stream) in streams.iter().enumerate() {
-            let tokens = &reference[i * t..(i + 1) * t];
-            flips.extend(self.first_flip(i, stream, tokens, lengths.as_ref().map(|l| &l[i][..])));
+        for (i, (stream, tokens)) in streams.iter().zip(reference.chunks(t)).enumerate() {
+            let lengths = lengths.as_ref().map(|l| &l[i][..]);
+            let recorded = Trace { tokens: tokens.into(), lengths, entropy: &[] };
+            // A token's margin is that of the stream, the gap of its two best logits, until `judge_by_gap`.
+            let margin = &mut |slot: usize, _| stream.margin.get(slot).map(|m| f64::from(*m));
+            let what = (i, DecisionKind::ArgMax);
+            flips.extend(first_apart(rule, &widths, what, [&recorded, &stream.into()], margin));
         }
-        self.judge_by_gap(&mut flips, &streams, cfg_scale, progress)?;
-        let equal = n - flips.len();
-        let detail = format!("{equal} of {n} images equal, cfg {cfg_scale}");
-        let mut checks = vec![self.judged("greedy tokens", detail, flips.clone(), n)];
+        self.judge_by_gap(&mut flips, &streams, cfg_scale, &widths, progress)?;
+        let detail = format!("{} of {n} images equal, cfg {cfg_scale}", n - flips.len());
+        let mut checks = vec![self.judged(CheckId::GreedyTokens, detail, flips.clone(), n)];
         if let Some(lengths) = lengths {
             let own = self.settings.steps_greedy.clone();
             let counted = own.unwrap_or_else(|| lengths.iter().map(Vec::len).collect());
-            let found = mean(streams.iter().map(Stream::steps));
-            checks.push(Check::mean_steps("greedy mean steps", mean(counted.into_iter()), found, &flips));
+            let means = [mean(counted.into_iter()), mean(streams.iter().map(Stream::steps))];
+            checks.push(Check::mean_steps(CheckId::GreedyMeanSteps, means, &flips));
         }
         Ok(checks)
     }
 
     /// A check of the decisions of `images` images, of which each is compared up to its first flip.
-    fn judged(&self, name: &str, detail: String, flips: Vec<Flip>, images: usize) -> Check {
-        Check::streams(name, detail, flips, images, self.tokens(), &self.limits)
+    fn judged(&self, id: CheckId, detail: String, flips: Vec<Decision>, images: usize) -> Check {
+        Check::streams(id, detail, flips, (images, self.tokens()), self.rounding)
     }
 
     /// Judges tokens that look like near-ties by the gap of the two tokens that were chosen. The stream's own margin is
@@ -310,9 +338,10 @@ impl<'a> Golden<'a> {
     /// what it rules out stays ruled out. Each such image is followed alone: few flip, and their logits are large.
     fn judge_by_gap(
         &self,
-        flips: &mut [Flip],
+        flips: &mut [Decision],
         streams: &[Stream],
         cfg_scale: f32,
+        widths: &Widths,
         progress: Progress<'_>,
     ) -> Result<(), RunError> {
         let system = self.runtime.bundle().system();
@@ -323,62 +352,29 @@ impl<'a> Golden<'a> {
             cfg_scale,
             batch: 1,
         };
-        for flip in flips.iter_mut().filter(|f| f.near_tie && f.decision == Decision::Token) {
+        for flip in flips.iter_mut().filter(|f| f.near_tie && f.kind == DecisionKind::ArgMax) {
             let stream = &streams[flip.image];
             let forced = Forced { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
             let mut model = self.runtime.model()?;
             let replay = follow(model.as_mut(), &how, &forced, progress)?;
             let row = replay.deciding().chunks(system.vocab).nth(flip.slot).unwrap_or_default();
             let logit = |token: i64| usize::try_from(token).ok().and_then(|t| row.get(t)).copied();
-            let gap = logit(flip.found).zip(logit(flip.reference)).map(|(f, r)| (f - r).abs());
+            let gap = logit(flip.found).zip(logit(flip.reference)).map(|(f, r)| f64::from((f - r).abs()));
             // Alone an image is rounded otherwise than in its batch: the larger of the two.
             flip.margin = gap.zip(flip.margin).map(|(gap, own)| gap.max(own));
-            *flip = flip.clone().judged();
+            *flip = flip.clone().judged(widths);
         }
         Ok(())
     }
 
-    /// The first decision of a greedy stream that differs from the reference; a token's margin is that of the stream, the
-    /// gap of its two best logits, until [`Self::judge_by_gap`].
-    fn first_flip(
-        &self,
-        image: usize,
-        stream: &Stream,
-        tokens: &[i64],
-        lengths: Option<&[usize]>,
-    ) -> Option<Flip> {
-        let found = starts(&stream.patch_lengths);
-        let reference = lengths.map_or_else(|| found.clone(), starts);
-        for (slot, &token) in tokens.iter().enumerate() {
-            if reference.get(slot) != found.get(slot) {
-                let opens = reference.get(slot) == Some(&true);
-                return Some(self.boundary_flip(image, slot, opens, &stream.entropy));
-            }
-            if token != i64::from(stream.tokens[slot]) {
-                let flip = Flip {
-                    decision: Decision::Token,
-                    image,
-                    slot,
-                    reference: token,
-                    found: i64::from(stream.tokens[slot]),
-                    margin: Some(stream.margin[slot]),
-                    limit: self.limits.greedy_tie,
-                    near_tie: false,
-                };
-                return Some(flip.judged());
-            }
-        }
-        None
-    }
-
     /// The reference's greedy tokens as pictures.
     fn images(&self, progress: Progress<'_>) -> Result<Check, RunError> {
-        let name = "images";
+        let id = CheckId::Images;
         if !self.has("greedy_image_u8") || !self.has("greedy_tokens") {
-            return Ok(Check::not_run(name, "not in the reference"));
+            return Ok(Check::not_run(id, "not in the reference"));
         }
         if !self.runtime.bundle().has_graph("vq_decode") {
-            return Ok(Check::impossible(name, "the bundle has no tokenizer"));
+            return Ok(Check::failed(id, "the bundle has no tokenizer"));
         }
         let size = self.runtime.bundle().system().image_size;
         let ids = self.file.i64("greedy_tokens", &[None, Some(self.tokens())])?;
@@ -393,25 +389,21 @@ impl<'a> Golden<'a> {
             worst = worst.max(d);
             count += usize::from(d > 0);
         }
-        let pass = reference.len() == found.len() && worst <= self.limits.image_lsb;
-        Ok(Check {
-            name: name.to_owned(),
-            status: if pass { Status::Pass } else { Status::Fail },
-            max_abs: Some(f64::from(worst)),
-            limit: Some(f64::from(self.limits.image_lsb)),
-            detail: format!("{n} images, {count} of {} values differ (in steps of 1/255)", found.len()),
-            flips: Vec::new(),
-        })
+        let (limit, worst) = (self.rounding.limit(Quantity::Pixels), f64::from(worst));
+        let detail = format!("{n} images, {count} of {} values differ (in steps of 1/255)", found.len());
+        let pass = reference.len() == found.len() && limit.holds(worst);
+        let check = Check::holds(id, detail, pass);
+        Ok(Check { max_abs: Some(worst), limit: Some(limit.value()), ..check })
     }
 
     /// Codes of the reference's images.
     fn codes(&self, progress: Progress<'_>) -> Result<Check, RunError> {
-        let name = "codes";
+        let id = CheckId::Codes;
         if !self.has("encode_image") || !self.has("encode_codes") {
-            return Ok(Check::not_run(name, "not in the reference"));
+            return Ok(Check::not_run(id, "not in the reference"));
         }
         if !self.runtime.bundle().has_graph("vq_encode") {
-            return Ok(Check::impossible(name, "the bundle has no tokenizer"));
+            return Ok(Check::failed(id, "the bundle has no tokenizer"));
         }
         let size = self.runtime.bundle().system().image_size;
         let images = self.file.f32("encode_image", &[None, Some(3), Some(size), Some(size)])?;
@@ -421,19 +413,10 @@ impl<'a> Golden<'a> {
         let found = self.runtime.codes(&flat(&images), self.batch, progress)?;
         let mut flips = Vec::new();
         for (i, (r, f)) in reference.iter().zip(&found).enumerate().filter(|(_, (r, f))| r != f) {
-            flips.push(Flip {
-                decision: Decision::Code,
-                image: i / t,
-                slot: i % t,
-                reference: *r,
-                found: *f,
-                margin: None,
-                limit: 0.0,
-                near_tie: false,
-            });
+            flips.push(Decision::open(DecisionKind::Code, i / t, i % t, [*r, *f], None));
         }
         let same = reference.len() == found.len();
         let detail = format!("{} of {} codes equal", reference.len() - flips.len(), reference.len());
-        Ok(Check::codes(name, detail, flips, reference.len(), same, &self.limits))
+        Ok(Check::codes(detail, flips, (reference.len(), same), self.rounding))
     }
 }

@@ -10,13 +10,16 @@ mod streams;
 use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_bundle::ToolEntry;
 use dpar_export_decode::runtime::Runtime;
+use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 use serde::Serialize;
 
-pub use crate::check::{Check, Decision, Flip, Status};
+use crate::check::SCHEMA_VERSION;
+pub use crate::check::{Check, CheckId, Status};
+pub use crate::decision::{Decision, DecisionKind};
 pub use crate::tolerance;
 pub use golden::{own_folder, verify_golden};
-pub use probes::{PREFIX_BF16, PREFIX_F16, PREFIX_F32, probe};
+pub use probes::probe;
 pub use record::{Golden, Provenance, Recording, record};
 pub use reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
 pub(crate) use reference::{not_compared, open};
@@ -25,8 +28,10 @@ pub use streams::{ReferenceStreams, verify_streams};
 /// The whole comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// `pass` or `fail`.
-    pub verdict: Status,
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// `incomplete` where nothing was compared.
+    pub verdict: Verdict,
     /// What ran.
     pub engine: EngineInfo,
     /// Precision of the bundle's graphs.
@@ -44,16 +49,14 @@ pub struct Report {
 }
 
 impl Report {
-    /// The verdict over `checks`: a failure fails, and so does a report in which nothing ran.
+    /// The verdict is that of the checks.
     pub fn new(runtime: &Runtime<'_>, checks: Vec<Check>) -> Self {
         let bundle = runtime.bundle().manifest_sha256().to_owned();
         let precision = runtime.bundle().manifest().precision;
         let (engine, arithmetic) = (runtime.info().clone(), runtime.arithmetic().clone());
-        let failed = checks.iter().any(|c| c.status == Status::Fail);
-        let ran = checks.iter().any(|c| c.status == Status::Pass);
-        let verdict = if failed || !ran { Status::Fail } else { Status::Pass };
         Self {
-            verdict,
+            schema_version: SCHEMA_VERSION,
+            verdict: Status::verdict(checks.iter().map(|c| c.status)),
             engine,
             precision,
             arithmetic,

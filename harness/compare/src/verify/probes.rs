@@ -6,18 +6,17 @@
 //! [`ROWS`]; all others reach the ends of their ranges.
 
 use dpar_engine_api::{Tensor, TensorData, TensorView};
-use dpar_engine_conformance::{
-    BATCH_BF16, BATCH_F16, BATCH_F32, Case, Check as Kind, MASKED, Outcome, Tolerance, Verdict,
-};
+use dpar_engine_conformance::{Case, Check as Kind, MASKED, Outcome, Tolerances, Verdict};
 use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
-use dpar_export_spec::{DType, GraphSpec, PatchMode, Precision};
+use dpar_export_spec::{DType, GraphSpec, PatchMode};
 use half::{bf16, f16};
 
-use crate::check::{Check, Status, or_failed};
+use crate::check::{Check, CheckId, Status, or_failed};
 use crate::replay::{Follow, Forced, follow};
 use crate::stats::Accumulator;
+use crate::tolerance::{Quantity, Rounding};
 
 /// Rows of a probe's largest call.
 const ROWS: usize = 4;
@@ -26,31 +25,10 @@ const IMAGES: usize = 2;
 /// Seed of the probes' inputs.
 const SEED: u64 = 0x009D_0BE5;
 
-/// The cached steps against one call over the sequence, |a − b| ≤ t + t·|a|, fp32: two orders of summation through
-/// all layers. Measured at most 1e-5 for logits of magnitude 10; a cache that is off by one slot is off by 1e-1.
-pub const PREFIX_F32: f64 = 5e-5;
-/// As [`PREFIX_F32`] in fp16: a sum that ends on the other side of a rounding boundary moves everything after it. The largest
-/// |a − b| measured is 3.9e-2 (candle, trained DPAR), for logits of magnitude 8, where nine times this limit is allowed. It
-/// is not 2.5 times that difference, as in `tolerance.rs`, whose limits hold for |a − b| alone: with 1e-1 + 1e-1·|a| a cache
-/// that is off by one slot could pass. The check says which t it needed.
-pub const PREFIX_F16: f64 = 4e-2;
-/// As [`PREFIX_F16`] in bf16, which has three bits less.
-pub const PREFIX_BF16: f64 = 3.2e-1;
-
-/// The tolerances of the probes in a precision: steps against the whole sequence, and a row alone against a batch.
-fn tolerances(precision: Precision) -> (f64, Tolerance) {
-    match precision {
-        Precision::Fp32 => (PREFIX_F32, BATCH_F32),
-        Precision::Fp16 | Precision::Fp16Autocast => (PREFIX_F16, BATCH_F16),
-        Precision::Bf16 | Precision::Bf16Autocast | Precision::Bf16AutocastExplicit => {
-            (PREFIX_BF16, BATCH_BF16)
-        }
-    }
+/// How the calls of one bundle on one engine round: at the same places, in other orders.
+fn rounding(runtime: &Runtime<'_>) -> Rounding {
+    Rounding::engines(runtime.bundle().manifest().precision)
 }
-
-/// Names of the probes of the whole loop.
-const PREFIX: &str = "probe: steps = whole sequence";
-const PADDING: &str = "probe: padding";
 
 /// Runs every probe.
 ///
@@ -63,13 +41,15 @@ pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Res
         let streams = match draw(runtime, batch, progress) {
             Ok(streams) => streams,
             Err(e) => {
-                checks.extend(or_failed(PREFIX, Err(e))?);
+                checks.extend(or_failed(CheckId::Steps, Err(e))?);
                 runtime.bundle().unchanged()?;
                 return Ok(checks);
             }
         };
-        checks.extend(or_failed(PREFIX, prefix(runtime, &streams, batch, progress).map(|c| vec![c]))?);
-        checks.extend(or_failed(PADDING, padding(runtime, &streams, progress).map(|c| vec![c]))?);
+        let steps = prefix(runtime, &streams, batch, progress).map(|c| vec![c]);
+        checks.extend(or_failed(CheckId::Steps, steps)?);
+        let padded = padding(runtime, &streams, progress).map(|c| vec![c]);
+        checks.extend(or_failed(CheckId::Padding, padded)?);
     }
     runtime.bundle().unchanged()?;
     Ok(checks)
@@ -92,18 +72,18 @@ fn graphs(runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Vec<Check>, R
         }
     }
     let table = [
-        (Kind::Shapes, "probe: shapes"),
-        (Kind::Repeat, "probe: repeated runs"),
-        (Kind::IdenticalRows, "probe: identical rows"),
-        (Kind::EquivalentRows, "probe: equal rows"),
-        (Kind::BatchOne, "probe: batch 1 = batch N"),
-        (Kind::MaskedPast, "probe: masked past"),
+        (Kind::Shapes, CheckId::Shapes),
+        (Kind::Repeat, CheckId::RepeatedRuns),
+        (Kind::IdenticalRows, CheckId::IdenticalRows),
+        (Kind::EquivalentRows, CheckId::EqualRows),
+        (Kind::BatchOne, CheckId::BatchOne),
+        (Kind::MaskedPast, CheckId::MaskedPast),
     ];
-    Ok(table.iter().map(|(kind, name)| line(name, outcomes.iter().filter(|o| o.check == *kind))).collect())
+    Ok(table.map(|(kind, id)| line(id, outcomes.iter().filter(|o| o.check == kind))).into())
 }
 
 /// The outcomes of one kind as one check.
-fn line<'a>(name: &str, outcomes: impl Iterator<Item = &'a Outcome>) -> Check {
+fn line<'a>(id: CheckId, outcomes: impl Iterator<Item = &'a Outcome>) -> Check {
     let (mut passed, mut excepted, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for outcome in outcomes {
         match &outcome.verdict {
@@ -121,9 +101,9 @@ fn line<'a>(name: &str, outcomes: impl Iterator<Item = &'a Outcome>) -> Check {
         detail = format!("{} of {} graphs fail; {first}", failed.len(), passed.len() + failed.len());
     }
     if passed.is_empty() && excepted.is_empty() && failed.is_empty() {
-        return Check::not_run(name, "it asks nothing of these graphs");
+        return Check::not_run(id, "it asks nothing of these graphs");
     }
-    Check::decisions(name, detail, Vec::new(), failed.is_empty())
+    Check::holds(id, detail, failed.is_empty())
 }
 
 /// A graph with the bounds of its integer inputs and the sizes that a probe may take.
@@ -138,7 +118,7 @@ fn case(runtime: &Runtime<'_>, spec: &GraphSpec) -> Case {
         case.caps.insert("patches".to_owned(), ROWS);
     }
     case.scaled = true;
-    case.tolerances.batch = tolerances(runtime.bundle().manifest().precision).1;
+    case.tolerances = Tolerances::from(rounding(runtime));
     // The patches of the whole batch stand in one list.
     case.coupled_rows = spec.input("patch_tokens").is_some();
     for port in spec.inputs.iter().filter(|p| p.dtype == DType::I64) {
@@ -202,7 +182,7 @@ fn prefix(
             sums.add(&next[..how.tokens - 1], &cached[1..]);
         }
     }
-    let (limit, _) = tolerances(runtime.bundle().manifest().precision);
+    let limit = rounding(runtime).limit(Quantity::Steps);
     let found = sums.finish("", limit);
     let same = steps.patch_lengths == lengths;
     let pass = found.status == Status::Pass && same;
@@ -215,11 +195,8 @@ fn prefix(
     if !same {
         detail += "; the patches differ between two runs of the same tokens";
     }
-    Ok(Check {
-        max_abs: Some(found.max_abs),
-        limit: Some(limit),
-        ..Check::decisions(PREFIX, detail, Vec::new(), pass)
-    })
+    let (max_abs, limit) = (Some(found.max_abs), Some(limit.value()));
+    Ok(Check { max_abs, limit, ..Check::holds(CheckId::Steps, detail, pass) })
 }
 
 /// Padding: an image with fewer patches than its neighbour scores as it does alone, and what lies beyond a patch's
@@ -233,7 +210,7 @@ fn padding(runtime: &Runtime<'_>, streams: &[Stream], progress: Progress<'_>) ->
         _ => system.dpar().map_or(1, |d| d.longest_patch),
     };
     if !unequal(&mut lengths, tokens, longest) {
-        return Ok(Check::not_run(PADDING, "every image has as many patches: nothing is padded"));
+        return Ok(Check::not_run(CheckId::Padding, "every image has as many patches: nothing is padded"));
     }
     let together = runtime.score(&ids, &labels, Some(&lengths), streams.len(), progress)?;
     let mut sums = Accumulator::default();
@@ -242,19 +219,15 @@ fn padding(runtime: &Runtime<'_>, streams: &[Stream], progress: Progress<'_>) ->
         let alone = runtime.score(own, &labels[i..=i], Some(&lengths[i..=i]), 1, progress)?;
         sums.add(&alone.logits, logits);
     }
-    let (_, batch) = tolerances(runtime.bundle().manifest().precision);
-    let found = sums.scaled("", f64::from(batch.absolute));
+    let found = sums.scaled("", rounding(runtime).limit(Quantity::Rows));
     let counts: Vec<usize> = lengths.iter().map(Vec::len).collect();
     let mut detail = format!("images of {counts:?} patches score alone as together");
     let mut pass = found.status == Status::Pass;
     if let Some(why) = beyond_a_patch(runtime)? {
         (pass, detail) = (false, why);
     }
-    Ok(Check {
-        max_abs: Some(found.max_abs),
-        limit: Some(found.limit * found.largest.max(1.0)),
-        ..Check::decisions(PADDING, detail, Vec::new(), pass)
-    })
+    let (max_abs, limit) = (Some(found.max_abs), Some(found.limit * found.largest.max(1.0)));
+    Ok(Check { max_abs, limit, ..Check::holds(CheckId::Padding, detail, pass) })
 }
 
 /// Makes patch counts differ, so that something is padded: where all are equal, the first image gets the longest patches and

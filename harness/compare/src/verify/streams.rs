@@ -12,8 +12,9 @@ use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
 use super::reference::not_compared;
-use crate::check::{Check, Decision, Flip, boundary_flip, mean, or_failed, starts};
-use crate::tolerance::Limits;
+use crate::check::{Check, CheckId, mean, or_failed};
+use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart};
+use crate::tolerance::{Quantity, Rounding};
 
 /// The arrays that are read of a streams file.
 const KNOWN: [&str; 5] = ["tokens", "class_labels", "patch_lengths", "entropy", "margin"];
@@ -139,16 +140,25 @@ impl ReferenceStreams {
     }
 
     /// The first decision of each stream that differs, judged; `streams` are the first images.
-    pub fn first_flips(&self, rule: &PatchRule, limits: &Limits, streams: &[Stream]) -> Vec<Flip> {
-        let tie = match self.settings.sampler {
-            Method::Cdf => limits.draw_tie,
-            // Noise is the same on both sides: what is left is the gap of two logits, as in a greedy decision.
-            Method::Gumbel => limits.greedy_tie / self.settings.temperature,
+    ///
+    /// A token flip is judged by the reference's margin alone: the distance of u to the drawn token's interval does not say
+    /// which token lies beyond it, and neither file nor stream keeps the distributions that would. In fp32, where the limit
+    /// is the error of a cumulative sum, u so near to a boundary is the tie; in half types the share of such flips is what
+    /// bounds them ([`Rounding::ties`]).
+    pub fn first_flips(&self, rule: &PatchRule, rounding: Rounding, streams: &[Stream]) -> Vec<Decision> {
+        let settings = &self.settings;
+        let widths = Widths::new(rounding, rule, settings.cfg_scale, Observed::default());
+        let widths = match settings.sampler {
+            Method::Cdf => widths,
+            Method::Gumbel => widths.perturbed(settings.temperature),
         };
         let of = |(i, stream): (usize, &Stream)| {
-            let row =
-                |slot: usize| (self.tokens[i * self.length + slot], self.margins[i * self.length + slot]);
-            first_flip(rule, [limits.boundary_tie, tie], i, stream, &row, &self.lengths[i])
+            let row = i * self.length..(i + 1) * self.length;
+            let entropy = self.entropy.as_ref().map_or(&[][..], |e| &e[row.clone()]);
+            let (tokens, lengths) = (self.tokens[row.clone()].into(), Some(&self.lengths[i][..]));
+            let recorded = Trace { tokens, lengths, entropy };
+            let margin = &mut |slot: usize, _| Some(f64::from(self.margins[row.start + slot]));
+            first_apart(rule, &widths, (i, DecisionKind::Draw), [&recorded, &stream.into()], margin)
         };
         streams.iter().enumerate().filter_map(of).collect()
     }
@@ -169,7 +179,7 @@ pub fn verify_streams(
     let system = runtime.bundle().system();
     let reference = ReferenceStreams::open(path, system)?;
     let precision = runtime.bundle().manifest().precision;
-    let limits = Limits::between(Precision::Fp32, precision, runtime.arithmetic().kind);
+    let rounding = Rounding::between(Precision::Fp32, precision, runtime.arithmetic().kind);
     let t = system.tokens();
     let n = limit.unwrap_or(reference.len()).min(reference.len());
     let requests = reference.requests(n, system.num_classes);
@@ -177,14 +187,14 @@ pub fn verify_streams(
     let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {
         Ok(streams) => streams,
         Err(e) => {
-            let checks = or_failed("stream tokens", Err(e))?;
+            let checks = or_failed(CheckId::StreamTokens, Err(e))?;
             // A file that was swapped may be why.
             runtime.bundle().unchanged()?;
             return Ok(checks);
         }
     };
 
-    let flips = reference.first_flips(runtime.bundle().patch_rule(), &limits, &streams);
+    let flips = reference.first_flips(runtime.bundle().patch_rule(), rounding, &streams);
     let mut entropies = (Vec::new(), Vec::new());
     if let Some(entropy) = &reference.entropy {
         for (i, stream) in streams.iter().enumerate().filter(|(i, _)| flips.iter().all(|f| f.image != *i)) {
@@ -206,52 +216,16 @@ pub fn verify_streams(
     let found = mean(streams.iter().map(Stream::steps));
     let labels = format!("{} of {n} equal", n - label_flips);
     let mut checks = vec![
-        Check::decisions("stream labels", labels, vec![], label_flips == 0),
-        Check::mean_steps("stream mean steps", counted, found, &flips),
-        Check::streams("stream tokens", detail, flips, n, t, &limits),
+        Check {
+            equal: Some([n - label_flips, n]),
+            ..Check::holds(CheckId::StreamLabels, labels, label_flips == 0)
+        },
+        Check::mean_steps(CheckId::StreamMeanSteps, [counted, found], &flips),
+        Check::streams(CheckId::StreamTokens, detail, flips, (n, t), rounding),
     ];
     if reference.entropy.is_some() {
-        let shape = [equal, t - 1];
-        checks.push(Check::tensor("stream entropy", &shape, &entropies.0, &entropies.1, limits.entropy));
+        let (shape, limit) = ([equal, t - 1], rounding.limit(Quantity::Entropy));
+        checks.push(Check::tensor(CheckId::StreamEntropy, &shape, &entropies.0, &entropies.1, limit));
     }
     Ok(checks)
-}
-
-/// The first decision of a sampled stream that differs from the reference; `row(slot)` is the reference's token
-/// and draw margin, `ties` are the limits of boundaries and draws.
-///
-/// A token flip is judged by the reference's margin alone: the distance of u to the drawn token's interval does not say
-/// which token lies beyond it, and neither file nor stream keeps the distributions that would. In fp32, where the limit
-/// is the error of a cumulative sum, u so near to a boundary is the tie; in half types the share of such flips is what
-/// bounds them ([`Limits::ties`]).
-fn first_flip(
-    rule: &PatchRule,
-    [boundary_tie, draw_tie]: [f32; 2],
-    image: usize,
-    stream: &Stream,
-    row: &dyn Fn(usize) -> (i64, f32),
-    lengths: &[usize],
-) -> Option<Flip> {
-    let (reference, found) = (starts(lengths), starts(&stream.patch_lengths));
-    for (slot, &token) in stream.tokens.iter().enumerate() {
-        if reference.get(slot) != found.get(slot) {
-            let opens = reference.get(slot) == Some(&true);
-            return Some(boundary_flip(rule, image, slot, opens, &stream.entropy, boundary_tie));
-        }
-        let (wanted, margin) = row(slot);
-        if wanted != i64::from(token) {
-            let flip = Flip {
-                decision: Decision::Token,
-                image,
-                slot,
-                reference: wanted,
-                found: i64::from(token),
-                margin: Some(margin),
-                limit: draw_tie,
-                near_tie: false,
-            };
-            return Some(flip.judged());
-        }
-    }
-    None
 }

@@ -1,6 +1,7 @@
 //! The comparisons and their margins.
 
-use dpar_export_compare::check::Flip;
+use dpar_export_compare::decision::Decision;
+use dpar_export_compare::tolerance::{Quantity, Rounding};
 use dpar_export_decode::runtime::RunError;
 use dpar_export_metrics::{
     Compute, Equivalence, FrechetInfluence, MetricError, Verdict, equivalence, equivalence_margin,
@@ -16,16 +17,11 @@ use crate::features::Activations;
 const KID_MARGIN_FRACTION: f64 = 0.01;
 /// Smallest margin of KID: the last digit that is usually printed (KID·10³ with one decimal).
 const KID_MARGIN_FLOOR: f64 = 1e-4;
-/// Share of the streams that near-ties may explain in float32; one stream always may, so that a few images can pass. Of the
-/// 1,024 images of the trained fixtures 7 to 12 part (about 1 %), on tract and on ONNX Runtime: more than a few times that is
-/// no rounding, whatever each flip looks like.
-const EXPLAINED_SHARE: f64 = 0.05;
-
 /// How the streams part.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parted<'a> {
     /// The first decision that differs, of every stream that parts.
-    pub(super) flips: &'a [Flip],
+    pub(super) flips: &'a [Decision],
     /// Streams.
     pub(super) of: usize,
     /// Whether the bundle is float32. Near-ties of lower precisions are so wide that they explain any difference.
@@ -35,7 +31,9 @@ pub(super) struct Parted<'a> {
 impl Parted<'_> {
     /// Whether near-ties explain that the images differ: float32, few streams, and a near-tie in each of them.
     fn explains(&self) -> bool {
-        let most = ((EXPLAINED_SHARE * self.of as f64) as usize).max(1);
+        // One stream always may, so that a few images can pass.
+        let share = Rounding::FP32.limit(Quantity::PartedStreams).value();
+        let most = ((share * self.of as f64) as usize).max(1);
         self.exact && (1..=most).contains(&self.flips.len()) && self.flips.iter().all(|f| f.near_tie)
     }
 }
@@ -138,24 +136,26 @@ fn tested(name: &str, reference: f64, found: f64, test: Equivalence) -> Gate {
 
 #[cfg(test)]
 mod tests {
-    use dpar_export_compare::check::Decision;
+    use dpar_export_compare::decision::DecisionKind;
 
     use super::*;
 
-    fn flip(near_tie: bool) -> Flip {
-        Flip {
-            decision: Decision::Token,
+    fn flip(near_tie: bool) -> Decision {
+        Decision {
+            kind: DecisionKind::Draw,
             image: 0,
             slot: 3,
             reference: 1,
             found: 2,
+            entropy: None,
+            threshold: None,
             margin: Some(0.0),
             limit: 1e-5,
             near_tie,
         }
     }
 
-    fn parted(flips: &[Flip], of: usize, exact: bool) -> Parted<'_> {
+    fn parted(flips: &[Decision], of: usize, exact: bool) -> Parted<'_> {
         Parted { flips, of, exact }
     }
 
@@ -184,7 +184,7 @@ mod tests {
         let noisy: Vec<usize> = reference.iter().enumerate().map(|(i, s)| s + i % 7).map(|s| s - 3).collect();
         assert_eq!(steps(&noisy).verdict, Verdict::Inconclusive);
         // Near-ties explain what is undecided, never what fails; defects explain nothing.
-        let by = |found: &[usize], flips: &[Flip], exact| {
+        let by = |found: &[usize], flips: &[Decision], exact| {
             super::steps(found, &reference, parted(flips, 64, exact)).unwrap().verdict
         };
         let with = |found: &[usize], near_tie| by(found, &[flip(near_tie)], true);
@@ -197,7 +197,7 @@ mod tests {
             (Verdict::Pass, Verdict::Inconclusive)
         );
         assert_eq!(by(&noisy, &ties(1), false), Verdict::Inconclusive);
-        let few = |flips: &[Flip], of| parted(flips, of, true).explains();
+        let few = |flips: &[Decision], of| parted(flips, of, true).explains();
         assert!(few(&ties(1), 8) && !few(&ties(2), 8), "one stream may part however few there are");
         assert!(!few(&[], 8));
     }

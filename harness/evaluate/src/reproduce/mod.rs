@@ -10,8 +10,8 @@ pub mod paper;
 mod reference;
 
 use dpar_engine_api::EngineInfo;
-use dpar_export_compare::check::Flip;
-use dpar_export_compare::tolerance::Limits;
+use dpar_export_compare::decision::Decision;
+use dpar_export_compare::tolerance::Rounding;
 use dpar_export_compare::verify::ReferenceStreams;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{RunError, Runtime};
@@ -156,7 +156,7 @@ pub struct SystemReport {
     /// Steps of the same images in the reference.
     pub reference_steps: StepSummary,
     /// Streams that part from the reference: the first decision that differs in each.
-    pub flips: Vec<Flip>,
+    pub flips: Vec<Decision>,
     /// The feature network, where one was given.
     pub extractor: Option<ExtractorIdentity>,
     /// Metrics of the generated images.
@@ -200,8 +200,8 @@ pub fn reproduce(
     let requests = recorded.requests(n, system.num_classes);
     let mut tell = |done, total| step("decoding streams", done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
-    let limits = Limits::between(Precision::Fp32, bundle.manifest().precision, runtime.arithmetic().kind);
-    let flips = recorded.first_flips(bundle.patch_rule(), &limits, &streams);
+    let rounding = Rounding::between(Precision::Fp32, bundle.manifest().precision, runtime.arithmetic().kind);
+    let flips = recorded.first_flips(bundle.patch_rule(), rounding, &streams);
     let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();

@@ -2,14 +2,16 @@
 
 use camino::Utf8Path;
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_metrics::Verdict;
 
-use super::super::report::SCHEMA_VERSION;
-use super::super::{reference, tolerance};
-use super::{Bisection, GraphFinding, Source, Symptom, how, source, symptom};
-use crate::check::{Check, Status, starts};
+use super::super::decisions::Sizes;
+use super::super::reference;
+use super::{Bisection, Divergence, GraphFinding, Source, Symptom, how, sizes, source, symptom};
+use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
+use crate::decision::starts;
 use crate::replay::{Follow, Replay, follow};
 use crate::stats::Accumulator;
-use crate::tolerance::Limits;
+use crate::tolerance::Rounding;
 use crate::verify::verify_golden;
 
 /// Finds where an engine parts from recorded outputs. They hold no intermediate values, so the graph is inferred from
@@ -34,12 +36,13 @@ pub fn against_recorded(
     let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
     golden.follow(&own);
     let precision = bundle.manifest().precision;
-    let limit = tolerance(&Limits::between(golden.recorded, precision, runtime.arithmetic().kind), 1.0);
-    let symptom = symptom(bundle, &golden.replay, &own, false, limit)?;
+    let rounding = Rounding::between(golden.recorded, precision, runtime.arithmetic().kind);
+    let sizes = sizes(bundle, 0, rounding, 1.0);
+    let symptom = symptom(sizes, &golden.replay, &own, false)?;
     let mut graph = None;
     let mut note = None;
     if let Some(symptom) = &symptom {
-        let named = inferred(runtime, &golden, symptom, limit.logits, batch, progress)?;
+        let named = inferred(runtime, &golden, symptom, sizes, batch, progress)?;
         note = Some(match named.len() {
             0 => "every entropy agrees: the patch rule, and no graph, decides otherwise".to_owned(),
             _ => "recorded outputs hold no intermediate values: give a bundle that is known to be good as --reference \
@@ -49,13 +52,13 @@ pub fn against_recorded(
         let found = GraphFinding { graphs: named, slot: Some(symptom.slot), output: None, max_abs: None };
         graph = Some(found).filter(|g| !g.graphs.is_empty());
     }
-    let mut verdict = if symptom.is_some() { Status::Fail } else { Status::Pass };
+    let mut verdict = if symptom.is_some() { Verdict::Fail } else { Verdict::Pass };
     if symptom.is_none() {
         // The loop agrees on given tokens: what else was recorded.
         let checks = verify_golden(runtime, folder, batch, progress)?;
         let mut notes = Vec::new();
         for check in checks.iter().filter(|c| c.status == Status::Fail) {
-            verdict = Status::Fail;
+            verdict = Verdict::Fail;
             notes.push(format!("{} differ: {}", check.name, check.detail));
             let named = graphs_of(runtime, check);
             if graph.is_none() && !named.is_empty() {
@@ -85,18 +88,19 @@ pub fn against_recorded(
 /// Which graphs can be at fault where the loop agrees on given tokens and this check of `verify` fails.
 fn graphs_of(runtime: &Runtime<'_>, check: &Check) -> Vec<String> {
     let system = runtime.bundle().system();
-    let of = |what: &str| check.name.ends_with(what);
-    let names: &[&str] = match () {
-        () if of("images") => &["vq_decode"],
-        () if of("codes") => &["vq_encode"],
-        () if of("entropy") => &["entropy_step"],
+    let step = if system.dpar().is_some() {
+        &["start", "encoder_step", "patch_embed", "global_step", "decoder_step"][..]
+    } else {
+        &["llamagen_step"]
+    };
+    let names: &[&str] = match check.id {
+        CheckId::Images => &["vq_decode"],
+        CheckId::Codes => &["vq_encode"],
+        CheckId::Entropy => &["entropy_step"],
         // The step graphs agree: what is left is the graph that scores whole sequences.
-        () if of("logits") && system.dpar().is_some() => &["score"],
-        () if of("greedy tokens") && system.dpar().is_some() => {
-            &["start", "encoder_step", "patch_embed", "global_step", "decoder_step"]
-        }
-        () if of("logits") || of("greedy tokens") => &["llamagen_step"],
-        () => &[],
+        CheckId::Logits if system.dpar().is_some() => &["score"],
+        CheckId::Logits | CheckId::GreedyTokens => step,
+        _ => &[],
     };
     names.iter().map(|n| (*n).to_owned()).collect()
 }
@@ -117,17 +121,14 @@ fn other_rule(runtime: &Runtime<'_>, folder: &Utf8Path, golden: &Replay) -> Opti
         let (r, f) = (starts(lengths), starts(&rule.lengths(t, &golden.entropy[image * t..(image + 1) * t])));
         (0..t).find(|slot| r.get(*slot) != f.get(*slot)).map(|slot| (image, slot))
     })?;
-    let threshold = rule.threshold.map(|v| format!(", threshold {v}")).unwrap_or_default();
-    let what = format!(
-        "boundary differs for the recorded entropy (e = {}{threshold}, at most {} tokens)",
-        golden.entropy[image * t + slot],
-        rule.longest_patch(t)
-    );
+    let recorded_entropy = golden.entropy[image * t + slot];
+    let (threshold, longest) = (rule.threshold, rule.longest_patch(t));
+    let divergence = Divergence::Rule { recorded: recorded_entropy, threshold, longest };
     Some(Bisection {
         schema_version: SCHEMA_VERSION,
-        verdict: Status::Fail,
+        verdict: Verdict::Fail,
         sources: recorded(runtime, folder),
-        symptom: Some(Symptom { image, slot, what }),
+        symptom: Some(Symptom::new(image, slot, divergence)),
         graph: None,
         node: None,
         note: Some("the patch rule, and no graph, decides otherwise".to_owned()),
@@ -139,21 +140,18 @@ fn inferred(
     runtime: &Runtime<'_>,
     golden: &reference::Reference,
     symptom: &Symptom,
-    limit: f64,
+    sizes: Sizes<'_>,
     batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<String>, RunError> {
     let system = runtime.bundle().system();
     let named = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-    if symptom.what.starts_with("entropy") {
-        return Ok(named(&["entropy_step"]));
-    }
-    if symptom.what.starts_with("boundary") {
-        return Ok(if symptom.what.contains("entropies agree") {
-            Vec::new()
-        } else {
-            named(&["entropy_step"])
-        });
+    match symptom.divergence {
+        Divergence::Entropy { .. } | Divergence::Boundary { entropies_agree: false, .. } => {
+            return Ok(named(&["entropy_step"]));
+        }
+        Divergence::Rule { .. } | Divergence::Boundary { entropies_agree: true, .. } => return Ok(Vec::new()),
+        Divergence::Logits { .. } => {}
     }
     if system.dpar().is_none() {
         return Ok(named(&["llamagen_step"]));
@@ -168,7 +166,7 @@ fn inferred(
     let mut sums = Accumulator::default();
     sums.add(&golden.replay.conditional, &whole.logits);
     let steps = ["encoder_step", "patch_embed", "global_step", "decoder_step"];
-    let pass = sums.finish("", limit).status == Status::Pass;
+    let pass = sums.finish("", sizes.tolerance().logits).status == Status::Pass;
     // Where `score` agrees, its weights do: the fault lies in the step graphs.
     Ok(if pass { named(&steps) } else { named(&[&steps[..], &["score"]].concat()) })
 }
