@@ -140,11 +140,7 @@ pub fn kid(samples: Rows<'_>, reference: Rows<'_>, compute: &Compute) -> Result<
     let (nf, mf) = (n as f64, m as f64);
     let (pxx, pyy, pxy) = (nf * (nf - 1.0), mf * (mf - 1.0), nf * mf);
     let value = total(&xx.rows) / pxx + total(&yy.rows) / pyy - 2.0 * total(&xy.rows) / pxy;
-    // Linear part: 2·(mean_j k(x_i, x_j) − mean_j k(x_i, y_j)), and the same for y.
-    let linear = |own: &[f64], cross: &[f64], n: f64, m: f64| {
-        let h: Vec<f64> = own.iter().zip(cross).map(|(a, b)| 2.0 * (a / (n - 1.0) - b / m)).collect();
-        variance(&h) / n
-    };
+    let linear = |own: &[f64], cross: &[f64], n: f64, m: f64| variance(&linear_part(own, cross, n, m)) / n;
     let first = linear(&xx.rows, &xy.rows, nf, mf) + linear(&yy.rows, &xy.cols, mf, nf);
     // Degenerate part: E k² − E a(x)² − E b(y)² + (E k)², a and b the conditional means.
     let rest = |squares: f64, pairs: f64, a: &[f64], na: f64, b: &[f64], nb: f64| {
@@ -157,6 +153,28 @@ pub fn kid(samples: Rows<'_>, reference: Rows<'_>, compute: &Compute) -> Result<
         + 4.0 * rest(xy.squares, pxy, &xy.rows, mf, &xy.cols, nf) / pxy;
     // The observed spread of the linear part holds the degenerate part twice over, through its finite means.
     Ok(Kid { value, standard_error: ((first - 2.0 * second).max(0.0) + second).sqrt() })
+}
+
+/// Influence of each sample on the unbiased KID against `reference`: 2·(mean_j k(x_i, x_j) − mean_j k(x_i, y_j)), the
+/// linear part of its Hoeffding decomposition over the samples. For samples of the same classes and seeds, the spread of the
+/// differences of two sets is the standard error of the difference of their KIDs.
+///
+/// # Errors
+/// As [`kid`].
+pub fn kid_influence(
+    samples: Rows<'_>,
+    reference: Rows<'_>,
+    compute: &Compute,
+) -> Result<Vec<f64>, MetricError> {
+    check(samples, reference, 2)?;
+    let xx = sums(samples, samples, true, Some(compute));
+    let xy = sums(samples, reference, false, Some(compute));
+    Ok(linear_part(&xx.rows, &xy.rows, samples.count() as f64, reference.count() as f64))
+}
+
+/// 2·(mean_j k(x_i, x_j) − mean_j k(x_i, y_j)) from the sums over j, of `n` samples and `m` others.
+fn linear_part(own: &[f64], cross: &[f64], n: f64, m: f64) -> Vec<f64> {
+    own.iter().zip(cross).map(|(a, b)| 2.0 * (a / (n - 1.0) - b / m)).collect()
 }
 
 /// Variance with ddof 1.

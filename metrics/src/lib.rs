@@ -46,7 +46,7 @@ pub use frechet::{Frechet, FrechetInfluence, frechet_distance};
 pub use inception_score::{
     ADM_CHUNK, InceptionScore, InceptionScoreAccumulator, Softmax, inception_score_torch_fidelity,
 };
-pub use kid::{Kid, KidProtocol, KidSubsets, kid, kid_subsets};
+pub use kid::{Kid, KidProtocol, KidSubsets, kid, kid_influence, kid_subsets};
 pub use manifold::NEIGHBOURS;
 pub use moments::{Moments, MomentsAccumulator, working_memory};
 pub use numpy_random::NumpyRandom;

@@ -194,9 +194,13 @@ impl From<PictureError> for Failure {
 
 impl From<EvaluateError> for Failure {
     fn from(e: EvaluateError) -> Self {
+        let cause = e.cause();
         match e {
+            EvaluateError::Extractor(e) => Self { cause, ..e.into() },
             EvaluateError::Array(e) => e.into(),
             EvaluateError::Run(e) => e.into(),
+            EvaluateError::Picture(e) => e.into(),
+            EvaluateError::Staging(e) => e.into(),
             EvaluateError::Input { ref hint, .. } => {
                 let hint = hint.clone();
                 Self::new(e, hint)

@@ -1,19 +1,17 @@
 //! `metrics`: from activations to numbers.
 
-use std::sync::mpsc;
-use std::time::Duration;
-
 use camino::Utf8PathBuf;
 use clap::{Args, ValueEnum};
 use dpar_export_metrics::{Compute, KidProtocol, PrMode, Variant};
 use serde_json::json;
 
 use super::failure::{Exit, Failure};
-use super::printer::{Printer, Text, fixed, stopped, table};
+use super::printer::{Phases, Printer, Text, fixed, table};
 use crate::bundle;
 use crate::evaluate::EvaluateError;
-use crate::evaluate::activations::{Activations, Table, moments_of};
-use crate::evaluate::measure::{Side, measure};
+use crate::evaluate::activations::{StoredActivations, Table, moments_of};
+use crate::evaluate::apart::apart;
+use crate::evaluate::measure::{PARTS, Side, measure};
 use crate::evaluate::report::{Metric, Network, Report, Settings};
 
 /// Metrics of activations.
@@ -84,20 +82,17 @@ impl ProtocolArgs {
         })
     }
 
-    /// With the variant that was asked for, or else this one.
-    pub(crate) fn settings(&self, seed: u64, usual: Variant) -> Settings {
-        Settings {
-            variant: self.variant().unwrap_or(usual),
-            pr_mode: match self.pr_mode {
-                PrName::F32 => PrMode::F32,
-                PrName::Adm => PrMode::Adm,
-            },
-            kid: KidProtocol {
-                subsets: self.kid_subsets as usize,
-                size: self.kid_subset_size as usize,
-                seed,
-            },
+    /// Arithmetic of Precision and Recall.
+    pub(crate) fn pr_mode(&self) -> PrMode {
+        match self.pr_mode {
+            PrName::F32 => PrMode::F32,
+            PrName::Adm => PrMode::Adm,
         }
+    }
+
+    /// Subsets of KID.
+    pub(crate) fn kid(&self, seed: u64) -> KidProtocol {
+        KidProtocol { subsets: self.kid_subsets as usize, size: self.kid_subset_size as usize, seed }
     }
 }
 
@@ -112,44 +107,36 @@ pub(crate) fn compute(threads: Option<u16>) -> Result<Compute, Failure> {
 /// Everything is read and nothing written but the report: Ctrl-C abandons the work where it is, since a decomposition of
 /// a covariance cannot be asked to stop.
 pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure> {
-    let (done, result) = mpsc::channel();
-    let args = args.clone();
-    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
-        // Nobody listens any more where the user has stopped.
-        let _ = done.send(report(&args, printer));
-    })?;
-    loop {
-        match result.recv_timeout(ASKED) {
-            Ok(report) => {
-                let (text, value) = report?;
-                printer.result(|| text, &value)?;
-                return Ok(Exit::Pass);
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) if !stopped() => {}
-            Err(mpsc::RecvTimeoutError::Timeout) => return Err(EvaluateError::Interrupted.into()),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(Failure::usage("the computation ended without a result", None));
-            }
-        }
-    }
+    let mut phases = Phases::new(printer);
+    let own = args.clone();
+    let work = move |next: &mut dyn FnMut(&'static str) -> bool| report(&own, next);
+    let done = apart(1 + PARTS, work, &mut |phase, done, total| phases.show(phase, done, total));
+    drop(phases);
+    let (text, value) = done?;
+    printer.result(|| text, &value)?;
+    Ok(Exit::Pass)
 }
 
-/// How long Ctrl-C is not noticed.
-const ASKED: Duration = Duration::from_millis(50);
-
-/// The report for people, and with `--json`.
-fn report(args: &MetricsArgs, printer: Printer) -> Result<(Text, serde_json::Value), Failure> {
+/// The report for people, and with `--json`. `next` is told what comes next.
+fn report(
+    args: &MetricsArgs,
+    next: &mut dyn FnMut(&'static str) -> bool,
+) -> Result<(Text, serde_json::Value), Failure> {
     let compute = compute(args.threads)?;
-    let bar = printer.progress("reading", "steps");
-    let samples = Activations::read(&args.activations)?;
+    next("reading");
+    let samples = StoredActivations::read(&args.activations)?;
     let Some(pool) = &samples.pool else {
         let message = format!("{} holds no `pool_3`", args.activations);
         return Err(Failure::usage(message, Some("samples are given as activations, not as statistics")));
     };
-    let reference = Activations::read(&args.reference)?;
+    let reference = StoredActivations::read(&args.reference)?;
     check(&samples, &reference, args)?;
     let network = &samples.network;
-    let settings = args.protocol.settings(args.seed, variant(&samples, &reference, args)?);
+    let settings = Settings {
+        variant: variant(&samples, &reference, args)?,
+        pr_mode: args.protocol.pr_mode(),
+        kid: Some(args.protocol.kid(args.seed)),
+    };
     let of = |table: &Option<Table>, what| table.as_ref().map(|t| moments_of(t, what, &compute)).transpose();
     // Samples are measured; a reference file's statistics are used as they are.
     let (s_pool, s_spatial) = (of(&samples.pool, "pool_3")?, of(&samples.spatial, "spatial")?);
@@ -173,14 +160,12 @@ fn report(args: &MetricsArgs, printer: Printer) -> Result<(Text, serde_json::Val
         pool: reference.pool.as_ref().map(|t| t.rows("pool_3 of the reference")).transpose()?,
         logits: None,
     };
-    let mut report =
-        measure(samples_side, reference_side, network, &settings, &compute, &mut |what| bar.step(what))?;
+    let mut report = measure(samples_side, reference_side, network, &settings, &compute, next)?;
     if reference.images && reference.pool.is_none() {
         report.reason(
             "the reference's images (`arr_0`) need a feature network: `dpar-export evaluate --extractor`",
         );
     }
-    drop(bar);
     let digest = |path: &Utf8PathBuf| bundle::digest(path).map(|(_, sha)| sha);
     let value = json!({
         "samples": { "file": args.activations, "sha256": digest(&args.activations)?, "images": samples.count() },
@@ -195,11 +180,16 @@ fn report(args: &MetricsArgs, printer: Printer) -> Result<(Text, serde_json::Val
 }
 
 /// The variant whose resize made the features, where a file records it; `--variant` must not contradict it.
-fn variant(samples: &Activations, reference: &Activations, args: &MetricsArgs) -> Result<Variant, Failure> {
+fn variant(
+    samples: &StoredActivations,
+    reference: &StoredActivations,
+    args: &MetricsArgs,
+) -> Result<Variant, Failure> {
     let [own, other] = [samples, reference].map(|a| a.preparation[1].as_deref());
-    let Some(resize) = own.or(other) else { return Ok(Variant::default()) };
+    let asked = args.protocol.variant();
+    let Some(resize) = own.or(other) else { return Ok(asked.unwrap_or_default()) };
     let file = if own.is_some() { &args.activations } else { &args.reference };
-    match args.protocol.variant() {
+    match asked {
         Some(asked) if asked.resize().name() != resize => {
             let message = format!(
                 "{file} holds features of images resized by {resize}, --variant {asked} is {}",
@@ -207,23 +197,28 @@ fn variant(samples: &Activations, reference: &Activations, args: &MetricsArgs) -
             );
             Err(Failure::usage(message, Some("leave out --variant, or make the features with its resize")))
         }
-        _ => Ok(Variant::ALL
+        Some(asked) => Ok(asked),
+        None => Ok(Variant::ALL
             .into_iter()
             .find(|v| v.resize().name() == resize && samples.network.inception)
             .unwrap_or_default()),
     }
 }
 
-fn check(samples: &Activations, reference: &Activations, args: &MetricsArgs) -> Result<(), Failure> {
+fn check(
+    samples: &StoredActivations,
+    reference: &StoredActivations,
+    args: &MetricsArgs,
+) -> Result<(), Failure> {
     if samples.network != reference.network {
         let (a, b) = (&samples.network.name, &reference.network.name);
         let message = format!("{} holds features of {a}, {} of {b}", args.activations, args.reference);
         return Err(Failure::usage(message, Some("compare features of one network; `extractor` names it")));
     }
-    samples
-        .same_preparation(reference)
-        .map_err(|e| Failure::usage(format!("{}: {e}", args.reference), None))?;
-    let width = |a: &Activations| {
+    if let Some(unlike) = samples.other_preparation(reference) {
+        return Err(Failure::usage(format!("{}: {unlike}", args.reference), None));
+    }
+    let width = |a: &StoredActivations| {
         let stored = a.pool_moments.as_ref().map(dpar_export_metrics::Moments::width);
         stored.or(a.pool.as_ref().map(Table::width))
     };

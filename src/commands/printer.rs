@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::Failure;
+use crate::Phase;
 use dpar_export_spec::escape::{visible, visible_json};
 
 /// Set by Ctrl-C; long work asks for it.
@@ -100,7 +101,7 @@ impl Bar {
     }
 
     /// Begins behind what an earlier run did: the time that is left is told from what this one does.
-    pub(crate) fn start(&self, done: usize) {
+    fn start(&self, done: usize) {
         self.0.set_position(done as u64);
         self.0.reset_eta();
     }
@@ -116,6 +117,30 @@ impl Bar {
         self.0.set_message(visible(what).into_owned());
         self.0.inc(1);
         !stopped()
+    }
+}
+
+/// A bar for each phase of a piece of work.
+pub(crate) struct Phases {
+    printer: Printer,
+    shown: Option<(Phase, Bar)>,
+}
+
+impl Phases {
+    pub(crate) fn new(printer: Printer) -> Self {
+        Self { printer, shown: None }
+    }
+
+    /// Shows how far a phase is; false when the user asked to stop.
+    pub(crate) fn show(&mut self, phase: Phase, done: usize, total: usize) -> bool {
+        if self.shown.as_ref().is_none_or(|(shown, _)| *shown != phase) {
+            // The bar before leaves its line first.
+            self.shown = None;
+            let bar = self.printer.progress(phase.name(), phase.unit());
+            bar.start(done);
+            self.shown = Some((phase, bar));
+        }
+        self.shown.as_ref().is_none_or(|(_, bar)| bar.advance(done, total))
     }
 }
 

@@ -8,16 +8,16 @@ use serde_json::json;
 
 use super::args::{EngineArgs, resize};
 use super::failure::{Exit, Failure};
-use super::printer::{Bar, Printer, Text, fixed, table};
+use super::printer::{Phases, Printer, Text, fixed, table};
 use super::with_runtime;
 use crate::bundle::{MANIFEST, Manifest};
 use crate::engines::{self, EngineOptions, Runs};
+use crate::evaluate::EvaluateError;
 use crate::features::{ExtractorOptions, FeatureExtractor};
 use crate::reproduce::paper::{Paper, Run, gate};
 use crate::reproduce::{
     Gate, ReferenceFolder, ReproduceOptions, StepSummary, SystemReport, reproduce, run_seed,
 };
-use crate::runtime::RunError;
 
 #[derive(Debug, Args)]
 pub(crate) struct ReproduceArgs {
@@ -88,8 +88,8 @@ pub(super) fn run(args: &ReproduceArgs, printer: Printer) -> Result<Exit, Failur
     let mut reports = Vec::new();
     for path in [Some(bundle), args.baseline.as_ref()].into_iter().flatten() {
         let report = with_runtime(path, &args.engine, |runtime| {
-            let bar = printer.progress("reproducing", "units");
-            let step = &mut |what: &str, done, total| shown(&bar, what, done, total);
+            let mut phases = Phases::new(printer);
+            let step = &mut |phase, done, total| phases.show(phase, done, total);
             Ok(reproduce(runtime, &mut reference, extractor.as_mut(), options(args), step)?)
         })?;
         reports.push(report);
@@ -116,10 +116,6 @@ fn reference(args: &ReproduceArgs, folder: &Utf8Path) -> Result<ReferenceFolder,
         ));
     }
     Ok(reference)
-}
-
-fn shown(bar: &Bar, what: &str, done: usize, total: usize) -> bool {
-    bar.phase(what, done, total)
 }
 
 fn options(args: &ReproduceArgs) -> ReproduceOptions {
@@ -179,10 +175,10 @@ fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<E
                 }
                 let recorded = reference.streams(system)?;
                 let n = args.num.map_or(recorded.len(), |n| n as usize);
-                let bar = printer.progress("running", "units");
-                let step = &mut |what: &str, done, total| shown(&bar, what, done, total);
+                let mut phases = Phases::new(printer);
+                let step = &mut |phase, done, total| phases.show(phase, done, total);
                 if let Some(extractor) = extractor.as_mut() {
-                    let compute = Compute::new(threads(args)).map_err(RunError::from)?;
+                    let compute = Compute::new(threads(args)).map_err(EvaluateError::metric("threads"))?;
                     reference.look(extractor, &compute, step)?;
                 }
                 let one = |seed: &u64| {
@@ -202,7 +198,7 @@ fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<E
         _ => args.runs.iter().map(|p| Run::read(p)).collect::<Result<_, _>>()?,
     };
     Run::check_alike(&runs)?;
-    let gates = gate(&paper, row, &runs).map_err(RunError::from)?;
+    let gates = gate(&paper, row, &runs).map_err(EvaluateError::metric("runs"))?;
     let verdict = Verdict::all(gates.iter().map(|g| g.verdict));
     let text = || {
         let mut text = Text::from(format!("{}: {} runs against the published table", row.name, runs.len()));

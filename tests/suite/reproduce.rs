@@ -430,5 +430,5 @@ fn stored_statistics_of_the_real_images_are_used_as_they_are() {
     let far = 1000.0 * width as f64;
     assert!(stored.distance.unwrap() > far && plain.distance.unwrap() < far, "{stored:?} {plain:?}");
     let other = again(&write("other.npz", "inception")).unwrap_err().to_string();
-    assert!(other.contains("stores statistics of inception"), "{other}");
+    assert!(other.contains("features of inception, the extractor is efficientnet-lite0"), "{other}");
 }

@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export::arrays::ArrayFile;
 use dpar_export::bundle::{Bundle, BundleError};
 use dpar_export::engines;
+use dpar_export::evaluate::EvaluateError;
 use dpar_export::features::{ExtractorOptions, FeatureExtractor};
 use dpar_export::generate::sampler::SamplerOptions;
 use dpar_export::generate::{DecodeOptions, Request};
@@ -199,6 +200,7 @@ fn no_activations_come_from_a_network_that_was_written_while_it_ran() {
         extractor.run(&pixels, (16, 16), &mut quiet).unwrap();
         fs_err::write(&written, fs_err::read(&written).unwrap()).unwrap();
         let e = extractor.run(&pixels, (16, 16), &mut quiet).unwrap_err();
+        let EvaluateError::Extractor(e) = e else { panic!("{path}: {e}") };
         assert!(matches!(e, RunError::Bundle(BundleError::Changed { .. })), "{path}: {e}");
     }
 }

@@ -117,6 +117,33 @@ fn kid_by_its_definition_and_in_subsets() {
     assert_eq!(kid_subsets(rows(&x), rows(&y), protocol, &one).unwrap(), subsets);
 }
 
+#[test]
+fn the_influence_on_kid_is_its_definition_and_what_leaving_one_out_does() {
+    let (x, y) = (small(60, 1), small(80, 2));
+    let influence = kid_influence(rows(&x), rows(&y), compute()).unwrap();
+    let k = |a: &[f32], b: &[f32]| {
+        let dot: f64 = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        (dot / D as f64 + 1.0).powi(3)
+    };
+    let whole = kid(rows(&x), rows(&y), compute()).unwrap().value;
+    let mean = influence.iter().sum::<f64>() / 60.0;
+    for i in [0, 13, 59] {
+        let row = &x[i * D..(i + 1) * D];
+        let others = x.chunks(D).enumerate().filter(|(j, _)| *j != i);
+        let own = others.map(|(_, b)| k(row, b)).sum::<f64>() / 59.0;
+        let cross = y.chunks(D).map(|b| k(row, b)).sum::<f64>() / 80.0;
+        assert!((influence[i] - 2.0 * (own - cross)).abs() < 1e-12, "{i}");
+        let mut without = x.clone();
+        without.drain(i * D..(i + 1) * D);
+        // (n − 1)·(KID − KID without i) is the centred influence, to first order in 1/n.
+        let effect = 59.0 * (whole - kid(rows(&without), rows(&y), compute()).unwrap().value);
+        let centred = influence[i] - mean;
+        assert!((effect - centred).abs() < 0.15 * centred.abs() + 0.02, "{i}: {effect} {centred}");
+    }
+    assert_eq!(influence, kid_influence(rows(&x), rows(&y), &Compute::new(1).unwrap()).unwrap());
+    assert!(kid_influence(rows(&x[..D]), rows(&y), compute()).is_err());
+}
+
 fn noise(seed: u64, i: usize) -> f64 {
     (word(seed, 1, i) >> 11) as f64 / (1u64 << 53) as f64 - 0.5
 }

@@ -10,8 +10,8 @@ use dpar_export_files::arrays::{Array, ArrayFile};
 use dpar_export_inputs::memory;
 use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows, working_memory};
 
-use super::EvaluateError;
 use super::report::Network;
+use super::{EvaluateError, InputKind};
 
 /// Longest name of a feature network.
 const LONGEST_NAME: usize = 200;
@@ -47,9 +47,27 @@ impl Table {
     }
 }
 
+/// Features of two preparations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unlike {
+    /// [`DIGEST`] or [`RESIZE`].
+    pub array: &'static str,
+    /// What the file says.
+    pub own: String,
+    /// What it is held against.
+    pub wanted: String,
+}
+
+impl std::fmt::Display for Unlike {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { array, own, wanted } = self;
+        write!(f, "features of other preparations: `{array}` is {own} and {wanted}")
+    }
+}
+
 /// What a file says about a set of images. Activations take 4 bytes a value.
 #[derive(Debug, Clone)]
-pub struct Activations {
+pub struct StoredActivations {
     /// The feature network.
     pub network: Network,
     /// Pooled features, [N, D].
@@ -68,7 +86,7 @@ pub struct Activations {
     pub images: bool,
 }
 
-impl Activations {
+impl StoredActivations {
     /// Reads a file.
     ///
     /// # Errors
@@ -92,7 +110,7 @@ impl Activations {
                 true => "images need a feature network: `dpar-export evaluate --extractor`",
                 false => "save activations as `pool_3` [N, 2048] float32",
             };
-            return Err(EvaluateError::input(message, Some(hint)));
+            return Err(EvaluateError::input(InputKind::Activations, message, Some(hint)));
         }
         let counts = [("pool_3", &pool), ("spatial", &spatial), ("logits", &logits)];
         let mut known: Option<(&str, usize)> = None;
@@ -101,7 +119,7 @@ impl Activations {
             match known {
                 Some((other, n)) if n != count => {
                     let message = format!("{path}: `{other}` holds {n} images, `{name}` {count}");
-                    return Err(EvaluateError::input(message, None));
+                    return Err(EvaluateError::input(InputKind::Activations, message, None));
                 }
                 _ => known = Some((name, count)),
             }
@@ -111,34 +129,27 @@ impl Activations {
         {
             let (a, b) = (pool.width(), moments.width());
             let message = format!("{path}: `pool_3` has {a} features, `mu` {b}");
-            return Err(EvaluateError::input(message, None));
+            return Err(EvaluateError::input(InputKind::Activations, message, None));
         }
         let network = network(&file)?;
         let preparation = [words(&file, DIGEST)?, words(&file, RESIZE)?];
         Ok(Self { network, pool, spatial, logits, pool_moments, spatial_moments, preparation, images })
     }
 
-    /// Whether the features were made by the same extractor with the same resize, as far as both files say.
-    ///
-    /// # Errors
-    /// With what differs.
-    pub fn same_preparation(&self, other: &Self) -> Result<(), String> {
+    /// Whether the features were made by another extractor, or with another resize, than those of the other file, as far as
+    /// both say: what differs.
+    pub fn other_preparation(&self, other: &Self) -> Option<Unlike> {
         self.prepared_by(other.preparation.each_ref().map(Option::as_deref))
     }
 
-    /// As [`same_preparation`](Self::same_preparation), with SHA-256 and resize of an extractor.
-    ///
-    /// # Errors
-    /// With what differs.
-    pub fn prepared_by(&self, wanted: [Option<&str>; 2]) -> Result<(), String> {
-        for ((own, wanted), what) in self.preparation.iter().zip(wanted).zip([DIGEST, RESIZE]) {
-            if let (Some(own), Some(wanted)) = (own, wanted)
-                && own != wanted
-            {
-                return Err(format!("features of other preparations: `{what}` is {own} and {wanted}"));
-            }
-        }
-        Ok(())
+    /// As [`other_preparation`](Self::other_preparation), with SHA-256 and resize of an extractor.
+    pub fn prepared_by(&self, wanted: [Option<&str>; 2]) -> Option<Unlike> {
+        let pairs = self.preparation.iter().zip(wanted).zip([DIGEST, RESIZE]);
+        pairs.filter_map(|((own, wanted), array)| Some((own.as_deref()?, wanted?, array))).find_map(
+            |(own, wanted, array)| {
+                (own != wanted).then(|| Unlike { array, own: own.to_owned(), wanted: wanted.to_owned() })
+            },
+        )
     }
 
     /// Number of images of which there are activations.
@@ -168,7 +179,11 @@ fn statistics_fit(file: &ArrayFile, name: &str, width: usize) -> Result<(), Eval
 }
 
 fn too_much(file: &ArrayFile, name: &str, e: &memory::MemoryError) -> EvaluateError {
-    EvaluateError::input(format!("{}: array `{name}`: {e}", file.path()), Some(memory::HINT))
+    EvaluateError::input(
+        InputKind::Activations,
+        format!("{}: array `{name}`: {e}", file.path()),
+        Some(memory::HINT),
+    )
 }
 
 /// An array of one row an image, trailing dimensions flattened. float64 is taken where every value is one of
@@ -183,7 +198,7 @@ fn table(file: &ArrayFile, name: &str) -> Result<Option<Table>, EvaluateError> {
     if shape.len() < 2 || width == 0 {
         let message =
             format!("{}: array `{name}`: shape {shape:?} where one row an image is wanted", file.path());
-        return Err(EvaluateError::input(message, None));
+        return Err(EvaluateError::input(InputKind::Activations, message, None));
     }
     let data: Vec<f32> = match array {
         Array::F32(a) => a.into_raw_vec_and_offset().0,
@@ -193,7 +208,11 @@ fn table(file: &ArrayFile, name: &str) -> Result<Option<Table>, EvaluateError> {
             if a.iter().zip(&narrow).any(|(wide, v)| f64::from(*v) != *wide) {
                 let message =
                     format!("{}: array `{name}`: float64 values that are none of float32", file.path());
-                return Err(EvaluateError::input(message, Some("save the activations as float32")));
+                return Err(EvaluateError::input(
+                    InputKind::Activations,
+                    message,
+                    Some("save the activations as float32"),
+                ));
             }
             narrow
         }
@@ -201,7 +220,7 @@ fn table(file: &ArrayFile, name: &str) -> Result<Option<Table>, EvaluateError> {
     };
     if let Some(bad) = data.iter().position(|v| !v.is_finite()) {
         let message = format!("{}: array `{name}`: image {} holds {}", file.path(), bad / width, data[bad]);
-        return Err(EvaluateError::input(message, None));
+        return Err(EvaluateError::input(InputKind::Activations, message, None));
     }
     Ok(Some(Table { data, width }))
 }
@@ -213,7 +232,7 @@ fn moments(file: &ArrayFile, mean: &str, covariance: &str) -> Result<Option<Mome
         (has_mean, _) => {
             let (there, not) = if has_mean { (mean, covariance) } else { (covariance, mean) };
             let message = format!("{} holds `{there}` without `{not}`", file.path());
-            return Err(EvaluateError::input(message, None));
+            return Err(EvaluateError::input(InputKind::Activations, message, None));
         }
     }
     let mu = file.f64(mean, &[None])?;
@@ -245,7 +264,7 @@ fn words(file: &ArrayFile, array: &str) -> Result<Option<String>, EvaluateError>
         _ => {
             let message =
                 format!("{}: `{array}` is no name in UTF-8 of 1 to {LONGEST_NAME} bytes", file.path());
-            Err(EvaluateError::input(message, None))
+            Err(EvaluateError::input(InputKind::Activations, message, None))
         }
     }
 }

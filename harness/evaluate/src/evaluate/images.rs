@@ -6,7 +6,11 @@ use dpar_export_files::picture::{Picture, PictureError, read_png};
 use dpar_export_inputs::memory;
 use sha2::{Digest, Sha256};
 
-use super::EvaluateError;
+use super::look::{Pictures, Sink};
+use super::{EvaluateError, InputKind};
+
+/// What `generate` writes beside its images: what was decided for each.
+pub(crate) const TRACE: &str = "trace.npz";
 
 /// A set of RGB images of one size, in an order.
 #[derive(Debug)]
@@ -14,6 +18,8 @@ pub struct ImageSet {
     path: Utf8PathBuf,
     files: Files,
     count: usize,
+    /// Where not the first images are taken, but evenly spaced ones: of how many.
+    spread: Option<usize>,
     size: (usize, usize),
     content: String,
     stamp: String,
@@ -42,7 +48,11 @@ impl ImageSet {
         if let Some(limit) = limit {
             if limit > set.count {
                 let message = format!("{path} holds {} images, not {limit}", set.count);
-                return Err(EvaluateError::input(message, Some("lower --limit, or leave it out")));
+                return Err(EvaluateError::input(
+                    InputKind::Images,
+                    message,
+                    Some("lower --limit, or leave it out"),
+                ));
             }
             set.count = limit;
         }
@@ -56,7 +66,7 @@ impl ImageSet {
         let content = format!("npz {count} {} × {} {:08x}", size.0, size.1, npz.crc32());
         let stamp =
             format!("{} {} {}", metadata.len(), stamp(&metadata), path.file_name().unwrap_or_default());
-        Ok(Self { path: path.to_owned(), files: Files::Npz(npz), count, size, content, stamp })
+        Ok(Self { path: path.to_owned(), files: Files::Npz(npz), count, spread: None, size, content, stamp })
     }
 
     fn folder(path: &Utf8Path) -> Result<Self, EvaluateError> {
@@ -72,7 +82,7 @@ impl ImageSet {
         }
         names.sort_by_key(|n| (number(n), n.clone()));
         let Some(first) = names.first() else {
-            return Err(EvaluateError::input(format!("{path} holds no .png file"), None));
+            return Err(EvaluateError::input(InputKind::Images, format!("{path} holds no .png file"), None));
         };
         let first = picture(&path.join(first))?;
         let (mut content, mut stamps) = (Sha256::new(), Sha256::new());
@@ -86,7 +96,30 @@ impl ImageSet {
         let stamp = hex::encode(stamps.finalize());
         let files: Vec<Utf8PathBuf> = names.iter().map(|n| path.join(n)).collect();
         let (count, size) = (files.len(), (first.height, first.width));
-        Ok(Self { path: path.to_owned(), files: Files::Folder(files), count, size, content, stamp })
+        Ok(Self {
+            path: path.to_owned(),
+            files: Files::Folder(files),
+            count,
+            spread: None,
+            size,
+            content,
+            stamp,
+        })
+    }
+
+    /// Takes `n` of the images, evenly spaced; all where there are not as many.
+    pub fn spread(mut self, n: usize) -> Self {
+        if n < self.count {
+            self.content += &format!(", {n} evenly spaced");
+            self.spread = Some(self.count);
+            self.count = n;
+        }
+        self
+    }
+
+    /// Where image `i` lies.
+    fn place(&self, i: usize) -> usize {
+        self.spread.map_or(i, |of| (i as u128 * of as u128 / self.count.max(1) as u128) as usize)
     }
 
     /// The folder or file.
@@ -127,22 +160,30 @@ impl ImageSet {
     ) -> Result<(), EvaluateError> {
         let range = (range.0.min(self.count), range.1.min(self.count));
         let files = match &self.files {
-            Files::Npz(npz) => return npz.chunks(range, chunk, f),
+            Files::Npz(npz) => match self.spread {
+                None => return npz.chunks(range, chunk, f),
+                Some(of) => return self.spread_chunks(npz, of, range, chunk, f),
+            },
             Files::Folder(files) => files,
         };
         let chunk = chunk.max(1).min(range.1.saturating_sub(range.0));
         let bytes = (3 * chunk as u64).saturating_mul(self.size.0 as u64).saturating_mul(self.size.1 as u64);
         let held = memory::check("a chunk of images", bytes).and_then(|()| memory::reserved(bytes as usize));
         let mut pixels: Vec<u8> = held.map_err(|e| too_much(&self.path, &e))?;
-        for files in files[range.0..range.1].chunks(chunk.max(1)) {
+        for from in (range.0..range.1).step_by(chunk.max(1)) {
             pixels.clear();
-            for path in files {
+            for i in from..range.1.min(from + chunk) {
+                let path = &files[self.place(i)];
                 let picture = picture(path)?;
                 if (picture.height, picture.width) != self.size {
                     let ((h, w), (first_h, first_w)) = ((picture.height, picture.width), self.size);
                     let message =
                         format!("{path} has {h} × {w} pixels, the first image {first_h} × {first_w}");
-                    return Err(EvaluateError::input(message, Some("evaluate images of one size")));
+                    return Err(EvaluateError::input(
+                        InputKind::Images,
+                        message,
+                        Some("evaluate images of one size"),
+                    ));
                 }
                 pixels.extend(picture.rgb);
             }
@@ -150,18 +191,56 @@ impl ImageSet {
         }
         Ok(())
     }
+
+    /// Picks evenly spaced images out of an archive of `of`, which is read once.
+    fn spread_chunks(
+        &self,
+        npz: &ImageNpz,
+        of: usize,
+        (mut next, end): (usize, usize),
+        chunk: usize,
+        f: &mut dyn FnMut(&[u8]) -> Result<(), EvaluateError>,
+    ) -> Result<(), EvaluateError> {
+        let image = self.size.0 * self.size.1 * 3;
+        let mut at = self.place(next);
+        npz.chunks((at, of), chunk, &mut |pixels: &[u8]| {
+            let (from, to) = (at, at + pixels.len() / image);
+            let mut chosen = Vec::new();
+            while next < end && self.place(next) < to {
+                let start = (self.place(next) - from) * image;
+                chosen.extend_from_slice(&pixels[start..start + image]);
+                next += 1;
+            }
+            at = to;
+            if chosen.is_empty() { Ok(()) } else { f(&chosen) }
+        })
+    }
+}
+
+impl Pictures for ImageSet {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn size(&self) -> (usize, usize) {
+        self.size
+    }
+
+    fn chunks(&self, range: (usize, usize), chunk: usize, sink: &mut dyn Sink) -> Result<(), EvaluateError> {
+        self.chunks(range, chunk, &mut |pixels| sink.take(pixels, None))
+    }
 }
 
 /// Reads one image.
 fn picture(path: &Utf8Path) -> Result<Picture, EvaluateError> {
     read_png(path).map_err(|e| {
         let hint = matches!(e, PictureError::Memory { .. }).then_some(memory::HINT);
-        EvaluateError::input(e.to_string(), hint)
+        EvaluateError::input(InputKind::Images, e.to_string(), hint)
     })
 }
 
 fn too_much(path: &Utf8Path, e: &memory::MemoryError) -> EvaluateError {
-    EvaluateError::input(format!("{path}: {e}"), Some(memory::HINT))
+    EvaluateError::input(InputKind::Images, format!("{path}: {e}"), Some(memory::HINT))
 }
 
 /// Time of the last change, ns since 1970.
@@ -227,6 +306,14 @@ mod tests {
             assert_eq!(read(&set, (5, 9), 3), (all[5 * BYTES..9 * BYTES].to_vec(), vec![3, 1]), "{path}");
             assert_eq!(ImageSet::open(&path, Some(7)).unwrap().count(), 7);
             assert!(ImageSet::open(&path, Some(12)).is_err());
+            // Images 0, 2, 5 and 8 of 11.
+            let spread = ImageSet::open(&path, None).unwrap().spread(4);
+            let wanted: Vec<u8> =
+                [0, 2, 5, 8].iter().flat_map(|i| &all[i * BYTES..(i + 1) * BYTES]).copied().collect();
+            assert_eq!((spread.count(), read(&spread, (0, 4), 3).0), (4, wanted.clone()), "{path}");
+            assert_eq!(read(&spread, (1, 3), 1).0, wanted[BYTES..3 * BYTES], "{path}");
+            assert_ne!(spread.content(), set.content());
+            assert_eq!(set.spread(20).count(), 11);
         }
     }
 

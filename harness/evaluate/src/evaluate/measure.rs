@@ -9,8 +9,8 @@ use dpar_export_metrics::{
 use serde_json::json;
 use std::collections::BTreeMap;
 
-use super::EvaluateError;
 use super::report::{Measured, Metric, Network, Report, Settings};
+use super::{EvaluateError, InputKind};
 
 /// What is known of a set of images.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,7 +25,10 @@ pub struct Side<'a> {
     pub logits: Option<Rows<'a>>,
 }
 
-/// Computes what the two sides allow. `step` is told what comes next and returns false to stop.
+/// How many parts [`measure`] has.
+pub const PARTS: usize = 4;
+
+/// Computes what the two sides allow. `step` is told which of its parts comes next and returns false to stop.
 ///
 /// # Errors
 /// When the sides do not fit together, a metric refuses its input, or `step` says stop.
@@ -35,9 +38,9 @@ pub fn measure(
     network: &Network,
     settings: &Settings,
     compute: &Compute,
-    step: &mut dyn FnMut(&str) -> bool,
+    step: &mut dyn FnMut(&'static str) -> bool,
 ) -> Result<Report, EvaluateError> {
-    let mut next = |what: &str| if step(what) { Ok(()) } else { Err(EvaluateError::Interrupted) };
+    let mut next = |what: &'static str| if step(what) { Ok(()) } else { Err(EvaluateError::Interrupted) };
     let mut report = Report::default();
     next("Fréchet distance")?;
     frechet(&mut report, samples, reference, network, settings, compute)?;
@@ -248,7 +251,7 @@ fn kernel(
     };
     let definition = "unbiased MMD² with (xᵀy/d + 1)³, all images";
     report.add(Metric::Kid, measured(&title, definition, found.value).with_error(found.standard_error));
-    let protocol = settings.kid;
+    let Some(protocol) = settings.kid else { return Ok(()) };
     let fewest = samples.count().min(reference.count());
     if fewest < protocol.size {
         let (size, fewest) = (protocol.size, fewest);
@@ -260,8 +263,13 @@ fn kernel(
     }
     // The rows of every subset are drawn first, 8 bytes each on both sides.
     let drawn = (protocol.subsets as u64).saturating_mul(16 * protocol.size as u64);
-    memory::check("the subsets of KID", drawn)
-        .map_err(|e| EvaluateError::input(e.to_string(), Some("ask for fewer or smaller --kid-subsets")))?;
+    memory::check("the subsets of KID", drawn).map_err(|e| {
+        EvaluateError::input(
+            InputKind::Request,
+            e.to_string(),
+            Some("ask for fewer or smaller --kid-subsets"),
+        )
+    })?;
     let found = kid_subsets(samples, reference, protocol, compute).map_err(EvaluateError::metric(&title))?;
     let (count, size, seed) = (protocol.subsets, protocol.size, protocol.seed);
     let definition = format!("mean of unbiased MMD² over {count} subsets of {size}, RandomState({seed})");

@@ -71,8 +71,8 @@ pub struct Settings {
     pub variant: Variant,
     /// Arithmetic of Precision and Recall.
     pub pr_mode: PrMode,
-    /// Subsets of KID.
-    pub kid: KidProtocol,
+    /// Subsets of KID; `None` = only that of all images.
+    pub kid: Option<KidProtocol>,
 }
 
 /// A metric. The order is that of reports.

@@ -18,7 +18,8 @@ use dpar_export_metrics::{Compute, Moments, MomentsAccumulator, Rows};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::EvaluateError;
+use super::{EvaluateError, InputKind};
+use crate::features::Activations;
 
 const STATE: &str = "state.bin";
 const MAGIC: &[u8; 8] = b"DPXEVAL2";
@@ -30,19 +31,6 @@ const STEPS: &str = "steps.u32";
 const PART: usize = 16 << 20;
 /// Longest header that is read.
 const LONGEST_HEADER: usize = 1 << 16;
-
-/// Features of a chunk of images, row-major.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Chunk {
-    /// `[n, D]`.
-    pub features: Vec<f32>,
-    /// `[n, S]`.
-    pub spatial: Option<Vec<f32>>,
-    /// `[n, C]`.
-    pub logits: Option<Vec<f32>>,
-    /// `[n]`: steps of the large transformer, where the images are generated.
-    pub steps: Option<Vec<u32>>,
-}
 
 /// What a store is for. An existing store goes on only with the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +110,7 @@ impl Store {
             };
             let message = format!("{folder} holds an evaluation of {unlike}");
             let hint = "repeat the command line that began it, or choose another --output";
-            return Err(EvaluateError::input(message, Some(hint)));
+            return Err(EvaluateError::input(InputKind::Store, message, Some(hint)));
         }
         store.cut()?;
         Ok(store)
@@ -158,7 +146,11 @@ impl Store {
         }
         let rest = body.strip_prefix(MAGIC).ok_or_else(|| {
             let hint = "remove the output folder and evaluate again";
-            EvaluateError::input(format!("{path} was written by another version of this tool"), Some(hint))
+            EvaluateError::input(
+                InputKind::Store,
+                format!("{path} was written by another version of this tool"),
+                Some(hint),
+            )
         })?;
         let (length, rest) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("truncated"))?;
         let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
@@ -219,19 +211,20 @@ impl Store {
         Ok(())
     }
 
-    /// Adds the features of the next images, whose bytes are `pixels`, `[n, …]`; durable and atomic: a process that
-    /// ends at any point leaves the store with or without all of them.
+    /// Adds the features of the next images, whose bytes are `pixels`, `[n, …]`, and whose `steps` of the large transformer,
+    /// `[n]`, where they are drawn; durable and atomic: a process that ends at any point leaves the store with or without all
+    /// of them.
     ///
     /// # Errors
     /// When the features do not fit, or the disk refuses.
     pub fn add(
         &mut self,
-        n: usize,
         pixels: &[u8],
-        chunk: &Chunk,
+        chunk: &Activations,
+        steps: Option<&[u32]>,
         compute: &Compute,
     ) -> Result<(), EvaluateError> {
-        let [width, spatial_width, classes] = self.purpose.widths;
+        let (n, [width, spatial_width, classes]) = (chunk.count, self.purpose.widths);
         let parts = [
             (Some(&chunk.features), width, "features"),
             (chunk.spatial.as_ref(), spatial_width, "spatial features"),
@@ -240,15 +233,27 @@ impl Store {
         for (values, width, what) in parts {
             if values.map_or(0, Vec::len) != n * width {
                 let found = values.map_or(0, Vec::len);
-                return Err(EvaluateError::input(format!("{found} values of {what} for {n} images"), None));
+                return Err(EvaluateError::input(
+                    InputKind::Store,
+                    format!("{found} values of {what} for {n} images"),
+                    None,
+                ));
             }
         }
-        let steps = chunk.steps.as_deref().unwrap_or_default();
+        let steps = steps.unwrap_or_default();
         if steps.len() != if self.purpose.steps { n } else { 0 } {
-            return Err(EvaluateError::input(format!("{} step counts for {n} images", steps.len()), None));
+            return Err(EvaluateError::input(
+                InputKind::Store,
+                format!("{} step counts for {n} images", steps.len()),
+                None,
+            ));
         }
         if self.count + n as u64 > self.purpose.to - self.purpose.from {
-            return Err(EvaluateError::input(format!("more than {} images", self.purpose.to), None));
+            return Err(EvaluateError::input(
+                InputKind::Store,
+                format!("more than {} images", self.purpose.to),
+                None,
+            ));
         }
         let fail = || EvaluateError::metric("features");
         let rows = Rows::new("features", &chunk.features, width).map_err(fail())?;
@@ -332,7 +337,11 @@ impl Store {
         if !fits {
             let message =
                 format!("{} holds an evaluation of other images, or with other options", next.folder);
-            return Err(EvaluateError::input(message, Some("merge the shards of one command line")));
+            return Err(EvaluateError::input(
+                InputKind::Store,
+                message,
+                Some("merge the shards of one command line"),
+            ));
         }
         if other.from != at || next.count != other.to - other.from {
             let (from, to, there) = (other.from, other.to, next.count);
@@ -340,7 +349,11 @@ impl Store {
                 "{} holds {there} of the images {from} to {to}, where image {at} comes next",
                 next.folder
             );
-            return Err(EvaluateError::input(message, Some("merge every shard once, and finished")));
+            return Err(EvaluateError::input(
+                InputKind::Store,
+                message,
+                Some("merge every shard once, and finished"),
+            ));
         }
         for (name, _) in self.files() {
             // A part at a time: a shard is as large as the disk.
@@ -450,148 +463,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::evaluate::test_folder;
-
-    fn purpose(from: u64, to: u64) -> Purpose {
-        Purpose {
-            key: "k".to_owned(),
-            stamp: "s".to_owned(),
-            total: 40,
-            from,
-            to,
-            widths: [3, 2, 4],
-            steps: true,
-        }
-    }
-
-    /// Features and pixels of images `from..to`.
-    fn chunk(from: u64, to: u64) -> (usize, Vec<u8>, Chunk) {
-        let values = |salt: u64, width: u64| -> Vec<f32> {
-            (from * width..to * width).map(|i| ((i * 7919 + salt) % 1009) as f32 / 64.0).collect()
-        };
-        let pixels = (from * 6..to * 6).map(|i| (i * 31) as u8).collect();
-        let (features, spatial, logits) = (values(1, 3), Some(values(2, 2)), Some(values(3, 4)));
-        let steps = Some((from as u32..to as u32).collect());
-        ((to - from) as usize, pixels, Chunk { features, spatial, logits, steps })
-    }
-
-    fn add(store: &mut Store, from: u64, to: u64, compute: &Compute) {
-        let (n, pixels, chunk) = chunk(from, to);
-        store.add(n, &pixels, &chunk, compute).unwrap();
-    }
-
-    /// Everything that numbers are made of.
-    fn whole(store: &Store, compute: &Compute) -> (Moments, Option<Moments>, Vec<u8>, Vec<u8>, String) {
-        let logits = store.logits().unwrap().unwrap().to_vec();
-        (
-            store.moments(compute).unwrap(),
-            store.spatial_moments(compute).unwrap(),
-            store.pool().unwrap().to_vec(),
-            logits,
-            store.pixels_sha256().unwrap(),
-        )
-    }
-
-    #[test]
-    fn an_interrupted_store_goes_on_as_if_it_had_not_been() {
-        let (_guard, root) = test_folder();
-        let compute = Compute::new(2).unwrap();
-        let mut plain = Store::open(&root.join("plain"), purpose(0, 40)).unwrap();
-        add(&mut plain, 0, 40, &compute);
-
-        let folder = root.join("x");
-        let mut store = Store::open(&folder, purpose(0, 40)).unwrap();
-        add(&mut store, 0, 13, &compute);
-        // The process ended after rows were written and before they were committed.
-        let (_, _, rest) = chunk(13, 20);
-        let bytes: Vec<u8> = rest.features.iter().flat_map(|v| v.to_le_bytes()).collect();
-        store.write_rows(POOL, 0, &bytes[..50]).unwrap();
-        drop(store);
-        fs_err::write(folder.join(".dpar-export-x.part"), b"half").unwrap();
-        let mut store = Store::open(&folder, purpose(0, 40)).unwrap();
-        assert_eq!((store.count(), folder.read_dir_utf8().unwrap().count()), (13, 5));
-        add(&mut store, 13, 20, &compute);
-        add(&mut store, 20, 40, &compute);
-        assert_eq!(whole(&store, &compute), whole(&plain, &compute));
-        assert_eq!(store.mean_steps().unwrap(), Some(19.5));
-        assert_eq!(
-            fs_err::read(folder.join(STATE)).unwrap(),
-            fs_err::read(root.join("plain").join(STATE)).unwrap()
-        );
-        let (n, pixels, more) = chunk(0, 1);
-        assert!(store.add(n, &pixels, &more, &compute).unwrap_err().to_string().contains("more than 40"));
-    }
-
-    #[test]
-    fn shards_are_merged_in_their_order_once_and_whole() {
-        let (_guard, root) = test_folder();
-        let compute = Compute::new(1).unwrap();
-        let mut plain = Store::open(&root.join("plain"), purpose(0, 40)).unwrap();
-        add(&mut plain, 0, 40, &compute);
-        let shard = |name: &str, from, to, end| {
-            let mut store = Store::open(&root.join(name), purpose(from, to)).unwrap();
-            add(&mut store, from, end, &compute);
-            store
-        };
-        let elsewhere = Purpose { stamp: "another machine's".to_owned(), ..purpose(0, 24) };
-        let mut copy = Store::open(&root.join("copy"), elsewhere).unwrap();
-        add(&mut copy, 0, 24, &compute);
-        Store::open(&root.join("of copies"), purpose(0, 40)).unwrap().append(&copy, &compute).unwrap();
-        let (a, b, short) = (shard("a", 0, 24, 24), shard("b", 24, 40, 40), shard("c", 24, 40, 30));
-        let mut merged = Store::open(&root.join("merged"), purpose(0, 40)).unwrap();
-        let wrong = merged.append(&b, &compute).unwrap_err().to_string();
-        assert!(wrong.contains("where image 0 comes next"), "{wrong}");
-        merged.append(&a, &compute).unwrap();
-        assert!(merged.append(&a, &compute).is_err() && merged.append(&short, &compute).is_err());
-        merged.append(&b, &compute).unwrap();
-        let (all, want) = (whole(&merged, &compute), whole(&plain, &compute));
-        assert_eq!((&all.0, &all.2, &all.3, &all.4), (&want.0, &want.2, &want.3, &want.4));
-        for (a, b) in all.1.unwrap().covariance().iter().zip(want.1.unwrap().covariance()) {
-            // Spatial features are not kept, their sums are merged: another order of summation.
-            assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0));
-        }
-    }
-
-    #[test]
-    fn another_purpose_and_damage_are_refused() {
-        let (_guard, root) = test_folder();
-        let compute = Compute::new(1).unwrap();
-        let mut store = Store::open(&root, purpose(0, 40)).unwrap();
-        add(&mut store, 0, 8, &compute);
-        let other = Purpose { key: "other".to_owned(), ..purpose(0, 40) };
-        assert!(Store::open(&root, other).unwrap_err().to_string().contains("other options"));
-        let touched = Purpose { stamp: "later".to_owned(), ..purpose(0, 40) };
-        assert!(Store::open(&root, touched).unwrap_err().to_string().contains("written again"));
-        // Rows of the same length.
-        let rows = fs_err::read(root.join(LOGITS)).unwrap();
-        let mut bad = rows.clone();
-        bad[5] ^= 1;
-        fs_err::write(root.join(LOGITS), bad).unwrap();
-        for error in [Store::read(&root).unwrap_err(), Store::open(&root, purpose(0, 40)).unwrap_err()] {
-            assert!(matches!(error, EvaluateError::Run(RunError::Integrity { .. })), "{error}");
-            assert!(error.to_string().contains("logits.f32"), "{error}");
-        }
-        fs_err::write(root.join(LOGITS), rows).unwrap();
-        let state = fs_err::read(root.join(STATE)).unwrap();
-        for at in [0, 9, 30, state.len() - 40, state.len() - 1] {
-            let mut bad = state.clone();
-            bad[at] ^= 1;
-            fs_err::write(root.join(STATE), bad).unwrap();
-            assert!(Store::open(&root, purpose(0, 40)).unwrap_err().to_string().contains("damaged"), "{at}");
-        }
-        for end in [0, 8, 31, state.len() / 2] {
-            fs_err::write(root.join(STATE), &state[..end]).unwrap();
-            assert!(Store::read(&root).unwrap_err().to_string().contains("damaged"), "{end}");
-        }
-        fs_err::write(root.join(STATE), &state).unwrap();
-        fs_err::write(root.join(POOL), b"").unwrap();
-        assert!(Store::open(&root, purpose(0, 40)).unwrap_err().to_string().contains("were committed"));
-        let (n, pixels, mut chunk) = chunk(8, 9);
-        chunk.steps = None;
-        assert!(store.add(n, &pixels, &chunk, &compute).unwrap_err().to_string().contains("0 step counts"));
-        chunk.logits = None;
-        assert!(store.add(n, &pixels, &chunk, &compute).is_err());
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@
 //! # }
 //! ```
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, TensorView};
 use dpar_export_bundle::{
     BundleError, ExtractorBundle, ExtractorSpec, ForeignExtractor, Normalise, port_width,
@@ -23,6 +23,8 @@ use dpar_export_decode::runtime::{Progress, RunError};
 use dpar_export_metrics::{Compute, Resize, Resizer};
 use dpar_export_spec::GraphSpec;
 use serde::{Deserialize, Serialize};
+
+use crate::error::{EvaluateError, InputKind};
 
 /// How an extractor is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,8 +105,8 @@ impl Activations {
     /// Adds the images of `other` behind these.
     ///
     /// # Errors
-    /// [`RunError::Input`] when they come from a network of other outputs.
-    pub fn append(&mut self, other: Self) -> Result<(), RunError> {
+    /// When they come from a network of other outputs.
+    pub fn append(&mut self, other: Self) -> Result<(), EvaluateError> {
         if self.count == 0 {
             *self = other;
             return Ok(());
@@ -113,7 +115,7 @@ impl Activations {
             && self.spatial.is_some() == other.spatial.is_some()
             && self.logits.is_some() == other.logits.is_some();
         if !same {
-            return Err(RunError::Input("activations of two different networks".to_owned()));
+            return Err(input("activations of two different networks"));
         }
         self.count += other.count;
         self.features.extend(other.features);
@@ -144,6 +146,7 @@ impl Source {
 /// A feature network that was prepared on an engine.
 pub struct FeatureExtractor {
     spec: ExtractorSpec,
+    path: Utf8PathBuf,
     source: Source,
     identity: ExtractorIdentity,
     info: EngineInfo,
@@ -165,30 +168,30 @@ impl FeatureExtractor {
         path: &Utf8Path,
         engine: Box<dyn Engine>,
         options: &ExtractorOptions,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self, EvaluateError> {
         if path.extension() == Some("onnx") && path.is_file() {
             let resize = options.resize.unwrap_or_default();
-            let foreign = ForeignExtractor::read(path, options.input_size, resize, None)?;
+            let foreign = ForeignExtractor::read(path, options.input_size, resize, None).map_err(failed)?;
             let (spec, digest) = (foreign.spec.clone(), foreign.sha256.clone());
-            let source = Source::File(foreign.clone());
-            return foreign.with_graph(|file| Self::prepare(spec, digest, source, file, engine, options));
+            let from = (path, Source::File(foreign.clone()));
+            let made = foreign.with_graph(|file| Self::prepare(spec, digest, from, file, engine, options));
+            return made.map_err(EvaluateError::Extractor);
         }
-        let bundle = ExtractorBundle::open(path)?;
+        let bundle = ExtractorBundle::open(path).map_err(failed)?;
         if options.input_size.is_some_and(|s| s != bundle.spec().input_size) {
             let side = bundle.spec().input_size;
-            return Err(RunError::Input(format!(
-                "{path} looks at images of {side} pixels, as it was exported"
-            )));
+            return Err(input(format!("{path} looks at images of {side} pixels, as it was exported")));
         }
         let (spec, digest) = (bundle.spec().clone(), bundle.manifest_sha256().to_owned());
-        let source = Source::Bundle(bundle.clone());
-        bundle.with_graph(|file| Self::prepare(spec, digest, source, file, engine, options))
+        let from = (path, Source::Bundle(bundle.clone()));
+        let made = bundle.with_graph(|file| Self::prepare(spec, digest, from, file, engine, options));
+        made.map_err(EvaluateError::Extractor)
     }
 
     fn prepare(
         spec: ExtractorSpec,
         digest: String,
-        source: Source,
+        (path, source): (&Utf8Path, Source),
         file: GraphFile<'_>,
         engine: Box<dyn Engine>,
         options: &ExtractorOptions,
@@ -209,7 +212,18 @@ impl FeatureExtractor {
         };
         let compute = Compute::new(options.threads)?;
         let batch = options.batch.max(1);
-        Ok(Self { spec, source, identity, info, session, resize, batch, compute, resizer: None })
+        let path = path.to_owned();
+        Ok(Self { spec, path, source, identity, info, session, resize, batch, compute, resizer: None })
+    }
+
+    /// The bundle, or the file.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// Images in one call of the network.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
     /// What the activations depend on.
@@ -245,10 +259,11 @@ impl FeatureExtractor {
         images: &[u8],
         size: (usize, usize),
         progress: Progress<'_>,
-    ) -> Result<Activations, RunError> {
+    ) -> Result<Activations, EvaluateError> {
         let resizer = match self.resizer.take() {
             Some((known, resizer)) if known == size => resizer,
-            _ => Resizer::new(self.resize, size, (self.spec.input_size, self.spec.input_size))?,
+            _ => Resizer::new(self.resize, size, (self.spec.input_size, self.spec.input_size))
+                .map_err(EvaluateError::metric("images"))?,
         };
         let result = self.run_with(&resizer, images, progress);
         self.resizer = Some((size, resizer));
@@ -260,10 +275,10 @@ impl FeatureExtractor {
         resizer: &Resizer,
         images: &[u8],
         progress: Progress<'_>,
-    ) -> Result<Activations, RunError> {
+    ) -> Result<Activations, EvaluateError> {
         let (from, to) = (resizer.input_len(), resizer.output_len());
         if !images.len().is_multiple_of(from) {
-            return Err(RunError::Input(format!("{} bytes are no whole images of {from}", images.len())));
+            return Err(input(format!("{} bytes are no whole images of {from}", images.len())));
         }
         let side = self.spec.input_size;
         let n = images.len() / from;
@@ -272,14 +287,14 @@ impl FeatureExtractor {
         for chunk in images.chunks(from * self.batch) {
             let rows = chunk.len() / from;
             input.resize(rows * to, 0.0);
-            resizer.run(chunk, &mut input, &self.compute)?;
+            resizer.run(chunk, &mut input, &self.compute).map_err(EvaluateError::metric("images"))?;
             if let Some(normalise) = self.spec.normalise {
                 renormalise(&mut input, side * side, self.resize, normalise);
             }
             let view = TensorView::f32([rows, 3, side, side], &input);
             all.append(self.call(rows, view)?)?;
             if !progress(all.count, n) {
-                return Err(RunError::Interrupted);
+                return Err(EvaluateError::Interrupted);
             }
         }
         Ok(all)
@@ -289,16 +304,16 @@ impl FeatureExtractor {
     ///
     /// # Errors
     /// When the engine fails or gives numbers that are not finite, or the network's files changed since they were hashed.
-    pub fn call(&mut self, rows: usize, view: TensorView<'_>) -> Result<Activations, RunError> {
-        let outputs = self.session.run(&[(&self.spec.ports.image, view)])?;
-        self.source.unchanged()?;
+    pub fn call(&mut self, rows: usize, view: TensorView<'_>) -> Result<Activations, EvaluateError> {
+        let outputs = self.session.run(&[(&self.spec.ports.image, view)]).map_err(failed)?;
+        self.source.unchanged().map_err(failed)?;
         let graph = self.session.spec();
-        let take = |name: &str| -> Result<Vec<f32>, RunError> {
+        let take = |name: &str| -> Result<Vec<f32>, EvaluateError> {
             let at = graph.output_index(name);
             let values = at.and_then(|i| outputs.get(i)).and_then(|t| t.as_f32()).unwrap_or_default();
             match values.iter().find(|v| !v.is_finite()) {
                 None => Ok(values.to_vec()),
-                Some(bad) => Err(not_finite(graph, name, *bad).into()),
+                Some(bad) => Err(failed(not_finite(graph, name, *bad))),
             }
         };
         let ports = &self.spec.ports;
@@ -312,9 +327,19 @@ impl FeatureExtractor {
     }
 }
 
+/// Of the network, or of the images that are shown to it.
+fn input(message: impl Into<String>) -> EvaluateError {
+    EvaluateError::input(InputKind::Network, message, None)
+}
+
+fn failed(e: impl Into<RunError>) -> EvaluateError {
+    EvaluateError::Extractor(e.into())
+}
+
 fn not_finite(graph: &GraphSpec, port: &str, value: f32) -> EngineError {
     let message = format!("output `{port}` holds {value}");
-    EngineError::new(EngineErrorKind::Output, "feature extractor", message).in_graph(&graph.name)
+    let e = EngineError::new(EngineErrorKind::Output, "feature extractor", message).in_graph(&graph.name);
+    e.hint("no feature is taken from such a network: look at its weights")
 }
 
 /// From the resize rule's own normalisation to another: v = a·x + b, x as [`Resize::normalise`] gives it.

@@ -2,13 +2,11 @@
 
 use dpar_export_compare::decision::Decision;
 use dpar_export_compare::tolerance::{Quantity, Rounding};
-use dpar_export_decode::runtime::RunError;
 use dpar_export_metrics::{
     Compute, Equivalence, FrechetInfluence, MetricError, Verdict, equivalence, equivalence_margin,
-    mean_and_standard_error, paired_standard_error,
+    kid_influence, mean_and_standard_error, paired_standard_error,
 };
 
-use super::kernel::kid_influence;
 use super::{Gate, ImageMetrics, Pair, Real, moments, rows};
 use crate::features::Activations;
 
@@ -72,7 +70,7 @@ fn explained(mut gate: Gate, parted: Parted<'_>) -> Gate {
 }
 
 /// Mean steps, paired image by image.
-pub(super) fn steps(found: &[usize], reference: &[usize], parted: Parted<'_>) -> Result<Gate, RunError> {
+pub(super) fn steps(found: &[usize], reference: &[usize], parted: Parted<'_>) -> Result<Gate, MetricError> {
     let wide = |v: &[usize]| v.iter().map(|s| *s as f64).collect::<Vec<f64>>();
     let (found, reference) = (wide(found), wide(reference));
     let error = paired_standard_error(&found, &reference)?;
@@ -90,7 +88,7 @@ pub(super) fn distances(
     (found, wanted): (&ImageMetrics, &ImageMetrics),
     parted: Parted<'_>,
     compute: &Compute,
-) -> Result<Vec<Gate>, RunError> {
+) -> Result<Vec<Gate>, MetricError> {
     let mut gates = Vec::new();
     // Equal activations: every metric is equal, and so is every influence.
     let same = pair.found.features == pair.reference.features;
@@ -100,7 +98,7 @@ pub(super) fn distances(
         gates.push(explained(gate, parted));
     }
     if let (Some(a), Some(b)) = (found.kid, wanted.kid) {
-        let error = if same { 0.0 } else { kid_error(pair, &real.seen)? };
+        let error = if same { 0.0 } else { kid_error(pair, &real.seen, compute)? };
         let margin = (KID_MARGIN_FRACTION * b.abs()).max(KID_MARGIN_FLOOR);
         gates.push(explained(tested("KID", b, a, equivalence(a - b, error, margin)?), parted));
     }
@@ -108,19 +106,17 @@ pub(super) fn distances(
 }
 
 /// Standard error of the difference of two distances to the same real images, from their influence functions.
-fn distance_error(pair: &Pair, real: &Real, compute: &Compute) -> Result<f64, RunError> {
-    let influence = |set: &Activations| -> Result<Vec<f64>, RunError> {
+fn distance_error(pair: &Pair, real: &Real, compute: &Compute) -> Result<f64, MetricError> {
+    let influence = |set: &Activations| -> Result<Vec<f64>, MetricError> {
         let influence = FrechetInfluence::new(&moments(set, compute)?, &real.moments, compute)?;
-        Ok(influence.rows(rows(set)?, compute)?)
+        influence.rows(rows(set)?, compute)
     };
-    Ok(paired_standard_error(&influence(&pair.found)?, &influence(&pair.reference)?)?)
+    paired_standard_error(&influence(&pair.found)?, &influence(&pair.reference)?)
 }
 
-fn kid_error(pair: &Pair, real: &Activations) -> Result<f64, RunError> {
-    let influence = |set| -> Result<Vec<f64>, RunError> { Ok(kid_influence(rows(set)?, rows(real)?)) };
-    let error: Result<f64, MetricError> =
-        paired_standard_error(&influence(&pair.found)?, &influence(&pair.reference)?);
-    Ok(error?)
+fn kid_error(pair: &Pair, real: &Activations, compute: &Compute) -> Result<f64, MetricError> {
+    let influence = |set| kid_influence(rows(set)?, rows(real)?, compute);
+    paired_standard_error(&influence(&pair.found)?, &influence(&pair.reference)?)
 }
 
 fn tested(name: &str, reference: f64, found: f64, test: Equivalence) -> Gate {

@@ -5,7 +5,6 @@
 //! difference of each metric is tested for equivalence, paired by class and seed.
 
 mod gates;
-mod kernel;
 pub mod paper;
 mod reference;
 
@@ -14,24 +13,25 @@ use dpar_export_compare::decision::Decision;
 use dpar_export_compare::tolerance::Rounding;
 use dpar_export_compare::verify::ReferenceStreams;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::{RunError, Runtime};
-use dpar_export_files::picture::to_u8_nhwc;
+use dpar_export_decode::runtime::Runtime;
 use dpar_export_metrics::{
-    ADM_CHUNK, Compute, InceptionScoreAccumulator, Moments, MomentsAccumulator, PrMode, Rows, Softmax,
-    Verdict, frechet_distance, precision_recall,
+    Compute, MetricError, Moments, MomentsAccumulator, PrMode, Rows, Variant, Verdict,
 };
 use dpar_export_spec::{Precision, SystemKind};
 use serde::Serialize;
 
+use crate::error::{EvaluateError, InputKind};
+use crate::evaluate::drawn::{Codes, Drawn};
+use crate::evaluate::look::{Pictures, collect};
+use crate::evaluate::measure::{PARTS, Side, measure};
+use crate::evaluate::report::{Metric, Network, Settings};
 use crate::features::{Activations, ExtractorIdentity, FeatureExtractor};
+use crate::{Phase, Step};
 
 pub use reference::{Real, ReferenceFolder};
 
 /// Images that are decoded and looked at together: bounds memory.
 const CHUNK: usize = 256;
-
-/// Called with what is done, and (done, total) units of it; returns false to stop.
-pub type Step<'a> = &'a mut dyn FnMut(&str, usize, usize) -> bool;
 
 /// What is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,26 +179,26 @@ pub fn reproduce(
     mut extractor: Option<&mut FeatureExtractor>,
     options: ReproduceOptions,
     step: Step<'_>,
-) -> Result<SystemReport, RunError> {
+) -> Result<SystemReport, EvaluateError> {
     let bundle = runtime.bundle();
     let system = bundle.system();
     let recorded = reference.streams(system)?;
     let n = options.num.unwrap_or(recorded.len()).min(recorded.len());
     if n < 2 {
-        return Err(RunError::Input(format!("{n} images; at least 2 are needed")));
+        let message = format!("{n} images; at least 2 are needed");
+        return Err(EvaluateError::input(InputKind::Request, message, None));
     }
-    if options.num.is_some_and(|num| num > n) {
-        return Err(RunError::Input(format!(
-            "{} images were asked for, the reference has {n}: images beyond it have nothing to be compared with",
-            options.num.unwrap_or(0)
-        )));
+    if let Some(asked) = options.num.filter(|num| *num > n) {
+        let message = format!("{asked} images were asked for, the reference has {n}");
+        let hint = Some("images beyond it have nothing to be compared with");
+        return Err(EvaluateError::input(InputKind::Request, message, hint));
     }
-    let compute = Compute::new(options.threads)?;
+    let compute = Compute::new(options.threads).map_err(EvaluateError::metric("threads"))?;
     if let Some(extractor) = extractor.as_deref_mut() {
         reference.look(extractor, &compute, step)?;
     }
     let requests = recorded.requests(n, system.num_classes);
-    let mut tell = |done, total| step("decoding streams", done, total);
+    let mut tell = |done, total| step(Phase::Streams, done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
     let rounding = Rounding::between(Precision::Fp32, bundle.manifest().precision, runtime.arithmetic().kind);
     let flips = recorded.first_flips(bundle.patch_rule(), rounding, &streams);
@@ -210,18 +210,21 @@ pub fn reproduce(
     let exact = bundle.manifest().precision == Precision::Fp32;
     let parted = gates::Parted { flips: &flips, of: n, exact };
     gates.extend(gates::streams(parted));
-    gates.push(gates::steps(&steps, &counted, parted)?);
+    gates.push(gates::steps(&steps, &counted, parted).map_err(failed())?);
 
     let mut looked = None;
     if let Some(extractor) = extractor.as_deref_mut() {
         let pair = pair(runtime, extractor, &streams, &recorded, options.batch, step)?;
         let real = reference.real();
-        let wanted = measure(&pair.reference, real, &compute, step)?;
+        let network = Network::of(extractor.identity()).0;
+        let wanted = numbers(&pair.reference, real, &network, &compute, step)?;
         let same = pair.found == pair.reference;
-        let found = if same { wanted.clone() } else { measure(&pair.found, real, &compute, step)? };
+        let found = if same { wanted.clone() } else { numbers(&pair.found, real, &network, &compute, step)? };
         if let Some(real) = real {
             let name = extractor.identity().distance.clone();
-            gates.extend(gates::distances(&name, &pair, real, (&found, &wanted), parted, &compute)?);
+            let found = (&found, &wanted);
+            let distances = gates::distances(&name, &pair, real, found, parted, &compute);
+            gates.extend(distances.map_err(failed())?);
         }
         looked = Some((found, wanted));
     }
@@ -258,27 +261,26 @@ pub fn run_seed(
     real: Option<&Real>,
     options: ReproduceOptions,
     step: Step<'_>,
-) -> Result<paper::Run, RunError> {
-    let requests = Request::all_seeded(decode.seed, n as u64, runtime.bundle().system().num_classes);
-    let mut tell = |done, total| step("decoding streams", done, total);
-    let streams = runtime.decode(&requests, decode, options.batch, &mut tell)?;
-    let steps: usize = streams.iter().map(Stream::steps).sum();
-    let mut run = paper::Run {
-        images: Some(n as u64),
-        steps: Some(steps as f64 / n.max(1) as f64),
-        ..paper::Run::default()
-    };
+) -> Result<paper::Run, EvaluateError> {
+    let mut run = paper::Run { images: Some(n as u64), ..paper::Run::default() };
+    let mean = |steps: f64| Some(steps / n.max(1) as f64);
     // The table's numbers are on FID-Inception: those of another network are not comparable.
-    if let Some(extractor) = extractor.filter(|e| e.spec().is_fid()) {
-        let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
-        let activations = look_at(runtime, extractor, &ids, options.batch, "looking at images", step)?;
-        let compute = Compute::new(options.threads)?;
-        let metrics = measure(&activations, real, &compute, step)?;
-        run.fid = metrics.distance;
-        run.inception_score = metrics.score;
-        run.precision = metrics.precision;
-        run.recall = metrics.recall;
-    }
+    let Some(extractor) = extractor.filter(|e| e.spec().is_fid()) else {
+        let requests = Request::all_seeded(decode.seed, n as u64, runtime.bundle().system().num_classes);
+        let mut tell = |done, total| step(Phase::Streams, done, total);
+        let streams = runtime.decode(&requests, decode, options.batch, &mut tell)?;
+        run.steps = mean(streams.iter().map(Stream::steps).sum::<usize>() as f64);
+        return Ok(run);
+    };
+    let drawn = Drawn::new(runtime, n as u64, decode.clone(), options.batch)?;
+    let (activations, steps) = collect(&drawn, CHUNK, extractor, &mut |at| step(Phase::Samples, at, n))?;
+    let compute = Compute::new(options.threads).map_err(EvaluateError::metric("threads"))?;
+    let metrics = numbers(&activations, real, &Network::of(extractor.identity()).0, &compute, step)?;
+    run.steps = mean(steps.iter().map(|s| f64::from(*s)).sum());
+    run.fid = metrics.distance;
+    run.inception_score = metrics.score;
+    run.precision = metrics.precision;
+    run.recall = metrics.recall;
     Ok(run)
 }
 
@@ -290,9 +292,9 @@ fn generating_parameters(runtime: &Runtime<'_>) -> u64 {
 }
 
 /// Activations of the generated images and of the reference's, in the same order.
-pub(crate) struct Pair {
-    pub(crate) found: Activations,
-    pub(crate) reference: Activations,
+struct Pair {
+    found: Activations,
+    reference: Activations,
 }
 
 /// Looks at both sets of images; where the tokens of an image are equal in both, its activations are the same and are
@@ -304,7 +306,7 @@ fn pair(
     recorded: &ReferenceStreams,
     batch: usize,
     step: Step<'_>,
-) -> Result<Pair, RunError> {
+) -> Result<Pair, EvaluateError> {
     let t = runtime.bundle().system().tokens();
     let reference: Vec<i64> = recorded.tokens[..streams.len() * t].to_vec();
     let mut other = Vec::new();
@@ -315,9 +317,13 @@ fn pair(
             other.extend(stream.tokens.iter().map(|t| i64::from(*t)));
         }
     }
-    let reference = look_at(runtime, extractor, &reference, batch, "looking at the reference", step)?;
+    let mut look_at = |ids: &[i64], phase| {
+        let codes = Codes { runtime, ids, batch };
+        collect(&codes, CHUNK, extractor, &mut |at| step(phase, at, codes.count()))
+    };
+    let (reference, _) = look_at(&reference, Phase::Recorded)?;
     let mut found = reference.clone();
-    let new = look_at(runtime, extractor, &other, batch, "looking at images", step)?;
+    let (new, _) = look_at(&other, Phase::Samples)?;
     let put = |to: &mut [f32], from: &[f32], count: usize| {
         let width = from.len().checked_div(count).unwrap_or(0);
         for (row, &i) in from.chunks_exact(width.max(1)).zip(&changed) {
@@ -331,75 +337,53 @@ fn pair(
     Ok(Pair { found, reference })
 }
 
-/// Decodes tokens `[N, T]` to images and gives their activations.
-fn look_at(
-    runtime: &Runtime<'_>,
-    extractor: &mut FeatureExtractor,
-    ids: &[i64],
-    batch: usize,
-    what: &str,
-    step: Step<'_>,
-) -> Result<Activations, RunError> {
-    let system = runtime.bundle().system();
-    let (size, t) = (system.image_size, system.tokens());
-    let total = ids.len() / t;
-    let mut all = Activations { width: extractor.widths()[0], ..Activations::default() };
-    for chunk in ids.chunks(t * CHUNK) {
-        let rows = chunk.len() / t;
-        let images = runtime.images(chunk, batch, &mut |_, _| step(what, all.count, total))?;
-        let pixels = to_u8_nhwc(&images, rows, size, size);
-        let before = all.count;
-        let more = extractor.run(&pixels, (size, size), &mut |done, _| step(what, before + done, total))?;
-        // No metric here is on spatial features.
-        all.append(Activations { spatial: None, ..more })?;
-    }
-    Ok(all)
-}
-
 /// Mean and covariance of features.
-pub(crate) fn moments(activations: &Activations, compute: &Compute) -> Result<Moments, RunError> {
+fn moments(activations: &Activations, compute: &Compute) -> Result<Moments, MetricError> {
     let mut sums = MomentsAccumulator::new(activations.width)?;
     sums.push(rows(activations)?, compute)?;
-    Ok(sums.finish(compute)?)
+    sums.finish(compute)
 }
 
-pub(crate) fn rows(activations: &Activations) -> Result<Rows<'_>, RunError> {
-    Ok(Rows::new("features", &activations.features, activations.width)?)
+fn rows(activations: &Activations) -> Result<Rows<'_>, MetricError> {
+    Rows::new("features", &activations.features, activations.width)
+}
+
+fn failed() -> impl FnOnce(MetricError) -> EvaluateError {
+    EvaluateError::metric("reproduction")
 }
 
 /// The numbers of a set of images; those that need real images are `None` without them.
-fn measure(
+fn numbers(
     set: &Activations,
     real: Option<&Real>,
+    network: &Network,
     compute: &Compute,
     step: Step<'_>,
-) -> Result<ImageMetrics, RunError> {
-    if !step("measuring", 0, 1) {
-        return Err(RunError::Interrupted);
-    }
-    let mut metrics = ImageMetrics {
-        images: set.count,
-        distance: None,
-        kid: None,
-        precision: None,
-        recall: None,
-        score: None,
+) -> Result<ImageMetrics, EvaluateError> {
+    let own = moments(set, compute).map_err(failed())?;
+    let logits = set.logits.as_ref().map(|l| Rows::new("logits", l, l.len() / set.count.max(1)));
+    let side = Side {
+        pool_moments: Some(&own),
+        pool: Some(rows(set).map_err(failed())?),
+        logits: logits.transpose().map_err(failed())?,
+        ..Side::default()
     };
-    if let Some(logits) = &set.logits {
-        let classes = logits.len() / set.count.max(1);
-        let mut score = InceptionScoreAccumulator::new(classes, ADM_CHUNK, Softmax::F64)?;
-        score.push(Rows::new("logits", logits, classes)?)?;
-        metrics.score = Some(score.finish()?.mean);
-    }
-    if let Some(real) = real {
-        let distance = frechet_distance(&moments(set, compute)?, &real.moments, compute)?;
-        metrics.distance = Some(distance.distance);
-        metrics.kid = Some(dpar_export_metrics::kid(rows(set)?, rows(&real.seen)?, compute)?.value);
-        if set.count.min(real.seen.count) > dpar_export_metrics::NEIGHBOURS {
-            let pr = precision_recall(rows(set)?, rows(&real.seen)?, PrMode::F32, compute)?;
-            metrics.precision = Some(pr.precision);
-            metrics.recall = Some(pr.recall);
-        }
-    }
-    Ok(metrics)
+    let other = Side {
+        pool_moments: real.map(|r| &r.moments),
+        pool: real.map(|r| rows(&r.seen)).transpose().map_err(failed())?,
+        ..Side::default()
+    };
+    let settings = Settings { variant: Variant::GuidedDiffusion, pr_mode: PrMode::F32, kid: None };
+    let mut done = 0..PARTS;
+    let mut next = |what| step(Phase::Metric(what), done.next().unwrap_or(PARTS), PARTS);
+    let report = measure(side, other, network, &settings, compute, &mut next)?;
+    let value = |metric| report.metrics.get(&metric).map(|m| m.value);
+    Ok(ImageMetrics {
+        images: set.count,
+        distance: value(Metric::Fid).or(value(Metric::FrechetDistance)),
+        kid: value(Metric::Kid),
+        precision: value(Metric::Precision),
+        recall: value(Metric::Recall),
+        score: value(Metric::InceptionScore),
+    })
 }

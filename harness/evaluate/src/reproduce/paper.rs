@@ -1,7 +1,6 @@
 //! The published table, and runs held against one of its rows.
 
 use camino::Utf8Path;
-use dpar_export_decode::runtime::RunError;
 use dpar_export_metrics::{MetricError, PRINTED_SEEDS, Resize, Variant, Verdict, compare_with_printed};
 use dpar_export_spec::{SystemKind, SystemSpec, text};
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::Gate;
+use crate::error::{EvaluateError, InputKind};
 use crate::features::FeatureExtractor;
 
 /// The data file.
@@ -64,18 +64,18 @@ impl Paper {
     ///
     /// # Errors
     /// Never, as a test shows: the file is part of the program.
-    pub fn table() -> Result<Self, RunError> {
-        serde_json::from_str(PAPER).map_err(|e| RunError::Input(format!("paper.json: {e}")))
+    pub fn table() -> Result<Self, EvaluateError> {
+        serde_json::from_str(PAPER).map_err(EvaluateError::json("paper.json"))
     }
 
     /// The row of that name, letters of either case.
     ///
     /// # Errors
-    /// [`RunError::Input`] with the names there are.
-    pub fn row(&self, name: &str) -> Result<&Row, RunError> {
+    /// With the names there are.
+    pub fn row(&self, name: &str) -> Result<&Row, EvaluateError> {
         self.rows.iter().find(|r| r.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
             let names: Vec<&str> = self.rows.iter().map(|r| r.name.as_str()).collect();
-            RunError::Input(format!("the table has no `{name}`; it has {}", text::list(names)))
+            table(format!("the table has no `{name}`; it has {}", text::list(names)))
         })
     }
 }
@@ -84,18 +84,18 @@ impl Row {
     /// That a system can be held against this row.
     ///
     /// # Errors
-    /// [`RunError::Input`] when it is of another kind or makes another number of tokens.
-    pub fn check_system(&self, system: &SystemSpec) -> Result<(), RunError> {
+    /// When it is of another kind or makes another number of tokens.
+    pub fn check_system(&self, system: &SystemSpec) -> Result<(), EvaluateError> {
         let (found, wanted) = (system.tokens(), self.tokens);
         if found != wanted {
-            return Err(RunError::Input(format!(
+            return Err(table(format!(
                 "{} makes images of {found} tokens, the row {} has {wanted}: it is not the system of the row",
                 system.name, self.name
             )));
         }
         let kind = if self.name.starts_with("DPAR") { SystemKind::Dpar } else { SystemKind::Llamagen };
         if system.kind != kind {
-            return Err(RunError::Input(format!(
+            return Err(table(format!(
                 "{} is a {} system, the row {} is {kind}",
                 system.name, system.kind, self.name
             )));
@@ -106,10 +106,14 @@ impl Row {
     /// That what an extractor sees in the images of a system is what the table is about.
     ///
     /// # Errors
-    /// [`RunError::Input`] with what is not as for the table.
-    pub fn check_extractor(&self, system: &SystemSpec, extractor: &FeatureExtractor) -> Result<(), RunError> {
+    /// With what is not as for the table.
+    pub fn check_extractor(
+        &self,
+        system: &SystemSpec,
+        extractor: &FeatureExtractor,
+    ) -> Result<(), EvaluateError> {
         let (identity, side) = (extractor.identity(), system.image_size);
-        let input = |message: String| Err(RunError::Input(message));
+        let input = |message| Err(table(message));
         if !extractor.spec().is_fid() {
             return input(format!(
                 "the table's numbers are on FID-Inception, the extractor is {}: leave it out, or give FID-Inception",
@@ -164,8 +168,8 @@ impl Run {
     ///
     /// # Errors
     /// When the file cannot be read, is no such report or holds none of the numbers.
-    pub fn read(path: &Utf8Path) -> Result<Self, RunError> {
-        let bad = |message: &dyn std::fmt::Display| RunError::Input(format!("{path}: {message}"));
+    pub fn read(path: &Utf8Path) -> Result<Self, EvaluateError> {
+        let bad = |message: &dyn std::fmt::Display| report(format!("{path}: {message}"));
         let text = dpar_export_inputs::read_to_string(path, MOST_REPORT).map_err(|e| bad(&e))?;
         let json: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         let number = |v: &Value| v.as_f64().or_else(|| v["value"].as_f64()).filter(|v| v.is_finite());
@@ -198,7 +202,7 @@ impl Run {
     }
 
     /// That a run which says how it was measured was measured as the table.
-    fn check_protocol(&self) -> Result<(), RunError> {
+    fn check_protocol(&self) -> Result<(), EvaluateError> {
         let Some(protocol) = &self.protocol else { return Ok(()) };
         let path = self.report.as_ref().map_or("a run", |(path, _)| path);
         let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
@@ -208,7 +212,7 @@ impl Run {
             ("images resized for the network by", resize, Resize::default().name()),
         ] {
             if found != wanted {
-                return Err(RunError::Input(format!(
+                return Err(report(format!(
                     "{path}: {what} {}, the table is measured with {wanted}",
                     text(found)
                 )));
@@ -216,7 +220,7 @@ impl Run {
         }
         let size = &protocol["image_size"];
         if *size != serde_json::json!([EVALUATED_SIDE, EVALUATED_SIDE]) {
-            return Err(RunError::Input(format!("{path}: samples of {size} px; {AT_256}")));
+            return Err(report(format!("{path}: samples of {size} px; {AT_256}")));
         }
         Ok(())
     }
@@ -224,13 +228,13 @@ impl Run {
     /// That runs can be taken together: one protocol, and no report and no set of samples twice.
     ///
     /// # Errors
-    /// [`RunError::Input`] with what is wrong.
-    pub fn check_alike(runs: &[Self]) -> Result<(), RunError> {
+    /// With what is wrong.
+    pub fn check_alike(runs: &[Self]) -> Result<(), EvaluateError> {
         let mut protocols = runs.iter().filter_map(|r| r.protocol.as_ref());
         if let Some(first) = protocols.next()
             && protocols.any(|p| p != first)
         {
-            return Err(RunError::Input(
+            return Err(report(
                 "the runs have different protocols (extractor, settings, reference or number of images)"
                     .to_owned(),
             ));
@@ -238,19 +242,27 @@ impl Run {
         let reports: Vec<&(String, String)> = runs.iter().filter_map(|r| r.report.as_ref()).collect();
         for (i, (path, digest)) in reports.iter().enumerate() {
             if let Some((first, _)) = reports[..i].iter().find(|(_, d)| d == digest) {
-                return Err(RunError::Input(format!(
+                return Err(report(format!(
                     "{first} and {path} are the same report: it would count as two seeds"
                 )));
             }
         }
         let seen: Vec<&String> = runs.iter().filter_map(|r| r.samples.as_ref()).collect();
         match seen.iter().enumerate().any(|(i, s)| seen[..i].contains(s)) {
-            true => Err(RunError::Input(
-                "two runs have the same samples: they would count as two seeds".to_owned(),
-            )),
+            true => Err(report("two runs have the same samples: they would count as two seeds".to_owned())),
             false => Ok(()),
         }
     }
+}
+
+/// A system or network that is not the table's.
+fn table(message: String) -> EvaluateError {
+    EvaluateError::input(InputKind::Table, message, None)
+}
+
+/// A report that cannot be held against the table.
+fn report(message: String) -> EvaluateError {
+    EvaluateError::input(InputKind::Report, message, None)
 }
 
 /// Holds runs of different seeds against a row, metric by metric: |mean − printed| ≤ max(2 %, 3·SE) from three runs on.

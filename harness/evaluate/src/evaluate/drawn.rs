@@ -1,0 +1,132 @@
+//! Pictures that a bundle makes: drawn from classes and seeds, or decoded from given tokens.
+
+use dpar_export_decode::generate::{DecodeOptions, Request};
+use dpar_export_decode::runtime::{RunError, Runtime};
+use dpar_export_files::picture::to_u8_nhwc;
+use serde_json::{Value, json};
+
+use super::EvaluateError;
+use super::look::{Pictures, Sink};
+use crate::features::device;
+
+/// Pictures that a bundle draws.
+pub struct Drawn<'a> {
+    runtime: &'a Runtime<'a>,
+    requests: Vec<Request>,
+    options: DecodeOptions,
+    batch: usize,
+}
+
+impl<'a> Drawn<'a> {
+    /// `n` pictures whose classes follow from the seed of `options`, `batch` in one call of a graph.
+    ///
+    /// # Errors
+    /// When the bundle has no tokenizer.
+    pub fn new(
+        runtime: &'a Runtime<'a>,
+        n: u64,
+        options: DecodeOptions,
+        batch: usize,
+    ) -> Result<Self, EvaluateError> {
+        // Asked first: decoding thousands of pictures to find no tokenizer would waste hours.
+        runtime.bundle().with_graph("vq_decode", |_| Ok::<_, RunError>(()))?;
+        let requests = Request::all_seeded(options.seed, n, runtime.bundle().system().num_classes);
+        Ok(Self { runtime, requests, options, batch })
+    }
+
+    /// Class of every picture.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = i64> {
+        self.requests.iter().map(|r| r.class)
+    }
+
+    /// The seed.
+    pub(crate) fn seed(&self) -> u64 {
+        self.options.seed
+    }
+
+    /// Images in one call of a graph.
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// What pixels depend on: neither threads nor paths, so that machines share the work.
+    pub(crate) fn identity(&self) -> Value {
+        let (options, sampler, info) = (&self.options, &self.options.sampler, self.runtime.info());
+        let engine = json!({ "engine": info.engine, "version": info.version, "device": device(info) });
+        json!({
+            "bundle": self.runtime.bundle().manifest_sha256(), "engine": engine,
+            "cfg_scale": options.cfg_scale, "cfg_interval": options.cfg_interval, "seed": options.seed,
+            "sampler": sampler.method, "greedy": sampler.greedy, "temperature": sampler.temperature,
+            "top_k": sampler.top_k, "top_p": sampler.top_p,
+        })
+    }
+}
+
+impl Pictures for Drawn<'_> {
+    fn count(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn size(&self) -> (usize, usize) {
+        side(self.runtime)
+    }
+
+    fn chunks(&self, range: (usize, usize), chunk: usize, sink: &mut dyn Sink) -> Result<(), EvaluateError> {
+        for requests in self.requests[range.0..range.1].chunks(chunk.max(1)) {
+            let n = requests.len();
+            let streams = self.runtime.decode(requests, &self.options, self.batch, &mut |done, total| {
+                sink.drawing(done * n / total.max(1))
+            })?;
+            let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+            let steps: Vec<u32> = streams.iter().map(|s| s.steps() as u32).collect();
+            let pixels = pixels(self.runtime, &ids, self.batch, &mut || sink.drawing(n))?;
+            sink.take(&pixels, Some(&steps))?;
+        }
+        Ok(())
+    }
+}
+
+/// Pictures of given tokens.
+pub(crate) struct Codes<'a> {
+    pub(crate) runtime: &'a Runtime<'a>,
+    /// `[N, T]`.
+    pub(crate) ids: &'a [i64],
+    /// Images in one call of a graph.
+    pub(crate) batch: usize,
+}
+
+impl Pictures for Codes<'_> {
+    fn count(&self) -> usize {
+        self.ids.len() / self.runtime.bundle().system().tokens()
+    }
+
+    fn size(&self) -> (usize, usize) {
+        side(self.runtime)
+    }
+
+    fn chunks(&self, range: (usize, usize), chunk: usize, sink: &mut dyn Sink) -> Result<(), EvaluateError> {
+        let t = self.runtime.bundle().system().tokens();
+        for ids in self.ids[range.0 * t..range.1 * t].chunks(t * chunk.max(1)) {
+            let pixels = pixels(self.runtime, ids, self.batch, &mut || sink.drawing(0))?;
+            sink.take(&pixels, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn side(runtime: &Runtime<'_>) -> (usize, usize) {
+    let side = runtime.bundle().system().image_size;
+    (side, side)
+}
+
+/// u8 `[N, H, W, 3]` of tokens `[N, T]`.
+fn pixels(
+    runtime: &Runtime<'_>,
+    ids: &[i64],
+    batch: usize,
+    ask: &mut dyn FnMut() -> bool,
+) -> Result<Vec<u8>, EvaluateError> {
+    let images = runtime.images(ids, batch, &mut |_, _| ask())?;
+    let (height, width) = side(runtime);
+    Ok(to_u8_nhwc(&images, ids.len() / runtime.bundle().system().tokens(), height, width))
+}

@@ -1,0 +1,543 @@
+//! A whole evaluation: samples, a reference and a network become the files of an output folder; resumable, in shards.
+//!
+//! ```no_run
+//! use dpar_engine_table::{self as engines, EngineOptions};
+//! use dpar_export_evaluate::evaluate::images::ImageSet;
+//! use dpar_export_evaluate::evaluate::job::{Job, JobOptions, Outcome, Source};
+//! use dpar_export_evaluate::features::{ExtractorOptions, FeatureExtractor};
+//! use dpar_export_metrics::Compute;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = engines::create("tract", &EngineOptions::default())?;
+//! let extractor = FeatureExtractor::open("inception".into(), engine, &ExtractorOptions::default())?;
+//! let job = Job::new(extractor, Compute::new(2)?, JobOptions::new("reference.npz".into(), "out".into()))?;
+//! let samples = Source::Images(ImageSet::open("samples".into(), None)?);
+//! if let Outcome::Whole(evaluation) = job.run(&samples, &mut |_, _, _| true)? {
+//!     assert!(!evaluation.file.report.metrics.is_empty());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod folder;
+mod shard;
+mod source;
+
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_files::arrays::{ArrayRef, Mapped, write_atomic, write_npz};
+use dpar_export_inputs::limits;
+use dpar_export_metrics::{Compute, KidProtocol, Moments, PrMode, Rows, Variant};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::activations::{DIGEST, RESIZE, Table, moments_of};
+use super::apart::apart;
+pub use super::compare::Comparison;
+use super::compare::compare;
+pub use super::drawn::Drawn;
+use super::images::ImageSet;
+use super::look::{Pictures, look};
+use super::measure::{PARTS, Side, measure};
+use super::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, Samples};
+use super::reference::Given;
+use super::report::{Metric, Network, Report, Settings};
+use super::store::{Purpose, Store};
+use super::{EvaluateError, InputKind};
+use crate::features::FeatureExtractor;
+use crate::{Phase, Step};
+pub use shard::Shard;
+pub use source::Source;
+
+/// What an output folder holds.
+const METRICS: &str = "metrics.json";
+const COMPARISON: &str = "comparison.json";
+const STATISTICS: &str = "statistics.npz";
+const SAMPLES: &str = "samples";
+const REFERENCE: &str = "reference";
+
+/// Which of the samples are evaluated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    Whole,
+    /// A part, whose features another call joins with the others'.
+    Shard(Shard),
+    /// All, from the output folders of every shard.
+    Merge(Vec<Utf8PathBuf>),
+}
+
+/// What is asked of an evaluation.
+#[derive(Debug, Clone)]
+pub struct JobOptions {
+    /// A set of images, activations or statistics.
+    pub reference: Utf8PathBuf,
+    /// The output folder. Its `lock` is held while the job runs.
+    pub output: Utf8PathBuf,
+    /// Whether to go on where an earlier run ended.
+    pub resume: bool,
+    /// Which of the samples.
+    pub part: Part,
+    /// `metrics.json` of another evaluation under the same protocol.
+    pub compare: Option<Utf8PathBuf>,
+    /// Images between two savings of the state, at least 1.
+    pub chunk: usize,
+    /// Whose protocol; `None` = that of the network's resize.
+    pub variant: Option<Variant>,
+    /// Arithmetic of Precision and Recall.
+    pub pr_mode: PrMode,
+    /// Subsets of KID. Their seed is also that of a comparison's bootstrap.
+    pub kid: KidProtocol,
+}
+
+impl JobOptions {
+    /// All samples against `reference`, a new output folder, guided-diffusion's numbers.
+    pub fn new(reference: Utf8PathBuf, output: Utf8PathBuf) -> Self {
+        Self {
+            reference,
+            output,
+            resume: false,
+            part: Part::Whole,
+            compare: None,
+            chunk: 256,
+            variant: None,
+            pr_mode: PrMode::F32,
+            kid: KidProtocol::default(),
+        }
+    }
+}
+
+/// What came out.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The features of a part are stored.
+    Shard {
+        /// Which.
+        shard: Shard,
+        /// Its images.
+        images: u64,
+        /// Images of the whole.
+        of: u64,
+    },
+    /// The numbers.
+    Whole(Box<Evaluation>),
+}
+
+/// An evaluation that is done.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// What `metrics.json` holds.
+    pub file: MetricsFile,
+    /// Its path.
+    pub path: Utf8PathBuf,
+    /// The comparison that was asked for.
+    pub comparison: Option<Comparison>,
+}
+
+/// An evaluation with its network.
+pub struct Job {
+    options: JobOptions,
+    compute: Arc<Compute>,
+    extractor: FeatureExtractor,
+    network: Network,
+    settings: Settings,
+}
+
+/// The reference: statistics, features of its images, what it is.
+struct Reference {
+    pool: Option<Moments>,
+    spatial: Option<Moments>,
+    rows: Option<Features>,
+    id: ReferenceId,
+}
+
+/// Features of every image.
+enum Features {
+    Table(Table),
+    Mapped(Mapped, usize),
+}
+
+impl Features {
+    fn rows(&self) -> Result<Rows<'_>, EvaluateError> {
+        match self {
+            Self::Table(table) => table.rows("features"),
+            Self::Mapped(mapped, width) => mapped_rows("features", mapped, *width),
+        }
+    }
+}
+
+fn mapped_rows<'a>(what: &'static str, mapped: &'a Mapped, width: usize) -> Result<Rows<'a>, EvaluateError> {
+    Rows::new(what, mapped.f32().unwrap_or_default(), width).map_err(EvaluateError::metric("features"))
+}
+
+/// The samples' numbers and what they are made of.
+struct Numbers {
+    report: Report,
+    pool: Moments,
+    spatial: Option<Moments>,
+}
+
+impl Job {
+    /// Binds what is asked to a network.
+    ///
+    /// # Errors
+    /// When the network prepares images in another way than the variant that is asked for.
+    pub fn new(
+        extractor: FeatureExtractor,
+        compute: Compute,
+        options: JobOptions,
+    ) -> Result<Self, EvaluateError> {
+        let (identity, path) = (extractor.identity(), extractor.path());
+        let unlike = |message, hint: &str| EvaluateError::input(InputKind::Network, message, Some(hint));
+        let (network, variant) = Network::of(identity);
+        if let Some(asked) = options.variant {
+            let (own, wanted) = (identity.resize.name(), asked.resize().name());
+            if own != wanted {
+                let message = format!("{path} resizes by {own}, --variant {asked} by {wanted}");
+                let hint = format!("leave out --variant, or export the extractor with --resize {wanted}");
+                return Err(unlike(message, &hint));
+            }
+            if identity.is_fid() && !network.inception {
+                let message = format!("{path} has its own normalisation, --variant {asked} another");
+                let hint = "leave out --variant, or export the extractor without --mean and --std";
+                return Err(unlike(message, hint));
+            }
+        }
+        let variant = options.variant.or(variant).unwrap_or_default();
+        let settings = Settings { variant, pr_mode: options.pr_mode, kid: Some(options.kid) };
+        Ok(Self { options, compute: Arc::new(compute), extractor, network, settings })
+    }
+
+    /// Runs the evaluation and writes the files of the output folder.
+    ///
+    /// # Errors
+    /// When inputs do not fit together, which is found before anything is written; when a picture, the network or the disk
+    /// fails, or `step` says stop, which leaves a folder that is gone on with.
+    pub fn run(mut self, source: &Source<'_>, step: Step<'_>) -> Result<Outcome, EvaluateError> {
+        self.check(source)?;
+        let _lock = folder::hold(&self.options.output, self.options.resume)?;
+        let (total, part) = (source.count(), self.options.part.clone());
+        let range = match part {
+            Part::Shard(shard) => shard.range(total, self.chunk()),
+            Part::Whole | Part::Merge(_) => (0, total),
+        };
+        let files = (&source.content(), source.stamp());
+        let purpose = self.purpose(files, total, range, source.generated().is_some())?;
+        let mut samples = Store::open(&self.options.output.join(SAMPLES), purpose)?;
+        match part {
+            Part::Merge(shards) => self.merge(&mut samples, &shards)?,
+            Part::Whole => self.fill(&mut samples, Phase::Samples, source, step)?,
+            Part::Shard(shard) => {
+                self.fill(&mut samples, Phase::Samples, source, step)?;
+                return Ok(Outcome::Shard { shard, images: samples.count(), of: total as u64 });
+            }
+        }
+        let reference = self.reference(step)?;
+        self.finish(source, samples, reference, step)
+    }
+
+    /// What can be wrong is found before hours of work: the reference, the labels, the other evaluation.
+    fn check(&self, source: &Source<'_>) -> Result<(), EvaluateError> {
+        let reference = Given::open(&self.options.reference, &self.extractor)?;
+        let counts = match &reference {
+            Given::Images(set) => [source.count(), set.count()],
+            Given::Stored(..) => [source.count(); 2],
+        };
+        for (n, what) in counts.into_iter().zip(["samples", "the reference"]) {
+            if n < 2 {
+                let message = format!("{what}: {n} images, at least 2 are needed");
+                let hint = Some("a covariance needs as many");
+                return Err(EvaluateError::input(InputKind::Images, message, hint));
+            }
+        }
+        source.sampling()?;
+        if let Some(path) = &self.options.compare {
+            // All but the reference, which is known after it was looked at.
+            let other = read_metrics(path)?.protocol;
+            like(path, &self.protocol(source, other.reference.clone())?, &other)?;
+        }
+        Ok(())
+    }
+
+    fn chunk(&self) -> usize {
+        self.options.chunk.max(1)
+    }
+
+    fn purpose(
+        &self,
+        (content, stamp): (&Value, &str),
+        total: usize,
+        range: (usize, usize),
+        steps: bool,
+    ) -> Result<Purpose, EvaluateError> {
+        let key = json!({
+            "images": content, "extractor": self.extractor.identity(), "chunk": self.chunk(),
+            "batch": self.extractor.batch(), "tool": env!("CARGO_PKG_VERSION"),
+        });
+        let key = serde_json::to_vec(&key).map_err(EvaluateError::json("the key of the store"))?;
+        let key = hex::encode(Sha256::digest(key));
+        let (total, from, to) = (total as u64, range.0 as u64, range.1 as u64);
+        let (stamp, widths) = (stamp.to_owned(), self.extractor.widths());
+        Ok(Purpose { key, stamp, total, from, to, widths, steps })
+    }
+
+    /// Looks at the images that the store does not hold yet.
+    fn fill(
+        &mut self,
+        store: &mut Store,
+        phase: Phase,
+        pictures: &dyn Pictures,
+        step: Step<'_>,
+    ) -> Result<(), EvaluateError> {
+        let (from, to, done) = (store.purpose().from, store.purpose().to, store.count());
+        let (chunk, compute) = (self.chunk(), Arc::clone(&self.compute));
+        let next = ((from + done) as usize, to as usize);
+        let mut at = |n| step(phase, done as usize + n, (to - from) as usize);
+        if !at(0) {
+            return Err(EvaluateError::Interrupted);
+        }
+        look(pictures, next, chunk, &mut self.extractor, &mut at, &mut |looked| {
+            store.add(looked.pixels, &looked.found, looked.steps, &compute)
+        })?;
+        if store.count() != (to - from) {
+            let message = format!("{} of {} images were there", store.count(), to - from);
+            return Err(EvaluateError::input(InputKind::Images, message, None));
+        }
+        Ok(())
+    }
+
+    fn merge(&self, samples: &mut Store, folders: &[Utf8PathBuf]) -> Result<(), EvaluateError> {
+        let mut shards = Vec::new();
+        for folder in folders {
+            shards.push(Store::read(&folder.join(SAMPLES))?);
+        }
+        shards.sort_by_key(|s| s.purpose().from);
+        for shard in shards.iter().filter(|s| s.count() > 0) {
+            // Merged already, before an interruption.
+            if shard.purpose().to > samples.count() || shard.purpose().from >= samples.count() {
+                samples.append(shard, &self.compute)?;
+            }
+        }
+        if samples.count() != samples.purpose().total {
+            let (there, total) = (samples.count(), samples.purpose().total);
+            let message = format!("the shards hold {there} of {total} images");
+            let hint = Some("merge every shard once, and finished");
+            return Err(EvaluateError::input(InputKind::Store, message, hint));
+        }
+        Ok(())
+    }
+
+    fn reference(&mut self, step: Step<'_>) -> Result<Reference, EvaluateError> {
+        let path = self.options.reference.clone();
+        let (found, set) = match Given::open(&path, &self.extractor)? {
+            Given::Stored(found, set) => (found, set),
+            Given::Images(set) => {
+                let store = self.reference_images(&set, step)?;
+                let width = store.purpose().widths[0];
+                return Ok(Reference {
+                    pool: Some(store.moments(&self.compute)?),
+                    spatial: store.spatial_moments(&self.compute)?,
+                    id: ReferenceId {
+                        stored_statistics: false,
+                        sha256: store.pixels_sha256()?,
+                        images: Some(store.count()),
+                    },
+                    rows: Some(Features::Mapped(store.pool()?, width)),
+                });
+            }
+        };
+        let of = |moments: &Option<Moments>, table: &Option<Table>, what| match (moments, table) {
+            (Some(moments), _) => Ok(Some(moments.clone())),
+            (None, table) => table.as_ref().map(|t| moments_of(t, what, &self.compute)).transpose(),
+        };
+        let pool = of(&found.pool_moments, &found.pool, "pool_3")?;
+        let spatial = of(&found.spatial_moments, &found.spatial, "spatial")?;
+        let width = self.extractor.widths()[0];
+        let rows = match (found.pool, set) {
+            (Some(table), _) => Some(Features::Table(table)),
+            (None, Some(set)) => Some(Features::Mapped(self.reference_images(&set, step)?.pool()?, width)),
+            (None, None) => None,
+        };
+        let images = rows.as_ref().map(|f| f.rows().map(|r| r.count() as u64)).transpose()?;
+        let sha256 =
+            dpar_export_bundle::digest(&path).map_err(dpar_export_decode::runtime::RunError::from)?.1;
+        Ok(Reference { pool, spatial, rows, id: ReferenceId { stored_statistics: true, sha256, images } })
+    }
+
+    fn reference_images(&mut self, set: &ImageSet, step: Step<'_>) -> Result<Store, EvaluateError> {
+        let files = (&json!(set.content()), set.stamp());
+        let purpose = self.purpose(files, set.count(), (0, set.count()), false)?;
+        let mut store = Store::open(&self.options.output.join(REFERENCE), purpose)?;
+        self.fill(&mut store, Phase::Reference, set, step)?;
+        Ok(store)
+    }
+
+    fn finish(
+        &self,
+        source: &Source<'_>,
+        samples: Store,
+        reference: Reference,
+        step: Step<'_>,
+    ) -> Result<Outcome, EvaluateError> {
+        let (network, settings, compute) = (self.network.clone(), self.settings, Arc::clone(&self.compute));
+        let parts = PARTS + usize::from(self.options.compare.is_some());
+        let work = move |next: &mut dyn FnMut(&'static str) -> bool| -> Result<_, EvaluateError> {
+            let numbers = numbers(&samples, &reference, &network, &settings, &compute, next)?;
+            Ok((numbers, samples, reference))
+        };
+        let (numbers, samples, reference) = apart(parts, work, step)?;
+        self.write_statistics(&numbers.pool, numbers.spatial.as_ref())?;
+        let file = MetricsFile {
+            schema: SCHEMA,
+            protocol: self.protocol(source, reference.id)?,
+            samples: Samples {
+                pixels_sha256: samples.pixels_sha256()?,
+                generated: source.generated(),
+                mean_steps: samples.mean_steps()?,
+            },
+            report: numbers.report,
+        };
+        let path = self.write(METRICS, &file)?;
+        let comparison = match (&self.options.compare, reference.pool) {
+            (Some(other), Some(moments)) => Some(self.compare(other, &file, samples, moments, parts, step)?),
+            _ => None,
+        };
+        Ok(Outcome::Whole(Box::new(Evaluation { file, path, comparison })))
+    }
+
+    fn protocol(&self, source: &Source<'_>, reference: ReferenceId) -> Result<Protocol, EvaluateError> {
+        let extractor = serde_json::to_value(self.extractor.identity());
+        Ok(Protocol {
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            network: self.network.clone(),
+            extractor: extractor.map_err(EvaluateError::json("the protocol"))?,
+            settings: self.settings,
+            images: source.count() as u64,
+            image_size: [source.size().0, source.size().1],
+            sampling: source.sampling()?,
+            reference,
+        })
+    }
+
+    /// Writes a report of the output folder.
+    fn write(&self, name: &'static str, value: &impl serde::Serialize) -> Result<Utf8PathBuf, EvaluateError> {
+        let path = self.options.output.join(name);
+        let mut bytes = serde_json::to_vec_pretty(value).map_err(EvaluateError::json(name))?;
+        bytes.push(b'\n');
+        write_atomic(&path, &bytes).map_err(EvaluateError::io(&path))?;
+        Ok(path)
+    }
+
+    /// The samples' statistics, in the layout of a reference file.
+    fn write_statistics(&self, pool: &Moments, spatial: Option<&Moments>) -> Result<(), EvaluateError> {
+        let d = pool.width();
+        let (vector, matrix) = ([d], [d, d]);
+        let mut arrays = vec![
+            ("mu", ArrayRef::f64(&vector, pool.mean())),
+            ("sigma", ArrayRef::f64(&matrix, pool.covariance())),
+        ];
+        let s = spatial.map_or(0, Moments::width);
+        let (vector_s, matrix_s) = ([s], [s, s]);
+        if let Some(spatial) = spatial {
+            arrays.push(("mu_s", ArrayRef::f64(&vector_s, spatial.mean())));
+            arrays.push(("sigma_s", ArrayRef::f64(&matrix_s, spatial.covariance())));
+        }
+        let name = self.network.name.as_bytes();
+        let length = [name.len()];
+        if !self.network.inception {
+            arrays.push(("extractor", ArrayRef::u8(&length, name)));
+        }
+        let identity = self.extractor.identity();
+        let (digest, resize) = (identity.digest.as_bytes(), identity.resize.name().as_bytes());
+        let (digest_length, resize_length) = ([digest.len()], [resize.len()]);
+        arrays.push((DIGEST, ArrayRef::u8(&digest_length, digest)));
+        arrays.push((RESIZE, ArrayRef::u8(&resize_length, resize)));
+        Ok(write_npz(&self.options.output.join(STATISTICS), &arrays)?)
+    }
+
+    fn compare(
+        &self,
+        path: &Utf8Path,
+        own: &MetricsFile,
+        samples: Store,
+        reference: Moments,
+        parts: usize,
+        step: Step<'_>,
+    ) -> Result<Comparison, EvaluateError> {
+        let other = read_metrics(path)?;
+        like(path, &own.protocol, &other.protocol)?;
+        let folder = samples_of(path);
+        let store = Store::read(&folder)?;
+        let report = |message| EvaluateError::input(InputKind::Report, message, None);
+        if store.pixels_sha256()? != other.samples.pixels_sha256 {
+            return Err(report(format!("{folder} does not hold the samples of {path}")));
+        }
+        let metric = if self.network.inception { Metric::Fid } else { Metric::FrechetDistance };
+        let value = |file: &MetricsFile| file.report.metrics.get(&metric).map(|m| m.value);
+        let (Some(here), Some(there)) = (value(own), value(&other)) else {
+            return Err(report(format!("{path}: no Fréchet distance to compare")));
+        };
+        let (seed, compute) = (self.options.kid.seed, Arc::clone(&self.compute));
+        let work = move |next: &mut dyn FnMut(&'static str) -> bool| -> Result<_, EvaluateError> {
+            if !next("comparison") {
+                return Err(EvaluateError::Interrupted);
+            }
+            compare((&samples, here), (&store, there), &reference, seed, &compute)
+        };
+        let found = apart(parts, work, &mut |phase, done, total| step(phase, PARTS + done, total))?;
+        self.write(COMPARISON, &found)?;
+        Ok(found)
+    }
+}
+
+fn numbers(
+    samples: &Store,
+    reference: &Reference,
+    network: &Network,
+    settings: &Settings,
+    compute: &Compute,
+    next: &mut dyn FnMut(&'static str) -> bool,
+) -> Result<Numbers, EvaluateError> {
+    let (features, logits) = (samples.pool()?, samples.logits()?);
+    let [width, _, classes] = samples.purpose().widths;
+    let (pool, spatial) = (samples.moments(compute)?, samples.spatial_moments(compute)?);
+    let side = Side {
+        pool_moments: Some(&pool),
+        spatial_moments: spatial.as_ref(),
+        pool: Some(mapped_rows("features", &features, width)?),
+        logits: logits.as_ref().map(|mapped| mapped_rows("logits", mapped, classes)).transpose()?,
+    };
+    let other = Side {
+        pool_moments: reference.pool.as_ref(),
+        spatial_moments: reference.spatial.as_ref(),
+        pool: reference.rows.as_ref().map(Features::rows).transpose()?,
+        logits: None,
+    };
+    let report = measure(side, other, network, settings, compute, next)?;
+    Ok(Numbers { report, pool, spatial })
+}
+
+/// The store of the samples of a `metrics.json`.
+pub fn samples_of(path: &Utf8Path) -> Utf8PathBuf {
+    path.with_file_name(SAMPLES)
+}
+
+fn read_metrics(path: &Utf8Path) -> Result<MetricsFile, EvaluateError> {
+    let text = dpar_export_inputs::read_to_string(path, limits::TEXT).map_err(EvaluateError::io(path))?;
+    serde_json::from_str(&text).map_err(|e| {
+        let message = format!("{path} is no metrics.json of this version: {e}");
+        EvaluateError::input(InputKind::Report, message, None)
+    })
+}
+
+/// Refuses to compare numbers of different protocols.
+fn like(path: &Utf8Path, own: &Protocol, other: &Protocol) -> Result<(), EvaluateError> {
+    let unlike = own.differences(other);
+    if unlike.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{path} was made by another protocol: {}", unlike.join(", "));
+    let hint = Some("compare evaluations with equal options and references");
+    Err(EvaluateError::input(InputKind::Report, message, hint))
+}
