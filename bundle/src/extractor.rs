@@ -26,7 +26,6 @@ const MAX_SIDE: usize = 4096;
 
 /// Input = (v − mean) / std for v in 0..255, per channel red, green, blue.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Normalise {
     /// Means in steps of 1/255.
     pub mean: [f32; 3],
@@ -36,7 +35,6 @@ pub struct Normalise {
 
 /// Which port is which.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ExtractorPorts {
     /// Input f32 [batch, 3, size, size].
     pub image: String,
@@ -52,7 +50,6 @@ pub struct ExtractorPorts {
 
 /// A feature extractor: what `config.json` of its bundle holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ExtractorSpec {
     /// Always `extractor`.
     pub kind: SystemKind,

@@ -1,5 +1,6 @@
 //! JSON of which every reader reads the same: no key twice in an object, and none that its type does not have.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -28,10 +29,11 @@ pub enum JsonError {
 /// [`JsonError::Repeated`] with key and place; [`JsonError::Syntax`].
 pub(crate) fn unique_keys(bytes: &[u8]) -> Result<(), JsonError> {
     let mut reader = serde_json::Deserializer::from_slice(without_mark(bytes));
-    let read = Keys.deserialize(&mut reader).and_then(|()| reader.end());
-    read.map_err(|e| match e.to_string() {
-        text if text.starts_with(REPEATED) => JsonError::Repeated(text),
-        text => JsonError::Syntax(text),
+    let repeated = Cell::new(false);
+    let read = Keys { repeated: &repeated }.deserialize(&mut reader).and_then(|()| reader.end());
+    read.map_err(|e| match repeated.get() {
+        true => JsonError::Repeated(e.to_string()),
+        false => JsonError::Syntax(e.to_string()),
     })
 }
 
@@ -42,17 +44,14 @@ pub(crate) fn unique_keys(bytes: &[u8]) -> Result<(), JsonError> {
 pub(crate) fn read<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     let bytes = without_mark(bytes);
     unique_keys(bytes)?;
-    let syntax = |e: serde_json::Error| match e.to_string() {
-        text if text.starts_with(UNKNOWN) => JsonError::Unknown(text),
-        text => JsonError::Syntax(text),
-    };
+    let syntax = |e: serde_json::Error| JsonError::Syntax(e.to_string());
     let read: T = serde_json::from_slice(bytes).map_err(syntax)?;
-    // serde passes over a field that a type does not deny, and cannot deny it where fields are flattened.
+    // serde passes over what a type does not have, and the types leave it so: here it is found whatever they are.
     let given: Value = serde_json::from_slice(bytes).map_err(syntax)?;
     let known = serde_json::to_value(&read).map_err(syntax)?;
     match unknown(&given, &known) {
         None => Ok(read),
-        Some(key) => Err(JsonError::Unknown(format!("{UNKNOWN} `{key}`"))),
+        Some(key) => Err(JsonError::Unknown(format!("unknown field `{key}`"))),
     }
 }
 
@@ -77,15 +76,14 @@ fn unknown(given: &Value, known: &Value) -> Option<String> {
     }
 }
 
-/// How the message about a repeated key begins: the words of serde's `Error::duplicate_field`.
-const REPEATED: &str = "duplicate field";
-/// The same about a key that the type denies (`Error::unknown_field`).
-const UNKNOWN: &str = "unknown field";
-
 /// Reads any value and keeps nothing but the keys of the objects that are open.
-struct Keys;
+#[derive(Clone, Copy)]
+struct Keys<'a> {
+    /// Set where a key was there before.
+    repeated: &'a Cell<bool>,
+}
 
-impl<'de> DeserializeSeed<'de> for Keys {
+impl<'de> DeserializeSeed<'de> for Keys<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
@@ -93,7 +91,7 @@ impl<'de> DeserializeSeed<'de> for Keys {
     }
 }
 
-impl<'de> Visitor<'de> for Keys {
+impl<'de> Visitor<'de> for Keys<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,16 +123,17 @@ impl<'de> Visitor<'de> for Keys {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while items.next_element_seed(Keys)?.is_some() {}
+        while items.next_element_seed(self)?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
         let mut keys = HashSet::new();
         while let Some(key) = entries.next_key::<String>()? {
-            entries.next_value_seed(Keys)?;
+            entries.next_value_seed(self)?;
             if keys.contains(&key) {
-                return Err(A::Error::custom(format!("{REPEATED} `{key}`")));
+                self.repeated.set(true);
+                return Err(A::Error::custom(format!("duplicate field `{key}`")));
             }
             keys.insert(key);
         }

@@ -14,7 +14,6 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// A file with its size and digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct FileEntry {
     /// Path inside the bundle, `/`-separated.
     pub path: String,
@@ -26,7 +25,6 @@ pub struct FileEntry {
 
 /// A file the bundle was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SourceEntry {
     /// What it was: `dpar`, `dpar-config`, `entropy`, `vq`, …
     pub role: String,
@@ -43,7 +41,6 @@ pub struct SourceEntry {
 
 /// The tool that wrote the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ToolEntry {
     /// `dpar-export`.
     pub name: String,
@@ -60,7 +57,6 @@ impl ToolEntry {
 
 /// One exported component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ComponentEntry {
     /// Which component.
     pub kind: ComponentKind,
@@ -84,7 +80,6 @@ pub struct GraphEntry {
 
 /// An optimization profile of an engine: the range of every axis of its graph.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ProfileEntry {
     /// Name, unique in the engine.
     pub name: String,
@@ -94,7 +89,6 @@ pub struct ProfileEntry {
 
 /// An engine that was built from a graph, bound to the bytes it was built from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct EngineEntry {
     /// Graph name.
     pub graph: String,
@@ -148,7 +142,6 @@ impl EngineEntry {
 
 /// The manifest of a bundle.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Layout version.
     pub schema_version: u32,

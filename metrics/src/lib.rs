@@ -53,8 +53,9 @@ pub use numpy_random::NumpyRandom;
 pub use precision_recall::{PrMode, PrecisionRecall, precision_recall};
 pub use resize::{INCEPTION_SIZE, Resize, Resizer};
 pub use stats::{
-    Bootstrap, BootstrapResult, Equivalence, MARGIN_FLOOR, MARGIN_FRACTION, PRINTED_ERRORS, PRINTED_FRACTION,
-    PRINTED_SEEDS, PrintedComparison, SINGLE_RUN_FRACTION, Verdict, Z90, compare_with_printed, equivalence,
-    equivalence_margin, fraction_interval, mean_and_standard_error, paired_standard_error,
+    Bootstrap, BootstrapResult, Equivalence, KID_MARGIN_FLOOR, MARGIN_FLOOR, MARGIN_FRACTION, PRINTED_ERRORS,
+    PRINTED_FRACTION, PRINTED_SEEDS, PrintedComparison, SINGLE_RUN_FRACTION, Verdict, Z90,
+    compare_with_printed, equivalence, equivalence_margin, fraction_interval, kid_margin,
+    mean_and_standard_error, paired_standard_error,
 };
 pub use variant::{InceptionScoreSplits, Variant};

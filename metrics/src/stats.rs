@@ -10,6 +10,9 @@ pub const Z90: f64 = 1.644_853_626_951_472_7;
 pub const MARGIN_FLOOR: f64 = 0.03;
 /// Margin of the equivalence test as a fraction of the reference value.
 pub const MARGIN_FRACTION: f64 = 0.01;
+/// Smallest margin of KID, where the floor of distances would let anything pass, since a KID is a few thousandths: the last
+/// digit that is usually printed (KID·10³ with one decimal).
+pub const KID_MARGIN_FLOOR: f64 = 1e-4;
 /// Tolerance against a printed number, as a fraction of it.
 pub const PRINTED_FRACTION: f64 = 0.02;
 /// Tolerance against a printed number, in standard errors of the mean over seeds.
@@ -197,6 +200,11 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 /// Margin of the equivalence test for a metric whose reference value is `reference`: max(0.03, 1 %).
 pub fn equivalence_margin(reference: f64) -> f64 {
     MARGIN_FLOOR.max(MARGIN_FRACTION * reference.abs())
+}
+
+/// The same for KID: max(1e-4, 1 %).
+pub fn kid_margin(reference: f64) -> f64 {
+    KID_MARGIN_FLOOR.max(MARGIN_FRACTION * reference.abs())
 }
 
 /// Two one-sided tests of equivalence (D. J. Schuirmann, 1987) at 5 % each, as an interval.

@@ -2,6 +2,7 @@
 
 use dpar_engine_api::ArithmeticKind;
 use dpar_export::arrays::ArrayFile;
+use dpar_export::bundle::Bundle;
 use dpar_export::tolerance::{Quantity, Rounding};
 use dpar_export::verify::{Check, Status, verify_golden};
 use dpar_export_checkpoint::LoadOptions;
@@ -69,37 +70,108 @@ fn float32_graphs_are_told_apart_from_autocast() {
     assert!(checks.iter().all(|c| c.status != Status::Fail), "{checks:#?}");
 }
 
-/// The seeded fault "one layer is 1 % off", in either model, through what roundings leave.
-#[test]
-fn a_layer_that_is_one_percent_off_fails() {
-    for (part, check) in [("entropy", "entropy"), ("dpar", "logits")] {
-        let temp = Temp::new();
-        let weights = "checkpoints/final/model.safetensors";
-        for folder in ["entropy", "dpar"] {
-            let (from, to) = (fixture("emoji32").join(folder), temp.path(folder));
-            fs_err::create_dir_all(to.join("checkpoints/final")).unwrap();
-            fs_err::copy(from.join("config.yaml"), to.join("config.yaml")).unwrap();
-            let mut bytes = fs_err::read(from.join(weights)).unwrap();
-            if folder == part {
-                let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-                let header: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
-                let place = &header["layers.1.feed_forward.w2.weight"]["data_offsets"];
-                let [from, to] = [0, 1].map(|i| start + place[i].as_u64().unwrap() as usize);
-                for value in bytes[from..to].as_chunks_mut::<4>().0 {
+/// What is wrong in a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    Nothing,
+    /// The threshold is 1 % off.
+    Threshold,
+    /// One layer's weights are.
+    Layer,
+    /// One layer's queries and keys have their pairs the other way round, so that each is turned by another's angle.
+    Rope,
+}
+
+/// The trained system with a fault in the entropy model or in the DPAR.
+fn seeded(temp: &Temp, fault: Fault, part: &str, precision: Precision) -> Bundle {
+    let weights = "checkpoints/final/model.safetensors";
+    let (layer, heads) = ("layers.1", if part == "entropy" { 2 } else { 3 });
+    for folder in ["entropy", "dpar"] {
+        let (from, to) = (fixture("emoji32").join(folder), temp.path(folder));
+        fs_err::create_dir_all(to.join("checkpoints/final")).unwrap();
+        let mut config = fs_err::read_to_string(from.join("config.yaml")).unwrap();
+        if fault == Fault::Threshold {
+            config = config.replace("threshold: 4.35", "threshold: 4.3935");
+        }
+        fs_err::write(to.join("config.yaml"), config).unwrap();
+        let mut bytes = fs_err::read(from.join(weights)).unwrap();
+        if folder == part {
+            let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+            let tensor = |name: &str| {
+                let tensor = &header[format!("{layer}.{name}.weight")];
+                let [from, to] = [0, 1].map(|i| start + tensor["data_offsets"][i].as_u64().unwrap() as usize);
+                (from..to, tensor["shape"][1].as_u64().unwrap() as usize)
+            };
+            if fault == Fault::Layer {
+                for value in bytes[tensor("feed_forward.w2").0].as_chunks_mut::<4>().0 {
                     *value = (f32::from_le_bytes(*value) * 1.01).to_le_bytes();
                 }
             }
-            fs_err::write(to.join(weights), bytes).unwrap();
+            if fault == Fault::Rope {
+                let (range, width) = tensor("attention.wqkv");
+                let head = width / heads;
+                let rows = bytes[range.clone()].to_vec();
+                let rows: Vec<&[u8]> = rows.chunks(4 * width).collect();
+                let row = |to: usize| match to / width {
+                    // q and k; v is not turned.
+                    0 | 1 => to / head * head + (head - 2 - to % head / 2 * 2) + to % 2,
+                    _ => to,
+                };
+                bytes[range]
+                    .copy_from_slice(&(0..rows.len()).map(row).map(|i| rows[i]).collect::<Vec<_>>().concat());
+            }
         }
-        let options = LoadOptions { vq: Some(fixture("emoji32/vq.pt")), ..LoadOptions::default() };
-        let checkpoint = temp.path("dpar");
-        let bundle =
-            export_as(checkpoint.as_str(), Precision::Bf16AutocastExplicit, &options, &temp.path("b"));
-        let checks = verify_golden(&on(&bundle, "ort"), &fixture(GOLDEN), 8, &mut quiet).unwrap();
-        let found = named(&checks, check);
-        assert_eq!(found.status, Status::Fail, "{part}: {checks:#?}");
-        assert!(found.detail.contains("mean difference"), "{}", found.detail);
+        fs_err::write(to.join(weights), bytes).unwrap();
     }
+    let options = LoadOptions { vq: Some(fixture("emoji32/vq.pt")), ..LoadOptions::default() };
+    export_as(temp.path("dpar").as_str(), precision, &options, &temp.path("b"))
+}
+
+/// The table of docs/reference.md: what the checks make of each fault, given the arithmetic of bundle and reference.
+#[test]
+fn seeded_faults_show_through_what_roundings_leave() {
+    use Fault::{Layer, Nothing, Rope, Threshold};
+    let same = (Precision::Bf16AutocastExplicit, GOLDEN);
+    let apart = (Precision::Fp32, GOLDEN);
+    for ((precision, golden), fault, part, caught) in [
+        (same, Threshold, "", Some("patch rule")),
+        (same, Layer, "entropy", Some("entropy")),
+        (same, Layer, "dpar", Some("logits")),
+        (same, Rope, "entropy", Some("entropy")),
+        (same, Rope, "dpar", Some("logits")),
+        (apart, Nothing, "", None),
+        (apart, Threshold, "", Some("patch rule")),
+        (apart, Rope, "entropy", Some("entropy")),
+        (apart, Rope, "dpar", Some("logits")),
+        ((Precision::Fp32, "emoji32"), Layer, "entropy", Some("entropy")),
+    ] {
+        let temp = Temp::new();
+        let bundle = seeded(&temp, fault, part, precision);
+        let checks = verify_golden(&on(&bundle, "ort"), &fixture(golden), 8, &mut quiet).unwrap();
+        let at = format!("{fault:?} {part} in {precision} against {golden}: {checks:#?}");
+        match caught {
+            Some(name) => assert_eq!(named(&checks, name).status, Status::Fail, "{at}"),
+            None => assert!(checks.iter().all(|c| c.status != Status::Fail), "{at}"),
+        }
+        if fault == Layer && golden == GOLDEN {
+            assert!(named(&checks, part_of(part)).detail.contains("mean difference"), "{at}");
+        }
+        // Flips are counted, with the number that rounding makes.
+        let boundaries = named(&checks, "patch lengths");
+        assert_eq!(boundaries.expected.is_some(), (precision, golden) == apart, "{at}");
+        if fault == Nothing {
+            let expected = boundaries.expected.unwrap();
+            assert!(expected > 1.0 && (boundaries.flips.len() as f64) < 3.0 * expected, "{at}");
+            let concluded = &named(&checks, "fp32 reference").detail;
+            assert!(concluded.contains("the reference is in bf16-autocast, these graphs in fp32"), "{at}");
+        }
+    }
+}
+
+/// The check of what a model gives.
+fn part_of(part: &str) -> &'static str {
+    if part == "entropy" { "entropy" } else { "logits" }
 }
 
 #[test]

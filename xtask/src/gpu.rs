@@ -25,8 +25,28 @@ const HALVES: &str = "fixtures/variants/combined";
 struct Log<'a> {
     root: &'a Utf8Path,
     text: String,
-    /// Name, and whether it passed or need not.
-    steps: Vec<(String, String, bool)>,
+    steps: Vec<(String, Outcome)>,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Ok,
+    /// What it needs is not here, and it need not be.
+    Absent,
+    /// With this exit code, where there was one.
+    Failed(Option<i32>),
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ok => f.write_str("ok"),
+            Self::Absent => f.write_str("not available here"),
+            Self::Failed(Some(code)) => write!(f, "FAILED with exit code {code}"),
+            Self::Failed(None) => f.write_str("FAILED"),
+        }
+    }
 }
 
 impl Log<'_> {
@@ -42,20 +62,16 @@ impl Log<'_> {
             }
             Err(e) => (None, format!("`{program}` cannot be started: {e}")),
         };
-        let passed = code == Some(0);
         let outcome = match code {
-            Some(0) => "ok".to_owned(),
-            Some(UNAVAILABLE) if optional => "not available here".to_owned(),
-            Some(code) => format!("FAILED with exit code {code}"),
-            None if optional => "not available here".to_owned(),
-            None => "FAILED".to_owned(),
+            Some(0) => Outcome::Ok,
+            Some(UNAVAILABLE) | None if optional => Outcome::Absent,
+            code => Outcome::Failed(code),
         };
         println!("{said}== {name}: {outcome}");
         let tool = Utf8Path::new(program).file_name().unwrap_or(program);
         let _ = write!(self.text, "## {name}: {outcome}\n\n```\n$ {tool} {}\n{said}```\n\n", args.join(" "));
-        let fine = passed || (optional && !outcome.starts_with("FAILED"));
-        self.steps.push((name.to_owned(), outcome, fine));
-        passed
+        self.steps.push((name.to_owned(), outcome));
+        outcome == Outcome::Ok
     }
 
     /// Writes the log and says how every step ended.
@@ -65,10 +81,11 @@ impl Log<'_> {
         }
         fs_err::write(file, &self.text)?;
         println!("\n== {file}");
-        for (name, outcome, _) in &self.steps {
+        for (name, outcome) in &self.steps {
             println!("{name}: {outcome}");
         }
-        let failed: Vec<&str> = self.steps.iter().filter(|s| !s.2).map(|s| s.0.as_str()).collect();
+        let bad = self.steps.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        let failed: Vec<&str> = bad.map(|(name, _)| name.as_str()).collect();
         if failed.is_empty() {
             return Ok(());
         }

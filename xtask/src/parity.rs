@@ -25,16 +25,19 @@ const CASES: [(&str, &str, &[&str]); 4] = [
     ),
 ];
 
-/// Columns: heading and the check that fills it.
+/// Columns: heading and the id of the check that fills it.
 const COLUMNS: [(&str, &str); 7] = [
     ("logits", "logits"),
     ("entropy", "entropy"),
-    ("patch lengths", "patch lengths"),
-    ("mean steps", "mean steps"),
-    ("greedy tokens", "greedy tokens"),
-    ("images (LSB)", "images"),
+    ("patch lengths", "patch_lengths"),
+    ("mean steps", "mean_steps"),
+    ("greedy tokens", "greedy_tokens"),
+    ("images (LSB)", IMAGES),
     ("codes", "codes"),
 ];
+
+/// The check whose differences are whole numbers.
+const IMAGES: &str = "images";
 
 /// Verifies every case on every engine and prints a Markdown table.
 pub(crate) fn run(root: &Utf8Path, engines: &[String], built: bool) -> Result<()> {
@@ -73,26 +76,22 @@ fn features(engines: &[String]) -> Vec<&str> {
     engines.iter().map(String::as_str).filter(|e| ["candle", "tensorrt"].contains(e)).collect()
 }
 
-/// The largest difference, or the counts in the detail, of one check.
-fn cell(report: &Value, check: &str) -> String {
+/// The figures of one check.
+fn cell(report: &Value, id: &str) -> String {
     let checks = report["checks"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let Some(found) = checks.iter().find(|c| c["name"] == check) else { return "–".to_owned() };
-    let mark = if found["status"] == "fail" { " **FAIL**" } else { "" };
-    let detail = found["detail"].as_str().unwrap_or_default();
-    let text = match (found["status"].as_str(), found["max_abs"].as_f64()) {
-        (Some("not_run"), _) => "–".to_owned(),
-        (_, Some(d)) if check == "images" => format!("{d:.0}"),
-        (_, Some(d)) => format!("{d:.1e}"),
-        _ => detail
-            .split([',', ';'])
-            .next()
-            .unwrap_or_default()
-            .replace(" images equal", " equal")
-            .replace(" codes equal", " equal"),
+    let Some(found) = checks.iter().find(|c| c["id"] == id && c["status"] != "not_run") else {
+        return "–".to_owned();
     };
-    if check == "mean steps" && text != "–" {
-        let values = detail.trim_start_matches("reference ").replace(", found ", " = ");
-        return values + mark;
-    }
-    text + mark
+    let text = match (&found["max_abs"], &found["equal"], &found["means"]) {
+        (Value::Number(d), ..) if id == IMAGES => format!("{:.0}", d.as_f64().unwrap_or(f64::NAN)),
+        (Value::Number(d), ..) => format!("{:.1e}", d.as_f64().unwrap_or(f64::NAN)),
+        (_, Value::Array(counts), _) if counts.len() == 2 => format!("{} of {} equal", counts[0], counts[1]),
+        (.., Value::Array(means)) if means.len() == 2 => {
+            let [reference, found] = [0, 1].map(|i| means[i].as_f64().unwrap_or(f64::NAN));
+            let sign = if reference == found { "=" } else { "≠" };
+            format!("{reference:.4} {sign} {found:.4}")
+        }
+        _ => "?".to_owned(),
+    };
+    if found["status"] == "fail" { text + " **FAIL**" } else { text }
 }

@@ -33,7 +33,6 @@ pub enum TuningSource {
 
 /// What an image costs in patches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Tuning {
     /// Where the numbers come from.
     pub source: TuningSource,

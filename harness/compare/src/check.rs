@@ -78,6 +78,8 @@ pub struct Check {
     pub limit: Option<f64>,
     /// How many of how many are equal, for decisions.
     pub equal: Option<[usize; 2]>,
+    /// How many decisions rounding is expected to change, where that is known.
+    pub expected: Option<f64>,
     /// The reference's mean and the found one, for steps.
     pub means: Option<[f64; 2]>,
     /// Shapes, counts, or the place of the worst difference.
@@ -89,9 +91,9 @@ pub struct Check {
 impl Check {
     /// A check with its result and no figures.
     pub fn new(id: CheckId, status: Status, detail: impl Into<String>) -> Self {
-        let (max_abs, limit, equal, means) = (None, None, None, None);
+        let (max_abs, limit, equal, expected, means) = (None, None, None, None, None);
         let (name, detail, flips) = (id.name().to_owned(), detail.into(), Vec::new());
-        Self { id, name, status, max_abs, limit, equal, means, detail, flips }
+        Self { id, name, status, max_abs, limit, equal, expected, means, detail, flips }
     }
 
     /// The same with a longer name.
@@ -153,10 +155,13 @@ impl Check {
         let skipped: usize = flips.iter().map(|f| slots.saturating_sub(f.slot + 1)).sum();
         let compared = (images * slots).saturating_sub(skipped);
         let ties = Ties::count(rounding, (flips.len(), images), (flips.len(), compared));
+        let expected = rounding.expected(compared, id != CheckId::PatchLengths);
         match (ties.allowed, &ties.why) {
-            (Some(allowed), _) if !flips.is_empty() => {
+            (Some(allowed), _) if !flips.is_empty() || expected.is_some() => {
+                let usual = expected.map(|n| format!("{n:.1} expected by rounding, ")).unwrap_or_default();
+                let count = flips.len();
                 detail +=
-                    &format!(", {} flips in {compared} decisions ({allowed} near-ties allowed)", flips.len());
+                    &format!(", {count} flips in {compared} decisions ({usual}{allowed} near-ties allowed)");
             }
             (_, Some(why)) => detail += &format!("; {why}"),
             _ => {}
@@ -164,6 +169,7 @@ impl Check {
         let explained = flips.iter().all(|f| f.near_tie);
         Self {
             equal: Some([images.saturating_sub(flips.len()), images]),
+            expected,
             flips,
             ..Self::new(id, if explained { ties.status } else { Status::Fail }, detail)
         }

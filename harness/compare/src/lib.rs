@@ -3,7 +3,6 @@
 pub mod check;
 pub mod decision;
 pub mod parity;
-pub mod replay;
 pub mod report;
 pub mod stats;
 mod status;

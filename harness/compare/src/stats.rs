@@ -106,7 +106,7 @@ pub struct Worst {
 }
 
 /// Sums up differences.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Accumulator {
     calls: usize,
     elements: u64,
@@ -123,27 +123,6 @@ pub(crate) struct Accumulator {
     worst: Option<Worst>,
     /// A call had another number of elements.
     unlike: bool,
-}
-
-impl Default for Accumulator {
-    fn default() -> Self {
-        Self {
-            calls: 0,
-            elements: 0,
-            non_finite: 0,
-            max_abs: 0.0,
-            sum_abs: 0.0,
-            max_rel: 0.0,
-            max_ulp: 0,
-            largest: 0.0,
-            dot: 0.0,
-            squares: [0.0; 2],
-            counts: [0; EDGES.len() + 1],
-            needed: 0.0,
-            worst: None,
-            unlike: false,
-        }
-    }
 }
 
 impl Accumulator {

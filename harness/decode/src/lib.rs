@@ -2,4 +2,5 @@
 
 pub mod calibrate;
 pub mod generate;
+pub mod replay;
 pub mod runtime;

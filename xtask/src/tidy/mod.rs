@@ -7,6 +7,7 @@ mod dependencies;
 mod files;
 mod modules;
 mod source;
+mod tolerances;
 
 use std::process::Command;
 
@@ -35,6 +36,7 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     problems.extend(files::check(&tracked));
     problems.extend(modules::check(&tracked));
     problems.extend(tracked.iter().flat_map(source::check));
+    problems.extend(tracked.iter().flat_map(tolerances::check));
     for problem in &problems {
         eprintln!("{problem}");
     }

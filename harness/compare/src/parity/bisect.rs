@@ -15,6 +15,7 @@ use dpar_engine_api::{
 };
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
+use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{Exposed, expose};
@@ -26,7 +27,6 @@ use super::shadow::{Limits, numbers};
 use super::{bad_draw, sizes};
 use crate::check::{SCHEMA_VERSION, Status};
 use crate::decision::starts;
-use crate::replay::{Follow, Forced, Replay, follow};
 use crate::stats::Accumulator;
 use crate::tolerance::Rounding;
 
@@ -202,16 +202,9 @@ fn source(name: &str, runtime: &Runtime<'_>) -> Source {
     }
 }
 
+/// One batch, so that every call belongs to one slot.
 fn how<'a>(bundle: &'a Bundle, forced: &Forced, cfg_scale: f32) -> Follow<'a> {
-    let system = bundle.system();
-    Follow {
-        rule: &system.patch_rule,
-        tokens: system.tokens(),
-        null_class: system.null_class(),
-        cfg_scale,
-        // One batch, so that every call belongs to one slot.
-        batch: forced.labels.len(),
-    }
+    Follow::new(bundle.system(), cfg_scale, forced.labels.len())
 }
 
 /// Finds where `b` parts from `a`: two engines on one bundle, or two bundles of one system on one engine.

@@ -2,12 +2,12 @@
 
 use dpar_export_decode::generate::Stream;
 use dpar_export_decode::generate::sampler::{SampleError, Sampler, SamplerOptions, image_key, uniform};
+use dpar_export_decode::replay::Replay;
 use dpar_export_spec::PatchRule;
 
 use super::report::{Decisions, Mode};
 use crate::check::mean;
 use crate::decision::{Decision, DecisionKind, Observed, Widths, first_apart, starts};
-use crate::replay::Replay;
 use crate::stats::Accumulator;
 use crate::tolerance::{Limit, Quantity, Rounding, guidance_gain};
 

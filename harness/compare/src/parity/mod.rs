@@ -26,14 +26,14 @@ use dpar_export_decode::generate::sampler::{SampleError, SamplerOptions, image_k
 use dpar_export_decode::generate::{
     DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model,
 };
+use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
 
 use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
 use crate::decision::{DecisionKind, Observed};
-use crate::replay::{Follow, Forced, Replay, follow};
 use crate::tolerance::Rounding;
-use crate::verify::{probe, verify_golden};
+use crate::verify::{conclusion, probe, verify_golden};
 use decisions::{Sizes, Tolerance, draw_gap, free_running, teacher_forced};
 use reference::Reference;
 use report::{
@@ -275,7 +275,7 @@ fn force(
     progress: Progress<'_>,
 ) -> Result<Vec<Sink>, RunError> {
     let system = bundle.system();
-    let how = how(bundle, options);
+    let how = Follow::new(system, options.cfg_scale, options.batch);
     let sinks: Vec<Sink> = outcomes.iter().map(|_| Arc::new(Mutex::new(Shade::default()))).collect();
     for (i, outcome) in outcomes.iter_mut().enumerate() {
         if i != first {
@@ -333,17 +333,6 @@ fn force(
     }
     trace(outcomes, forced, system.tokens());
     Ok(sinks)
-}
-
-fn how<'a>(bundle: &'a Bundle, options: &ParityOptions) -> Follow<'a> {
-    let system = bundle.system();
-    Follow {
-        rule: &system.patch_rule,
-        tokens: system.tokens(),
-        null_class: system.null_class(),
-        cfg_scale: options.cfg_scale,
-        batch: options.batch,
-    }
 }
 
 /// Prepares the graph of a name.
@@ -469,7 +458,8 @@ fn free(
         return Ok(found);
     }
     let streams: Vec<Stream> = images.iter().map(|i| a.streams[*i].clone()).collect();
-    let (forced, how) = (drawn(&streams), how(bundle, options));
+    let forced = drawn(&streams);
+    let how = Follow::new(bundle.system(), options.cfg_scale, options.batch);
     let first = follow(x.model()?.as_mut(), &how, &forced, progress)?;
     let second = follow(y.model()?.as_mut(), &how, &forced, progress)?;
     let row: BTreeMap<usize, usize> = images.iter().enumerate().map(|(row, image)| (*image, row)).collect();
@@ -505,7 +495,8 @@ fn against_reference(
     golden.follow(replay);
     let sizes = sizes(bundle, options.seed, rounding, 1.0);
     let forced = teacher_forced(sizes, &golden.replay, replay, false).map_err(bad_draw)?;
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> =
+        conclusion(golden.recorded, bundle.manifest().precision, arithmetic).into_iter().collect();
     if !golden.has_patches && bundle.system().dpar().is_some() {
         notes.push("patch lengths: not in the reference".to_owned());
     }

@@ -2,11 +2,11 @@
 
 use camino::Utf8Path;
 use dpar_export_decode::generate::shift_entropy;
+use dpar_export_decode::replay::{Forced, Replay};
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::patches::unpad;
 use dpar_export_spec::SystemSpec;
 
-use crate::replay::{Forced, Replay};
 use crate::tolerance::Recorded;
 use crate::verify::{not_compared, open};
 

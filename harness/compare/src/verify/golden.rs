@@ -4,6 +4,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
+use dpar_export_decode::replay::{Follow, Forced, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
@@ -14,7 +15,6 @@ use ndarray::ArrayD;
 use super::reference::{self, GOLDEN_JSON, Settings};
 use crate::check::{Check, CheckId, Differences, Status, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart, starts};
-use crate::replay::{Follow, Forced, follow};
 use crate::tolerance::{Quantity, Rounding, guidance_gain};
 
 /// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
@@ -42,15 +42,11 @@ pub fn verify_golden(
                 checks.push(check.named(name));
             }
         }
-        None if golden.settings.recorded().precision != precision.numbers() => {
-            let (reference, own) = (golden.settings.recorded().precision, precision.numbers());
-            let why = format!(
-                "the reference is in {reference}, these graphs in {own}: what lies within that rounding proves nothing; a \
-                 reference in {own} would, in its own folder or in a sub-folder of that name"
-            );
-            checks.push(Check::not_run(CheckId::OwnReference, why).named(format!("{own} reference")));
+        None => {
+            let why = reference::conclusion(golden.settings.recorded(), precision, runtime.arithmetic());
+            let name = format!("{} reference", precision.numbers());
+            checks.extend(why.map(|why| Check::not_run(CheckId::OwnReference, why).named(name)));
         }
-        None => {}
     }
     runtime.bundle().unchanged()?;
     Ok(checks)
@@ -345,13 +341,7 @@ impl<'a> Golden<'a> {
         progress: Progress<'_>,
     ) -> Result<(), RunError> {
         let system = self.runtime.bundle().system();
-        let how = Follow {
-            rule: &system.patch_rule,
-            tokens: self.tokens(),
-            null_class: system.null_class(),
-            cfg_scale,
-            batch: 1,
-        };
+        let how = Follow::new(system, cfg_scale, 1);
         for flip in flips.iter_mut().filter(|f| f.near_tie && f.kind == DecisionKind::ArgMax) {
             let stream = &streams[flip.image];
             let forced = Forced { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };

@@ -22,7 +22,7 @@ pub use golden::{own_folder, verify_golden};
 pub use probes::probe;
 pub use record::{Golden, Provenance, Recording, record};
 pub use reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
-pub(crate) use reference::{not_compared, open};
+pub(crate) use reference::{conclusion, not_compared, open};
 pub use streams::{ReferenceStreams, verify_streams};
 
 /// The whole comparison.

@@ -9,12 +9,12 @@ use dpar_engine_api::{Tensor, TensorData, TensorView};
 use dpar_engine_conformance::{Case, Check as Kind, MASKED, Outcome, Tolerances, Verdict};
 use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
+use dpar_export_decode::replay::{Follow, Forced, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_spec::{DType, GraphSpec, PatchMode};
 use half::{bf16, f16};
 
 use crate::check::{Check, CheckId, Status, or_failed};
-use crate::replay::{Follow, Forced, follow};
 use crate::stats::Accumulator;
 use crate::tolerance::{Quantity, Rounding};
 
@@ -164,13 +164,7 @@ fn prefix(
         tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
         labels: labels.clone(),
     };
-    let how = Follow {
-        rule: &system.patch_rule,
-        tokens: system.tokens(),
-        null_class: system.null_class(),
-        cfg_scale: 1.0,
-        batch,
-    };
+    let how = Follow::new(system, 1.0, batch);
     let mut model = runtime.model()?;
     let steps = follow(model.as_mut(), &how, &forced, progress)?;
     let whole = runtime.score(&ids, &labels, Some(&lengths), batch, progress)?;

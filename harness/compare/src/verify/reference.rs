@@ -1,6 +1,7 @@
 //! The files of a golden folder: arrays in one of two formats, and `golden.json` beside them.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::Arithmetic;
 use dpar_export_bundle::digest;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::ArrayFile;
@@ -121,13 +122,30 @@ fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Source>, 
     }
 }
 
+/// What a reference was computed with that says this precision and device: float32 and a CPU where it says none.
+pub(super) fn recorded(precision: Option<Precision>, device: Option<&str>) -> Recorded {
+    let on_gpu = device.is_some_and(|d| !d.eq_ignore_ascii_case("cpu"));
+    Recorded { precision: precision.unwrap_or_default(), on_gpu }
+}
+
+/// What a comparison can show where a reference and a bundle are of unlike arithmetic.
+pub(crate) fn conclusion(recorded: Recorded, found: Precision, arithmetic: &Arithmetic) -> Option<String> {
+    let (reference, own) = (recorded.precision, found.numbers());
+    let gpu = if recorded.on_gpu { " from a GPU" } else { "" };
+    (reference != own).then(|| {
+        format!(
+            "the reference is in {reference}{gpu}, these graphs in {own} ({}): decisions far from ties are shown to agree, and \
+             what lies within that rounding proves nothing; a reference in {own} would, in its own folder or in a sub-folder \
+             of that name",
+            arithmetic.text
+        )
+    })
+}
+
 impl Settings {
     /// What the reference was computed with: in float32 on a CPU unless it says otherwise.
     pub(crate) fn recorded(&self) -> Recorded {
-        Recorded {
-            precision: self.said_precision().unwrap_or_default(),
-            on_gpu: self.device.as_ref().is_some_and(|d| !d.eq_ignore_ascii_case("cpu")),
-        }
+        recorded(self.said_precision(), self.device.as_deref())
     }
 
     /// Arithmetic of the reference, where it says one.

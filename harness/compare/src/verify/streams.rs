@@ -11,10 +11,10 @@ use dpar_export_inputs::limits;
 use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
-use super::reference::not_compared;
+use super::reference::{ArithmeticWord, not_compared, recorded};
 use crate::check::{Check, CheckId, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart};
-use crate::tolerance::{Quantity, Rounding};
+use crate::tolerance::{Quantity, Recorded, Rounding};
 
 /// The arrays that are read of a streams file.
 const KNOWN: [&str; 5] = ["tokens", "class_labels", "patch_lengths", "entropy", "margin"];
@@ -33,6 +33,9 @@ struct Settings {
     top_k: usize,
     #[serde(default = "one_f64")]
     top_p: f64,
+    /// What it was computed in and by, as `golden.json` says it.
+    arithmetic: Option<ArithmeticWord>,
+    device: Option<String>,
     dpar: Option<Statistics>,
     llamagen: Option<Statistics>,
 }
@@ -134,6 +137,11 @@ impl ReferenceStreams {
         }
     }
 
+    /// What they were computed with.
+    pub fn recorded(&self) -> Recorded {
+        recorded(self.settings.arithmetic.map(Precision::from), self.settings.device.as_deref())
+    }
+
     /// The first `n` images with the classes that follow from the seed.
     pub fn requests(&self, n: usize, num_classes: usize) -> Vec<Request> {
         Request::all_seeded(self.settings.seed, n as u64, num_classes)
@@ -179,7 +187,7 @@ pub fn verify_streams(
     let system = runtime.bundle().system();
     let reference = ReferenceStreams::open(path, system)?;
     let precision = runtime.bundle().manifest().precision;
-    let rounding = Rounding::between(Precision::Fp32, precision, runtime.arithmetic().kind);
+    let rounding = Rounding::between(reference.recorded(), precision, runtime.arithmetic().kind);
     let t = system.tokens();
     let n = limit.unwrap_or(reference.len()).min(reference.len());
     let requests = reference.requests(n, system.num_classes);

@@ -4,17 +4,12 @@ use dpar_export_compare::decision::Decision;
 use dpar_export_compare::tolerance::{Quantity, Rounding};
 use dpar_export_metrics::{
     Compute, Equivalence, FrechetInfluence, MetricError, Verdict, equivalence, equivalence_margin,
-    kid_influence, mean_and_standard_error, paired_standard_error,
+    kid_influence, kid_margin, mean_and_standard_error, paired_standard_error,
 };
 
 use super::{Gate, ImageMetrics, Pair, Real, moments, rows};
 use crate::features::Activations;
 
-/// Margin of KID as a fraction of the reference's. A KID is a few thousandths, so the floor of distances would let
-/// anything pass.
-const KID_MARGIN_FRACTION: f64 = 0.01;
-/// Smallest margin of KID: the last digit that is usually printed (KID·10³ with one decimal).
-const KID_MARGIN_FLOOR: f64 = 1e-4;
 /// How the streams part.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parted<'a> {
@@ -99,8 +94,7 @@ pub(super) fn distances(
     }
     if let (Some(a), Some(b)) = (found.kid, wanted.kid) {
         let error = if same { 0.0 } else { kid_error(pair, &real.seen, compute)? };
-        let margin = (KID_MARGIN_FRACTION * b.abs()).max(KID_MARGIN_FLOOR);
-        gates.push(explained(tested("KID", b, a, equivalence(a - b, error, margin)?), parted));
+        gates.push(explained(tested("KID", b, a, equivalence(a - b, error, kid_margin(b))?), parted));
     }
     Ok(gates)
 }

@@ -17,7 +17,7 @@ use dpar_export_decode::runtime::Runtime;
 use dpar_export_metrics::{
     Compute, MetricError, Moments, MomentsAccumulator, PrMode, Rows, Variant, Verdict,
 };
-use dpar_export_spec::{Precision, SystemKind};
+use dpar_export_spec::SystemKind;
 use serde::Serialize;
 
 use crate::error::{EvaluateError, InputKind};
@@ -200,14 +200,15 @@ pub fn reproduce(
     let requests = recorded.requests(n, system.num_classes);
     let mut tell = |done, total| step(Phase::Streams, done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
-    let rounding = Rounding::between(Precision::Fp32, bundle.manifest().precision, runtime.arithmetic().kind);
+    let rounding =
+        Rounding::between(recorded.recorded(), bundle.manifest().precision, runtime.arithmetic().kind);
     let flips = recorded.first_flips(bundle.patch_rule(), rounding, &streams);
     let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();
 
     let mut gates = vec![gates::labels(labels, n)];
-    let exact = bundle.manifest().precision == Precision::Fp32;
+    let exact = rounding == Rounding::FP32;
     let parted = gates::Parted { flips: &flips, of: n, exact };
     gates.extend(gates::streams(parted));
     gates.push(gates::steps(&steps, &counted, parted).map_err(failed())?);

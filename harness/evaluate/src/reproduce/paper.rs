@@ -39,6 +39,8 @@ pub struct Paper {
 pub struct Row {
     /// Name, e.g. `DPAR-B`.
     pub name: String,
+    /// What kind of system.
+    pub system: SystemKind,
     /// Parameters as printed.
     pub parameters: String,
     /// Side of the images in pixels.
@@ -93,11 +95,10 @@ impl Row {
                 system.name, self.name
             )));
         }
-        let kind = if self.name.starts_with("DPAR") { SystemKind::Dpar } else { SystemKind::Llamagen };
-        if system.kind != kind {
+        if system.kind != self.system {
             return Err(table(format!(
-                "{} is a {} system, the row {} is {kind}",
-                system.name, system.kind, self.name
+                "{} is a {} system, the row {} is {}",
+                system.name, system.kind, self.name, self.system
             )));
         }
         Ok(())

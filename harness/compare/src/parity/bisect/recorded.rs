@@ -1,15 +1,15 @@
 //! An engine and recorded outputs: which of them differ names the graphs that can be at fault.
 
 use camino::Utf8Path;
+use dpar_export_decode::replay::{Follow, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
 
 use super::super::decisions::Sizes;
 use super::super::reference;
-use super::{Bisection, Divergence, GraphFinding, Source, Symptom, how, sizes, source, symptom};
+use super::{Bisection, Divergence, GraphFinding, Source, Symptom, sizes, source, symptom};
 use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
 use crate::decision::starts;
-use crate::replay::{Follow, Replay, follow};
 use crate::stats::Accumulator;
 use crate::tolerance::Rounding;
 use crate::verify::verify_golden;
@@ -32,7 +32,7 @@ pub fn against_recorded(
     {
         return Ok(found);
     }
-    let how = Follow { batch, ..how(bundle, &golden.forced, 1.0) };
+    let how = Follow::new(bundle.system(), 1.0, batch);
     let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
     golden.follow(&own);
     let precision = bundle.manifest().precision;

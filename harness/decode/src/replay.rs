@@ -1,13 +1,11 @@
 //! The decoding loop over given tokens: the caches, the patch rule and every decision run as they do when tokens are
 //! drawn, and everything that decides is kept.
 
+use crate::generate::sampler::{SamplerOptions, guide};
+use crate::generate::{ClosedPatch, DecodeOptions, Request, SlotLogits, StepModel, decode_batch};
+use crate::runtime::{Progress, RunError};
 use dpar_engine_api::{EngineError, EngineErrorKind};
-use dpar_export_decode::generate::sampler::{SamplerOptions, guide};
-use dpar_export_decode::generate::{
-    ClosedPatch, DecodeOptions, Request, SlotLogits, StepModel, decode_batch,
-};
-use dpar_export_decode::runtime::{Progress, RunError};
-use dpar_export_spec::PatchRule;
+use dpar_export_spec::{PatchRule, SystemSpec};
 
 /// Tokens to follow, with their classes.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +29,14 @@ pub struct Follow<'a> {
     pub cfg_scale: f32,
     /// Images in one call.
     pub batch: usize,
+}
+
+impl<'a> Follow<'a> {
+    /// For a system, at this guidance and batch.
+    pub fn new(system: &'a SystemSpec, cfg_scale: f32, batch: usize) -> Self {
+        let (rule, tokens, null_class) = (&system.patch_rule, system.tokens(), system.null_class());
+        Self { rule, tokens, null_class, cfg_scale, batch }
+    }
 }
 
 /// What one source computed for N images of T tokens.
