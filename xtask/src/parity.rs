@@ -95,3 +95,23 @@ fn cell(report: &Value, id: &str) -> String {
     };
     if found["status"] == "fail" { text + " **FAIL**" } else { text }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_has_the_figures_of_its_check() {
+        let check = |id: &str, status: &str, figure: &str, value: Value| serde_json::json!({ "id": id, "status": status, figure: value });
+        let report = serde_json::json!({ "checks": [
+            check("logits", "fail", "max_abs", 1.21e-5.into()),
+            check("images", "pass", "max_abs", 1.0.into()),
+            check("codes", "pass", "equal", serde_json::json!([383, 384])),
+            check("mean_steps", "pass", "means", serde_json::json!([32.5, 32.5])),
+            check("entropy", "not_run", "max_abs", Value::Null),
+        ]});
+        let cells = ["logits", "images", "codes", "mean_steps", "entropy", "greedy_tokens"];
+        let cells = cells.map(|id| cell(&report, id));
+        assert_eq!(cells, ["1.2e-5 **FAIL**", "1", "383 of 384 equal", "32.5000 = 32.5000", "–", "–"]);
+    }
+}

@@ -91,8 +91,6 @@ pub enum Quantity {
     TieShare,
     /// Share of the boundaries that rounding is expected to move, at near-ties; no limit = it was not measured.
     BoundariesMoved,
-    /// The same of the tokens with the largest logit.
-    TokensMoved,
     /// Share of streams that near-ties may part, for a difference of their images to be explained by them.
     PartedStreams,
     /// Pixels, in steps of 1/255.
@@ -262,8 +260,7 @@ impl Rounding {
             // 3 boundaries of 1,000 flip, 2 % of arg-max tokens, at guidance 1.
             (Q::TieShare, Bf16Autocast, _) => 3e-2,
             (Q::BoundariesMoved, Bf16Autocast, Alike::No) => 3e-3,
-            (Q::TokensMoved, Bf16Autocast, Alike::No) => 2e-2,
-            (Q::BoundariesMoved | Q::TokensMoved, ..) => return Limit::NONE,
+            (Q::BoundariesMoved, ..) => return Limit::NONE,
 
             // Of the 1,024 images of the trained fixtures 7 to 12 part (about 1 %), on tract and on ONNX Runtime: more than a
             // few times that is no rounding, whatever each flip looks like. Near-ties of coarser numbers explain anything.
@@ -324,12 +321,9 @@ impl Rounding {
         Some((compared as f64 * share).ceil() as usize)
     }
 
-    /// How many of `compared` boundaries, and of as many tokens where they are compared too, rounding is expected to move, at
-    /// near-ties; `None` where it was not measured.
-    pub fn expected(self, compared: usize, tokens: bool) -> Option<f64> {
-        let boundaries = self.limit(Quantity::BoundariesMoved).finite()?;
-        let tokens = if tokens { self.limit(Quantity::TokensMoved).finite()? } else { 0.0 };
-        Some(compared as f64 * (boundaries + tokens))
+    /// How many of `compared` boundaries rounding is expected to move, at near-ties; `None` where it was not measured.
+    pub fn boundaries_moved(self, compared: usize) -> Option<f64> {
+        Some(compared as f64 * self.limit(Quantity::BoundariesMoved).finite()?)
     }
 
     /// How many of `count` codes may differ.
@@ -405,8 +399,7 @@ mod tests {
         let fp16 = Rounding::between(Fp32, Fp16, AsGraph);
         assert_eq!([1, 50, 51, 576].map(|n| fp16.ties(n)), [1, 1, 2, 12].map(Some));
         let apart = Rounding::between(Bf16Autocast, Fp32, AsGraph);
-        assert_eq!([false, true].map(|tokens| apart.expected(1000, tokens)), [Some(3.0), Some(23.0)]);
-        assert_eq!(fp16.expected(1000, false), None);
+        assert_eq!((apart.boundaries_moved(1000), fp16.boundaries_moved(1000)), (Some(3.0), None));
         assert_eq!((Rounding::FP32.ties(1), fp16.codes(100), Rounding::FP32.codes(100)), (None, 4, 0));
     }
 

@@ -78,7 +78,7 @@ pub struct Check {
     pub limit: Option<f64>,
     /// How many of how many are equal, for decisions.
     pub equal: Option<[usize; 2]>,
-    /// How many decisions rounding is expected to change, where that is known.
+    /// How many boundaries rounding is expected to move, where that was measured.
     pub expected: Option<f64>,
     /// The reference's mean and the found one, for steps.
     pub means: Option<[f64; 2]>,
@@ -155,7 +155,8 @@ impl Check {
         let skipped: usize = flips.iter().map(|f| slots.saturating_sub(f.slot + 1)).sum();
         let compared = (images * slots).saturating_sub(skipped);
         let ties = Ties::count(rounding, (flips.len(), images), (flips.len(), compared));
-        let expected = rounding.expected(compared, id != CheckId::PatchLengths);
+        let boundaries = id == CheckId::PatchLengths;
+        let expected = rounding.boundaries_moved(compared).filter(|_| boundaries);
         match (ties.allowed, &ties.why) {
             (Some(allowed), _) if !flips.is_empty() || expected.is_some() => {
                 let usual = expected.map(|n| format!("{n:.1} expected by rounding, ")).unwrap_or_default();
