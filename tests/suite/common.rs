@@ -9,12 +9,33 @@ use dpar_export::tolerance::{Quantity, Rounding};
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_spec::Precision;
 
+/// Whether an engine of the table is in this build and runs on any machine.
+const fn runs_anywhere(entry: &engines::Entry) -> bool {
+    entry.is_built() && matches!(entry.runs, engines::Runs::Graphs)
+}
+
+const COUNT: usize = {
+    let (mut count, mut i) = (0, 0);
+    while i < engines::all().len() {
+        count += runs_anywhere(&engines::all()[i]) as usize;
+        i += 1;
+    }
+    count
+};
+
 /// The engines of this build that run on any machine.
-#[cfg(not(feature = "candle"))]
-pub(crate) const ENGINES: [&str; 2] = ["tract", "ort"];
-/// The engines of this build that run on any machine.
-#[cfg(feature = "candle")]
-pub(crate) const ENGINES: [&str; 3] = ["tract", "ort", "candle"];
+pub(crate) const ENGINES: [&str; COUNT] = {
+    let (mut names, mut count, mut i) = ([""; COUNT], 0, 0);
+    while i < engines::all().len() {
+        let entry = &engines::all()[i];
+        if runs_anywhere(entry) {
+            names[count] = entry.name;
+            count += 1;
+        }
+        i += 1;
+    }
+    names
+};
 
 /// What an engine is told: two threads, but candle takes its number from the environment.
 pub(crate) fn engine_options(engine: &str) -> EngineOptions {

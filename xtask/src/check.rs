@@ -5,20 +5,20 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use camino::Utf8Path;
 
-use crate::{ALL_ENGINES, cargo, command, hostile, npz, onnx, report, step, tidy};
-
-/// Crates that only an optional feature compiles.
-const OPTIONAL: &[&str] = &["dpar-engine-candle", "dpar-engine-tensorrt"];
+use crate::{all_engines, cargo, command, hostile, npz, onnx, report, step, tidy};
 
 /// Runs every step, also after one failed, and fails if any did. `minimal` is a build without optional engines.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     let cargo = cargo();
     let run_cargo = |args: &[&str]| command(root, &cargo, args);
+    let features = all_engines();
+    let optional = dpar_engine_table::all().iter().filter(|e| !e.plain);
+    let optional: Vec<String> = optional.map(dpar_engine_table::Entry::package).collect();
     let mut scope = vec!["--workspace"];
     if minimal {
-        scope.extend(OPTIONAL.iter().flat_map(|c| ["--exclude", c]));
+        scope.extend(optional.iter().flat_map(|c| ["--exclude", c]));
     } else {
-        scope.extend(["--features", ALL_ENGINES]);
+        scope.extend(["--features", &features]);
     }
     let clippy = [&["clippy"], &scope[..], &["--all-targets", "--quiet", "--", "-D", "warnings"]].concat();
     let nextest = [&["nextest", "run"], &scope[..], &["--no-fail-fast", "--status-level", "fail"]].concat();

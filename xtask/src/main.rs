@@ -24,9 +24,19 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Parser, Subcommand};
+use dpar_engine_table::{self as engines, Runs};
 
-/// Every optional engine: one build, so that nothing is compiled twice with other features.
-const ALL_ENGINES: &str = "dpar-export/tensorrt,dpar-export/candle";
+/// Every optional engine, as features: one build, so that nothing is compiled twice with other features.
+fn all_engines() -> String {
+    let optional = engines::all().iter().filter(|e| !e.plain).map(|e| format!("dpar-export/{}", e.name));
+    optional.collect::<Vec<_>>().join(",")
+}
+
+/// The engines that run graphs; `plain` = those of a plain build.
+fn graph_engines(plain: bool) -> Vec<String> {
+    let run = engines::all().iter().filter(|e| e.runs == Runs::Graphs && (e.plain || !plain));
+    run.map(|e| e.name.to_owned()).collect()
+}
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Development tasks of dpar-export")]
@@ -49,7 +59,7 @@ enum Task {
     /// Compare every reference stream (1,024 images of both systems) with what the engines decode
     Streams {
         /// Engines
-        #[arg(long = "engine", default_values = ["tract", "ort"])]
+        #[arg(long = "engine", default_values_t = graph_engines(true))]
         engines: Vec<String>,
         /// Only the first N images
         #[arg(long)]
@@ -58,7 +68,7 @@ enum Task {
     /// Reproduce the reference run of both trained systems (1,024 images), with distances on EfficientNet-Lite0
     Reproduce {
         /// Engines
-        #[arg(long = "engine", default_values = ["tract", "ort"])]
+        #[arg(long = "engine", default_values_t = graph_engines(true))]
         engines: Vec<String>,
         /// Only the first N images
         #[arg(long)]
@@ -67,7 +77,7 @@ enum Task {
     /// Measure the README's parity table: every golden case on every engine
     Parity {
         /// Engines
-        #[arg(long = "engine", default_values = ["tract", "ort", "candle"])]
+        #[arg(long = "engine", default_values_t = graph_engines(false))]
         engines: Vec<String>,
         /// Take the program that `cargo xtask check` built, instead of a release build
         #[arg(long)]

@@ -73,7 +73,8 @@ pub(crate) fn run(root: &Utf8Path, engines: &[String], built: bool) -> Result<()
 
 /// What the build needs beyond a plain one for these engines.
 fn features(engines: &[String]) -> Vec<&str> {
-    engines.iter().map(String::as_str).filter(|e| ["candle", "tensorrt"].contains(e)).collect()
+    let plain = |name: &str| dpar_engine_table::find(name).is_none_or(|e| e.plain);
+    engines.iter().map(String::as_str).filter(|e| !plain(e)).collect()
 }
 
 /// The figures of one check.

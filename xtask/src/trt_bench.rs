@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 
-use crate::ALL_ENGINES;
+use crate::all_engines;
 use crate::{bench_model, cargo, command, onnx};
 
 /// Below the workspace's folder, ignored by git.
@@ -29,7 +29,7 @@ struct Case {
 /// Builds the engines of every case in every precision and prints a Markdown table. `small` leaves DPAR-B out.
 pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result<()> {
     // As `cargo xtask check` builds it, so that nothing is compiled again. Time goes to the library, not to this program.
-    let build = ["test", "--workspace", "--features", ALL_ENGINES, "--test", "suite", "--no-run"];
+    let build = ["test", "--workspace", "--features", &all_engines(), "--test", "suite", "--no-run"];
     command(root, &cargo(), &build)?;
     let program =
         onnx::target(root)?.join("debug").join(format!("dpar-export{}", std::env::consts::EXE_SUFFIX));

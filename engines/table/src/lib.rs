@@ -28,7 +28,7 @@ pub struct Entry {
     descriptor: Option<&'static EngineDescriptor>,
 }
 
-/// Writes the table: the Cargo feature, which is the name of the engine, and its crate.
+/// Writes the table: the Cargo feature, which is the name of the engine, and its crate as `Cargo.toml` has it.
 macro_rules! engines {
     ($($name:literal => $krate:ident, $plain:expr, $runs:ident, $about:literal;)*) => {
         &[$(Entry {
@@ -46,17 +46,17 @@ macro_rules! engines {
 
 /// The one table of engines, the default one first.
 const ENGINES: &[Entry] = engines! {
-    "tract" => dpar_engine_tract, true, Graphs, "embedded";
-    "ort" => dpar_engine_ort, true, Graphs, "ONNX Runtime";
-    "candle" => dpar_engine_candle, false, Graphs, "candle-onnx";
-    "tensorrt" => dpar_engine_tensorrt, false, BuiltFiles, "the engines of a `--target trt` bundle, on a GPU";
+    "tract" => tract, true, Graphs, "embedded";
+    "ort" => ort, true, Graphs, "ONNX Runtime";
+    "candle" => candle, false, Graphs, "candle-onnx";
+    "tensorrt" => tensorrt, false, BuiltFiles, "the engines of a `--target trt` bundle, on a GPU";
 };
 
 /// Engine used when none is asked for: embedded, nothing to install.
 pub const DEFAULT_ENGINE: &str = ENGINES[0].name;
 
 /// Every engine, also those that this build does not have.
-pub fn all() -> &'static [Entry] {
+pub const fn all() -> &'static [Entry] {
     ENGINES
 }
 
@@ -76,6 +76,16 @@ pub fn find(name: &str) -> Option<&'static Entry> {
 }
 
 impl Entry {
+    /// Whether this build has it.
+    pub const fn is_built(&self) -> bool {
+        self.descriptor.is_some()
+    }
+
+    /// Name of its crate.
+    pub fn package(&self) -> String {
+        format!("dpar-engine-{}", self.name)
+    }
+
     /// What its crate says of it.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use camino::Utf8Path;
 
-use crate::{ALL_ENGINES, cargo, command, onnx};
+use crate::{all_engines, cargo, command, onnx};
 use ground::Ground;
 
 /// A promise and the runs that try to break it.
@@ -117,7 +117,7 @@ pub(crate) fn run(root: &Utf8Path, options: &Options<'_>) -> Result<()> {
         bail!("no check `{unknown}`: there are {}", names.join(", "));
     }
     if !options.built {
-        let build = ["build", "--quiet", "--workspace", "--features", ALL_ENGINES, "--bin", "dpar-export"];
+        let build = ["build", "--quiet", "--workspace", "--features", &all_engines(), "--bin", "dpar-export"];
         command(root, &cargo(), &build)?;
     }
     let program = onnx::program(root, true)?;
@@ -169,7 +169,7 @@ fn shown(text: &str) -> String {
 fn injection(ground: &Ground) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut run = std::process::Command::new(cargo());
-    run.args(["nextest", "run", "--workspace", "--features", ALL_ENGINES, "--no-capture"]);
+    run.args(["nextest", "run", "--workspace", "--features", &all_engines(), "--no-capture"]);
     run.args(["-E", "test(/^injection::/)"]).current_dir(&ground.root);
     let output = run.output()?;
     let text =

@@ -62,13 +62,11 @@ pub(super) fn run(ground: &Ground) -> Result<Outcome> {
     let (golden, out) = (ground.models[0].golden.as_str(), place.join("out"));
     // Long enough for what a library does in the background after some seconds.
     let images = if ground.short { "24" } else { "1500" };
-    let mut lines: Vec<Vec<&str>> = vec![
-        vec!["doctor", b],
-        vec!["inspect", b],
-        vec!["verify", b, "--reference", golden, "--no-probes", "--engine", "ort"],
-        vec!["parity", b, "--images", "1", "--no-probes"],
-    ];
-    for engine in ["tract", "ort", "candle"] {
+    let mut lines: Vec<Vec<&str>> =
+        vec![vec!["doctor", b], vec!["inspect", b], vec!["parity", b, "--images", "1", "--no-probes"]];
+    let engines = crate::graph_engines(false);
+    for engine in &engines {
+        lines.push(vec!["verify", b, "--reference", golden, "--no-probes", "--engine", engine]);
         lines.push(vec![
             "generate",
             b,

@@ -1,7 +1,10 @@
 //! Which crate may depend on which: data flows one way, up through the layers, and each native dependency has one
 //! owner.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
+use dpar_engine_table as engines;
 
 /// One declared dependency of a workspace member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,13 +13,18 @@ pub(crate) struct Edge {
     to: String,
     /// Also built outside tests.
     normal: bool,
+    /// Asked for in one exact version.
+    pinned: bool,
 }
+
+/// Stands in [`LAYERS`] for the crates of the engines that `engines/table` lists.
+const EVERY_ENGINE: &str = "every engine of the table";
 
 /// The layers, lowest first: a member depends on members of lower layers only.
 const LAYERS: &[&[&str]] = &[
     &["dpar-export-spec", "dpar-export-inputs", "dpar-export-metrics"],
     &["dpar-engine-api", "dpar-export-checkpoint", "dpar-export-files"],
-    &["dpar-engine-tract", "dpar-engine-ort", "dpar-engine-candle", "dpar-engine-tensorrt"],
+    &[EVERY_ENGINE],
     &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],
     &["dpar-export-bundle"],
     &["dpar-export-trt", "dpar-export-decode"],
@@ -29,14 +37,8 @@ const LAYERS: &[&[&str]] = &[
 /// Members that turn checkpoints into graphs.
 const EXPORTERS: &[&str] = &["dpar-export-checkpoint", "dpar-export-onnx"];
 
-/// Dependencies that only the named members may have.
+/// Dependencies that only the named members may have. The native one of an engine needs no line: it is pinned.
 const OWNERS: &[(&str, &[&str])] = &[
-    ("ort", &["dpar-engine-ort"]),
-    ("tract-onnx", &["dpar-engine-tract"]),
-    ("tract-linalg", &["dpar-engine-tract"]),
-    ("candle-core", &["dpar-engine-candle"]),
-    ("candle-onnx", &["dpar-engine-candle"]),
-    ("trtx", &["dpar-engine-tensorrt"]),
     ("clang-sys", &["dpar-engine-tensorrt"]),
     ("libloading", &["dpar-engine-api", "dpar-engine-ort", "dpar-engine-tensorrt"]),
     // The contract reads of a graph what it says of sizes.
@@ -57,6 +59,7 @@ pub(crate) fn edges(metadata: &serde_json::Value) -> Result<Vec<Edge>> {
                 from: name(&package["name"])?,
                 to: name(&dependency["name"])?,
                 normal: dependency["kind"].as_str() != Some("dev"),
+                pinned: dependency["req"].as_str().is_some_and(|req| req.starts_with('=')),
             });
         }
     }
@@ -67,26 +70,35 @@ fn is_engine(name: &str) -> bool {
     name.starts_with("dpar-engine-")
 }
 
-/// What a plain build must not compile: the optional engines and what they bind.
-const OPTIONAL: &[&str] =
-    &["dpar-engine-candle", "dpar-engine-tensorrt", "candle-core", "candle-onnx", "trtx", "trtx-sys"];
+/// Whether it is the crate of one of the engines.
+fn is_one_engine(name: &str) -> bool {
+    engines::all().iter().any(|e| e.package() == name)
+}
+
+/// What only engines that a plain build does not have bring: their crates and native dependencies.
+fn optional(edges: &[Edge]) -> BTreeSet<String> {
+    let crates = engines::all().iter().filter(|e| !e.plain).map(engines::Entry::package);
+    let mut found: BTreeSet<String> = crates.collect();
+    let native = edges.iter().filter(|e| e.pinned && found.contains(&e.from)).map(|e| e.to.clone());
+    found.extend(native.collect::<Vec<_>>());
+    found
+}
 
 /// Problems in the packages of a plain build, `NAME vVERSION ..` a line.
-pub(crate) fn plain(tree: &str) -> Vec<String> {
+pub(crate) fn plain(tree: &str, edges: &[Edge]) -> Vec<String> {
     let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
-    let names: std::collections::BTreeSet<String> = tree.lines().map(name).collect();
-    let mut problems: Vec<String> = OPTIONAL
-        .iter()
-        .filter(|o| names.contains(**o))
+    let names: BTreeSet<String> = tree.lines().map(name).collect();
+    let optional = optional(edges);
+    let compiled = optional.intersection(&names);
+    let absent = engines::all().iter().filter(|e| e.plain && !names.contains(&e.package()));
+    compiled
         .map(|o| format!("a plain build compiles {o}: it belongs behind a feature"))
-        .collect();
-    if !names.contains("dpar-engine-tract") {
-        problems.push("a plain build has no embedded engine".to_owned());
-    }
-    problems
+        .chain(absent.map(|e| format!("a plain build has no {}, which the table says it has", e.name)))
+        .collect()
 }
 
 fn layer(name: &str) -> Option<usize> {
+    let name = if is_one_engine(name) { EVERY_ENGINE } else { name };
     LAYERS.iter().position(|members| members.contains(&name))
 }
 
@@ -101,7 +113,7 @@ pub(crate) fn members(metadata: &serde_json::Value) -> Vec<String> {
 
 pub(crate) fn check(edges: &[Edge]) -> Vec<String> {
     let mut problems = Vec::new();
-    for Edge { from, to, normal } in edges {
+    for Edge { from, to, normal, pinned } in edges {
         let mut problem = |why: &str| problems.push(format!("{from} depends on {to}: {why}"));
         let up = layer(from).zip(layer(to)).is_some_and(|(from, to)| to >= from);
         if EXPORTERS.contains(&from.as_str()) && is_engine(to) {
@@ -118,6 +130,12 @@ pub(crate) fn check(edges: &[Edge]) -> Vec<String> {
         {
             problem(&format!("it belongs to {}", owners.join(", ")));
         }
+        let other = edges.iter().find(|e| e.pinned && e.to == *to && e.from != *from);
+        if *pinned && !is_one_engine(from) {
+            problem("it is pinned, so it is the native dependency of one engine");
+        } else if let (true, Some(other)) = (*pinned, other) {
+            problem(&format!("it is pinned, so it belongs to one engine, and {} has it too", other.from));
+        }
     }
     problems
 }
@@ -126,8 +144,12 @@ pub(crate) fn check(edges: &[Edge]) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn edge(from: &str, to: &str, normal: bool, pinned: bool) -> Edge {
+        Edge { from: from.into(), to: to.into(), normal, pinned }
+    }
+
     fn problems(from: &str, to: &str, normal: bool) -> Vec<String> {
-        check(&[Edge { from: from.into(), to: to.into(), normal }])
+        check(&[edge(from, to, normal, false)])
     }
 
     #[test]
@@ -144,8 +166,6 @@ mod tests {
             ("dpar-export-spec", "fs-err", "no I/O"),
             ("dpar-export-spec", "camino", "no I/O"),
             ("dpar-export-spec", "dpar-export-onnx", "no other member"),
-            ("dpar-export", "ort", "belongs to dpar-engine-ort"),
-            ("dpar-engine-ort", "tract-onnx", "belongs to dpar-engine-tract"),
             ("dpar-export", "libloading", "belongs to dpar-engine-api"),
             ("dpar-engine-ort", "prost", "belongs to dpar-export-onnx"),
         ] {
@@ -160,7 +180,6 @@ mod tests {
             ("dpar-export", "dpar-engine-ort", true),
             ("dpar-export-onnx", "dpar-export-checkpoint", true),
             ("dpar-engine-ort", "dpar-export-spec", true),
-            ("dpar-engine-ort", "ort", true),
             ("dpar-engine-ort", "dpar-engine-conformance", false),
             ("dpar-export-trt", "dpar-engine-tensorrt", true),
             ("dpar-export-compare", "dpar-export-decode", true),
@@ -178,20 +197,39 @@ mod tests {
     }
 
     #[test]
+    fn a_native_dependency_outside_its_engine_fires() {
+        let native = |from: &[&str]| {
+            check(&from.iter().map(|f| edge(f, "runs-graphs", true, true)).collect::<Vec<_>>())
+        };
+        assert!(native(&["dpar-engine-ort"]).is_empty());
+        assert!(native(&["dpar-export"])[0].contains("native dependency of one engine"));
+        assert!(native(&["dpar-engine-api"])[0].contains("native dependency of one engine"));
+        let both = native(&["dpar-engine-ort", "dpar-engine-tract"]);
+        assert!(both.len() == 2 && both[0].contains("dpar-engine-tract has it too"), "{both:?}");
+    }
+
+    #[test]
     fn an_optional_engine_in_a_plain_build_fires() {
-        let tree = "dpar-export v0.1.0\ndpar-engine-tract v0.1.0 (x)\n";
-        assert!(plain(tree).is_empty());
-        assert!(plain(&format!("{tree}trtx v0.9.1\n"))[0].contains("compiles trtx"));
-        assert!(plain("dpar-export v0.1.0")[0].contains("no embedded engine"));
+        let edges = [edge("dpar-engine-tensorrt", "trtx", true, true)];
+        let mut tree = "dpar-export v0.1.0\n".to_owned();
+        for engine in engines::all().iter().filter(|e| e.plain) {
+            assert!(plain(&tree, &edges).iter().any(|p| p.contains(&format!("no {}, ", engine.name))));
+            tree += &format!("{} v0.1.0 (x)\n", engine.package());
+        }
+        assert!(plain(&tree, &edges).is_empty());
+        assert!(plain(&format!("{tree}trtx v0.9.1\n"), &edges)[0].contains("compiles trtx"));
+        let candle = format!("{tree}dpar-engine-candle v0.1.0\n");
+        assert!(plain(&candle, &edges)[0].contains("compiles dpar-engine-candle"));
     }
 
     #[test]
     fn edges_are_read_from_cargo_metadata() {
         let metadata = serde_json::json!({"packages": [{"name": "a", "dependencies": [
-            {"name": "b", "kind": null}, {"name": "c", "kind": "dev"}, {"name": "d", "kind": "build"}]}]});
+            {"name": "b", "kind": null, "req": "^1"}, {"name": "c", "kind": "dev", "req": "*"},
+            {"name": "d", "kind": "build", "req": "=1.2.3"}]}]});
         let found = edges(&metadata).unwrap();
-        let edge = |to: &str, normal| Edge { from: "a".into(), to: to.into(), normal };
-        assert_eq!(found, [edge("b", true), edge("c", false), edge("d", true)]);
+        let want = [edge("a", "b", true, false), edge("a", "c", false, false), edge("a", "d", true, true)];
+        assert_eq!(found, want);
         assert!(edges(&serde_json::json!({})).is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! shows it firing.
 
 mod dependencies;
+mod engines;
 mod files;
 mod modules;
 mod source;
@@ -31,12 +32,14 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     let tracked = tracked(root)?;
     let metadata = metadata(root)?;
     let mut problems = dependencies::members(&metadata);
-    problems.extend(dependencies::check(&dependencies::edges(&metadata)?));
-    problems.extend(dependencies::plain(&plain_tree(root)?));
+    let edges = dependencies::edges(&metadata)?;
+    problems.extend(dependencies::check(&edges));
+    problems.extend(dependencies::plain(&plain_tree(root)?, &edges));
     problems.extend(files::check(&tracked));
     problems.extend(modules::check(&tracked));
     problems.extend(tracked.iter().flat_map(source::check));
     problems.extend(tracked.iter().flat_map(tolerances::check));
+    problems.extend(tracked.iter().flat_map(engines::check));
     for problem in &problems {
         eprintln!("{problem}");
     }
