@@ -235,7 +235,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) greedy: bool,
     /// How a random number picks a token
-    #[arg(long, value_enum, value_name = "METHOD", default_value = "cdf", conflicts_with = "greedy")]
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "gumbel", conflicts_with = "greedy")]
     pub(crate) sampler: SamplerWord,
     /// Divide the logits by this
     #[arg(long, value_name = "X", default_value = "1.0", value_parser = temperature, conflicts_with = "greedy")]

@@ -6,7 +6,7 @@ use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 
-use super::args::guidance;
+use super::args::{SamplerWord, guidance};
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
 use super::verify::{flip_row, word};
@@ -35,6 +35,9 @@ pub(crate) struct ParityArgs {
     /// Seed of classes and draws
     #[arg(long, value_name = "K", default_value = "0")]
     seed: u64,
+    /// How a random number picks a token
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "gumbel")]
+    sampler: SamplerWord,
     /// Guidance scale; guidance runs above 1
     #[arg(long, value_name = "S", default_value = "2.0", value_parser = guidance, allow_negative_numbers = true)]
     cfg_scale: f32,
@@ -121,6 +124,7 @@ pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> 
     let options = ParityOptions {
         images: usize::from(args.images),
         seed: args.seed,
+        sampler: args.sampler.into(),
         cfg_scale: args.cfg_scale,
         batch: usize::from(args.engine.batch),
         probes: !args.no_probes,

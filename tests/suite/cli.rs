@@ -157,6 +157,8 @@ fn random_classes_and_batches_do_not_change_an_image() {
             "0",
             "--cfg-scale",
             "2",
+            "--sampler",
+            "cdf",
             "--no-images",
             "--batch",
             batch,

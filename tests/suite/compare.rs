@@ -2,6 +2,7 @@
 
 use dpar_export::bundle::Bundle;
 use dpar_export::engines;
+use dpar_export::generate::sampler::Method;
 use dpar_export::parity::report::{EngineStatus, Mode, ParityReport};
 use dpar_export::parity::{Contender, ParityOptions};
 use dpar_export::verify::Status;
@@ -20,7 +21,8 @@ fn compare(bundle: &Bundle, golden: &str, images: usize, probes: bool) -> Parity
             engine: engines::create(name, &engine_options(name)),
         })
         .collect();
-    let options = ParityOptions { images, seed: 5, cfg_scale: 2.0, batch: 3, probes };
+    let options =
+        ParityOptions { images, seed: 5, sampler: Method::default(), cfg_scale: 2.0, batch: 3, probes };
     dpar_export::parity::run(bundle, contenders, Some(&fixture(golden)), &options, &mut quiet).unwrap()
 }
 

@@ -1,5 +1,5 @@
-//! Checkpoints of the paper's smallest size with seeded random weights, in the authors' layout: what building costs does
-//! not depend on what a model has learned.
+//! Checkpoints with seeded random weights of the widths of the paper's smallest system, in the authors' layout: what building
+//! costs, and how far engines round apart, does not depend on what a model has learned.
 
 use std::borrow::Cow;
 
@@ -13,9 +13,16 @@ const FFN: usize = 2048;
 const VOCAB: usize = 16_384;
 /// Classes with the null class.
 const CLASS_ROWS: usize = 1001;
-/// Encoder, global and decoder layers of DPAR-B; layers of GPT-B.
-const DPAR_LAYERS: [usize; 3] = [1, 8, 3];
-const GPT_LAYERS: usize = 12;
+/// How deep a system is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layers {
+    /// Of encoder, global transformer and decoder.
+    pub(crate) dpar: [usize; 3],
+    pub(crate) entropy: usize,
+}
+
+/// DPAR-B and GPT-B.
+pub(crate) const DPAR_B: Layers = Layers { dpar: [1, 8, 3], entropy: 12 };
 /// Standard deviation of the weights, as they are initialised in training.
 const DEVIATION: f32 = 0.02;
 
@@ -110,9 +117,8 @@ fn blocks(prefix: &str, layers: usize) -> Vec<(String, Vec<usize>)> {
     (0..layers).flat_map(block).collect()
 }
 
-fn dpar() -> Vec<(String, Vec<usize>)> {
+fn dpar([encoder, global, decoder]: [usize; 3]) -> Vec<(String, Vec<usize>)> {
     let d = WIDTH;
-    let [encoder, global, decoder] = DPAR_LAYERS;
     let mut tensors =
         [blocks("local_encoder.", encoder), blocks("", global), blocks("local_decoder.", decoder)].concat();
     // The full decoder attention of the 120M variant: wq, wk and wv there too.
@@ -136,8 +142,8 @@ fn dpar() -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
-fn entropy() -> Vec<(String, Vec<usize>)> {
-    let mut tensors = blocks("", GPT_LAYERS);
+fn entropy(layers: usize) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = blocks("", layers);
     tensors.extend(ends());
     tensors
 }
@@ -154,12 +160,18 @@ fn parameters(tensors: &[(String, Vec<usize>)]) -> usize {
     tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
-/// Writes a DPAR-B with its entropy model below `folder` and gives the checkpoint to export, and the parameters of both.
-pub(crate) fn write(folder: &Utf8Path) -> Result<(Utf8PathBuf, [usize; 2])> {
-    let parts = [("dpar", DPAR_CONFIG, dpar()), ("entropy", ENTROPY_CONFIG, entropy())];
+/// Writes a DPAR with its entropy model below `folder` and gives the checkpoint to export, and the parameters of both.
+pub(crate) fn write(folder: &Utf8Path, layers: Layers) -> Result<(Utf8PathBuf, [usize; 2])> {
+    let parts =
+        [("dpar", DPAR_CONFIG, dpar(layers.dpar)), ("entropy", ENTROPY_CONFIG, entropy(layers.entropy))];
     for (name, config, tensors) in &parts {
         let place = folder.join(name).join("checkpoints/final");
         fs_err::create_dir_all(&place)?;
+        // The names of the paper's sizes say how deep they are.
+        let config = match layers {
+            DPAR_B => (*config).to_owned(),
+            _ => config.replace("GPT-B\n", "GPT-seeded\n  n_head: 12\n"),
+        };
         fs_err::write(folder.join(name).join("config.yaml"), config)?;
         let views: Vec<(String, Random)> = (1..)
             .zip(tensors)
@@ -178,8 +190,8 @@ mod tests {
     #[test]
     fn the_sizes_are_the_papers() {
         // DPAR-B with full decoder attention 120.3M, the entropy model 111M less its class table.
-        assert_eq!(parameters(&dpar()) / 100_000, 1203);
-        assert_eq!(parameters(&entropy()) / 1_000_000, 110);
+        assert_eq!(parameters(&dpar(DPAR_B.dpar)) / 100_000, 1203);
+        assert_eq!(parameters(&entropy(DPAR_B.entropy)) / 1_000_000, 110);
     }
 
     #[test]

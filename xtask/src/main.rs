@@ -14,6 +14,7 @@ mod onnx;
 mod parity;
 mod report;
 mod reproduce;
+mod samplers;
 mod setup;
 mod tidy;
 mod trt_bench;
@@ -122,6 +123,25 @@ enum Task {
         #[arg(long)]
         small: bool,
     },
+    /// Count the images that part between two engines, for each sampler, on a system of 16,384 codes with seeded
+    /// weights
+    Samplers {
+        /// Two engines
+        #[arg(long = "engine", default_values_t = graph_engines(true))]
+        engines: Vec<String>,
+        /// Images
+        #[arg(long, value_name = "N", default_value = "64")]
+        images: u16,
+        /// Guidance scales
+        #[arg(long = "cfg-scale", value_name = "S", default_values = ["1", "2"])]
+        scales: Vec<String>,
+        /// Layers of encoder, global transformer, decoder and entropy model
+        #[arg(long, value_name = "N,..", value_delimiter = ',', num_args = 1, default_values = ["1", "8", "3", "12"])]
+        layers: Vec<usize>,
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
     /// Check the invariants in ARCHITECTURE.md that a machine can check
     Tidy,
     /// Let numpy read the .npz files that this tool writes, and this tool those that numpy writes
@@ -162,6 +182,13 @@ fn run() -> Result<()> {
         Task::Fuzz { targets, seconds } => fuzz::run(&root, &targets, seconds),
         Task::Gpu => gpu::run(&root),
         Task::TrtBench { precisions, small } => trt_bench::run(&root, &precisions, small),
+        Task::Samplers { engines, images, scales, layers, built } => {
+            let [encoder, global, decoder, entropy] = layers[..] else {
+                bail!("--layers takes four numbers: encoder, global transformer, decoder, entropy model")
+            };
+            let layers = bench_model::Layers { dpar: [encoder, global, decoder], entropy };
+            samplers::run(&root, &engines, images, &scales, layers, built)
+        }
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
         Task::ReportCheck => step("report-check", || report::run(&root, false)),

@@ -52,7 +52,7 @@ pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result
         Case { name: "dpar-small".to_owned(), export: words(&["fixtures/dpar-small/dpar"]), limited: false },
     ];
     if !small {
-        let (checkpoint, parameters) = bench_model::write(&out.join("dpar-b"))?;
+        let (checkpoint, parameters) = bench_model::write(&out.join("dpar-b"), bench_model::DPAR_B)?;
         let [dpar, entropy] = parameters.map(|n| n as f64 / 1e6);
         cases.push(Case {
             name: format!("DPAR-B {dpar:.1}M + entropy {entropy:.1}M (random weights)"),

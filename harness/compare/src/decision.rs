@@ -159,7 +159,7 @@ pub struct Observed {
     pub entropy: Option<f64>,
     /// Of a guided logit.
     pub logit: Option<f64>,
-    /// Of a cumulative probability.
+    /// Of what a draw hangs on: a guided logit, with `--sampler cdf` a cumulative probability.
     pub draw: Option<f64>,
 }
 

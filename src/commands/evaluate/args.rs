@@ -82,7 +82,7 @@ pub(crate) struct DrawArgs {
         long,
         value_enum,
         value_name = "METHOD",
-        default_value = "cdf",
+        default_value = "gumbel",
         requires = "bundle",
         conflicts_with = "greedy",
         help_heading = "Generation"

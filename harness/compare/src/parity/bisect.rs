@@ -14,6 +14,7 @@ use dpar_engine_api::{
     CachedSession, EngineError, EngineInfo, GraphFile, HostCache, Session, Tensor, TensorView,
 };
 use dpar_export_bundle::Bundle;
+use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
 use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
@@ -252,7 +253,8 @@ pub fn between(
     let second = keep(names[1], run(b, progress))?;
     let symptom = match (&first, &second) {
         (Some(x), Some(y)) => {
-            let sizes = sizes(a.bundle(), 0, Rounding::engines(precisions[0]), cfg_scale);
+            let sizes =
+                sizes(a.bundle(), (0, Method::default()), Rounding::engines(precisions[0]), cfg_scale);
             symptom(sizes, x, y, true)?
         }
         _ => None,

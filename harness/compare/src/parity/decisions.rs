@@ -1,7 +1,9 @@
 //! Decision-level comparison: which slot decided otherwise, and whether rounding explains it.
 
 use dpar_export_decode::generate::Stream;
-use dpar_export_decode::generate::sampler::{SampleError, Sampler, SamplerOptions, image_key, uniform};
+use dpar_export_decode::generate::sampler::{
+    Method, SampleError, Sampler, SamplerOptions, image_key, noise, uniform,
+};
 use dpar_export_decode::replay::Replay;
 use dpar_export_spec::PatchRule;
 
@@ -26,6 +28,8 @@ pub(crate) struct Sizes<'a> {
     pub(crate) tokens: usize,
     pub(crate) vocab: usize,
     pub(crate) seed: u64,
+    /// How tokens are drawn.
+    pub(crate) sampler: Method,
     /// How the two round.
     pub(crate) rounding: Rounding,
     /// Guidance of the logits that are compared; 1 for conditional ones.
@@ -41,7 +45,11 @@ impl Sizes<'_> {
     }
 
     fn widths(&self, observed: Observed) -> Widths {
-        Widths::new(self.rounding, self.rule, self.cfg_scale, observed)
+        let widths = Widths::new(self.rounding, self.rule, self.cfg_scale, observed);
+        match self.sampler {
+            Method::Cdf => widths,
+            Method::Gumbel => widths.perturbed(1.0),
+        }
     }
 }
 
@@ -103,7 +111,7 @@ pub(crate) fn teacher_forced(
             }
             let found = draw.both(x, y, image, slot)?;
             if found.flips.is_empty() {
-                raise(&mut draw_error, found.cumulative);
+                raise(&mut draw_error, found.error);
                 raise(&mut logit_error, largest(x, y));
             }
             flips.extend(found.flips);
@@ -161,63 +169,84 @@ fn largest(a: &[f32], b: &[f32]) -> f64 {
 struct Draws {
     sampled: Sampler,
     greedy: Sampler,
+    method: Method,
     seed: u64,
     sums: [Vec<f64>; 2],
 }
 
 struct Found {
     flips: Vec<Decision>,
-    /// Largest difference of the cumulative distributions.
-    cumulative: f64,
+    /// Largest difference of what draws hang on: guided logits, or the cumulative distributions.
+    error: f64,
 }
 
 impl Draws {
     fn new(sizes: Sizes<'_>) -> Result<Self, SampleError> {
         Ok(Self {
-            sampled: Sampler::new(SamplerOptions::default())?,
+            sampled: Sampler::new(SamplerOptions { method: sizes.sampler, ..SamplerOptions::default() })?,
             greedy: Sampler::new(SamplerOptions { greedy: true, ..SamplerOptions::default() })?,
+            method: sizes.sampler,
             seed: sizes.seed,
             sums: [vec![0.0; sizes.vocab], vec![0.0; sizes.vocab]],
         })
     }
 
     fn both(&mut self, a: &[f32], b: &[f32], image: usize, slot: usize) -> Result<Found, SampleError> {
-        let u = uniform(image_key(self.seed, image as u64), slot as u64);
+        let (key, at) = (image_key(self.seed, image as u64), slot as u64);
         let mut flips = Vec::new();
         for (sampler, kind) in
             [(&mut self.sampled, DecisionKind::Draw), (&mut self.greedy, DecisionKind::ArgMax)]
         {
-            let (x, y) = (sampler.draw(a, u)?, sampler.draw(b, u)?);
+            let (x, y) = (sampler.draw_at(a, key, at)?, sampler.draw_at(b, key, at)?);
             if x.token != y.token {
                 let tokens = [x.token, y.token];
                 let margin = match kind {
-                    DecisionKind::Draw => draw_gap(a, b, tokens, u),
-                    _ => logit_gap(a, b, tokens),
+                    DecisionKind::Draw => draw_gap(self.method, [a, b], tokens, (key, at)),
+                    _ => sum_gap([a, b], tokens, |_| 0.0),
                 };
                 flips.push(Decision::open(kind, image, slot, tokens.map(i64::from), Some(margin)));
             }
         }
-        for (sums, logits) in self.sums.iter_mut().zip([a, b]) {
-            cumulative(logits, sums);
-        }
-        let pairs = self.sums[0].iter().zip(&self.sums[1]);
-        let cumulative = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        Ok(Found { flips, cumulative })
+        let error = match self.method {
+            Method::Gumbel => largest(a, b),
+            Method::Cdf => {
+                for (sums, logits) in self.sums.iter_mut().zip([a, b]) {
+                    cumulative(logits, sums);
+                }
+                let pairs = self.sums[0].iter().zip(&self.sums[1]);
+                pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+            }
+        };
+        Ok(Found { flips, error })
     }
 }
 
-/// How far two sources are from choosing each other's largest logit: the gap between the two chosen tokens, of both sources
-/// the larger. A third token that ties with one of them explains nothing.
-pub(crate) fn logit_gap(a: &[f32], b: &[f32], tokens: [u32; 2]) -> f64 {
-    let [x, y] = tokens.map(|t| t as usize);
-    let gap =
-        |logits: &[f32], chosen: usize, other: usize| f64::from(logits[chosen]) - f64::from(logits[other]);
-    gap(a, x, y).max(gap(b, y, x))
+/// How far two sources are from choosing each other's largest logit plus noise: the gap between the two chosen tokens, of both
+/// sources the larger. A third token that ties with one of them explains nothing.
+fn sum_gap([a, b]: [&[f32]; 2], tokens: [u32; 2], noise: impl Fn(u32) -> f64) -> f64 {
+    let gap = |logits: &[f32], chosen: u32, other: u32| {
+        let sum = |token: u32| f64::from(logits[token as usize]) + noise(token);
+        sum(chosen) - sum(other)
+    };
+    gap(a, tokens[0], tokens[1]).max(gap(b, tokens[1], tokens[0]))
 }
 
-/// How far two sources are from drawing each other's token with `u`: the probability between `u` and the interval of the other
-/// source's token, of both sources the larger.
-pub(crate) fn draw_gap(a: &[f32], b: &[f32], tokens: [u32; 2], u: f64) -> f64 {
+/// How far two sources are from drawing each other's token at the slot of an image with that key: with noise the gap of the
+/// sums, otherwise the probability between the slot's random number and the interval of the other source's token, of both
+/// sources the larger.
+pub(crate) fn draw_gap(
+    method: Method,
+    [a, b]: [&[f32]; 2],
+    tokens: [u32; 2],
+    (key, slot): (u64, u64),
+) -> f64 {
+    match method {
+        Method::Cdf => cdf_gap([a, b], tokens, uniform(key, slot)),
+        Method::Gumbel => sum_gap([a, b], tokens, |token| noise(key, slot, token)),
+    }
+}
+
+fn cdf_gap([a, b]: [&[f32]; 2], tokens: [u32; 2], u: f64) -> f64 {
     let away = |logits: &[f32], other: u32| {
         let mut sums = vec![0.0; logits.len()];
         cumulative(logits, &mut sums);
@@ -261,7 +290,8 @@ mod tests {
     }
 
     fn sizes(rule: &PatchRule) -> Sizes<'_> {
-        Sizes { rule, tokens: 4, vocab: 2, seed: 0, rounding: Rounding::FP32, cfg_scale: 1.0 }
+        let (rounding, sampler) = (Rounding::FP32, Method::Cdf);
+        Sizes { rule, tokens: 4, vocab: 2, seed: 0, sampler, rounding, cfg_scale: 1.0 }
     }
 
     fn compare(a: &Replay, b: &Replay) -> Compared {
@@ -339,15 +369,20 @@ mod tests {
     fn a_margin_is_between_the_two_chosen_tokens() {
         // 0 and 1 tie in both; one source chose 2, which is far behind.
         let (a, b) = ([3.0, 3.000_001, 0.0], [3.000_001, 3.0, 0.0]);
-        assert!(logit_gap(&a, &b, [1, 0]) < 2e-6);
-        assert_eq!(logit_gap(&a, &[3.0, 3.0, 3.5], [1, 2]), f64::from(3.000_001_f32));
+        let gap = |other: &[f32], tokens| sum_gap([&a, other], tokens, |_| 0.0);
+        assert!(gap(&b, [1, 0]) < 2e-6);
+        assert_eq!(gap(&[3.0, 3.0, 3.5], [1, 2]), f64::from(3.000_001_f32));
+        // Noise makes up for what a logit lacks, in both sources alike.
+        let noise = |token: u32| if token == 2 { 3.0 } else { 0.0 };
+        assert!(sum_gap([&a, &b], [1, 2], noise) < 2e-6);
+        assert!((sum_gap([&a, &[3.0, 3.0, 0.5]], [1, 2], noise) - 0.5).abs() < 2e-6);
         // Thirds: u lies just below the boundary of 0 and 1 in one and just above it in the other.
         let (even, tilted) = ([0.0; 3], [-1e-4, 0.0, 0.0]);
         let u = 1.0 / 3.0 - 1e-6;
-        let near = draw_gap(&even, &tilted, [0, 1], u);
+        let near = cdf_gap([&even, &tilted], [0, 1], u);
         assert!(near > 1e-6 && near < 3e-5, "{near}");
         // u lies at that boundary as well, but the other source drew the last token.
-        let far = draw_gap(&even, &[0.0, -20.0, 0.0], [0, 2], u);
+        let far = cdf_gap([&even, &[0.0, -20.0, 0.0]], [0, 2], u);
         assert!((far - (1.0 / 3.0 + 1e-6)).abs() < 1e-9, "{far}");
     }
 }

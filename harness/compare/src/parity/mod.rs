@@ -22,7 +22,7 @@ use dpar_engine_api::{
     ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, HostCache, Session, TensorView,
 };
 use dpar_export_bundle::Bundle;
-use dpar_export_decode::generate::sampler::{SampleError, SamplerOptions, image_key, uniform};
+use dpar_export_decode::generate::sampler::{Method, SampleError, SamplerOptions, image_key};
 use dpar_export_decode::generate::{
     DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model,
 };
@@ -61,6 +61,8 @@ pub struct ParityOptions {
     pub images: usize,
     /// Seed of classes and draws.
     pub seed: u64,
+    /// How tokens are drawn.
+    pub sampler: Method,
     /// Guidance scale.
     pub cfg_scale: f32,
     /// Images in one call.
@@ -117,6 +119,7 @@ pub fn run(
             reference: reference.and_then(Utf8Path::file_name).map(str::to_owned),
             forced_tokens: None,
             seed: options.seed,
+            sampler: options.sampler,
             cfg_scale: options.cfg_scale,
             batch: options.batch,
         },
@@ -252,7 +255,7 @@ fn sampled(options: &ParityOptions) -> DecodeOptions {
     DecodeOptions {
         cfg_scale: options.cfg_scale,
         cfg_interval: None,
-        sampler: SamplerOptions::default(),
+        sampler: SamplerOptions { method: options.sampler, ..SamplerOptions::default() },
         seed: options.seed,
     }
 }
@@ -397,10 +400,10 @@ fn trace(outcomes: &mut [Outcome<'_>], forced: &Forced, tokens: usize) {
     }
 }
 
-fn sizes(bundle: &Bundle, seed: u64, rounding: Rounding, cfg_scale: f32) -> Sizes<'_> {
+fn sizes(bundle: &Bundle, (seed, sampler): (u64, Method), rounding: Rounding, cfg_scale: f32) -> Sizes<'_> {
     let system = bundle.system();
     let (rule, tokens, vocab) = (&system.patch_rule, system.tokens(), system.vocab);
-    Sizes { rule, tokens, vocab, seed, rounding, cfg_scale }
+    Sizes { rule, tokens, vocab, seed, sampler, rounding, cfg_scale }
 }
 
 fn bad_draw(e: SampleError) -> RunError {
@@ -418,7 +421,8 @@ fn pair(
 ) -> Result<Option<Pair>, RunError> {
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
     let precision = bundle.manifest().precision;
-    let sizes = sizes(bundle, options.seed, Rounding::engines(precision), options.cfg_scale);
+    let sizes =
+        sizes(bundle, (options.seed, options.sampler), Rounding::engines(precision), options.cfg_scale);
     let forced = teacher_forced(sizes, x, y, true).map_err(bad_draw)?;
     let kinds = [a, b].map(|o| o.result.arithmetic.as_ref().map_or(ArithmeticKind::AsGraph, |a| a.kind));
     let limits = Limits::new(precision, kinds);
@@ -467,8 +471,8 @@ fn free(
     let mut gap = |image: usize, slot: usize, tokens: [u32; 2]| {
         let at = (row.get(&image)? * t + slot) * vocab;
         let (x, y) = (first.deciding().get(at..at + vocab)?, second.deciding().get(at..at + vocab)?);
-        let u = uniform(image_key(options.seed, a.streams[image].request.index), slot as u64);
-        Some(draw_gap(x, y, tokens, u))
+        let key = image_key(options.seed, a.streams[image].request.index);
+        Some(draw_gap(options.sampler, [x, y], tokens, (key, slot as u64)))
     };
     Ok(free_running(sizes, &a.streams, &b.streams, observed, &mut gap))
 }
@@ -493,7 +497,7 @@ fn against_reference(
     };
     let rounding = Rounding::between(golden.recorded, bundle.manifest().precision, arithmetic.kind);
     golden.follow(replay);
-    let sizes = sizes(bundle, options.seed, rounding, 1.0);
+    let sizes = sizes(bundle, (options.seed, options.sampler), rounding, 1.0);
     let forced = teacher_forced(sizes, &golden.replay, replay, false).map_err(bad_draw)?;
     let mut notes: Vec<String> =
         conclusion(golden.recorded, bundle.manifest().precision, arithmetic).into_iter().collect();

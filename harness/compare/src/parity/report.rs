@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use dpar_engine_api::{Arithmetic, EngineInfo};
+use dpar_export_decode::generate::sampler::Method;
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{PatchRule, Precision, SystemKind};
 use serde::Serialize;
@@ -69,6 +70,8 @@ pub struct Settings {
     pub forced_tokens: Option<String>,
     /// Seed of the draws.
     pub seed: u64,
+    /// How tokens are drawn.
+    pub sampler: Method,
     /// Guidance scale.
     pub cfg_scale: f32,
     /// Images in one call.

@@ -25,7 +25,7 @@ struct Settings {
     seed: u64,
     cfg_scale: f32,
     /// Absent in references from before there was a choice.
-    #[serde(default)]
+    #[serde(default = "cdf")]
     sampler: Method,
     #[serde(default = "one")]
     temperature: f32,
@@ -45,6 +45,10 @@ struct Settings {
 struct Statistics {
     images: usize,
     mean_steps: f64,
+}
+
+fn cdf() -> Method {
+    Method::Cdf
 }
 
 fn one() -> f32 {

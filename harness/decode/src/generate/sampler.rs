@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// SplitMix64's output function.
+#[inline(always)]
 fn sm64(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -31,6 +32,11 @@ fn slot_key(key: u64, slot: u64) -> u64 {
 /// The uniform number in [0, 1) of slot `slot`: the upper 53 of its random bits, times 2⁻⁵³.
 pub fn uniform(key: u64, slot: u64) -> f64 {
     (slot_key(key, slot) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
+}
+
+/// The noise that [`Method::Gumbel`] adds to the logit of token `token` at slot `slot`.
+pub fn noise(key: u64, slot: u64, token: u32) -> f64 {
+    gumbel::noise(slot_key(key, slot), u64::from(token))
 }
 
 /// The class of an image whose label is random: key mod `num_classes`, and 0 where there are no classes.
@@ -55,10 +61,10 @@ pub fn guide(cond: &[f32], uncond: &[f32], scale: f32, out: &mut [f32]) {
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// One number a slot, held against the running sum of probabilities. Its boundaries are V numbers, of which one lies
-    /// next to the random number often enough that rounding parts streams.
-    #[default]
+    /// next to the random number often enough that rounding parts streams. References that name no sampler have it.
     Cdf,
     /// One number a token, as noise on its logit; the largest sum wins. Rounding parts streams where the two best tie.
+    #[default]
     Gumbel,
 }
 
@@ -338,7 +344,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn sampler(temperature: f32, top_k: usize, top_p: f64) -> Sampler {
-        Sampler::new(SamplerOptions { temperature, top_k, top_p, ..SamplerOptions::default() }).unwrap()
+        let method = Method::Cdf;
+        Sampler::new(SamplerOptions { method, temperature, top_k, top_p, greedy: false }).unwrap()
     }
 
     /// Logits of the given probabilities.

@@ -1,6 +1,7 @@
 //! An engine and recorded outputs: which of them differ names the graphs that can be at fault.
 
 use camino::Utf8Path;
+use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::replay::{Follow, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
@@ -37,7 +38,7 @@ pub fn against_recorded(
     golden.follow(&own);
     let precision = bundle.manifest().precision;
     let rounding = Rounding::between(golden.recorded, precision, runtime.arithmetic().kind);
-    let sizes = sizes(bundle, 0, rounding, 1.0);
+    let sizes = sizes(bundle, (0, Method::default()), rounding, 1.0);
     let symptom = symptom(sizes, &golden.replay, &own, false)?;
     let mut graph = None;
     let mut note = None;

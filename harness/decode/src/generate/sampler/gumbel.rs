@@ -6,40 +6,80 @@ use super::{GOLDEN, sm64};
 
 /// Tokens that are looked at before the bound below is made sharper.
 const CHUNK: usize = 64;
-/// Covers the rounding of [`above_exp`], which is below 1e-5.
-const SLACK: f64 = 1.0001;
+/// Covers the rounding of [`above_exp`], which is below 1/512 and 1e-4.
+const SLACK: f32 = 1.0025;
+
+/// The noise of a token: −ln(−ln u), u from the slot's key and the token.
+pub(super) fn noise(slot_key: u64, token: u64) -> f64 {
+    of_bits(sm64(slot_key.wrapping_add(GOLDEN.wrapping_mul(token.wrapping_add(1)))))
+}
 
 /// The token of the largest l + noise among those above −∞, the lowest on ties, and its distance to the next: ∞ for one token.
 ///
 /// −ln(−ln u) exceeds d exactly where −ln u < e^−d, and −ln u is at least 1 − u: most tokens are ruled out without a
-/// logarithm by 1 − u against an upper bound of e^(l − second best).
+/// logarithm, in the widest vectors of the machine, by 1 − u against an upper bound of e^(l − second best).
 pub(super) fn draw(logits: &[f32], slot_key: u64) -> (usize, f64) {
-    let (mut token, mut best, mut second) = (0, f64::NEG_INFINITY, f64::NEG_INFINITY);
-    let mut state = slot_key;
-    for (chunk, values) in logits.chunks(CHUNK).enumerate() {
-        let mut units = [0.0; CHUNK];
-        let mut near = 0_u64;
-        for (i, (&logit, unit)) in values.iter().zip(&mut units).enumerate() {
-            state = state.wrapping_add(GOLDEN);
-            *unit = open_unit(sm64(state));
-            let bound = f64::from(above_exp((f64::from(logit) - second) as f32));
-            near |= u64::from(1.0 - *unit <= bound * SLACK) << i;
-        }
-        while near != 0 {
-            let i = near.trailing_zeros() as usize;
-            near &= near - 1;
-            if values[i] == f32::NEG_INFINITY {
-                continue;
+    struct Draw<'a>(&'a [f32], u64);
+    impl pulp::WithSimd for Draw<'_> {
+        type Output = (usize, f64);
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> (usize, f64) {
+            let Self(logits, slot_key) = self;
+            let mut best = Best { token: 0, best: f64::NEG_INFINITY, second: f64::NEG_INFINITY };
+            let (chunks, rest) = logits.as_chunks::<CHUNK>();
+            for (chunk, values) in chunks.iter().enumerate() {
+                best.look(chunk * CHUNK, values, slot_key);
             }
-            let sum = f64::from(values[i]) - (-units[i].ln()).ln();
-            if sum > best {
-                (token, second, best) = (chunk * CHUNK + i, best, sum);
-            } else if sum > second {
-                second = sum;
+            let mut last = [f32::NEG_INFINITY; CHUNK];
+            last[..rest.len()].copy_from_slice(rest);
+            best.look(chunks.len() * CHUNK, &last, slot_key);
+            (best.token, best.best - best.second)
+        }
+    }
+    pulp::Arch::new().dispatch(Draw(logits, slot_key))
+}
+
+/// The two largest sums so far.
+struct Best {
+    token: usize,
+    best: f64,
+    second: f64,
+}
+
+impl Best {
+    /// Looks at the tokens from `at` on.
+    #[inline(always)]
+    fn look(&mut self, at: usize, logits: &[f32; CHUNK], slot_key: u64) {
+        let state = slot_key.wrapping_add(GOLDEN.wrapping_mul(at as u64));
+        let mut bits = [0; CHUNK];
+        for (i, bits) in bits.iter_mut().enumerate() {
+            *bits = sm64(state.wrapping_add(GOLDEN.wrapping_mul(i as u64 + 1)));
+        }
+        let below = (self.second as f32).next_down();
+        let mut near = [false; CHUNK];
+        for ((near, &bits), &logit) in near.iter_mut().zip(&bits).zip(logits) {
+            // The upper 24 bits of 1 − u, which float32 holds exactly.
+            let least = (!bits >> 40) as i32 as f32 * (1.0 / (1_u32 << 24) as f32);
+            *near = least <= above_exp(logit - below) * SLACK;
+        }
+        if near == [false; CHUNK] {
+            return;
+        }
+        for i in (0..CHUNK).filter(|i| near[*i] && logits[*i] > f32::NEG_INFINITY) {
+            let sum = f64::from(logits[i]) + of_bits(bits[i]);
+            if sum > self.best {
+                (self.token, self.second, self.best) = (at + i, self.best, sum);
+            } else if sum > self.second {
+                self.second = sum;
             }
         }
     }
-    (token, best - second)
+}
+
+/// The noise of 64 random bits.
+fn of_bits(bits: u64) -> f64 {
+    -(-open_unit(bits).ln()).ln()
 }
 
 /// The number in (0, 1) of 64 random bits: the middle of one of 2⁵³ equal parts.
@@ -47,11 +87,13 @@ fn open_unit(bits: u64) -> f64 {
     ((bits >> 11) as f64 + 0.5) * (1.0 / (1_u64 << 53) as f64)
 }
 
-/// Not below e^x but for rounding, and at most 6.2 % above it: 2^(n + f) ≤ 2^n·(1 + f), whose bits are those of a number
-/// with exponent n and mantissa f. NaN gives the smallest bound.
+/// Not below e^x but for rounding, and at most 6.4 % above it: 2^(n + f) ≤ 2^n·(1 + f), whose bits are those of a number
+/// with exponent n and mantissa f, here of 8 bits: adding 2²³ leaves them at the end of a float32. NaN gives the smallest bound.
+#[inline(always)]
 fn above_exp(x: f32) -> f32 {
-    let binary = (x * std::f32::consts::LOG2_E).clamp(-126.0, 126.0);
-    f32::from_bits(((binary + 127.0) * (1_u32 << 23) as f32) as u32)
+    let binary = (x * std::f32::consts::LOG2_E).max(-126.0).min(126.0);
+    let fixed = (binary + 127.0) * 256.0 + (1_u32 << 23) as f32;
+    f32::from_bits(fixed.to_bits() << 15)
 }
 
 #[cfg(test)]
@@ -67,10 +109,7 @@ mod tests {
             .iter()
             .enumerate()
             .filter(|(_, l)| **l > f32::NEG_INFINITY)
-            .map(|(v, l)| {
-                let bits = sm64(slot_key.wrapping_add(GOLDEN.wrapping_mul(v as u64 + 1)));
-                (v, f64::from(*l) - (-open_unit(bits).ln()).ln())
-            })
+            .map(|(v, l)| (v, f64::from(*l) + noise(slot_key, v as u64)))
             .collect();
         sums.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         (sums[0].0, sums.get(1).map_or(f64::INFINITY, |s| sums[0].1 - s.1))
@@ -96,7 +135,7 @@ mod tests {
     fn the_bound_lies_above_the_exponential() {
         for i in -3_000..3_000 {
             let x = i as f32 * 0.029;
-            let (bound, exp) = (f64::from(above_exp(x)) * SLACK, f64::from(x).exp());
+            let (bound, exp) = (f64::from(above_exp(x) * SLACK), f64::from(x).exp());
             assert!(exp <= bound && bound < exp * 1.07, "{x}: {bound} {exp}");
         }
         assert!(above_exp(f32::NAN) < 1e-37 && above_exp(f32::INFINITY) > 1e37);
