@@ -246,9 +246,12 @@ impl Caused for ArrayError {
 impl Caused for PictureError {
     fn cause(&self) -> Cause {
         match self {
-            Self::Size { .. } | Self::Memory { .. } | Self::Grid(_) | Self::File { .. } | Self::Encode(_) => {
-                Cause::Input
-            }
+            Self::Size { .. }
+            | Self::Memory { .. }
+            | Self::Grid(_)
+            | Self::File { .. }
+            | Self::Pixels { .. }
+            | Self::Encode(_) => Cause::Input,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::paths::apart;
 use super::printer::{Phases, Printer, fixed, signed};
 use super::{engine_options, with_runtime};
 use crate::engines;
-use crate::evaluate::images::ImageSet;
+use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::job::{Drawn, Evaluation, Job, JobOptions, Outcome, Part, Source, samples_of};
 use crate::features::{ExtractorOptions, FeatureExtractor};
 use crate::generate::DecodeOptions;
@@ -20,6 +20,11 @@ pub(crate) use args::EvaluateArgs;
 
 pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure> {
     let draw = &args.draw;
+    let folders = [args.samples.as_ref(), Some(&args.reference)];
+    if reading(args) != Reading::default() && !folders.into_iter().flatten().any(|p| p.is_dir()) {
+        let message = "--convert and --recursive are for folders of images, and none is given";
+        return Err(Failure::usage(message, Some("leave them out")));
+    }
     if let Some(samples) = args.compare.as_deref().map(samples_of) {
         apart(&args.output, &[("the other evaluation", samples.as_path())])?;
     }
@@ -27,7 +32,8 @@ pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure
         let path =
             args.samples.as_ref().ok_or_else(|| Failure::usage("no --samples and no --bundle", None))?;
         let limit = args.limit.and_then(|n| usize::try_from(n).ok());
-        return evaluate(args, &Source::Images(ImageSet::open(path, limit)?), printer);
+        let set = ImageSet::open(path, Reading { limit, ..reading(args) })?;
+        return evaluate(args, &Source::Images(set), printer);
     };
     let sampler = SamplerOptions {
         method: draw.sampler.into(),
@@ -79,9 +85,15 @@ fn evaluate(args: &EvaluateArgs, source: &Source<'_>, printer: Printer) -> Resul
     }
 }
 
+/// How folders are read.
+fn reading(args: &EvaluateArgs) -> Reading {
+    Reading { limit: None, convert: args.convert.is_some(), recursive: args.recursive }
+}
+
 fn job_options(args: &EvaluateArgs) -> JobOptions {
     JobOptions {
         reference: args.reference.clone(),
+        reading: reading(args),
         output: args.output.clone(),
         resume: args.resume,
         part: match args.shard {

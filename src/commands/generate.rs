@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::args::GenerateArgs;
 use super::failure::{Exit, Failure};
-use super::pixels::{SAMPLE_FOLDER, TRACE, write_images};
+use super::pixels::{SAMPLE_FOLDER, write_images};
 use super::printer::Printer;
 use super::with_runtime;
 use crate::arrays::{ArrayRef, write_npz};
@@ -17,6 +17,7 @@ use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::patches::pad;
 use crate::picture::{GridOptions, grid};
+use crate::samples::{GRID, TRACE};
 use crate::staging::StagedFolder;
 
 /// Images on `grid.png`.
@@ -81,7 +82,7 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
                 grid_width: system.grid,
             };
             let picture = grid(&pixels, shown.len(), size, size, &sheet)?;
-            picture.write_png(&staged.path().join("grid.png"))?;
+            picture.write_png(&staged.path().join(GRID))?;
         }
         staged.commit()?;
         let n = streams.len();

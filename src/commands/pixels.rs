@@ -12,19 +12,16 @@ use super::{array_file, with_runtime};
 use crate::arrays::{ArrayFile, ArrayRef, ImageNpzWriter, write_npz};
 use crate::picture::{from_u8_nhwc, to_u8_nhwc, write_png};
 use crate::runtime::{RunError, Runtime};
+use crate::samples::{GRID, SAMPLES, TRACE};
 use crate::staging::{Kind, StagedFolder};
 
-/// All samples.
-const SAMPLES: &str = "samples.npz";
-/// What was decided for each image.
-pub(super) const TRACE: &str = "trace.npz";
 /// What `decode` and `generate` write.
 pub(super) const SAMPLE_FOLDER: Kind = Kind {
     marks: &[TRACE, SAMPLES],
     writes: |name| {
         let image =
             name.strip_suffix(".png").is_some_and(|n| n.len() >= 6 && n.bytes().all(|b| b.is_ascii_digit()));
-        image || [TRACE, SAMPLES, "grid.png"].contains(&name)
+        image || [TRACE, SAMPLES, GRID].contains(&name)
     },
 };
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export::arrays::{ArrayFile, ArrayRef, write_npz};
+use dpar_export::picture::write_png;
 use dpar_export_checkpoint::LoadOptions;
 use serde_json::Value;
 
@@ -459,4 +460,131 @@ fn another_network_called_inception_has_no_fid_and_a_bundle_its_own_preparation(
     let out = with("b", &["--variant", "clean-fid"]);
     assert!(out.code == 2 && out.stderr.contains("--resize pil-bicubic"), "{}", out.stderr);
     assert!(!case.temp.path("b").exists());
+}
+
+/// `tiny.onnx` whose means are multiplied by a weight.
+fn weighted(path: &Utf8Path, weight: f32) {
+    let part = |tag: u8, data: &[u8]| [&[tag, u8::try_from(data.len()).unwrap()], data].concat();
+    let mut model = fs_err::read(fixture("features/tiny.onnx")).unwrap();
+    // The node's output, which comes before the graph's.
+    let mean = part(0x12, b"mean");
+    let at = model.windows(mean.len()).position(|w| w == mean).unwrap();
+    model[at..at + mean.len()].copy_from_slice(&part(0x12, b"mid_"));
+    let words = [part(0x0A, b"mid_"), part(0x0A, b"w"), mean, part(0x22, b"Mul")].concat();
+    let tensor = [vec![0x08, 1, 0x10, 1], part(0x42, b"w"), part(0x4A, &weight.to_le_bytes())].concat();
+    // A second graph field is joined with the first.
+    model.extend(part(0x3A, &[part(0x0A, &words), part(0x2A, &tensor)].concat()));
+    fs_err::write(path, model).unwrap();
+}
+
+#[test]
+fn a_network_that_gives_nan_is_bad_input_whatever_is_compared() {
+    let case = Case::new(20);
+    let (two, broken) = (case.temp.path("two.onnx"), case.temp.path("nan.onnx"));
+    weighted(&two, 2.0);
+    weighted(&broken, f32::NAN);
+    let with = |network: &Utf8Path, out: &str, more: &[&str]| {
+        let mut args = case.args(out, more);
+        let at = args.iter().position(|a| a == "--extractor").unwrap();
+        args[at + 1] = network.to_string();
+        run(&args)
+    };
+    let good = with(&two, "two", &[]);
+    assert_eq!(good.code, 0, "{}", good.stderr);
+    let other = case.temp.path("two/metrics.json");
+    for network in [&two, &broken] {
+        let out = with(network, &format!("{}-alone", network.file_stem().unwrap()), &[]);
+        assert_eq!(out.code, if network == &two { 0 } else { 2 }, "{}", out.stderr);
+    }
+    // The protocols differ in the digest, so a copy of the report says that it is the same network.
+    let digest = |path: &Utf8Path| dpar_export::bundle::digest(path).unwrap().1;
+    let text = fs_err::read_to_string(&other).unwrap().replace(&digest(&two), &digest(&broken));
+    fs_err::write(&other, text.replace("two.onnx", "nan.onnx")).unwrap();
+    let compared = with(&broken, "compared", &["--compare", other.as_str()]);
+    assert!(compared.code == 2 && compared.stderr.contains("holds NaN"), "{}", compared.stderr);
+    assert!(compared.stderr.contains("look at its weights"), "{}", compared.stderr);
+}
+
+#[test]
+fn ctrl_c_does_not_wait_for_a_metric() {
+    let case = Case::new(1100);
+    // Minutes of subsets.
+    let subsets = ["--kid-subsets", "100000", "--resume"];
+    let mut child = case.start("long", &subsets);
+    let reference = case.temp.path("long/reference/pool_3.f32");
+    let started = Instant::now();
+    while fs_err::metadata(&reference).map_or(0, |m| m.len()) < 150 * 12 {
+        assert!(started.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Fréchet distance, Precision and Recall of so few features are done by then.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(child.try_wait().unwrap().is_none(), "KID was too fast to be interrupted");
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(130) && stderr.contains("--resume"), "{stderr}");
+    assert!(!case.temp.path("long/metrics.json").exists());
+    // It goes on with the features that are there.
+    let done = case.run("long", &["--resume"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+}
+
+/// Writes the images of an archive as files, in order.
+fn write_files(archive: &Utf8Path, folder: &Utf8Path, names: &[&str]) {
+    let pixels = ArrayFile::open(archive).unwrap().u8("arr_0", &[None; 4]).unwrap();
+    let pixels = pixels.as_slice().unwrap();
+    for (image, name) in pixels.chunks(SIDE * SIDE * 3).zip(names) {
+        fs_err::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
+        write_png(&folder.join(name), image, SIDE, SIDE).unwrap();
+    }
+}
+
+#[test]
+fn every_image_of_a_folder_counts_or_the_command_stops() {
+    let mut case = Case::new(6);
+    let archive = case.samples.clone();
+    let evaluate = |case: &Case, out: &str, more: &[&str]| {
+        let out = case.run(out, more);
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        (json(&out)["samples"]["pixels_sha256"].clone(), json(&out), out.stderr)
+    };
+    let (all, ..) = evaluate(&case, "npz", &[]);
+    // In this order: numbers, one of them beyond u64, then words.
+    case.samples = case.temp.path("mixed");
+    let names = ["2.png", "10.PNG", "99999999999999999999999.png", "a.png", "b.PNG", "word.png"];
+    write_files(&archive, &case.samples, &names);
+    fs_err::write(case.samples.join("notes.txt"), b"").unwrap();
+    let (mixed, report, said) = evaluate(&case, "mixed-out", &[]);
+    assert_eq!((mixed, &report["protocol"]["images"]), (all.clone(), &6.into()));
+    assert_eq!(said.matches("notes.txt").count(), 1, "{said}");
+    assert!(report["samples"].get("converted").is_none());
+    // Class folders.
+    let classes = case.temp.path("classes");
+    write_files(
+        &archive,
+        &classes,
+        &["n01/1.png", "n01/2.png", "n02/1.png", "n02/a.png", "n10/0.png", "n10/1.png"],
+    );
+    case.samples = classes;
+    let flat = case.run("flat", &[]);
+    assert!(flat.code == 2 && flat.stderr.contains("--recursive"), "{}", flat.stderr);
+    assert_eq!(evaluate(&case, "recursive", &["--recursive"]).0, all);
+    // A picture of another kind beside them.
+    case.samples = case.temp.path("mixed");
+    fs_err::rename(case.samples.join("word.png"), case.samples.join("word.jpg")).unwrap();
+    let stopped = case.run("jpg", &[]);
+    assert!(stopped.code == 2 && stopped.stderr.contains("word.jpg"), "{}", stopped.stderr);
+    assert!(
+        stopped.stderr.contains("--convert rgb") && !case.temp.path("jpg").exists(),
+        "{}",
+        stopped.stderr
+    );
+    // The file's bytes say what it is.
+    let (converted, report, said) = evaluate(&case, "converted", &["--convert", "rgb"]);
+    assert_eq!((converted, &report["samples"]["converted"]), (all, &"rgb".into()));
+    assert_eq!(said.matches("alpha is dropped").count(), 1, "{said}");
+    case.samples = archive;
+    let nothing = case.run("nothing", &["--convert", "rgb"]);
+    assert!(nothing.code == 2 && nothing.stderr.contains("folders of images"), "{}", nothing.stderr);
 }

@@ -3,4 +3,5 @@
 pub mod arrays;
 pub mod patches;
 pub mod picture;
+pub mod samples;
 pub mod staging;

@@ -256,6 +256,7 @@ fn files_and_numbers() {
             PictureError::Grid(text()),
             PictureError::Memory { path: None, source: memory() },
             PictureError::File { path: "p".into(), message: text() },
+            PictureError::Pixels { path: "p".into(), color: "grey", bits: 8 },
             PictureError::Encode(text()),
         ],
         Input,

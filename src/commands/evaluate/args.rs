@@ -1,21 +1,35 @@
 //! The options of `evaluate`.
 
 use camino::Utf8PathBuf;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::commands::args::{EngineArgs, Interval, MAX_IMAGES, SamplerWord, guidance, interval, temperature};
 use crate::commands::metrics::ProtocolArgs;
 use crate::evaluate::job::Shard;
 
+/// What pixels are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Convert {
+    /// Red, green and blue, 8 bits each
+    Rgb,
+}
+
 /// Metrics of images.
 #[derive(Debug, Args)]
 pub(crate) struct EvaluateArgs {
-    /// Samples: a folder of PNGs, or an .npz with `arr_0` u8 [N, H, W, 3] (mapped where it is stored uncompressed)
+    /// Samples: a folder of RGB PNGs (see --convert, --recursive), or an .npz with `arr_0` u8 [N, H, W, 3] (mapped where it is stored uncompressed)
     #[arg(long, value_name = "DIR|X.npz", required_unless_present = "bundle", conflicts_with = "bundle")]
     pub(crate) samples: Option<Utf8PathBuf>,
     /// Take the first N samples
     #[arg(long, value_name = "N", requires = "samples", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES))]
     pub(crate) limit: Option<u64>,
+    /// Read PNG, JPEG and WebP files of any pixels as RGB with 8 bits a channel, of samples and reference: alpha is dropped,
+    /// grey repeated, of 16 bits the upper 8 stay
+    #[arg(long, value_enum, value_name = "PIXELS")]
+    pub(crate) convert: Option<Convert>,
+    /// Take the images of sub-folders too, of samples and reference
+    #[arg(long)]
+    pub(crate) recursive: bool,
     /// Reference: a set of images, statistics (`mu`, `sigma`, `mu_s`, `sigma_s`, and `arr_0` for Precision and Recall), or
     /// activations (`pool_3`)
     #[arg(long, value_name = "R.npz|DIR")]

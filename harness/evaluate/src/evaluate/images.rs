@@ -2,15 +2,16 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_files::arrays::ImageNpz;
-use dpar_export_files::picture::{Picture, PictureError, read_png};
+use dpar_export_files::picture::{Picture, PictureError, read_as_rgb, read_png};
 use dpar_export_inputs::memory;
 use sha2::{Digest, Sha256};
 
+use super::folder::{Listing, list};
 use super::look::{Pictures, Sink};
 use super::{EvaluateError, InputKind};
 
-/// What `generate` writes beside its images: what was decided for each.
-pub(crate) const TRACE: &str = "trace.npz";
+/// Most names that a warning has.
+const TOLD: usize = 12;
 
 /// A set of RGB images of one size, in an order.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct ImageSet {
     path: Utf8PathBuf,
     files: Files,
     count: usize,
+    convert: bool,
+    left_out: Vec<String>,
     /// Where not the first images are taken, but evenly spaced ones: of how many.
     spread: Option<usize>,
     size: (usize, usize),
@@ -31,21 +34,27 @@ enum Files {
     Folder(Vec<Utf8PathBuf>),
 }
 
-/// Number of a sample file, such as `000123.png`.
-fn number(name: &str) -> Option<u64> {
-    let stem = name.strip_suffix(".png")?;
-    if stem.bytes().all(|b| b.is_ascii_digit()) { stem.parse().ok() } else { None }
+/// How a set of images is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Take the first images only.
+    pub limit: Option<usize>,
+    /// Read PNG, JPEG and WebP files of any pixels as RGB with 8 bits a channel ([`read_as_rgb`]). Otherwise a file is an
+    /// RGB PNG, or an error.
+    pub convert: bool,
+    /// Take the images of sub-folders too.
+    pub recursive: bool,
 }
 
 impl ImageSet {
-    /// Opens a folder (its numbered PNGs in the order of their numbers; all its PNGs by name where none has a number)
-    /// or an `.npz`. `limit` takes the first images only.
+    /// Opens a folder (numbered files in the order of their numbers, then the others by name) or an `.npz`, which has
+    /// neither sub-folders nor other pixels. Every picture of a folder counts, or is an error.
     ///
     /// # Errors
-    /// When there is no image, or the first cannot be read.
-    pub fn open(path: &Utf8Path, limit: Option<usize>) -> Result<Self, EvaluateError> {
-        let mut set = if path.is_dir() { Self::folder(path)? } else { Self::npz(path)? };
-        if let Some(limit) = limit {
+    /// When there is no image or one of another kind, or the first cannot be read.
+    pub fn open(path: &Utf8Path, reading: Reading) -> Result<Self, EvaluateError> {
+        let mut set = if path.is_dir() { Self::folder(path, reading)? } else { Self::npz(path)? };
+        if let Some(limit) = reading.limit {
             if limit > set.count {
                 let message = format!("{path} holds {} images, not {limit}", set.count);
                 return Err(EvaluateError::input(
@@ -66,25 +75,24 @@ impl ImageSet {
         let content = format!("npz {count} {} × {} {:08x}", size.0, size.1, npz.crc32());
         let stamp =
             format!("{} {} {}", metadata.len(), stamp(&metadata), path.file_name().unwrap_or_default());
-        Ok(Self { path: path.to_owned(), files: Files::Npz(npz), count, spread: None, size, content, stamp })
+        Ok(Self {
+            path: path.to_owned(),
+            files: Files::Npz(npz),
+            count,
+            convert: false,
+            left_out: Vec::new(),
+            spread: None,
+            size,
+            content,
+            stamp,
+        })
     }
 
-    fn folder(path: &Utf8Path) -> Result<Self, EvaluateError> {
-        let mut names = Vec::new();
-        for entry in path.read_dir_utf8().map_err(EvaluateError::io(path))? {
-            let entry = entry.map_err(EvaluateError::io(path))?;
-            if entry.file_name().ends_with(".png") {
-                names.push(entry.file_name().to_owned());
-            }
-        }
-        if names.iter().any(|n| number(n).is_some()) {
-            names.retain(|n| number(n).is_some());
-        }
-        names.sort_by_key(|n| (number(n), n.clone()));
-        let Some(first) = names.first() else {
-            return Err(EvaluateError::input(InputKind::Images, format!("{path} holds no .png file"), None));
-        };
-        let first = picture(&path.join(first))?;
+    fn folder(path: &Utf8Path, reading: Reading) -> Result<Self, EvaluateError> {
+        let Listing { images: names, left_out } = list(path, reading.recursive, reading.convert)?;
+        let convert = reading.convert;
+        let first = names.first().map(|first| picture(&path.join(first), convert)).transpose()?;
+        let size = first.map_or((0, 0), |first| (first.height, first.width));
         let (mut content, mut stamps) = (Sha256::new(), Sha256::new());
         for name in &names {
             let file = path.join(name);
@@ -92,19 +100,12 @@ impl ImageSet {
             content.update(format!("{name} {}\n", metadata.len()));
             stamps.update(format!("{}\n", stamp(&metadata)));
         }
-        let content = format!("folder {}", hex::encode(content.finalize()));
+        let kind = if convert { "folder as rgb" } else { "folder" };
+        let content = format!("{kind} {}", hex::encode(content.finalize()));
         let stamp = hex::encode(stamps.finalize());
         let files: Vec<Utf8PathBuf> = names.iter().map(|n| path.join(n)).collect();
-        let (count, size) = (files.len(), (first.height, first.width));
-        Ok(Self {
-            path: path.to_owned(),
-            files: Files::Folder(files),
-            count,
-            spread: None,
-            size,
-            content,
-            stamp,
-        })
+        let (path, count, files) = (path.to_owned(), files.len(), Files::Folder(files));
+        Ok(Self { path, files, count, convert, left_out, spread: None, size, content, stamp })
     }
 
     /// Takes `n` of the images, evenly spaced; all where there are not as many.
@@ -125,6 +126,33 @@ impl ImageSet {
     /// The folder or file.
     pub fn path(&self) -> &Utf8Path {
         &self.path
+    }
+
+    /// Whether files of any pixels are read as RGB with 8 bits a channel.
+    pub fn converted(&self) -> bool {
+        self.convert
+    }
+
+    /// What else lies in the folder: names of files, and of folders with a `/` behind.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// Warns of what is left out and what is changed: once for a set, since it may be opened again.
+    pub(crate) fn tell(&self) {
+        if !self.left_out.is_empty() {
+            let (n, shown) = (self.left_out.len(), self.left_out.iter().take(TOLD).map(String::as_str));
+            let more = if n > TOLD { format!(" and {} more", n - TOLD) } else { String::new() };
+            let names = shown.collect::<Vec<_>>().join(", ");
+            tracing::warn!("{}: left out, being no images of the set: {names}{more}", self.path);
+        }
+        if self.convert {
+            tracing::warn!(
+                "{}: read as RGB with 8 bits: alpha is dropped, grey repeated, of 16 bits the upper 8 stay; neither colour profile \
+                 nor orientation is applied",
+                self.path
+            );
+        }
     }
 
     /// Number of images.
@@ -174,7 +202,7 @@ impl ImageSet {
             pixels.clear();
             for i in from..range.1.min(from + chunk) {
                 let path = &files[self.place(i)];
-                let picture = picture(path)?;
+                let picture = picture(path, self.convert)?;
                 if (picture.height, picture.width) != self.size {
                     let ((h, w), (first_h, first_w)) = ((picture.height, picture.width), self.size);
                     let message =
@@ -232,10 +260,14 @@ impl Pictures for ImageSet {
 }
 
 /// Reads one image.
-fn picture(path: &Utf8Path) -> Result<Picture, EvaluateError> {
-    read_png(path).map_err(|e| {
-        let hint = matches!(e, PictureError::Memory { .. }).then_some(memory::HINT);
-        EvaluateError::input(InputKind::Images, e.to_string(), hint)
+fn picture(path: &Utf8Path, convert: bool) -> Result<Picture, EvaluateError> {
+    let read = if convert { read_as_rgb(path) } else { read_png(path) };
+    read.map_err(|e| match e {
+        PictureError::Pixels { .. } => {
+            let hint = "read pixels of other kinds with --convert rgb, or make RGB PNGs of them";
+            EvaluateError::input(InputKind::Images, e.to_string(), Some(hint))
+        }
+        e => e.into(),
     })
 }
 
@@ -298,16 +330,19 @@ mod tests {
         for (i, image) in all.chunks(BYTES).enumerate() {
             write_png(&folder.join(format!("{i:06}.png")), image, 3, 4).unwrap();
         }
+        // What `generate` writes beside its images.
         write_png(&folder.join("grid.png"), &all[..BYTES], 3, 4).unwrap();
+        fs_err::write(folder.join("trace.npz"), b"").unwrap();
+        let first = |n| Reading { limit: Some(n), ..Reading::default() };
         for path in [stored, deflated, folder] {
-            let set = ImageSet::open(&path, None).unwrap();
+            let set = ImageSet::open(&path, Reading::default()).unwrap();
             assert_eq!((set.count(), set.size()), (11, SIZE), "{path}");
             assert_eq!(read(&set, (0, 11), 4), (all.clone(), vec![4, 4, 3]), "{path}");
             assert_eq!(read(&set, (5, 9), 3), (all[5 * BYTES..9 * BYTES].to_vec(), vec![3, 1]), "{path}");
-            assert_eq!(ImageSet::open(&path, Some(7)).unwrap().count(), 7);
-            assert!(ImageSet::open(&path, Some(12)).is_err());
+            assert_eq!(ImageSet::open(&path, first(7)).unwrap().count(), 7);
+            assert!(ImageSet::open(&path, first(12)).is_err());
             // Images 0, 2, 5 and 8 of 11.
-            let spread = ImageSet::open(&path, None).unwrap().spread(4);
+            let spread = ImageSet::open(&path, Reading::default()).unwrap().spread(4);
             let wanted: Vec<u8> =
                 [0, 2, 5, 8].iter().flat_map(|i| &all[i * BYTES..(i + 1) * BYTES]).copied().collect();
             assert_eq!((spread.count(), read(&spread, (0, 4), 3).0), (4, wanted.clone()), "{path}");
@@ -320,7 +355,7 @@ mod tests {
     #[test]
     fn unusable_sets_are_named() {
         let (_guard, root) = test_folder();
-        let said = |path: &Utf8Path| ImageSet::open(path, None).unwrap_err().to_string();
+        let said = |path: &Utf8Path| ImageSet::open(path, Reading::default()).unwrap_err().to_string();
         assert!(said(&root).contains("holds no .png"));
         assert!(said(&root.join("none.npz")).contains("none.npz"));
         let path = root.join("x.npz");
@@ -336,8 +371,36 @@ mod tests {
         fs_err::create_dir(&folder).unwrap();
         write_png(&folder.join("0.png"), &[0; BYTES], 3, 4).unwrap();
         write_png(&folder.join("1.png"), &[0; BYTES], 4, 3).unwrap();
-        let set = ImageSet::open(&folder, None).unwrap();
+        let set = ImageSet::open(&folder, Reading::default()).unwrap();
         let error = set.chunks((0, 2), 2, &mut |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("1.png has 4 × 3 pixels"), "{error}");
+    }
+
+    #[test]
+    fn other_kinds_are_read_as_rgb_where_that_is_asked_for() {
+        let (_guard, root) = test_folder();
+        let rgb = pixels(2);
+        let save = |name: &str, color, pixels: &[u8]| {
+            let mut encoder = png::Encoder::new(fs_err::File::create(root.join(name)).unwrap(), 4, 3);
+            encoder.set_color(color);
+            encoder.write_header().unwrap().write_image_data(pixels).unwrap();
+        };
+        save("0.png", png::ColorType::Rgb, &rgb[..BYTES]);
+        let rgba: Vec<u8> = rgb[BYTES..].chunks(3).flat_map(|p| [p[0], p[1], p[2], 7]).collect();
+        save("1.png", png::ColorType::Rgba, &rgba);
+        let grey: Vec<u8> = (0..12).collect();
+        save("2.PNG", png::ColorType::Grayscale, &grey);
+        let error = ImageSet::open(&root, Reading::default()).unwrap().chunks((0, 3), 3, &mut |_| Ok(()));
+        match error {
+            Err(EvaluateError::Input { message, hint: Some(hint), .. }) => {
+                assert!(message.contains("1.png: not RGB with 8 bits a channel, but RGB and alpha with 8"));
+                assert!(hint.contains("--convert rgb"), "{hint}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let set = ImageSet::open(&root, Reading { convert: true, ..Reading::default() }).unwrap();
+        let repeated: Vec<u8> = grey.iter().flat_map(|v| [*v; 3]).collect();
+        assert_eq!((set.count(), set.converted()), (3, true));
+        assert_eq!(read(&set, (0, 3), 2).0, [rgb, repeated].concat());
     }
 }

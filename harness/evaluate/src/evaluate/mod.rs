@@ -9,6 +9,7 @@ pub mod activations;
 pub mod apart;
 pub mod compare;
 pub(crate) mod drawn;
+mod folder;
 pub mod images;
 pub mod job;
 pub(crate) mod look;

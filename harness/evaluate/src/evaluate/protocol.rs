@@ -57,6 +57,9 @@ pub struct Samples {
     /// SHA-256 of the manifest of the bundle that generated them, and the options.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub generated: Option<Value>,
+    /// `rgb` where files of other kinds and pixels were read as RGB with 8 bits a channel.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub converted: Option<String>,
     /// Mean steps of the large transformer an image, where they were generated.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mean_steps: Option<f64>,

@@ -5,7 +5,7 @@ use dpar_export_files::arrays::ArrayFile;
 use dpar_export_metrics::Moments;
 
 use super::activations::{StoredActivations, Table};
-use super::images::ImageSet;
+use super::images::{ImageSet, Reading};
 use super::report::Network;
 use super::{EvaluateError, InputKind};
 use crate::features::FeatureExtractor;
@@ -23,13 +23,17 @@ impl Given {
     ///
     /// # Errors
     /// When it cannot be read, or its features are those of another network or preparation.
-    pub(crate) fn open(path: &Utf8Path, extractor: &FeatureExtractor) -> Result<Self, EvaluateError> {
+    pub(crate) fn open(
+        path: &Utf8Path,
+        reading: Reading,
+        extractor: &FeatureExtractor,
+    ) -> Result<Self, EvaluateError> {
         let stored = !path.is_dir() && {
             let file = ArrayFile::open(path)?;
             file.contains("mu") || file.contains("pool_3")
         };
         if !stored {
-            return Ok(Self::Images(ImageSet::open(path, None)?));
+            return Ok(Self::Images(ImageSet::open(path, reading)?));
         }
         let found = StoredActivations::read(path)?;
         let (identity, network) = (extractor.identity(), Network::of(extractor.identity()).0);
@@ -48,7 +52,16 @@ impl Given {
         {
             return unlike(format!("{path} has {there} features, the extractor {width}"), None);
         }
-        let set = (found.pool.is_none() && found.images).then(|| ImageSet::open(path, None)).transpose()?;
+        let images = found.pool.is_none() && found.images;
+        let set = images.then(|| ImageSet::open(path, reading)).transpose()?;
         Ok(Self::Stored(Box::new(found), set))
+    }
+
+    /// Its images.
+    pub(crate) fn images(&self) -> Option<&ImageSet> {
+        match self {
+            Self::Images(set) => Some(set),
+            Self::Stored(_, set) => set.as_ref(),
+        }
     }
 }

@@ -7,7 +7,7 @@ use dpar_export_spec::SystemSpec;
 
 use super::{CHUNK, failed, moments};
 use crate::error::{EvaluateError, InputKind};
-use crate::evaluate::images::ImageSet;
+use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::look::collect;
 use crate::evaluate::reference::Given;
 use crate::features::{Activations, FeatureExtractor};
@@ -52,11 +52,12 @@ impl ReferenceFolder {
         }
         let own = folder.join(REAL);
         let path = images.map(Utf8Path::to_owned).or_else(|| own.is_file().then_some(own));
-        let images = path.map(|p| ImageSet::open(&p, None)).transpose()?;
+        let images = path.map(|p| ImageSet::open(&p, Reading::default())).transpose()?;
         let images = images.map(|set| set.spread(limit.unwrap_or(usize::MAX)));
-        if let Some(set) = &images
-            && set.count() < 2
-        {
+        if let Some(set) = &images {
+            set.tell();
+        }
+        if let Some(set) = images.as_ref().filter(|set| set.count() < 2) {
             let message = format!("{} gives {} real images; at least 2 are needed", set.path(), set.count());
             return Err(EvaluateError::input(InputKind::Images, message, None));
         }
@@ -96,7 +97,7 @@ impl ReferenceFolder {
             return Ok(());
         }
         // Asked first: looking at the images may take hours.
-        let stored = match Given::open(images.path(), extractor)? {
+        let stored = match Given::open(images.path(), Reading::default(), extractor)? {
             Given::Stored(found, _) => found.pool_moments,
             Given::Images(_) => None,
         };

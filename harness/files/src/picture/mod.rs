@@ -2,10 +2,12 @@
 //!
 //! NCHW and NHWC name the order of image, channel, row and column; there are always 3 channels, RGB.
 
+mod convert;
 mod grid;
 mod overlay;
 mod png_file;
 
+pub use convert::read_as_rgb;
 pub use grid::{GridOptions, grid};
 pub use png_file::{encode_png, read_png, write_png};
 
@@ -47,6 +49,16 @@ pub enum PictureError {
         path: Utf8PathBuf,
         /// What went wrong.
         message: String,
+    },
+    /// A PNG of other pixels than RGB with 8 bits a channel.
+    #[error("{path}: not RGB with 8 bits a channel, but {color} with {bits}")]
+    Pixels {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What its pixels are made of.
+        color: &'static str,
+        /// Bits a channel.
+        bits: u8,
     },
     /// It would take more memory than one input may.
     #[error("{}{source}", path.as_ref().map(|p| format!("{p}: ")).unwrap_or_default())]

@@ -49,6 +49,7 @@ pub fn read_png(path: &Utf8Path) -> Result<Picture, PictureError> {
     let reader = BufReader::new(dpar_export_inputs::open(path).map_err(|e| file(path, e))?);
     decode(reader).map_err(|e| match e {
         Unread::Memory(source) => PictureError::Memory { path: Some(path.to_owned()), source },
+        Unread::Pixels(color, bits) => PictureError::Pixels { path: path.to_owned(), color, bits },
         Unread::Other(message) => file(path, message),
     })
 }
@@ -61,6 +62,7 @@ fn file(path: &Utf8Path, error: impl ToString) -> PictureError {
 #[derive(Debug)]
 enum Unread {
     Memory(memory::MemoryError),
+    Pixels(&'static str, u8),
     Other(String),
 }
 
@@ -70,8 +72,14 @@ fn decode(reader: impl BufRead + Seek) -> Result<Picture, Unread> {
     let info = decoder.read_header_info().map_err(other)?;
     let (width, height) = (info.width, info.height);
     if (info.color_type, info.bit_depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
-        let (color, depth) = (info.color_type, info.bit_depth as u8);
-        return Err(Unread::Other(format!("not RGB with 8 bits a channel, but {color:?} with {depth}")));
+        let color = match info.color_type {
+            png::ColorType::Grayscale => "grey",
+            png::ColorType::Rgb => "RGB",
+            png::ColorType::Indexed => "a palette",
+            png::ColorType::GrayscaleAlpha => "grey and alpha",
+            png::ColorType::Rgba => "RGB and alpha",
+        };
+        return Err(Unread::Pixels(color, info.bit_depth as u8));
     }
     let pixels = u64::from(width) * u64::from(height);
     if pixels > limits::PIXELS {
@@ -143,7 +151,7 @@ mod tests {
         let mut encoder = png::Encoder::new(&mut gray, 1, 1);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.write_header().unwrap().write_image_data(&[7]).unwrap();
-        assert!(matches!(decode(Cursor::new(gray)), Err(Unread::Other(e)) if e.contains("Grayscale")));
+        assert!(matches!(decode(Cursor::new(gray)), Err(Unread::Pixels("grey", 8))));
     }
 
     #[test]

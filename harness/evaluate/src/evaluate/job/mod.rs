@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! use dpar_engine_table::{self as engines, EngineOptions};
-//! use dpar_export_evaluate::evaluate::images::ImageSet;
+//! use dpar_export_evaluate::evaluate::images::{ImageSet, Reading};
 //! use dpar_export_evaluate::evaluate::job::{Job, JobOptions, Outcome, Source};
 //! use dpar_export_evaluate::features::{ExtractorOptions, FeatureExtractor};
 //! use dpar_export_metrics::Compute;
@@ -11,7 +11,7 @@
 //! let engine = engines::create("tract", &EngineOptions::default())?;
 //! let extractor = FeatureExtractor::open("inception".into(), engine, &ExtractorOptions::default())?;
 //! let job = Job::new(extractor, Compute::new(2)?, JobOptions::new("reference.npz".into(), "out".into()))?;
-//! let samples = Source::Images(ImageSet::open("samples".into(), None)?);
+//! let samples = Source::Images(ImageSet::open("samples".into(), Reading::default())?);
 //! if let Outcome::Whole(evaluation) = job.run(&samples, &mut |_, _, _| true)? {
 //!     assert!(!evaluation.file.report.metrics.is_empty());
 //! }
@@ -37,7 +37,7 @@ use super::apart::apart;
 pub use super::compare::Comparison;
 use super::compare::compare;
 pub use super::drawn::Drawn;
-use super::images::ImageSet;
+use super::images::{ImageSet, Reading};
 use super::look::{Pictures, look};
 use super::measure::{PARTS, Side, measure};
 use super::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, Samples};
@@ -73,6 +73,8 @@ pub enum Part {
 pub struct JobOptions {
     /// A set of images, activations or statistics.
     pub reference: Utf8PathBuf,
+    /// How a folder of reference images is read.
+    pub reading: Reading,
     /// The output folder. Its `lock` is held while the job runs.
     pub output: Utf8PathBuf,
     /// Whether to go on where an earlier run ended.
@@ -96,6 +98,7 @@ impl JobOptions {
     pub fn new(reference: Utf8PathBuf, output: Utf8PathBuf) -> Self {
         Self {
             reference,
+            reading: Reading::default(),
             output,
             resume: false,
             part: Part::Whole,
@@ -239,7 +242,10 @@ impl Job {
 
     /// What can be wrong is found before hours of work: the reference, the labels, the other evaluation.
     fn check(&self, source: &Source<'_>) -> Result<(), EvaluateError> {
-        let reference = Given::open(&self.options.reference, &self.extractor)?;
+        let reference = Given::open(&self.options.reference, self.options.reading, &self.extractor)?;
+        for set in [source.images(), reference.images()].into_iter().flatten() {
+            set.tell();
+        }
         let counts = match &reference {
             Given::Images(set) => [source.count(), set.count()],
             Given::Stored(..) => [source.count(); 2],
@@ -330,7 +336,7 @@ impl Job {
 
     fn reference(&mut self, step: Step<'_>) -> Result<Reference, EvaluateError> {
         let path = self.options.reference.clone();
-        let (found, set) = match Given::open(&path, &self.extractor)? {
+        let (found, set) = match Given::open(&path, self.options.reading, &self.extractor)? {
             Given::Stored(found, set) => (found, set),
             Given::Images(set) => {
                 let store = self.reference_images(&set, step)?;
@@ -394,6 +400,7 @@ impl Job {
             samples: Samples {
                 pixels_sha256: samples.pixels_sha256()?,
                 generated: source.generated(),
+                converted: source.converted().then(|| "rgb".to_owned()),
                 mean_steps: samples.mean_steps()?,
             },
             report: numbers.report,

@@ -1,12 +1,13 @@
 //! Where samples come from.
 
 use dpar_export_files::arrays::ArrayFile;
+use dpar_export_files::samples::TRACE;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::evaluate::EvaluateError;
 use crate::evaluate::drawn::Drawn;
-use crate::evaluate::images::{ImageSet, TRACE};
+use crate::evaluate::images::ImageSet;
 use crate::evaluate::look::{Pictures, Sink};
 use crate::evaluate::protocol::Sampling;
 
@@ -23,6 +24,14 @@ impl Source<'_> {
         match self {
             Self::Images(set) => set,
             Self::Drawn(drawn) => drawn,
+        }
+    }
+
+    /// The images that are there.
+    pub(super) fn images(&self) -> Option<&ImageSet> {
+        match self {
+            Self::Images(set) => Some(set),
+            Self::Drawn(_) => None,
         }
     }
 
@@ -48,6 +57,11 @@ impl Source<'_> {
             Self::Images(_) => None,
             Self::Drawn(drawn) => Some(drawn.identity()),
         }
+    }
+
+    /// Whether the files' pixels were made RGB with 8 bits a channel.
+    pub(super) fn converted(&self) -> bool {
+        self.images().is_some_and(ImageSet::converted)
     }
 
     /// How the samples were drawn, as far as it is known.
