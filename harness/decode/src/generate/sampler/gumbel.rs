@@ -90,6 +90,7 @@ fn open_unit(bits: u64) -> f64 {
 /// Not below e^x but for rounding, and at most 6.4 % above it: 2^(n + f) ≤ 2^n·(1 + f), whose bits are those of a number
 /// with exponent n and mantissa f, here of 8 bits: adding 2²³ leaves them at the end of a float32. NaN gives the smallest bound.
 #[inline(always)]
+#[allow(clippy::manual_clamp, reason = "of NaN it makes a number")]
 fn above_exp(x: f32) -> f32 {
     let binary = (x * std::f32::consts::LOG2_E).max(-126.0).min(126.0);
     let fixed = (binary + 127.0) * 256.0 + (1_u32 << 23) as f32;
