@@ -1,25 +1,12 @@
 //! Inception Score.
 
-use crate::codec::{Reader, Writer, serde_by_bytes};
 use crate::compute::check_finite;
 use crate::numpy_random::NumpyRandom;
 use crate::{Compute, MetricError, Rows};
 
-const MAGIC: &[u8; 8] = b"DPXISC01";
 const WHAT: &str = "inception score accumulator";
 /// Images per chunk in the evaluator of guided-diffusion.
 pub const ADM_CHUNK: usize = 5000;
-
-/// Precision of the softmax.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Softmax {
-    /// Double precision (the default).
-    #[default]
-    F64,
-    /// Single precision, as the TF graph's own softmax; the score differs by about 1e-6 of itself.
-    F32,
-}
 
 /// An Inception Score.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +29,6 @@ pub struct InceptionScore {
 pub struct InceptionScoreAccumulator {
     classes: usize,
     chunk: u64,
-    softmax: Softmax,
     splits: Vec<f64>,
     /// Images of the current chunk.
     count: u64,
@@ -57,12 +43,12 @@ impl InceptionScoreAccumulator {
     ///
     /// # Errors
     /// [`MetricError::Parameter`] where either is 0.
-    pub fn new(classes: usize, chunk: usize, softmax: Softmax) -> Result<Self, MetricError> {
+    pub fn new(classes: usize, chunk: usize) -> Result<Self, MetricError> {
         if classes == 0 || chunk == 0 {
             return Err(MetricError::Parameter { what: "classes and images a split", rule: "at least 1" });
         }
         let sum = vec![0.0; classes];
-        Ok(Self { classes, chunk: chunk as u64, softmax, splits: Vec::new(), count: 0, sum, negentropy: 0.0 })
+        Ok(Self { classes, chunk: chunk as u64, splits: Vec::new(), count: 0, sum, negentropy: 0.0 })
     }
 
     /// Images so far.
@@ -79,7 +65,7 @@ impl InceptionScoreAccumulator {
         let mut wide = vec![0.0; self.classes];
         for row in logits.data().chunks_exact(self.classes) {
             wide.iter_mut().zip(row).for_each(|(w, &v)| *w = f64::from(v));
-            self.add(&mut wide);
+            self.add(&wide);
         }
         Ok(())
     }
@@ -94,37 +80,19 @@ impl InceptionScoreAccumulator {
             return Err(MetricError::Shape { what: "logits", len: logits.len(), width: self.classes });
         }
         check_finite("logits", logits.iter().copied())?;
-        let mut wide = vec![0.0; self.classes];
-        for row in logits.chunks_exact(self.classes) {
-            wide.copy_from_slice(row);
-            self.add(&mut wide);
-        }
+        logits.chunks_exact(self.classes).for_each(|row| self.add(row));
         Ok(())
     }
 
-    fn add(&mut self, logits: &mut [f64]) {
+    fn add(&mut self, logits: &[f64]) {
         let high = logits.iter().fold(f64::NEG_INFINITY, |a, &v| a.max(v));
-        match self.softmax {
-            Softmax::F64 => {
-                let total: f64 = logits.iter().map(|v| (v - high).exp()).sum();
-                let log_total = total.ln();
-                for (sum, v) in self.sum.iter_mut().zip(logits.iter()) {
-                    let log_p = v - high - log_total;
-                    let p = log_p.exp();
-                    *sum += p;
-                    self.negentropy += p * log_p;
-                }
-            }
-            Softmax::F32 => {
-                let high = high as f32;
-                logits.iter_mut().for_each(|v| *v = f64::from((*v as f32 - high).exp()));
-                let total: f32 = logits.iter().map(|&v| v as f32).sum();
-                for (sum, v) in self.sum.iter_mut().zip(logits.iter()) {
-                    let p = f64::from(*v as f32 / total);
-                    *sum += p;
-                    self.negentropy += if p > 0.0 { p * p.ln() } else { 0.0 };
-                }
-            }
+        let total: f64 = logits.iter().map(|v| (v - high).exp()).sum();
+        let log_total = total.ln();
+        for (sum, v) in self.sum.iter_mut().zip(logits) {
+            let log_p = *v - high - log_total;
+            let p = log_p.exp();
+            *sum += p;
+            self.negentropy += p * log_p;
         }
         self.count += 1;
         if self.count == self.chunk {
@@ -153,48 +121,7 @@ impl InceptionScoreAccumulator {
         }
         summary(splits)
     }
-
-    /// The exact state, little-endian and versioned.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Writer::new(MAGIC, 8 * (self.classes + self.splits.len() + 8));
-        out.u64(self.classes as u64);
-        out.u64(self.chunk);
-        out.u64(u64::from(self.softmax == Softmax::F32));
-        out.u64(self.splits.len() as u64);
-        out.f64s(&self.splits);
-        out.u64(self.count);
-        out.f64s(&self.sum);
-        out.f64s(&[self.negentropy]);
-        out.finish()
-    }
-
-    /// Reads [`to_bytes`](Self::to_bytes) back.
-    ///
-    /// # Errors
-    /// [`MetricError::State`] for anything else.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MetricError> {
-        let mut input = Reader::new(WHAT, MAGIC, bytes)?;
-        let classes = input.size()?;
-        let chunk = input.u64()?;
-        let softmax = match input.u64()? {
-            0 => Softmax::F64,
-            1 => Softmax::F32,
-            _ => return Err(input.fail("unknown softmax")),
-        };
-        let splits = input.size()?;
-        let splits = input.f64s(splits)?;
-        let count = input.u64()?;
-        let sum = input.f64s(classes)?;
-        let negentropy = input.f64s(1)?[0];
-        input.end()?;
-        if classes == 0 || count >= chunk {
-            return Err(input.fail("the counts do not fit together"));
-        }
-        Ok(Self { classes, chunk, softmax, splits, count, sum, negentropy })
-    }
 }
-
-serde_by_bytes!(InceptionScoreAccumulator);
 
 fn summary(splits: Vec<f64>) -> Result<InceptionScore, MetricError> {
     if splits.is_empty() {
@@ -227,11 +154,11 @@ pub fn inception_score_torch_fidelity(
     let order = NumpyRandom::new(seed)?.permutation(n);
     let parts: Vec<_> = (0..splits).map(|i| (i * n / splits, (i + 1) * n / splits)).collect();
     let scores = compute.map(parts, |(from, to)| -> Result<f64, MetricError> {
-        let mut part = InceptionScoreAccumulator::new(logits.width(), to - from + 1, Softmax::F64)?;
+        let mut part = InceptionScoreAccumulator::new(logits.width(), to - from + 1)?;
         let mut wide = vec![0.0; logits.width()];
         for &i in &order[from..to] {
             wide.iter_mut().zip(logits.row(i)).for_each(|(w, &v)| *w = f64::from(v));
-            part.add(&mut wide);
+            part.add(&wide);
         }
         Ok(part.score())
     });

@@ -44,7 +44,7 @@ pub use compute::{Compute, Rows};
 pub use error::MetricError;
 pub use frechet::{Frechet, FrechetInfluence, frechet_distance};
 pub use inception_score::{
-    ADM_CHUNK, InceptionScore, InceptionScoreAccumulator, Softmax, inception_score_torch_fidelity,
+    ADM_CHUNK, InceptionScore, InceptionScoreAccumulator, inception_score_torch_fidelity,
 };
 pub use kid::{Kid, KidProtocol, KidSubsets, kid, kid_influence, kid_subsets};
 pub use manifold::NEIGHBOURS;

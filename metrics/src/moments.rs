@@ -1,6 +1,6 @@
 //! Streaming mean and covariance.
 
-use crate::codec::{Reader, Writer, serde_by_bytes};
+use crate::codec::{Reader, Writer};
 use crate::compute::check_finite;
 use crate::linalg::{add_gram, mirror};
 use crate::{Compute, MetricError, Rows};
@@ -274,5 +274,3 @@ impl MomentsAccumulator {
         }
     }
 }
-
-serde_by_bytes!(MomentsAccumulator);

@@ -44,7 +44,7 @@ pub(crate) fn engine_options(engine: &str) -> EngineOptions {
 
 /// A path below `fixtures/`.
 pub(crate) fn fixture(path: &str) -> Utf8PathBuf {
-    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+    dpar_export_fixtures::path(path).unwrap()
 }
 
 /// A folder that is removed when it is dropped.

@@ -66,17 +66,15 @@ struct Random {
 }
 
 impl Random {
-    /// Norm weights are 1, everything else is uniform with mean 0. SplitMix64's output function numbers the elements.
-    fn element(&self, i: u64) -> f32 {
+    /// Norm weights are 1, everything else is uniform with mean 0.
+    fn elements(&self) -> Vec<f32> {
+        let n = self.shape.iter().product();
         if self.shape.len() == 1 {
-            return 1.0;
+            return vec![1.0; n];
         }
-        let mut z = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(i + 1));
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let uniform = ((z ^ (z >> 31)) >> 40) as f32 / (1_u64 << 24) as f32;
+        let mut random = fastrand::Rng::with_seed(self.seed);
         // A uniform variable on [-1/2, 1/2] has standard deviation 1/sqrt(12).
-        (uniform - 0.5) * DEVIATION * 12.0_f32.sqrt()
+        (0..n).map(|_| (random.f32() - 0.5) * DEVIATION * 12.0_f32.sqrt()).collect()
     }
 }
 
@@ -90,8 +88,7 @@ impl View for &Random {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let n = self.shape.iter().product::<usize>() as u64;
-        (0..n).flat_map(|i| self.element(i).to_le_bytes()).collect::<Vec<u8>>().into()
+        self.elements().into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into()
     }
 
     fn data_len(&self) -> usize {
@@ -197,12 +194,12 @@ mod tests {
     #[test]
     fn weights_are_seeded_and_have_the_scale_of_training() {
         let weights = Random { shape: vec![100, 100], seed: 7 };
-        let values: Vec<f32> = (0..10_000).map(|i| weights.element(i)).collect();
+        let values = weights.elements();
         let mean = values.iter().sum::<f32>() / 1e4;
         let deviation = (values.iter().map(|v| v * v).sum::<f32>() / 1e4).sqrt();
         assert!(mean.abs() < 1e-3 && (deviation - DEVIATION).abs() < 1e-3, "{mean} {deviation}");
         let other = Random { shape: vec![100, 100], seed: 8 };
-        assert_ne!(other.element(0), weights.element(0));
-        assert_eq!(Random { shape: vec![3], seed: 1 }.element(0), 1.0);
+        assert_ne!(other.elements()[0], values[0]);
+        assert_eq!(Random { shape: vec![3], seed: 1 }.elements(), [1.0; 3]);
     }
 }

@@ -168,6 +168,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let task = Args::parse().task;
     let root = root()?;
+    dpar_export_fixtures::make(&root.join("fixtures"))?;
     match task {
         Task::Setup { minimal } => setup::run(&root, minimal),
         Task::Demo => demo::run(&root),

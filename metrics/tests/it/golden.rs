@@ -101,7 +101,7 @@ fn inception_score() {
         "weights of the synthetic softmax"
     );
     let logits = crate::logits(&data, &w, 2048, 1008);
-    let mut score = InceptionScoreAccumulator::new(1008, ADM_CHUNK, Softmax::F64).unwrap();
+    let mut score = InceptionScoreAccumulator::new(1008, ADM_CHUNK).unwrap();
     for part in logits.chunks(1008 * 777) {
         score.push_f64(part).unwrap();
     }
@@ -114,10 +114,10 @@ fn inception_score() {
     }
     let single: Vec<f32> = logits.iter().map(|&v| v as f32).collect();
     let single = Rows::new("logits", &single, 1008).unwrap();
-    let mut score = InceptionScoreAccumulator::new(1008, ADM_CHUNK, Softmax::F32).unwrap();
+    let mut score = InceptionScoreAccumulator::new(1008, ADM_CHUNK).unwrap();
     score.push(single).unwrap();
     let want = number("/is/IS/ref_f32_nobias");
-    close("is, f32 softmax", score.finish().unwrap().mean, want, 5e-6 * want);
+    close("is, of float32 logits", score.finish().unwrap().mean, want, 5e-6 * want);
     let fidelity = inception_score_torch_fidelity(single, 10, 2020, compute()).unwrap();
     let want = number("/is/IS/torch_fidelity_10split_shuf2020_mean");
     close("is, torch-fidelity", fidelity.mean, want, 5e-6 * want);

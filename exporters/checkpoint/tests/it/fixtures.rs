@@ -1,13 +1,13 @@
 //! The real checkpoints in `fixtures/`.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use dpar_export_checkpoint::{LoadOptions, Loaded, TensorFile, load};
 use dpar_export_spec::{
     ComponentKind, DecoderCross, DparSpec, GptSpec, PatchMode, PatchRope, PatchRule, SystemKind,
 };
 
 fn fixture(name: &str) -> Utf8PathBuf {
-    Utf8Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures")).join(name)
+    dpar_export_fixtures::path(name).unwrap()
 }
 
 fn kinds(l: &Loaded) -> Vec<ComponentKind> {

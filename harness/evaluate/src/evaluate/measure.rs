@@ -3,8 +3,8 @@
 use dpar_export_inputs::memory;
 use dpar_export_metrics::{
     Compute, FrechetInfluence, InceptionScore, InceptionScoreAccumulator, InceptionScoreSplits, MetricError,
-    Moments, PrMode, Rows, Softmax, Variant, Z90, fraction_interval, frechet_distance,
-    inception_score_torch_fidelity, kid, kid_subsets, mean_and_standard_error, precision_recall,
+    Moments, PrMode, Rows, Variant, Z90, fraction_interval, frechet_distance, inception_score_torch_fidelity,
+    kid, kid_subsets, mean_and_standard_error, precision_recall,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -160,11 +160,10 @@ fn inception_score(
     let fail = || EvaluateError::metric(title.clone());
     let (found, definition): (InceptionScore, String) = match settings.variant.inception_score() {
         InceptionScoreSplits::Chunks(size) => {
-            let score =
-                InceptionScoreAccumulator::new(logits.width(), size, Softmax::F64).and_then(|mut all| {
-                    all.push(logits)?;
-                    all.finish()
-                });
+            let score = InceptionScoreAccumulator::new(logits.width(), size).and_then(|mut all| {
+                all.push(logits)?;
+                all.finish()
+            });
             let words = format!("exp(mean KL(p ‖ mean p)), mean over consecutive chunks of {size} images");
             (score.map_err(fail())?, words)
         }

@@ -188,11 +188,6 @@ impl<'a> ArrayRef<'a> {
         Self { shape, elements: Elements::I64(elements) }
     }
 
-    /// int32 elements.
-    pub fn i32(shape: &'a [usize], elements: &'a [i32]) -> Self {
-        Self { shape, elements: Elements::I32(elements) }
-    }
-
     /// uint8 elements.
     pub fn u8(shape: &'a [usize], elements: &'a [u8]) -> Self {
         Self { shape, elements: Elements::U8(elements) }

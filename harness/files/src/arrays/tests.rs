@@ -510,7 +510,7 @@ fn what_does_not_fit_together_is_not_written() {
         assert!(matches!(write_safetensors(&path, arrays).unwrap_err().kind, ArrayErrorKind::Write(_)));
     }
     assert!(write_safetensors(&path, &[("__metadata__", ArrayRef::u8(&[1], &[1]))]).is_err());
-    assert!(write_npy(&path, &ArrayRef::i32(&[3], &[1])).is_err());
+    assert!(write_npy(&path, &ArrayRef::i64(&[3], &[1])).is_err());
     assert_eq!(fs_err::read_dir(&folder).unwrap().count(), 0, "nothing is left behind");
 }
 
