@@ -8,7 +8,8 @@ use dpar_export_inputs::limits;
 use dpar_export_metrics::Resize;
 use dpar_export_onnx::{Foreign, ForeignPort, MAX_BATCH, read_foreign};
 use dpar_export_spec::{
-    AxisRange, ComponentKind, ComponentSpec, DType, Dim, FeaturesSpec, GraphSpec, Port, Precision, SystemKind,
+    AxisRange, ComponentKind, ComponentSpec, DType, Dim, FeaturesSpec, GraphName, GraphSpec, Port, Precision,
+    SystemKind,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -151,10 +152,10 @@ impl ExtractorSpec {
             return Err(format!("the manifest has {} graphs, an extractor has one", manifest.graphs.len()));
         };
         let names = match kind {
-            ComponentKind::Features => vec![kind.name()],
+            ComponentKind::Features => vec![GraphName::Features],
             _ => dpar_export_onnx::graph_names(&self.component).map_err(|e| e.to_string())?,
         };
-        if names != [graph.spec.name.as_str()] {
+        if !matches!(names.as_slice(), [only] if *only == *graph.spec.name) {
             return Err(format!("graph `{}` of the manifest is none of its component", graph.spec.name));
         }
         self.check_ports(&graph.spec)
@@ -166,7 +167,7 @@ impl ExtractorSpec {
         let is_image = |p: &Port| {
             p.dtype == DType::F32
                 && p.dims.len() == 4
-                && matches!(p.dims[0], Dim::Named(_))
+                && matches!(p.dims[0], Dim::Axis(_))
                 && p.dims[1..] == [Dim::Fixed(3), size.clone(), size.clone()]
         };
         if graph.inputs.len() != 1 || !graph.input(&self.ports.image).is_some_and(is_image) {
@@ -189,7 +190,7 @@ impl ExtractorSpec {
 pub fn port_width(graph: &GraphSpec, name: &str) -> Option<usize> {
     let port = graph.outputs.iter().find(|p| p.name == name && p.dtype == DType::F32)?;
     match port.dims.as_slice() {
-        [Dim::Named(_), Dim::Fixed(width)] if *width > 0 => Some(*width),
+        [Dim::Axis(_), Dim::Fixed(width)] if *width > 0 => Some(*width),
         _ => None,
     }
 }

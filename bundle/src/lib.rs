@@ -20,7 +20,9 @@ use std::io::Read;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
 use dpar_export_inputs::limits;
-use dpar_export_spec::{ComponentSpec, GraphSpec, PatchRule, Precision, SystemKind, SystemSpec, text};
+use dpar_export_spec::{
+    ComponentSpec, GraphName, GraphSpec, PatchRule, Precision, SystemKind, SystemSpec, text,
+};
 use sha2::{Digest, Sha256};
 
 use files::Files;
@@ -256,8 +258,8 @@ impl Bundle {
     }
 
     /// Whether the bundle has a graph of that name.
-    pub fn has_graph(&self, name: &str) -> bool {
-        self.manifest().graphs.iter().any(|g| g.spec.name == name)
+    pub fn has_graph(&self, name: GraphName) -> bool {
+        self.manifest().graphs.iter().any(|g| name == *g.spec.name)
     }
 
     fn graph(&self, name: &str) -> Result<&GraphEntry, BundleError> {
@@ -310,10 +312,10 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
         let known = dpar_export_onnx::graph_names(component).map_err(|e| e.to_string())?;
         let graphs =
             || manifest.graphs.iter().filter(|g| g.spec.component == name).map(|g| g.spec.name.as_str());
-        if let Some(other) = graphs().find(|g| !known.contains(g)) {
+        if let Some(other) = graphs().find(|g| known.iter().all(|k| *k != **g)) {
             return Err(format!("graph `{other}` of the manifest is none of component `{name}`"));
         }
-        if let Some(missing) = known.iter().find(|k| graphs().all(|g| g != **k)) {
+        if let Some(missing) = known.iter().find(|k| graphs().all(|g| **k != *g)) {
             return Err(format!("the manifest has no graph `{missing}` for component `{name}`"));
         }
     }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use camino::Utf8Path;
 use dpar_export_inputs::limits;
+use dpar_export_spec::GraphName;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -52,7 +53,7 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
         let images = !args.no_images;
         if images {
             // Asked first: decoding thousands of images to find no tokenizer would waste hours.
-            runtime.bundle().with_graph("vq_decode", |_| Ok::<_, Failure>(()))?;
+            runtime.bundle().with_graph(GraphName::VqDecode.as_str(), |_| Ok::<_, Failure>(()))?;
         }
         if let Some(names) = names.as_ref().filter(|n| n.len() < system.num_classes) {
             let message = format!("{} class names for {} classes", names.len(), system.num_classes);

@@ -6,6 +6,7 @@ use dpar_export::generate::sampler::SamplerOptions;
 use dpar_export::generate::{ClosedPatch, DecodeOptions, Request, TeacherForced};
 use dpar_export::runtime::RunError;
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_spec::GraphName;
 
 use crate::common::{ENGINES, Temp, export, llamagen, on, quiet};
 
@@ -22,7 +23,7 @@ fn check(bundle: &Bundle, golden: &str, engine: &str) {
     let labels: Vec<i64> = file.i64("class_labels", &[None]).unwrap().iter().copied().take(3).collect();
     let n = labels.len();
     let runtime = on(bundle, engine);
-    let mut prepare = |name: &str| runtime.prepare_cached(name);
+    let mut prepare = |name: GraphName| runtime.prepare_cached(name);
     let mut teacher = TeacherForced::prepare::<RunError>(system, &mut prepare).unwrap();
     let mut model = runtime.model().unwrap();
     model.start(&labels, None).unwrap();

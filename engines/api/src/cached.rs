@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{DType, Dim, GraphSpec, Port};
+use dpar_export_spec::{DType, Dim, GraphSpec, Port, Role};
 
 use crate::validate::{bad, check_input_shapes};
 use crate::{EngineError, EngineErrorKind, Tensor, TensorData, TensorView};
@@ -154,12 +154,13 @@ impl CacheState {
     pub fn new(spec: &GraphSpec) -> Result<Self, EngineError> {
         let mut state = Self { ports: Vec::new(), fresh_axes: None, rows: 0, length: 0 };
         for past in &spec.inputs {
-            let Some(name) = past.name.strip_prefix("past_") else { continue };
+            let Role::Cache(part, layer) = past.role() else { continue };
+            let Some(new) = part.new_slots().map(|part| part.port(layer)) else { continue };
             let refuse = || {
-                let message = format!("`past_{name}` has no `new_{name}` of its type and slots");
+                let message = format!("`{}` has no `{new}` of its type and slots", past.name);
                 bad(spec, EngineErrorKind::Graph, message)
             };
-            let fresh = spec.output_index(&format!("new_{name}")).ok_or_else(refuse)?;
+            let fresh = spec.output_index(&new).ok_or_else(refuse)?;
             let output = &spec.outputs[fresh];
             let ([_, _, slot @ ..], [new, batch, tail @ ..]) = (&past.dims[..], &output.dims[..]) else {
                 return Err(refuse());
@@ -172,7 +173,7 @@ impl CacheState {
             state.ports.push(CachePort { past: past.clone(), fresh, slot });
         }
         let lonely = |(i, p): &(usize, &Port)| {
-            p.name.starts_with("new_") && state.ports.iter().all(|port| port.fresh != *i)
+            p.role().is_new_slots() && state.ports.iter().all(|port| port.fresh != *i)
         };
         match spec.outputs.iter().enumerate().find(lonely) {
             Some((_, port)) => {
@@ -244,7 +245,8 @@ impl CacheState {
         let Some(fresh) = &self.fresh_axes else { return Ok(CheckedStep { axes, batch: 0, new: 0 }) };
         let size = |dim: &Dim| match dim {
             Dim::Fixed(n) => *n,
-            Dim::Named(name) => axes.get(name).copied().unwrap_or_default(),
+            Dim::Axis(name) => axes.get(name).copied().unwrap_or_default(),
+            Dim::Sum(a, b) => [a, b].into_iter().filter_map(|n| axes.get(n)).sum(),
         };
         let [new, batch] = [size(&fresh[0]), size(&fresh[1])];
         match append {

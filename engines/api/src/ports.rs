@@ -73,7 +73,7 @@ fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), S
                     && port.dims.iter().zip(dims).all(|(want, have)| match (want, have) {
                         (Dim::Fixed(a), Some(b)) => a == b,
                         // A size baked into an input would refuse every other shape that the spec promises.
-                        (Dim::Named(_), Some(_)) => side == "output",
+                        (Dim::Axis(_) | Dim::Sum(..), Some(_)) => side == "output",
                         (_, None) => true,
                     })
             });

@@ -37,8 +37,8 @@ pub fn bind_axes<'a>(
         for (i, (dim, &size)) in port.dims.iter().zip(shape).enumerate() {
             let expected = match dim {
                 Dim::Fixed(n) => *n,
-                Dim::Named(name) if dim.axes().len() == 1 => *axes.entry(name.clone()).or_insert(size),
-                Dim::Named(_) => continue,
+                Dim::Axis(name) => *axes.entry(name.clone()).or_insert(size),
+                Dim::Sum(..) => continue,
             };
             if expected != size {
                 return Err(bad(
@@ -51,11 +51,8 @@ pub fn bind_axes<'a>(
     }
     for (port, shape) in ports {
         for (i, (dim, &size)) in port.dims.iter().zip(shape).enumerate() {
-            let names = dim.axes();
-            if names.len() < 2 {
-                continue;
-            }
-            let sum: Option<usize> = names.iter().map(|n| axes.get(*n).copied()).sum();
+            let Dim::Sum(a, b) = dim else { continue };
+            let sum: Option<usize> = [a, b].into_iter().map(|n| axes.get(n).copied()).sum();
             if let Some(sum) = sum.filter(|s| *s != size) {
                 return Err(bad(
                     spec,

@@ -78,7 +78,7 @@ impl<'a> Walk<'a> {
         let Some(port) = state.ports().first() else { return Ok(None) };
         let (old, fresh) = (case.spec.input(&port.past.name), &case.spec.outputs[port.fresh]);
         let axis = |port: Option<&'a Port>, i: usize| match port.and_then(|p| p.dims.get(i)) {
-            Some(Dim::Named(name)) => Ok(name.as_str()),
+            Some(Dim::Axis(name)) => Ok(name.as_str()),
             _ => Err("an axis of the cache has no name".to_owned()),
         };
         let (past, rows) = (axis(old, 0)?, axis(old, 1)?);
@@ -201,8 +201,9 @@ fn steps(engine: &dyn Engine, case: &Case) -> Found {
         with_cache.0.push((port.past.name.clone(), empty));
     }
     let outputs = run(session.as_mut(), &with_cache)?;
-    let named: Named = case.spec.outputs.iter().map(|p| p.name.clone()).zip(outputs).collect();
-    let named: Named = named.into_iter().filter(|(name, _)| !name.starts_with("new_")).collect();
+    let named = case.spec.outputs.iter().zip(outputs);
+    let named: Named =
+        named.filter(|(p, _)| !p.role().is_new_slots()).map(|(p, o)| (p.name.clone(), o)).collect();
     cached.reset(ROWS);
     for time in 0..STEPS {
         let mask = walk.mask(ROWS, 1, time, &|_, _, _| true);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dpar_engine_api::{Tensor, TensorData, TensorSlice, TensorView};
-use dpar_export_spec::{DType, Dim, GraphSpec, Port};
+use dpar_export_spec::{DType, Dim, GraphSpec, Port, Role};
 use half::{bf16, f16};
 
 use crate::Case;
@@ -59,7 +59,7 @@ impl Random {
 pub(crate) fn size(dim: &Dim, sizes: &Sizes) -> Result<usize, String> {
     match dim {
         Dim::Fixed(n) => Ok(*n),
-        Dim::Named(_) => dim
+        Dim::Axis(_) | Dim::Sum(..) => dim
             .axes()
             .iter()
             .map(|a| sizes.get(*a).copied().ok_or_else(|| format!("axis `{a}` has no range in the spec")))
@@ -99,7 +99,7 @@ pub(crate) fn generate(case: &Case, sizes: &Sizes, salt: u64) -> Result<Inputs, 
 
 /// Whether a port is an additive attention mask.
 pub(crate) fn is_mask(port: &Port) -> bool {
-    port.dtype == DType::F32 && (port.name == "mask" || port.name.ends_with("_mask"))
+    port.role() == Role::Mask
 }
 
 /// Where a port has an axis.
@@ -111,14 +111,11 @@ pub(crate) fn axis_at(port: &Port, axis: &str) -> Option<usize> {
 /// other inputs.
 pub(crate) fn past_of(spec: &GraphSpec) -> Option<(&Port, &str)> {
     let mask = spec.inputs.iter().find(|p| is_mask(p))?;
-    let keys = mask.dims.last()?.axes();
+    let Some(Dim::Sum(a, b)) = mask.dims.last() else { return None };
     let held = |axis: &&str| {
         spec.inputs.iter().any(|p| !is_mask(p) && p.dtype.is_float() && axis_at(p, axis).is_some())
     };
-    if keys.len() != 2 {
-        return None;
-    }
-    keys.into_iter().find(held).map(|past| (mask, past))
+    [a.as_str(), b.as_str()].into_iter().find(held).map(|past| (mask, past))
 }
 
 /// How many elements lie below one step of an axis.

@@ -122,7 +122,6 @@ impl Case {
 
 /// What is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Check {
     /// The engine says what would run.
     Probe,

@@ -141,7 +141,7 @@ impl OrtDevice {
 fn profile(spec: &GraphSpec, size: impl Fn(&AxisRange) -> usize) -> String {
     let dim = |dim: &Dim| match dim {
         Dim::Fixed(n) => *n,
-        Dim::Named(_) => dim.axes().iter().filter_map(|a| spec.axis(a)).map(&size).sum(),
+        Dim::Axis(_) | Dim::Sum(..) => dim.axes().iter().filter_map(|a| spec.axis(a)).map(&size).sum(),
     };
     let shape = |port: &Port| {
         let sizes: Vec<String> = port.dims.iter().map(|d| dim(d).to_string()).collect();

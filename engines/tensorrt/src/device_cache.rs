@@ -65,7 +65,7 @@ impl DeviceCache {
         });
         let layers = layers.collect::<Result<_, EngineError>>()?;
         let axis = match state.ports().first().and_then(|p| p.past.dims.first()) {
-            Some(Dim::Named(axis)) => Some(axis),
+            Some(Dim::Axis(axis)) => Some(axis),
             _ => None,
         };
         let ranges = axis.map(|axis| profiles.iter().filter_map(|p| p.axes.get(axis)).map(|r| r.max));

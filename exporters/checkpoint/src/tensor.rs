@@ -6,7 +6,6 @@ use crate::{CheckpointError, ErrorKind};
 
 /// Element type of a tensor in a weight file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum WeightDType {
     /// 32-bit IEEE float.
     F32,

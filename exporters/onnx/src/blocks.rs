@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use dpar_export_spec::Dim;
+use dpar_export_spec::{CachePart, Dim};
 
 use crate::ExportError;
 use crate::builder::{GraphBuilder, Value, text};
@@ -219,20 +219,20 @@ impl GraphBuilder<'_, '_> {
             Past::None => (self.transpose(&k, &[0, 2, 3, 1]), self.transpose(&v, &[0, 2, 1, 3])),
             Past::Cache { time, new, rows, batch, select } => {
                 let mut all = Vec::with_capacity(2);
-                for (kind, value) in [("key", k), ("value", v)] {
+                let keys = (CachePart::PastKey, CachePart::NewKey, k);
+                let values = (CachePart::PastValue, CachePart::NewValue, v);
+                for (past, new_slots, value) in [keys, values] {
                     let fixed = [Dim::Fixed(heads), Dim::Fixed(head_dim)];
                     let dims = |time: &Dim, rows: &Dim| {
                         [time, rows].into_iter().cloned().chain(fixed.clone()).collect::<Vec<_>>()
                     };
-                    let name = format!("past_{kind}_{index}");
-                    let mut old = self.input(&name, self.dtype(), dims(time, rows));
+                    let mut old = self.input(&past.port(index), self.dtype(), dims(time, rows));
                     if let Some(select) = select {
                         old = self.gather(&old, select, 1);
                     }
                     let fresh = self.transpose(&value, &[1, 0, 2, 3]);
                     all.push(self.concat(&[&old, &fresh], 0));
-                    let name = format!("new_{kind}_{index}");
-                    self.output(&name, self.dtype(), dims(new, batch), &fresh);
+                    self.output(&new_slots.port(index), self.dtype(), dims(new, batch), &fresh);
                 }
                 (self.transpose(&all[0], &[1, 2, 3, 0]), self.transpose(&all[1], &[1, 2, 0, 3]))
             }

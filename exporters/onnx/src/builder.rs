@@ -415,7 +415,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
                             .map(|d| DimensionProto {
                                 value: Some(match d {
                                     Dim::Fixed(n) => DimensionValue::Value(*n as i64),
-                                    Dim::Named(n) => DimensionValue::Param(n.clone()),
+                                    Dim::Axis(_) | Dim::Sum(..) => DimensionValue::Param(d.to_string()),
                                 }),
                             })
                             .collect(),

@@ -1,6 +1,6 @@
 //! The DPAR transformer: patch encoder, patch embedding, global transformer, patch decoder.
 
-use dpar_export_spec::{DType, DecoderCross, Dim, DparSpec, PatchRope};
+use dpar_export_spec::{DType, DecoderCross, Dim, DparSpec, GraphName, PatchRope};
 
 use crate::axes::Sizes;
 use crate::blocks::{Block, Causal, Past, Rotation};
@@ -312,11 +312,11 @@ fn score(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportErro
 /// The graphs of the DPAR transformer.
 pub(crate) fn graphs(spec: &DparSpec) -> Parts<'_> {
     vec![
-        ("start", Box::new(move |g| start_graph(g, spec))),
-        ("encoder_step", Box::new(move |g| encoder_step(g, spec))),
-        ("patch_embed", Box::new(move |g| patch_embed(g, spec))),
-        ("global_step", Box::new(move |g| global_step(g, spec))),
-        ("decoder_step", Box::new(move |g| decoder_step(g, spec))),
-        ("score", Box::new(move |g| score(g, spec))),
+        (GraphName::Start, Box::new(move |g| start_graph(g, spec))),
+        (GraphName::EncoderStep, Box::new(move |g| encoder_step(g, spec))),
+        (GraphName::PatchEmbed, Box::new(move |g| patch_embed(g, spec))),
+        (GraphName::GlobalStep, Box::new(move |g| global_step(g, spec))),
+        (GraphName::DecoderStep, Box::new(move |g| decoder_step(g, spec))),
+        (GraphName::Score, Box::new(move |g| score(g, spec))),
     ]
 }

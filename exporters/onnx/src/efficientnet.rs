@@ -2,7 +2,7 @@
 //!
 //! TensorFlow's `SAME` padding: where the sum is odd, the extra row and column are at the bottom and the right.
 
-use dpar_export_spec::{DType, Dim, EfficientNetSpec, MobileBlock};
+use dpar_export_spec::{DType, Dim, EfficientNetSpec, GraphName, MobileBlock};
 
 use crate::axes::Sizes;
 use crate::builder::GraphBuilder;
@@ -85,5 +85,5 @@ fn network(g: &mut GraphBuilder<'_, '_>, spec: &EfficientNetSpec) -> Result<(), 
 
 /// The one graph of the component.
 pub(crate) fn graphs(spec: &EfficientNetSpec) -> Parts<'_> {
-    vec![("efficientnet-lite0", Box::new(move |g| network(g, spec)))]
+    vec![(GraphName::EfficientnetLite0, Box::new(move |g| network(g, spec)))]
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use dpar_export_spec::{DType, Dim, GptSpec};
+use dpar_export_spec::{DType, Dim, GptSpec, GraphName};
 
 use crate::axes::Sizes;
 use crate::blocks::{Block, Causal, Past, Rotation};
@@ -126,14 +126,14 @@ pub(crate) fn llamagen_score(
 
 /// The graphs of the entropy model.
 pub(crate) fn entropy_graphs(spec: &GptSpec) -> Parts<'_> {
-    vec![("entropy_step", Box::new(move |g| entropy_step(g, spec)))]
+    vec![(GraphName::EntropyStep, Box::new(move |g| entropy_step(g, spec)))]
 }
 
 /// The graphs of the baseline.
 pub(crate) fn llamagen_graphs(spec: &GptSpec) -> Parts<'_> {
     let classes = spec.class_rows();
     vec![
-        ("llamagen_step", Box::new(move |g| llamagen_step(g, spec, classes))),
-        ("score", Box::new(move |g| llamagen_score(g, spec, classes))),
+        (GraphName::LlamagenStep, Box::new(move |g| llamagen_step(g, spec, classes))),
+        (GraphName::Score, Box::new(move |g| llamagen_score(g, spec, classes))),
     ]
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{ConvLayer, DType, Dim, InceptionSpec};
+use dpar_export_spec::{ConvLayer, DType, Dim, GraphName, InceptionSpec};
 
 use crate::axes::Sizes;
 use crate::builder::{GraphBuilder, Value};
@@ -205,5 +205,5 @@ fn network(g: Graph<'_, '_, '_>, spec: &InceptionSpec) -> Result<(), ExportError
 
 /// The one graph of the component.
 pub(crate) fn graphs(spec: &InceptionSpec) -> Parts<'_> {
-    vec![("inception", Box::new(move |g| network(g, spec)))]
+    vec![(GraphName::Inception, Box::new(move |g| network(g, spec)))]
 }

@@ -42,7 +42,7 @@ mod vq;
 mod walk;
 
 use camino::Utf8Path;
-use dpar_export_spec::{ComponentSpec, GraphSpec, Precision};
+use dpar_export_spec::{ComponentSpec, GraphName, GraphSpec, Precision};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
@@ -61,7 +61,7 @@ pub use tables::check_tables;
 /// Fills a graph builder.
 type Write<'a> = Box<dyn Fn(&mut GraphBuilder<'_, '_>) -> Result<(), ExportError> + 'a>;
 /// The graphs of a component: name and writer.
-type Parts<'a> = Vec<(&'static str, Write<'a>)>;
+type Parts<'a> = Vec<(GraphName, Write<'a>)>;
 
 /// A file that an export wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +112,7 @@ fn parts(spec: &ComponentSpec) -> Result<Parts<'_>, ExportError> {
 ///
 /// # Errors
 /// When the component has none.
-pub fn graph_names(spec: &ComponentSpec) -> Result<Vec<&'static str>, ExportError> {
+pub fn graph_names(spec: &ComponentSpec) -> Result<Vec<GraphName>, ExportError> {
     Ok(parts(spec)?.into_iter().map(|(name, _)| name).collect())
 }
 
@@ -136,10 +136,10 @@ pub fn export_component(
     let mut store = WeightStore::create(component, weights, folder)?.with_precision(precision);
     let mut graphs = Vec::with_capacity(parts.len());
     for (name, write) in parts {
-        if !progress(name) {
+        if !progress(name.as_str()) {
             return Err(ExportError::Interrupted);
         }
-        let mut builder = GraphBuilder::new(name, &mut store);
+        let mut builder = GraphBuilder::new(name.as_str(), &mut store);
         write(&mut builder)?;
         let (model, spec) = builder.finish();
         let bytes = model.encode_to_vec();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{DType, GraphSpec, Port, Precision};
+use dpar_export_spec::{DType, GraphSpec, Port, Precision, Role};
 use prost::Message;
 
 use crate::proto::{BFLOAT16, FLOAT, FLOAT16, INT64, ModelProto, ValueInfoProto, elem_type};
@@ -21,11 +21,6 @@ pub(crate) fn is_float_table(name: &str) -> bool {
 /// Initializers that are matrices of linear layers; all other weights lie between products.
 pub(crate) fn is_matrix(name: &str) -> bool {
     name.ends_with(".weight.T")
-}
-
-/// Whether a port belongs to a KV cache, and so has the type of the graph.
-fn is_cache(name: &str) -> bool {
-    ["past_key_", "past_value_", "new_key_", "new_value_"].iter().any(|p| name.starts_with(p))
 }
 
 fn word(data_type: i32) -> String {
@@ -77,7 +72,7 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> 
         let found: BTreeMap<&str, &ValueInfoProto> =
             infos.iter().rev().filter_map(|i| Some((i.name.as_deref()?, i))).collect();
         for Port { name, dtype, .. } in ports {
-            let float = if is_cache(name) { own.dtype() } else { DType::F32 };
+            let float = if Role::cache(name).is_some() { own.dtype() } else { DType::F32 };
             let wanted = elem_type(if dtype.is_float() { float } else { *dtype });
             if elem_type(*dtype) != wanted {
                 return wrong(&format!("in the manifest, {side}"), name, elem_type(*dtype), wanted);

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use dpar_export_spec::{DType, Dim, VqSpec, VqStack};
+use dpar_export_spec::{DType, Dim, GraphName, VqSpec, VqStack};
 
 use crate::axes::Sizes;
 use crate::builder::{GraphBuilder, Value, ints};
@@ -232,5 +232,8 @@ fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
 
 /// The graphs of the tokenizer.
 pub(crate) fn graphs(spec: &VqSpec) -> Parts<'_> {
-    vec![("vq_decode", Box::new(move |g| decode(g, spec))), ("vq_encode", Box::new(move |g| encode(g, spec)))]
+    vec![
+        (GraphName::VqDecode, Box::new(move |g| decode(g, spec))),
+        (GraphName::VqEncode, Box::new(move |g| encode(g, spec))),
+    ]
 }

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dtype::DType;
+use crate::role::Role;
+
 /// Largest size of a dimension or an axis that an interface may claim; far above any model, low enough that no sum of
 /// two overflows.
 const MAX_SIZE: usize = 1 << 30;
@@ -15,74 +18,67 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.starts_with(['.', '-']) && text.chars().all(allowed)
 }
 
-/// Element type of a graph port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DType {
-    /// 32-bit IEEE float.
-    F32,
-    /// 16-bit IEEE float: 5 exponent bits, 10 stored mantissa bits.
-    F16,
-    /// The upper half of a 32-bit float: 8 exponent bits, 7 stored mantissa bits.
-    BF16,
-    /// 64-bit signed integer.
-    I64,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F16 | Self::BF16 => 2,
-            Self::F32 => 4,
-            Self::I64 => 8,
-        }
-    }
-
-    /// Whether elements are floats of any width.
-    pub fn is_float(self) -> bool {
-        !matches!(self, Self::I64)
-    }
-}
-
-impl std::fmt::Display for DType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-            Self::I64 => "i64",
-        })
-    }
-}
-
 /// One dimension of a port: a fixed size, a named dynamic axis, or the sum of two named axes
 /// (the key axis of an attention mask is `past_tokens + tokens`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(from = "Written", into = "Written")]
 pub enum Dim {
     /// A size known at export time.
     Fixed(usize),
-    /// A named axis, or `"a + b"`; the text is the `dim_param` in the ONNX file.
-    Named(String),
+    /// A named dynamic axis.
+    Axis(String),
+    /// The sum of two named axes.
+    Sum(String, String),
+}
+
+/// A dimension in the manifest: a number, or the text that is its `dim_param` in the ONNX file.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Size(usize),
+    Text(String),
+}
+
+const PLUS: &str = " + ";
+
+impl From<Written> for Dim {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Size(n) => Self::Fixed(n),
+            Written::Text(text) => match text.split_once(PLUS) {
+                Some((a, b)) => Self::sum(a, b),
+                None => Self::Axis(text),
+            },
+        }
+    }
+}
+
+impl From<Dim> for Written {
+    fn from(dim: Dim) -> Self {
+        match dim {
+            Dim::Fixed(n) => Self::Size(n),
+            Dim::Axis(_) | Dim::Sum(..) => Self::Text(dim.to_string()),
+        }
+    }
 }
 
 impl Dim {
     /// A named dynamic axis.
     pub fn axis(name: &str) -> Self {
-        Self::Named(name.to_owned())
+        Self::Axis(name.to_owned())
     }
 
     /// The sum of two named axes.
     pub fn sum(a: &str, b: &str) -> Self {
-        Self::Named(format!("{a} + {b}"))
+        Self::Sum(a.to_owned(), b.to_owned())
     }
 
     /// The axis names this dimension depends on (none, one or two).
     pub fn axes(&self) -> Vec<&str> {
         match self {
             Self::Fixed(_) => Vec::new(),
-            Self::Named(n) => n.split(" + ").collect(),
+            Self::Axis(name) => vec![name],
+            Self::Sum(a, b) => vec![a, b],
         }
     }
 }
@@ -91,7 +87,8 @@ impl std::fmt::Display for Dim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Fixed(n) => write!(f, "{n}"),
-            Self::Named(n) => f.write_str(n),
+            Self::Axis(name) => f.write_str(name),
+            Self::Sum(a, b) => write!(f, "{a}{PLUS}{b}"),
         }
     }
 }
@@ -112,12 +109,17 @@ impl Port {
     pub fn new(name: impl Into<String>, dtype: DType, dims: Vec<Dim>) -> Self {
         Self { name: name.into(), dtype, dims }
     }
+
+    /// What it carries.
+    pub fn role(&self) -> Role {
+        Role::of(&self.name, self.dtype)
+    }
 }
 
 /// The range of one dynamic axis; `opt` is the size to tune for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AxisRange {
-    /// Axis name as used in [`Dim::Named`].
+    /// Axis name as used in [`Dim`].
     pub name: String,
     /// Smallest size.
     pub min: usize,
@@ -265,5 +267,14 @@ mod tests {
         foreign.validate(true).unwrap();
         foreign.inputs[0].name = String::new();
         assert!(foreign.validate(true).is_err());
+    }
+
+    #[test]
+    fn a_dimension_is_a_number_or_a_text_in_json() {
+        let dims = [Dim::Fixed(4), Dim::axis("batch"), Dim::sum("past_tokens", "tokens")];
+        let json = r#"[4,"batch","past_tokens + tokens"]"#;
+        assert_eq!(serde_json::to_string(&dims).unwrap(), json);
+        assert_eq!(serde_json::from_str::<[Dim; 3]>(json).unwrap(), dims);
+        assert_eq!(dims[2].axes(), ["past_tokens", "tokens"]);
     }
 }

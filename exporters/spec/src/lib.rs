@@ -5,23 +5,29 @@
 //! row, M patches, D model width, H heads, Dh = D / H, V codebook size.
 
 mod capability;
+mod dtype;
 pub mod escape;
 mod extractor;
 mod graph;
+mod graph_name;
 mod patch;
 mod precision;
 mod profile;
+mod role;
 mod system;
 pub mod text;
 mod tuning;
 mod weight_mode;
 
 pub use capability::{Capability, CapabilityError};
+pub use dtype::DType;
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
-pub use graph::{AxisRange, DType, Dim, GraphSpec, Port, is_name};
+pub use graph::{AxisRange, Dim, GraphSpec, Port, is_name};
+pub use graph_name::GraphName;
 pub use patch::{PatchMode, PatchRule, PatchRuleError};
 pub use precision::Precision;
 pub use profile::{Override, Point, Profile, ProfileError};
+pub use role::{CachePart, Role};
 pub use system::{
     ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec,
     VqLevel, VqSpec, VqStack,

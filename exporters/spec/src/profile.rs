@@ -199,7 +199,7 @@ impl Profile {
         for dim in &port.dims {
             let size = match dim {
                 Dim::Fixed(n) => *n,
-                Dim::Named(_) => {
+                Dim::Axis(_) | Dim::Sum(..) => {
                     let mut sum = 0_usize;
                     for axis in dim.axes() {
                         let range = self.axes.get(axis).ok_or_else(|| {

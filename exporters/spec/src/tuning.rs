@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GraphSpec, PatchMode, Profile, SystemSpec};
+use crate::{GraphName, GraphSpec, PatchMode, Profile, SystemSpec};
 
 /// Systems of the paper's table: tokens a row, threshold, longest patch, mean steps of an image.
 const PUBLISHED: [(usize, f32, usize, f64); 2] = [(16, 7.8, 4, 142.0), (24, 7.9, 4, 280.0)];
@@ -97,23 +97,35 @@ impl Tuning {
                 range.opt = (size.round().max(0.0) as usize).clamp(range.min, range.max);
             }
         };
-        match spec.name.as_str() {
+        match GraphName::of(&spec.name) {
             // Each image closes a patch at `share` of the slots.
-            "patch_embed" => {
+            Some(GraphName::PatchEmbed) => {
                 set("patches", opening);
                 set("patch_length", self.patch_length);
             }
             // The same images open one; guidance runs each twice. Half of an image's patches lie behind it.
-            "global_step" => {
+            Some(GraphName::GlobalStep) => {
                 set("batch", 2.0 * opening);
                 set("past_patches", self.patches / 2.0);
             }
             // Whole images.
-            "score" => {
+            Some(GraphName::Score) => {
                 set("patches", IMAGES_OF_A_CALL * self.patches);
                 set("global_slots", self.patches);
             }
-            _ => {}
+            Some(
+                GraphName::EntropyStep
+                | GraphName::Start
+                | GraphName::EncoderStep
+                | GraphName::DecoderStep
+                | GraphName::LlamagenStep
+                | GraphName::VqDecode
+                | GraphName::VqEncode
+                | GraphName::Inception
+                | GraphName::EfficientnetLite0
+                | GraphName::Features,
+            )
+            | None => {}
         }
     }
 }

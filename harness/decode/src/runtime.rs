@@ -7,6 +7,7 @@ use dpar_engine_api::{
 };
 use dpar_export_bundle::{Bundle, BundleError};
 use dpar_export_files::arrays::ArrayError;
+use dpar_export_spec::GraphName;
 
 use crate::generate::{
     DecodeError, DecodeOptions, Request, StepModel, Stream, TeacherForced, decode_batch, prepare_model,
@@ -112,7 +113,7 @@ impl Scoring<'_> {
         let (tokens, labels) = (self.tokens, &self.labels[from..to]);
         let ids = &self.ids[from * tokens..to * tokens];
         let entropy = self.teacher.entropy(ids, tokens)?;
-        check_finite("entropy_step", "entropy", entropy.as_deref().unwrap_or_default())?;
+        check_finite(GraphName::EntropyStep, "entropy", entropy.as_deref().unwrap_or_default())?;
         let patch_lengths = match self.patch_lengths {
             Some(given) => given[from..to].to_vec(),
             None => {
@@ -171,7 +172,8 @@ impl<'a> Runtime<'a> {
     ///
     /// # Errors
     /// When the bundle has no such graph or the engine refuses it.
-    pub fn prepare(&self, graph: &str) -> Result<Box<dyn Session>, RunError> {
+    pub fn prepare(&self, graph: impl AsRef<str>) -> Result<Box<dyn Session>, RunError> {
+        let graph = graph.as_ref();
         tracing::info!(graph, engine = self.engine.name(), "preparing");
         self.bundle.with_graph(graph, |file| Ok(self.engine.prepare(file)?))
     }
@@ -188,7 +190,8 @@ impl<'a> Runtime<'a> {
     ///
     /// # Errors
     /// When the bundle has no such graph or the engine refuses it.
-    pub fn prepare_cached(&self, graph: &str) -> Result<Box<dyn CachedSession>, RunError> {
+    pub fn prepare_cached(&self, graph: impl AsRef<str>) -> Result<Box<dyn CachedSession>, RunError> {
+        let graph = graph.as_ref();
         tracing::info!(graph, engine = self.engine.name(), "preparing");
         self.bundle.with_graph(graph, |file| Ok(self.engine.prepare_cached(file)?))
     }
@@ -335,16 +338,16 @@ impl<'a> Runtime<'a> {
         if !ids.len().is_multiple_of(tokens) {
             return Err(RunError::Input(format!("{} codes are no multiple of {tokens}", ids.len())));
         }
-        let mut session = self.prepare("vq_decode")?;
+        let mut session = self.prepare(GraphName::VqDecode)?;
         let n = ids.len() / tokens;
         let mut images = Vec::new();
         for chunk in ids.chunks(tokens * batch.max(1)) {
             let rows = chunk.len() / tokens;
             let view = TensorView::i64([rows, tokens], chunk);
             let TensorData::F32(out) = run_one(session.as_mut(), "tokens", view)? else {
-                return Err(wrong_type("vq_decode", "image").into());
+                return Err(wrong_type(GraphName::VqDecode, "image").into());
             };
-            check_finite("vq_decode", "image", &out)?;
+            check_finite(GraphName::VqDecode, "image", &out)?;
             images.extend(out);
             if !progress(images.len() / self.image_len(), n) {
                 return Err(RunError::Interrupted);
@@ -364,14 +367,14 @@ impl<'a> Runtime<'a> {
         if !images.len().is_multiple_of(len) {
             return Err(RunError::Input(format!("{} values are no multiple of {len}", images.len())));
         }
-        let mut session = self.prepare("vq_encode")?;
+        let mut session = self.prepare(GraphName::VqEncode)?;
         let n = images.len() / len;
         let mut codes = Vec::new();
         for (i, chunk) in images.chunks(len * batch.max(1)).enumerate() {
             let rows = chunk.len() / len;
             let view = TensorView::f32([rows, 3, size, size], chunk);
             let TensorData::I64(out) = run_one(session.as_mut(), "image", view)? else {
-                return Err(wrong_type("vq_encode", "tokens").into());
+                return Err(wrong_type(GraphName::VqEncode, "tokens").into());
             };
             codes.extend(out);
             if !progress((i * batch.max(1) + rows).min(n), n) {
@@ -389,12 +392,12 @@ impl<'a> Runtime<'a> {
 }
 
 /// An engine that gives NaN or infinities where numbers are promised has failed.
-fn check_finite(graph: &str, port: &str, values: &[f32]) -> Result<(), RunError> {
+fn check_finite(graph: GraphName, port: &str, values: &[f32]) -> Result<(), RunError> {
     match values.iter().find(|v| !v.is_finite()) {
         None => Ok(()),
         Some(bad) => {
             let message = format!("output `{port}` holds {bad}");
-            Err(EngineError::new(EngineErrorKind::Output, "runtime", message).in_graph(graph).into())
+            Err(EngineError::new(EngineErrorKind::Output, "runtime", message).in_graph(graph.as_str()).into())
         }
     }
 }
@@ -419,7 +422,7 @@ fn run_one(session: &mut dyn Session, name: &str, view: TensorView<'_>) -> Resul
     })
 }
 
-fn wrong_type(graph: &str, port: &str) -> EngineError {
+fn wrong_type(graph: GraphName, port: &str) -> EngineError {
     let message = format!("output `{port}` has another element type than the runtime takes");
-    EngineError::new(EngineErrorKind::Output, "runtime", message).in_graph(graph)
+    EngineError::new(EngineErrorKind::Output, "runtime", message).in_graph(graph.as_str())
 }

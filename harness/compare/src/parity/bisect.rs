@@ -20,7 +20,7 @@ use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{Exposed, expose};
-use dpar_export_spec::{GraphSpec, PatchRule};
+use dpar_export_spec::{GraphName, GraphSpec, PatchRule};
 use serde::Serialize;
 
 use super::decisions::{Sizes, teacher_forced};
@@ -455,11 +455,11 @@ fn first_call(
     progress: Progress<'_>,
 ) -> Result<Option<Call>, RunError> {
     let system = a.bundle().system();
-    let watched = |watch: &Arc<Watch>, name: &str| -> Result<Watched, RunError> {
+    let watched = |watch: &Arc<Watch>, name: GraphName| -> Result<Watched, RunError> {
         Ok(Watched { session: a.prepare(name)?, other: b.prepare(name)?, watch: watch.clone() })
     };
     let watch = Watch::new(limit, true);
-    let mut prepare = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+    let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
         Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
     };
     let mut model = prepare_model(system, &mut prepare)?;
@@ -481,7 +481,7 @@ fn first_call(
 
     let ids: Vec<i64> = forced.tokens.iter().map(|t| i64::from(*t)).collect();
     let watch = Watch::new(limit, false);
-    let mut prepare = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+    let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
         Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
     };
     let mut teacher = TeacherForced::prepare(system, &mut prepare)?;
@@ -490,10 +490,10 @@ fn first_call(
     if let Some(call) = watch.take()? {
         return Ok(Some(call));
     }
-    if a.bundle().has_graph("vq_decode") && a.bundle().has_graph("vq_encode") {
-        let mut decode = watched(&watch, "vq_decode")?;
+    if a.bundle().has_graph(GraphName::VqDecode) && a.bundle().has_graph(GraphName::VqEncode) {
+        let mut decode = watched(&watch, GraphName::VqDecode)?;
         let images = decode.run(&[("tokens", TensorView::i64([images, system.tokens()], &ids))])?;
-        let mut encode = watched(&watch, "vq_encode")?;
+        let mut encode = watched(&watch, GraphName::VqEncode)?;
         if let Some(image) = images.first() {
             encode.run(&[("image", image.view())])?;
         }

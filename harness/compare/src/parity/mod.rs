@@ -29,6 +29,7 @@ use dpar_export_decode::generate::{
 use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
+use dpar_export_spec::GraphName;
 
 use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
 use crate::decision::{DecisionKind, Observed};
@@ -165,7 +166,7 @@ fn identify(bundle: &Bundle) -> BundleId {
         tokens: system.tokens(),
         vocab: system.vocab,
         image_size: system.image_size,
-        has_tokenizer: bundle.has_graph("vq_decode"),
+        has_tokenizer: bundle.has_graph(GraphName::VqDecode),
     }
 }
 
@@ -291,7 +292,7 @@ fn force(
     }
     let mut own = outcomes[first].runtime.take();
     let replay = own.as_ref().map(|runtime| -> Result<Replay, RunError> {
-        let shadowed = |name: &str| -> Result<Box<dyn Session>, RunError> {
+        let shadowed = |name: GraphName| -> Result<Box<dyn Session>, RunError> {
             let mut shadows = Vec::new();
             for (other, sink) in outcomes.iter().zip(&sinks) {
                 let ran = other.result.status == EngineStatus::Ran;
@@ -310,7 +311,7 @@ fn force(
             Ok(Box::new(Shadowed::new(runtime.prepare(name)?, shadows)))
         };
         // Caches in host memory: the other engines take them as inputs.
-        let mut prepare = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+        let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
             Ok(Box::new(HostCache::new(shadowed(name)?)?))
         };
         let mut model = prepare_model(system, &mut prepare)?;
@@ -339,7 +340,7 @@ fn force(
 }
 
 /// Prepares the graph of a name.
-type PrepareSession<'a> = dyn Fn(&str) -> Result<Box<dyn Session>, RunError> + 'a;
+type PrepareSession<'a> = dyn Fn(GraphName) -> Result<Box<dyn Session>, RunError> + 'a;
 
 /// Calls of the graphs that the loop does not run, on the first images: the whole model over given tokens, the tokenizer.
 fn beside_the_loop(
@@ -354,16 +355,16 @@ fn beside_the_loop(
         return Ok(());
     }
     let ids: Vec<i64> = forced.tokens[..images * t].iter().map(|id| i64::from(*id)).collect();
-    let mut cached = |name: &str| -> Result<Box<dyn CachedSession>, RunError> {
+    let mut cached = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
         Ok(Box::new(HostCache::new(prepare(name)?)?))
     };
     let mut teacher = TeacherForced::prepare(system, &mut cached)?;
     teacher.entropy(&ids, t)?;
     teacher.logits(&ids, t, &forced.labels[..images], &replay.patch_lengths[..images])?;
-    if bundle.has_graph("vq_decode") && bundle.has_graph("vq_encode") {
-        let decoded = prepare("vq_decode")?.run(&[("tokens", TensorView::i64([images, t], &ids))])?;
+    if bundle.has_graph(GraphName::VqDecode) && bundle.has_graph(GraphName::VqEncode) {
+        let decoded = prepare(GraphName::VqDecode)?.run(&[("tokens", TensorView::i64([images, t], &ids))])?;
         if let Some(image) = decoded.first() {
-            prepare("vq_encode")?.run(&[("image", image.view())])?;
+            prepare(GraphName::VqEncode)?.run(&[("image", image.view())])?;
         }
     }
     Ok(())

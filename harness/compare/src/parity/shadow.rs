@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use dpar_engine_api::{ArithmeticKind, EngineError, Session, Tensor, TensorView};
-use dpar_export_spec::{GraphSpec, Precision};
+use dpar_export_spec::{GraphName, GraphSpec, Precision};
 
 use crate::stats::{Accumulator, TensorStats};
 use crate::tolerance::{Limit, Quantity, Rounding, SAME_ENGINE};
@@ -62,7 +62,7 @@ impl Limits {
 
     /// Of the floats of this graph.
     pub(crate) fn of(&self, graph: &str) -> Limit {
-        if graph == "vq_decode" { self.picture } else { self.output }
+        if GraphName::VqDecode == *graph { self.picture } else { self.output }
     }
 }
 

@@ -4,6 +4,7 @@ use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::picture::to_u8_nhwc;
+use dpar_export_spec::GraphName;
 
 use crate::parity::report::ImageTrace;
 
@@ -112,7 +113,7 @@ impl Samples {
     ) -> Result<Self, RunError> {
         let system = runtime.bundle().system();
         let size = system.image_size;
-        if runtime.bundle().has_graph("vq_decode") && !items.is_empty() {
+        if runtime.bundle().has_graph(GraphName::VqDecode) && !items.is_empty() {
             let ids: Vec<i64> = tokens.iter().flat_map(|t| t.iter().map(|t| i64::from(*t))).collect();
             let images = runtime.images(&ids, draw.batch, progress)?;
             let pixels = to_u8_nhwc(&images, items.len(), size, size);

@@ -9,7 +9,7 @@ use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_files::picture::to_u8_nhwc;
-use dpar_export_spec::Precision;
+use dpar_export_spec::{GraphName, Precision};
 use ndarray::ArrayD;
 
 use super::reference::{self, GOLDEN_JSON, Settings};
@@ -363,7 +363,7 @@ impl<'a> Golden<'a> {
         if !self.has("greedy_image_u8") || !self.has("greedy_tokens") {
             return Ok(Check::not_run(id, "not in the reference"));
         }
-        if !self.runtime.bundle().has_graph("vq_decode") {
+        if !self.runtime.bundle().has_graph(GraphName::VqDecode) {
             return Ok(Check::failed(id, "the bundle has no tokenizer"));
         }
         let size = self.runtime.bundle().system().image_size;
@@ -392,7 +392,7 @@ impl<'a> Golden<'a> {
         if !self.has("encode_image") || !self.has("encode_codes") {
             return Ok(Check::not_run(id, "not in the reference"));
         }
-        if !self.runtime.bundle().has_graph("vq_encode") {
+        if !self.runtime.bundle().has_graph(GraphName::VqEncode) {
             return Ok(Check::failed(id, "the bundle has no tokenizer"));
         }
         let size = self.runtime.bundle().system().image_size;

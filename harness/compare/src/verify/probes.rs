@@ -11,7 +11,7 @@ use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::replay::{Follow, Forced, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
-use dpar_export_spec::{DType, GraphSpec, PatchMode};
+use dpar_export_spec::{DType, GraphName, GraphSpec, PatchMode};
 use half::{bf16, f16};
 
 use crate::check::{Check, CheckId, Status, or_failed};
@@ -240,7 +240,7 @@ fn unequal(lengths: &mut [Vec<usize>], tokens: usize, longest: usize) -> bool {
 
 /// Whether hidden states beyond a patch's length leak into its embedding: why, if they do.
 fn beyond_a_patch(runtime: &Runtime<'_>) -> Result<Option<String>, RunError> {
-    const GRAPH: &str = "patch_embed";
+    const GRAPH: GraphName = GraphName::PatchEmbed;
     let system = runtime.bundle().system();
     let Some(spec) = system.dpar() else { return Ok(None) };
     let length = spec.longest_patch;

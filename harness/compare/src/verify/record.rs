@@ -9,7 +9,7 @@ use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_files::arrays::{ArrayRef, Elements, Spool, Spooled, write_atomic, write_safetensors};
 use dpar_export_files::patches::pad;
 use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
-use dpar_export_spec::{PatchRule, Precision, SystemSpec};
+use dpar_export_spec::{GraphName, PatchRule, Precision, SystemSpec};
 use serde::Serialize;
 
 use super::reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile};
@@ -122,11 +122,11 @@ pub fn record(
     let size = system.image_size;
     let (nchw, nhwc) = ([n, 3, size, size], [n, size, size, 3]);
     let pictures;
-    if bundle.has_graph("vq_decode") {
+    if bundle.has_graph(GraphName::VqDecode) {
         pictures = draw(runtime, &greedy_ids, recording.batch, folder, progress)?;
         arrays.push(("greedy_image", ArrayRef::f32(&nchw, pictures.images.f32().map_err(io)?)));
         arrays.push(("greedy_image_u8", ArrayRef::u8(&nhwc, pictures.pixels.bytes())));
-        if bundle.has_graph("vq_encode") {
+        if bundle.has_graph(GraphName::VqEncode) {
             arrays.push(("encode_image", ArrayRef::f32(&nchw, pictures.inputs.f32().map_err(io)?)));
             arrays.push(("encode_codes", ArrayRef::i64(&matrix, &pictures.codes)));
         }
@@ -220,7 +220,7 @@ fn draw(
     let spool = || Spool::create_in(folder).map_err(io);
     let (mut images, mut pixels, mut inputs, mut codes) = (spool()?, spool()?, spool()?, Vec::new());
     let (size, t) = (runtime.bundle().system().image_size, runtime.bundle().system().tokens());
-    let encodes = runtime.bundle().has_graph("vq_encode");
+    let encodes = runtime.bundle().has_graph(GraphName::VqEncode);
     // Whole batches, so that each is the one that it would be without pieces.
     let chunk = batch.max(1) * (AT_ONCE / batch.max(1)).max(1);
     let all = ids.len() / t;

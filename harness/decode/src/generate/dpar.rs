@@ -1,7 +1,7 @@
 //! DPAR as a [`StepModel`]: exact cached decoding of dynamic patches.
 
 use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
-use dpar_export_spec::{DparSpec, SystemSpec};
+use dpar_export_spec::{DparSpec, GraphName, SystemSpec};
 
 use super::model::{ClosedPatch, SlotLogits, StepModel};
 use super::{MASKED, Prepare};
@@ -53,15 +53,15 @@ impl DparModel {
         spec: &DparSpec,
         prepare: &mut Prepare<'_, E>,
     ) -> Result<Self, E> {
-        let entropy = system.entropy().map(|_| prepare("entropy_step")).transpose()?;
+        let entropy = system.entropy().map(|_| prepare(GraphName::EntropyStep)).transpose()?;
         Ok(Self {
             spec: spec.clone(),
             entropy,
-            start: prepare("start")?,
-            encoder: prepare("encoder_step")?,
-            patch_embed: prepare("patch_embed")?,
-            global: prepare("global_step")?,
-            decoder: prepare("decoder_step")?,
+            start: prepare(GraphName::Start)?,
+            encoder: prepare(GraphName::EncoderStep)?,
+            patch_embed: prepare(GraphName::PatchEmbed)?,
+            global: prepare(GraphName::GlobalStep)?,
+            decoder: prepare(GraphName::DecoderStep)?,
             state: State::default(),
         })
     }

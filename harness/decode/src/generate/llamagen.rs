@@ -1,7 +1,7 @@
 //! The LlamaGen baseline as a [`StepModel`]: the same loop with patches of one token.
 
 use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
-use dpar_export_spec::GptSpec;
+use dpar_export_spec::{GptSpec, GraphName};
 
 use super::Prepare;
 use super::model::{ClosedPatch, SlotLogits, StepModel};
@@ -23,7 +23,7 @@ impl LlamagenModel {
     /// # Errors
     /// When the graph is missing or the engine refuses it.
     pub fn prepare<E: From<EngineError>>(spec: &GptSpec, prepare: &mut Prepare<'_, E>) -> Result<Self, E> {
-        let step = prepare("llamagen_step")?;
+        let step = prepare(GraphName::LlamagenStep)?;
         Ok(Self { spec: spec.clone(), step, next: Vec::new(), images: 0, slot: 0 })
     }
 }

@@ -10,7 +10,7 @@ pub mod sampler;
 mod teacher;
 
 use dpar_engine_api::{CachedSession, EngineError, EngineErrorKind};
-use dpar_export_spec::{PatchRule, SystemKind, SystemSpec};
+use dpar_export_spec::{GraphName, PatchRule, SystemKind, SystemSpec};
 
 pub use dpar::DparModel;
 pub use llamagen::LlamagenModel;
@@ -24,7 +24,7 @@ use sampler::{SampleError, Sampler, SamplerOptions, guide, image_key, random_cla
 pub const MASKED: f32 = -1e9;
 
 /// Prepares the graph of a name, with its cache, on the chosen engine.
-pub type Prepare<'a, E> = dyn FnMut(&str) -> Result<Box<dyn CachedSession>, E> + 'a;
+pub type Prepare<'a, E> = dyn FnMut(GraphName) -> Result<Box<dyn CachedSession>, E> + 'a;
 
 /// How streams are decoded.
 #[derive(Debug, Clone, PartialEq)]

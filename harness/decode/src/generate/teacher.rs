@@ -1,7 +1,7 @@
 //! Teacher-forced scoring: a whole sequence in one call, no caches.
 
 use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
-use dpar_export_spec::{DparSpec, PatchRule, SystemSpec};
+use dpar_export_spec::{DparSpec, GraphName, PatchRule, SystemSpec};
 
 use super::{MASKED, Prepare, no_transformer};
 
@@ -43,8 +43,8 @@ impl TeacherForced {
         if system.dpar().is_none() && system.llamagen().is_none() {
             return Err(no_transformer(system).into());
         }
-        let entropy = system.entropy().map(|_| prepare("entropy_step")).transpose()?;
-        Ok(Self { system: system.clone(), entropy, score: prepare("score")? })
+        let entropy = system.entropy().map(|_| prepare(GraphName::EntropyStep)).transpose()?;
+        Ok(Self { system: system.clone(), entropy, score: prepare(GraphName::Score)? })
     }
 
     /// Entropies `[n, tokens]` in nats: column j holds e_{j+1}, from x_0..x_j. `None` without an entropy model.

@@ -3,6 +3,7 @@
 use dpar_export_decode::generate::{DecodeOptions, Request};
 use dpar_export_decode::runtime::{RunError, Runtime};
 use dpar_export_files::picture::to_u8_nhwc;
+use dpar_export_spec::GraphName;
 use serde_json::{Value, json};
 
 use super::EvaluateError;
@@ -29,7 +30,7 @@ impl<'a> Drawn<'a> {
         batch: usize,
     ) -> Result<Self, EvaluateError> {
         // Asked first: decoding thousands of pictures to find no tokenizer would waste hours.
-        runtime.bundle().with_graph("vq_decode", |_| Ok::<_, RunError>(()))?;
+        runtime.bundle().with_graph(GraphName::VqDecode.as_str(), |_| Ok::<_, RunError>(()))?;
         let requests = Request::all_seeded(options.seed, n, runtime.bundle().system().num_classes);
         Ok(Self { runtime, requests, options, batch })
     }

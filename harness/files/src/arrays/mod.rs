@@ -39,7 +39,6 @@ use npy::{Kind, Stored};
 
 /// An array, row-major and contiguous.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum Array {
     /// 32-bit floats.
     F32(ArrayD<f32>),
@@ -127,7 +126,6 @@ impl Array {
 
 /// Borrowed elements of an array to be written.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub enum Elements<'a> {
     /// 32-bit floats.
     F32(&'a [f32]),

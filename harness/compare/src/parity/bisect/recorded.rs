@@ -5,6 +5,7 @@ use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::replay::{Follow, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
+use dpar_export_spec::GraphName;
 
 use super::super::decisions::Sizes;
 use super::super::reference;
@@ -90,20 +91,30 @@ pub fn against_recorded(
 fn graphs_of(runtime: &Runtime<'_>, check: &Check) -> Vec<String> {
     let system = runtime.bundle().system();
     let step = if system.dpar().is_some() {
-        &["start", "encoder_step", "patch_embed", "global_step", "decoder_step"][..]
+        &[
+            GraphName::Start,
+            GraphName::EncoderStep,
+            GraphName::PatchEmbed,
+            GraphName::GlobalStep,
+            GraphName::DecoderStep,
+        ][..]
     } else {
-        &["llamagen_step"]
+        &[GraphName::LlamagenStep]
     };
-    let names: &[&str] = match check.id {
-        CheckId::Images => &["vq_decode"],
-        CheckId::Codes => &["vq_encode"],
-        CheckId::Entropy => &["entropy_step"],
+    let names: &[GraphName] = match check.id {
+        CheckId::Images => &[GraphName::VqDecode],
+        CheckId::Codes => &[GraphName::VqEncode],
+        CheckId::Entropy => &[GraphName::EntropyStep],
         // The step graphs agree: what is left is the graph that scores whole sequences.
-        CheckId::Logits if system.dpar().is_some() => &["score"],
+        CheckId::Logits if system.dpar().is_some() => &[GraphName::Score],
         CheckId::Logits | CheckId::GreedyTokens => step,
         _ => &[],
     };
-    names.iter().map(|n| (*n).to_owned()).collect()
+    named(names)
+}
+
+fn named(graphs: &[GraphName]) -> Vec<String> {
+    graphs.iter().map(ToString::to_string).collect()
 }
 
 fn recorded(runtime: &Runtime<'_>, folder: &Utf8Path) -> [Source; 2] {
@@ -146,28 +157,28 @@ fn inferred(
     progress: Progress<'_>,
 ) -> Result<Vec<String>, RunError> {
     let system = runtime.bundle().system();
-    let named = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     match symptom.divergence {
         Divergence::Entropy { .. } | Divergence::Boundary { entropies_agree: false, .. } => {
-            return Ok(named(&["entropy_step"]));
+            return Ok(named(&[GraphName::EntropyStep]));
         }
         Divergence::Rule { .. } | Divergence::Boundary { entropies_agree: true, .. } => return Ok(Vec::new()),
         Divergence::Logits { .. } => {}
     }
     if system.dpar().is_none() {
-        return Ok(named(&["llamagen_step"]));
+        return Ok(named(&[GraphName::LlamagenStep]));
     }
     // Slot 0 sees the class alone: neither the encoder nor a patch has run.
     if symptom.slot == 0 {
-        return Ok(named(&["start", "global_step", "decoder_step"]));
+        return Ok(named(&[GraphName::Start, GraphName::GlobalStep, GraphName::DecoderStep]));
     }
     let ids: Vec<i64> = golden.forced.tokens.iter().map(|t| i64::from(*t)).collect();
     let lengths = &golden.replay.patch_lengths;
     let whole = runtime.score(&ids, &golden.forced.labels, Some(lengths), batch, progress)?;
     let mut sums = Accumulator::default();
     sums.add(&golden.replay.conditional, &whole.logits);
-    let steps = ["encoder_step", "patch_embed", "global_step", "decoder_step"];
+    let steps =
+        [GraphName::EncoderStep, GraphName::PatchEmbed, GraphName::GlobalStep, GraphName::DecoderStep];
     let pass = sums.finish("", sizes.tolerance().logits).status == Status::Pass;
     // Where `score` agrees, its weights do: the fault lies in the step graphs.
-    Ok(if pass { named(&steps) } else { named(&[&steps[..], &["score"]].concat()) })
+    Ok(if pass { named(&steps) } else { named(&[&steps[..], &[GraphName::Score]].concat()) })
 }
