@@ -48,13 +48,12 @@ fn lines(name: &str, folder: &Utf8Path, manifest: &Manifest) -> String {
     text
 }
 
-#[test]
-fn every_export_has_the_listed_bytes() {
+/// Calls `look` with the name, the folder and the manifest of every export of a fixture.
+pub(crate) fn every_export(mut look: impl FnMut(&str, &Utf8Path, &Manifest)) {
     let temp = Temp::new();
     let out = temp.path("b");
-    let mut found = String::new();
     let mut add = |name: &str, manifest: &Manifest| {
-        found += &lines(name, &out, manifest);
+        look(name, &out, manifest);
         fs_err::remove_dir_all(&out).unwrap();
     };
     let dpar = SYSTEMS.iter().map(|(path, precisions)| (*path, *path, LoadOptions::default(), *precisions));
@@ -74,7 +73,12 @@ fn every_export_has_the_listed_bytes() {
     let tiny = fixture("features/tiny.onnx");
     let features = ForeignExtractor::read(&tiny, Some(16), Resize::default(), None).unwrap();
     add("features", &write_features(&tiny, &features, &out, false).unwrap());
+}
 
+#[test]
+fn every_export_has_the_listed_bytes() {
+    let mut found = String::new();
+    every_export(|name, folder, manifest| found += &lines(name, folder, manifest));
     let listed = fs_err::read_to_string(fixture(LIST)).unwrap_or_default();
     if found != listed {
         let new = Utf8Path::new(env!("CARGO_TARGET_TMPDIR")).join(LIST);

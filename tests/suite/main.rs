@@ -35,6 +35,7 @@ mod readers;
 mod reference;
 mod report;
 mod reproduce;
+mod snapshots;
 mod streams;
 mod swaps;
 #[cfg(target_os = "linux")]

@@ -23,7 +23,7 @@ pub fn elem_type(dtype: DType) -> i32 {
         DType::F16 => FLOAT16,
         DType::BF16 => BFLOAT16,
         DType::I64 => INT64,
-        _ => FLOAT,
+        DType::F32 => FLOAT,
     }
 }
 

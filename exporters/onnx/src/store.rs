@@ -100,7 +100,7 @@ impl<'a> WeightStore<'a> {
         let largest = match to {
             DType::F16 => f16::MAX.to_f32(),
             DType::BF16 => bf16::MAX.to_f32(),
-            _ => return Ok(data),
+            DType::F32 | DType::I64 => return Ok(data),
         };
         match data.iter().position(|v| v.abs() > largest) {
             None => Ok(data),
@@ -214,7 +214,7 @@ pub(crate) fn rounded(data: &[f32], to: DType) -> Vec<f32> {
     match to {
         DType::F16 => data.iter().map(|v| f16::from_f32(*v).to_f32()).collect(),
         DType::BF16 => data.iter().map(|v| bf16::from_f32(*v).to_f32()).collect(),
-        _ => data.to_vec(),
+        DType::F32 | DType::I64 => data.to_vec(),
     }
 }
 
@@ -223,7 +223,7 @@ fn encode(data: &[f32], dtype: DType, out: &mut Vec<u8>) {
     match dtype {
         DType::F16 => out.extend(data.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
         DType::BF16 => out.extend(data.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
-        _ => out.extend(data.iter().flat_map(|v| v.to_le_bytes())),
+        DType::F32 | DType::I64 => out.extend(data.iter().flat_map(|v| v.to_le_bytes())),
     }
 }
 
