@@ -107,6 +107,7 @@ impl Bar {
     }
 
     /// Shows the phase of a piece of work; false when the user asked to stop.
+    #[cfg(feature = "tensorrt")]
     pub(crate) fn phase(&self, what: &str, done: usize, total: usize) -> bool {
         self.0.set_message(visible(what).into_owned());
         self.advance(done, total)

@@ -370,8 +370,8 @@ fn narrow_elements_become_the_next_type_that_holds_them() {
     let ends = [0, 1, 0x7f, 0x80, 0xff];
     let words: Vec<u8> = [0, 1, 0x7fff, 0x8000, 0xffff_u16].iter().flat_map(|b| b.to_le_bytes()).collect();
     let longs: Vec<u8> = [0, 1, 5, 1 << 31, u32::MAX].iter().flat_map(|b| b.to_le_bytes()).collect();
-    let integers: [(&str, &str, &str, &[u8], [i64; 5]); 4] = [
-        ("|i1", "I8", "int8", &ends, [0, 1, 127, -128, -1]),
+    let integers = [
+        ("|i1", "I8", "int8", &ends[..], [0, 1, 127, -128, -1]),
         ("<i2", "I16", "int16", &words, [0, 1, 32_767, -32_768, -1]),
         ("<u2", "U16", "uint16", &words, [0, 1, 32_767, 32_768, 65_535]),
         ("<u4", "U32", "uint32", &longs, [0, 1, 5, 1 << 31, 4_294_967_295]),
