@@ -7,8 +7,9 @@ use camino::Utf8Path;
 
 use crate::{all_engines, cargo, command, hostile, npz, onnx, report, step, tidy};
 
-/// Runs every step, also after one failed, and fails if any did. `minimal` is a build without optional engines.
-pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
+/// Runs every step, or those named in `only`, also after one failed, and fails if any did. `minimal` is a build without
+/// optional engines.
+pub(crate) fn run(root: &Utf8Path, only: &[String], minimal: bool) -> Result<()> {
     let cargo = cargo();
     let run_cargo = |args: &[&str]| command(root, &cargo, args);
     let features = all_engines();
@@ -23,6 +24,7 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     let clippy = [&["clippy"], &scope[..], &["--all-targets", "--quiet", "--", "-D", "warnings"]].concat();
     let nextest = [&["nextest", "run"], &scope[..], &["--no-fail-fast", "--status-level", "fail"]].concat();
     let doctests = [&["test", "--doc", "--quiet"], &scope[..]].concat();
+    let short = hostile::Options { checks: &[], short: true, seed: 1, built: true };
     type Step<'a> = (&'a str, Box<dyn FnOnce() -> Result<()> + 'a>);
     let mut steps: Vec<Step<'_>> = vec![
         ("fmt", Box::new(|| run_cargo(&["fmt", "--all", "--check"]))),
@@ -49,8 +51,12 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
         );
         println!("SKIPPED: no report was opened in a browser.");
     }
-    let short = hostile::Options { checks: &[], short: true, seed: 1, built: true };
     steps.push(("hostile, short form", Box::new(|| hostile::run(root, &short))));
+    let names: Vec<&str> = steps.iter().map(|(name, _)| *name).collect();
+    if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("no step `{unknown}`: there are {}", names.join(", "));
+    }
+    steps.retain(|(name, _)| only.is_empty() || only.iter().any(|o| o == name));
     let start = Instant::now();
     let mut failed = Vec::new();
     for (name, body) in steps {

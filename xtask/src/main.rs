@@ -86,6 +86,8 @@ enum Task {
     },
     /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check, npz-check
     Check {
+        /// These steps only, by their names; the later ones use what the tests built
+        steps: Vec<String>,
         /// Only what a build without the features `tensorrt` and `candle` has (after `cargo xtask setup --minimal`)
         #[arg(long)]
         minimal: bool,
@@ -175,7 +177,7 @@ fn run() -> Result<()> {
         Task::Parity { engines, built } => parity::run(&root, &engines, built),
         Task::Reproduce { engines, num } => reproduce::run(&root, &engines, num),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
-        Task::Check { minimal } => check::run(&root, minimal),
+        Task::Check { steps, minimal } => check::run(&root, &steps, minimal),
         Task::Hostile { checks, short, seed, built } => {
             let options = hostile::Options { checks: &checks, short, seed, built };
             step("hostile", || hostile::run(&root, &options))
