@@ -125,7 +125,9 @@ impl EngineReport {
         bundle: Option<&Bundle>,
     ) -> Survey {
         self.built_in = true;
-        let options = options.with_libraries_of(descriptor.options);
+        // Each engine looks at its own library.
+        let others = options.given().into_iter().filter(|option| !descriptor.options.contains(option));
+        let options = others.fold(options.clone(), EngineOptions::without);
         match engines::create(descriptor.name, &options).and_then(|e| e.probe().map(|info| (e, info))) {
             Ok((engine, info)) => {
                 (self.works, self.info) = (true, Some(info));

@@ -4,6 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use serde_json::json;
 
+use super::args::OptionalOutputArgs;
 use super::failure::{Exit, Failure};
 use super::paths::apart;
 use super::printer::Printer;
@@ -12,18 +13,39 @@ use crate::bundle::Bundle;
 use crate::staging::StagedFile;
 
 #[derive(Debug, Args)]
+#[command(mut_arg("output", |a| a.value_name("FILE").help(
+    "Attestation to write: an in-toto statement in a DSSE envelope [default: beside PATH, PATH.intoto.jsonl]")))]
 pub(crate) struct AttestArgs {
     /// Bundle folder, or a file such as a report of `verify --json`
     path: Utf8PathBuf,
     /// Ed25519 private key, PKCS#8 PEM (openssl genpkey -algorithm ed25519), not encrypted
     #[arg(long, value_name = "key.pem")]
     key: Utf8PathBuf,
-    /// Attestation to write: an in-toto statement in a DSSE envelope [default: beside PATH, PATH.intoto.jsonl]
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<Utf8PathBuf>,
-    /// Replace an existing attestation
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    output: OptionalOutputArgs,
+}
+
+/// What to sign with which key; the attestation's name is taken.
+pub(super) struct Plan {
+    path: Utf8PathBuf,
+    key: Utf8PathBuf,
+    output: Utf8PathBuf,
+    file: StagedFile,
+}
+
+impl AttestArgs {
+    /// Finds the attestation's place and takes its name.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let Self { path, key, output } = self;
+        let force = output.replace.force;
+        let output = match output.output {
+            Some(output) => output,
+            None => beside(&path)?,
+        };
+        // Also where the output's name follows from PATH; and whatever --force says, neither can be made again.
+        apart(&output, &[("the key", key.as_path()), ("what is attested", path.as_path())])?;
+        Ok(Plan { file: StagedFile::create(&output, force)?, path, key, output })
+    }
 }
 
 /// What `verify` checks before anything runs.
@@ -54,17 +76,10 @@ impl AttestedArgs {
     }
 }
 
-pub(super) fn run(args: &AttestArgs, printer: Printer) -> Result<Exit, Failure> {
-    let output = match &args.output {
-        Some(output) => output.clone(),
-        None => beside(&args.path)?,
-    };
-    // Also where the output's name follows from PATH; and whatever --force says, neither can be made again.
-    apart(&output, &[("the key", args.key.as_path()), ("what is attested", args.path.as_path())])?;
-    let file = StagedFile::create(&output, args.force)?;
-    let key = read_private(&args.key)?;
-    let statement =
-        if args.path.is_file() { Statement::of_file(&args.path)? } else { Statement::of_bundle(&args.path)? };
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let Plan { path, key, output, file } = plan;
+    let key = read_private(&key)?;
+    let statement = if path.is_file() { Statement::of_file(&path)? } else { Statement::of_bundle(&path)? };
     file.write(&sign(&statement, &key)?)?;
     file.commit()?;
     let id = key_id(&key.verifying_key());

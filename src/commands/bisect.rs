@@ -3,13 +3,12 @@
 use camino::Utf8PathBuf;
 use clap::Args;
 
-use super::args::guidance;
+use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan};
 use super::failure::{Exit, Failure};
-use super::parity::ContenderArgs;
 use super::printer::{Printer, Text};
 use super::verify::word;
 use crate::bundle::{Bundle, MANIFEST};
-use crate::engines::DEFAULT_ENGINE;
+use crate::engines::{self, DEFAULT_ENGINE};
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request};
 use crate::parity::bisect::{Bisection, against_recorded, between};
@@ -18,83 +17,119 @@ use crate::replay::Forced;
 use crate::runtime::{Progress, RunError, Runtime};
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("with").required(true).multiple(true).args(["engines", "reference"])))]
+#[command(
+    group(clap::ArgGroup::new("with").required(true).multiple(true).args(["engines", "reference"])),
+    mut_arg("engines", |a| a.value_name("A,B")
+        .help(format!("Two engines to compare; with --reference one engine [default: {DEFAULT_ENGINE}]"))),
+    mut_arg("device", |a| a.help(format!("{}. The others run where they are", engines::device_help()))),
+    mut_arg("cfg_scale", |a| a.default_value("2.0")),
+    mut_arg("batch", |a| a.default_value("4"))
+)]
 pub(crate) struct BisectArgs {
-    /// Bundle folder
-    bundle: Utf8PathBuf,
-    /// Two engines to compare; with --reference one engine [default: tract]
-    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = super::args::engine_names())]
-    engines: Vec<String>,
+    #[command(flatten)]
+    bundle: BundleArgs,
     /// A bundle of the same system that is known to be good, or a folder with golden outputs
     #[arg(long, value_name = "DIR")]
     reference: Option<Utf8PathBuf>,
-    /// Images to follow, where the reference gives none
-    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=256))]
-    images: u16,
-    /// Seed of the images
-    #[arg(long, value_name = "K", default_value = "0")]
-    seed: u64,
-    /// Guidance scale; guidance runs above 1
-    #[arg(long, value_name = "S", default_value = "2.0", value_parser = guidance, allow_negative_numbers = true)]
-    cfg_scale: f32,
+    /// Number of images to follow, where the reference gives none
+    #[arg(long, visible_alias = "images", value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=256))]
+    num: u16,
     #[command(flatten)]
-    engine: ContenderArgs,
+    draw: DrawArgs,
+    #[command(flatten)]
+    engines: EnginesArgs,
 }
 
-pub(super) fn run(args: &BisectArgs, printer: Printer) -> Result<Exit, Failure> {
+/// Two sources to follow, and what they follow.
+pub(super) struct Plan {
+    bundle: Utf8PathBuf,
+    sides: Sides,
+    engines: EnginesPlan,
+    images: u64,
+    options: DecodeOptions,
+}
+
+/// What may part.
+enum Sides {
+    /// Two engines.
+    Engines([String; 2]),
+    /// A bundle on an engine, and what is known to be good.
+    Reference(String, Utf8PathBuf),
+}
+
+impl BisectArgs {
+    /// Chooses the engines.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let engines = self.engines.resolve(vec![DEFAULT_ENGINE.to_owned()])?;
+        let sides = match (self.reference, engines.names.as_slice()) {
+            (None, [a, b]) => Sides::Engines([a.clone(), b.clone()]),
+            (Some(folder), [engine]) => Sides::Reference(engine.clone(), folder),
+            (None, _) => {
+                return Err(Failure::usage(
+                    "two different engines are needed",
+                    Some("say --engines tract,ort"),
+                ));
+            }
+            (Some(_), _) => {
+                return Err(Failure::usage("with --reference, name one engine at most", None));
+            }
+        };
+        let DrawArgs { cfg_scale, seed } = self.draw;
+        let sampler = SamplerOptions::default();
+        Ok(Plan {
+            bundle: self.bundle.bundle,
+            sides,
+            engines,
+            images: u64::from(self.num),
+            options: DecodeOptions { cfg_scale, cfg_interval: None, sampler, seed },
+        })
+    }
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let bar = printer.progress("bisecting", "units");
-    let found = find(args, &mut |done, total| bar.advance(done, total))?;
+    let found = plan.find(&mut |done, total| bar.advance(done, total))?;
     drop(bar);
     printer.result(|| render(&found), &found)?;
     Ok(found.verdict.into())
 }
 
-fn find(args: &BisectArgs, progress: Progress<'_>) -> Result<Bisection, Failure> {
-    let bundle = Bundle::open(&args.bundle)?;
-    let runtime = |bundle, name: &str| -> Result<Runtime<'_>, Failure> {
-        let mut made = args.engine.contenders(bundle, &[name.to_owned()])?;
-        let Some(contender) = made.pop() else { return Err(Failure::usage("no engine", None)) };
-        Ok(Runtime::new(bundle, contender.engine?)?)
-    };
-    match (&args.reference, args.engines.as_slice()) {
-        (None, [a, b]) if a != b => {
-            let (x, y) = (runtime(&bundle, a)?, runtime(&bundle, b)?);
-            // Where the first engine goes wrong, the second one's tokens are followed.
-            let forced = match draw(&x, args, progress) {
-                Err(e) if e.went_wrong() => draw(&y, args, progress)?,
-                drawn => drawn?,
-            };
-            Ok(between([a, b], &x, &y, &forced, args.cfg_scale, progress)?)
-        }
-        (Some(folder), engines @ ([] | [_])) => {
-            let engine = engines.first().map_or(DEFAULT_ENGINE, String::as_str);
-            let own = runtime(&bundle, engine)?;
-            if !folder.join(MANIFEST).is_file() {
-                return Ok(against_recorded(&own, folder, usize::from(args.engine.batch), progress)?);
+impl Plan {
+    fn find(&self, progress: Progress<'_>) -> Result<Bisection, Failure> {
+        let Self { engines, options: DecodeOptions { cfg_scale, .. }, .. } = self;
+        let bundle = Bundle::open(&self.bundle)?;
+        match &self.sides {
+            Sides::Engines([a, b]) => {
+                let x = Runtime::new(&bundle, engines.create(a)?)?;
+                let y = Runtime::new(&bundle, engines.create(b)?)?;
+                // Where the first engine goes wrong, the second one's tokens are followed.
+                let forced = match self.draw(&x, progress) {
+                    Err(e) if e.went_wrong() => self.draw(&y, progress)?,
+                    drawn => drawn?,
+                };
+                Ok(between([a, b], &x, &y, &forced, *cfg_scale, progress)?)
             }
-            let good = Bundle::open(folder)?;
-            let good = runtime(&good, engine)?;
-            let forced = draw(&good, args, progress)?;
-            let names =
-                [folder.file_name().unwrap_or("reference"), args.bundle.file_name().unwrap_or("bundle")];
-            Ok(between(names, &good, &own, &forced, args.cfg_scale, progress)?)
+            Sides::Reference(engine, folder) => {
+                let own = Runtime::new(&bundle, engines.create(engine)?)?;
+                if !folder.join(MANIFEST).is_file() {
+                    return Ok(against_recorded(&own, folder, engines.batch, progress)?);
+                }
+                let good = Bundle::open(folder)?;
+                let good = Runtime::new(&good, engines.create(engine)?)?;
+                let forced = self.draw(&good, progress)?;
+                let names =
+                    [folder.file_name().unwrap_or("reference"), self.bundle.file_name().unwrap_or("bundle")];
+                Ok(between(names, &good, &own, &forced, *cfg_scale, progress)?)
+            }
         }
-        (None, _) => Err(Failure::usage("two different engines are needed", Some("say --engines tract,ort"))),
-        (Some(_), _) => Err(Failure::usage("with --reference, name one engine at most", None)),
     }
-}
 
-/// Tokens to follow: what the good source draws.
-fn draw(runtime: &Runtime<'_>, args: &BisectArgs, progress: Progress<'_>) -> Result<Forced, RunError> {
-    let classes = runtime.bundle().system().num_classes;
-    let requests = Request::all_seeded(args.seed, u64::from(args.images), classes);
-    let options = DecodeOptions {
-        cfg_scale: args.cfg_scale,
-        cfg_interval: None,
-        sampler: SamplerOptions::default(),
-        seed: args.seed,
-    };
-    Ok(drawn(&runtime.decode(&requests, &options, usize::from(args.engine.batch), progress)?))
+    /// Tokens to follow: what the good source draws.
+    fn draw(&self, runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Forced, RunError> {
+        let classes = runtime.bundle().system().num_classes;
+        let requests = Request::all_seeded(self.options.seed, self.images, classes);
+        Ok(drawn(&runtime.decode(&requests, &self.options, self.engines.batch, progress)?))
+    }
 }
 
 fn render(found: &Bisection) -> Text {

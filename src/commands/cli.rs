@@ -3,10 +3,7 @@
 use clap::{Parser, Subcommand};
 use dpar_export_inputs::memory;
 
-use super::args::{
-    DecodeArgs, EncodeArgs, ExportArgs, GenerateArgs, InspectArgs, ScoreArgs, TalkArgs, VerifyArgs,
-};
-use super::doctor::DoctorArgs;
+use super::args::{ExportArgs, TalkArgs};
 
 /// Turn trained DPAR and LlamaGen checkpoints into ONNX bundles, run them, verify them.
 ///
@@ -40,21 +37,21 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show what is in a bundle or a checkpoint: components, parameters, axes, patch rule, hashes
-    Inspect(InspectArgs),
+    Inspect(super::inspect::InspectArgs),
     /// Say which engines can run here, and why not: libraries, driver, GPUs; exit 3 if the wanted one cannot
-    Doctor(DoctorArgs),
+    Doctor(super::doctor::DoctorArgs),
     /// Teacher-forced logits, entropies and patch lengths of given tokens
-    Score(ScoreArgs),
+    Score(super::score::ScoreArgs),
     /// Generate images: PNGs, samples.npz, trace.npz, grid.png
-    Generate(GenerateArgs),
+    Generate(super::generate::GenerateArgs),
     /// Turn tokens into images
-    Decode(DecodeArgs),
+    Decode(super::pixels::DecodeArgs),
     /// Turn images into tokens
-    Encode(EncodeArgs),
+    Encode(super::pixels::EncodeArgs),
     /// Generate a reference run again, or hold runs against the published table, with statistics; exit 1 or 4
     Reproduce(super::reproduce::ReproduceArgs),
     /// Compare a bundle with reference outputs; exit 1 on a mismatch
-    Verify(VerifyArgs),
+    Verify(super::verify::VerifyArgs),
     /// Record reference outputs of an engine for `verify --reference`
     Reference(super::reference::ReferenceArgs),
     /// Sign a statement over a bundle's files, or over a report
@@ -79,4 +76,42 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// What the parser itself finds wrong with the definitions.
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// An option that several subcommands have looks alike in all of them: short form, name of its value, heading. But what
+    /// they read and write has the shape that each needs, and the numbers of `metrics` are computed by no engine.
+    #[test]
+    fn shared_options_are_alike() {
+        const OWN: [&str; 8] =
+            ["output", "images", "reference", "key", "extractor", "bundle", "engines", "samples"];
+        let mut command = Cli::command();
+        command.build();
+        let mut seen = BTreeMap::new();
+        let all = command.get_subcommands().flat_map(|c| c.get_arguments().map(move |a| (c, a)));
+        for (command, arg) in all {
+            let Some(long) = arg.get_long().filter(|long| !OWN.contains(long)) else { continue };
+            if command.get_name() == "metrics" && ["threads", "seed"].contains(&long) {
+                continue;
+            }
+            let values: Vec<&str> = arg.get_value_names().into_iter().flatten().map(|n| n.as_str()).collect();
+            let look = (arg.get_short(), values.join(" "), arg.get_help_heading().map(str::to_owned));
+            let (first, there) =
+                seen.entry(long.to_owned()).or_insert((command.get_name().to_owned(), look.clone()));
+            assert_eq!(*there, look, "--{long} of {first} and of {}", command.get_name());
+        }
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_checkpoint::load_extractor;
+use dpar_export_metrics::Resize;
 use dpar_export_spec::{ComponentKind, Precision};
 use serde_json::json;
 
@@ -26,13 +27,28 @@ impl ComponentArgs {
     }
 }
 
-pub(super) fn run(
-    component: Component,
-    file: &Utf8Path,
-    args: &ExportArgs,
-    printer: Printer,
-) -> Result<Exit, Failure> {
-    let started = Instant::now();
+/// A network to export.
+pub(super) struct Plan {
+    file: Utf8PathBuf,
+    from: From,
+    resize: Option<Resize>,
+    input_size: Option<usize>,
+    normalise: Option<Normalise>,
+    /// `None`: write nothing.
+    output: Option<Utf8PathBuf>,
+    force: bool,
+}
+
+/// What the file is.
+enum From {
+    /// Weights of a known network, and rename rules.
+    Weights(ComponentKind, Option<Utf8PathBuf>),
+    /// An ONNX file.
+    Onnx,
+}
+
+/// Refuses what is for systems.
+pub(super) fn resolve(component: Component, file: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failure> {
     if args.target != Target::Onnx || args.trt.any() {
         return Err(Failure::usage(
             "feature extractors are exported to ONNX only",
@@ -48,38 +64,52 @@ pub(super) fn run(
         let message = "feature extractors are float32: a metric of other features could not be compared";
         return Err(Failure::usage(message, Some("leave --precision out")));
     }
-    let own = &args.component;
-    let (normalise, input_size) = (own.normalise()?, own.input_size.map(usize::from));
-    let output = || {
-        let hint = Some("name one with -o OUT, or try --dry-run");
-        args.output.as_deref().ok_or_else(|| Failure::usage("no output folder", hint))
-    };
-    let kind = match component {
-        Component::Inception => ComponentKind::Inception,
-        Component::EfficientnetLite0 => ComponentKind::EfficientnetLite0,
-        Component::Features => {
-            if args.parts.map().is_some() {
-                return Err(Failure::usage("--map is for weight files, not for ONNX files", None));
-            }
-            let resize = own.resize.unwrap_or_default();
-            let features = ForeignExtractor::read(file, input_size, resize, normalise)?;
-            if args.dry_run {
-                return dry_run(printer, file, &features.spec);
-            }
-            let manifest = write_features(file, &features, output()?, args.force)?;
-            return report(printer, output()?, &features.spec, &manifest, started);
+    let map = args.parts.map().map(Utf8Path::to_owned);
+    let from = match component {
+        Component::Inception => From::Weights(ComponentKind::Inception, map),
+        Component::EfficientnetLite0 => From::Weights(ComponentKind::EfficientnetLite0, map),
+        Component::Features if map.is_some() => {
+            return Err(Failure::usage("--map is for weight files, not for ONNX files", None));
         }
+        Component::Features => From::Onnx,
     };
-    let loaded = load_extractor(file, kind, input_size, args.parts.map())?;
-    super::say(&loaded.notes);
-    let spec = ExtractorSpec::of(&loaded, own.resize, normalise)?;
-    if args.dry_run {
-        return dry_run(printer, file, &spec);
+    let output = args.output.output.clone();
+    if output.is_none() && !args.dry_run {
+        return Err(Failure::usage("no output folder", Some("name one with -o OUT, or try --dry-run")));
     }
-    let bar = printer.progress("exporting", "steps");
-    let manifest = write_extractor(&loaded, &spec, output()?, args.force, &mut |graph| bar.step(graph))?;
-    drop(bar);
-    report(printer, output()?, &spec, &manifest, started)
+    let own = &args.component;
+    Ok(Plan {
+        file: file.to_owned(),
+        from,
+        resize: own.resize,
+        input_size: own.input_size.map(usize::from),
+        normalise: own.normalise()?,
+        output: output.filter(|_| !args.dry_run),
+        force: args.output.replace.force,
+    })
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let Plan { file, from, resize, input_size, normalise, output, force } = plan;
+    match from {
+        From::Onnx => {
+            let features = ForeignExtractor::read(&file, input_size, resize.unwrap_or_default(), normalise)?;
+            let Some(output) = output else { return dry_run(printer, &file, &features.spec) };
+            let manifest = write_features(&file, &features, &output, force)?;
+            report(printer, &output, &features.spec, &manifest, started)
+        }
+        From::Weights(kind, map) => {
+            let loaded = load_extractor(&file, kind, input_size, map.as_deref())?;
+            super::say(&loaded.notes);
+            let spec = ExtractorSpec::of(&loaded, resize, normalise)?;
+            let Some(output) = output else { return dry_run(printer, &file, &spec) };
+            let bar = printer.progress("exporting", "steps");
+            let manifest = write_extractor(&loaded, &spec, &output, force, &mut |graph| bar.step(graph))?;
+            drop(bar);
+            report(printer, &output, &spec, &manifest, started)
+        }
+    }
 }
 
 fn dry_run(printer: Printer, file: &Utf8Path, spec: &ExtractorSpec) -> Result<Exit, Failure> {

@@ -4,6 +4,7 @@ use camino::Utf8PathBuf;
 use clap::Args;
 use dpar_engine_api::Driver;
 
+use super::args::{LibraryArgs, engine_names};
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text};
 use crate::bundle::Bundle;
@@ -13,30 +14,41 @@ use crate::engines::{DEFAULT_ENGINE, EngineOptions};
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// Bundle to run: its hashes, and its engines against this machine's library and GPU
-    pub(crate) bundle: Option<Utf8PathBuf>,
+    bundle: Option<Utf8PathBuf>,
     /// Engine that must work for exit code 0 [default: the default engine]
-    #[arg(long, value_parser = super::args::engine_names())]
-    pub(crate) engine: Option<String>,
-    /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ort_lib: Option<Utf8PathBuf>,
-    /// Folder of the TensorRT libraries [default: $DPAR_TRT_LIB, then what `cargo xtask setup` fetched, then the system's]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) trt_lib: Option<Utf8PathBuf>,
+    #[arg(long, value_name = "ENGINE", value_parser = engine_names(), help_heading = "Engine")]
+    engine: Option<String>,
+    #[command(flatten)]
+    libraries: LibraryArgs,
 }
 
-pub(super) fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> {
-    let bundle = args.bundle.as_deref().map(Bundle::open).transpose()?;
-    let options = EngineOptions {
-        ort_library: args.ort_lib.clone(),
-        trt_library: args.trt_lib.clone(),
-        ..EngineOptions::default()
-    };
-    let report = examine(&options, bundle.as_ref());
+/// What to look at, and what must work.
+pub(super) struct Plan {
+    bundle: Option<Utf8PathBuf>,
+    options: EngineOptions,
+    asked: String,
+}
+
+impl DoctorArgs {
+    /// The engine that must work.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let options = EngineOptions {
+            ort_library: self.libraries.ort_lib,
+            trt_library: self.libraries.trt.trt_lib,
+            ..EngineOptions::default()
+        };
+        let asked = self.engine.unwrap_or_else(|| DEFAULT_ENGINE.to_owned());
+        Ok(Plan { bundle: self.bundle, options, asked })
+    }
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let Plan { bundle, options, asked } = &plan;
+    let bundle = bundle.as_deref().map(Bundle::open).transpose()?;
+    let report = examine(options, bundle.as_ref());
     if let Some(bundle) = &bundle {
         bundle.unchanged()?;
     }
-    let asked = args.engine.as_deref().unwrap_or(DEFAULT_ENGINE);
     printer.result(|| text(&report, asked), &report)?;
     Ok(match report.engine(asked) {
         Some(e) if e.works => Exit::Pass,

@@ -2,72 +2,119 @@
 
 mod args;
 
-use dpar_export_metrics::Variant;
+use camino::Utf8Path;
+use dpar_export_metrics::{Compute, Variant};
 use serde_json::json;
 
+use super::args::{ExtractorPlan, OnEngine};
 use super::failure::{Exit, Failure};
 use super::metrics::{compute, text};
 use super::paths::apart;
 use super::printer::{Phases, Printer, fixed, signed};
-use super::{engine_options, with_runtime};
-use crate::engines;
 use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::job::{Drawn, Evaluation, Job, JobOptions, Outcome, Part, Source, samples_of};
-use crate::features::{ExtractorOptions, FeatureExtractor};
+use crate::features::ExtractorOptions;
 use crate::generate::DecodeOptions;
-use crate::generate::sampler::SamplerOptions;
 pub(crate) use args::EvaluateArgs;
 
-pub(super) fn run(args: &EvaluateArgs, printer: Printer) -> Result<Exit, Failure> {
-    let draw = &args.draw;
-    let folders = [args.samples.as_ref(), Some(&args.reference)];
-    if reading(args) != Reading::default() && !folders.into_iter().flatten().any(|p| p.is_dir()) {
-        let message = "--convert and --recursive are for folders of images, and none is given";
-        return Err(Failure::usage(message, Some("leave them out")));
-    }
-    if let Some(samples) = args.compare.as_deref().map(samples_of) {
-        apart(&args.output, &[("the other evaluation", samples.as_path())])?;
-    }
-    let Some(path) = &draw.bundle else {
-        let path =
-            args.samples.as_ref().ok_or_else(|| Failure::usage("no --samples and no --bundle", None))?;
-        let limit = args.limit.and_then(|n| usize::try_from(n).ok());
-        let set = ImageSet::open(path, Reading { limit, ..reading(args) })?;
-        return evaluate(args, &Source::Images(set), printer);
-    };
-    let sampler = SamplerOptions {
-        method: draw.sampler.into(),
-        temperature: draw.temperature,
-        top_k: draw.top_k,
-        top_p: draw.top_p,
-        greedy: draw.greedy,
-    };
-    sampler.validate().map_err(|e| Failure::usage(e.to_string(), None))?;
-    let options = DecodeOptions {
-        cfg_scale: draw.cfg_scale,
-        cfg_interval: draw.cfg_interval.flatten(),
-        sampler,
-        seed: draw.seed,
-    };
-    with_runtime(path, &args.engine, |runtime| {
-        let drawn =
-            Drawn::new(runtime, draw.num.unwrap_or_default(), options, usize::from(args.engine.batch))?;
-        evaluate(args, &Source::Drawn(drawn), printer)
-    })
+/// Samples, the network that looks at them, and the job.
+pub(super) struct Plan {
+    samples: Samples,
+    extractor: ExtractorPlan,
+    compute: Compute,
+    options: JobOptions,
 }
 
-fn evaluate(args: &EvaluateArgs, source: &Source<'_>, printer: Printer) -> Result<Exit, Failure> {
-    let compute = compute(args.engine.threads)?;
-    let engine = engines::create(&args.engine.engine, &engine_options(&args.engine))?;
-    let options = ExtractorOptions {
-        // A bundle says how its images are prepared; a plain file leaves it to the variant.
-        resize: args.protocol.variant().filter(|_| args.extractor.is_file()).map(Variant::resize),
-        batch: usize::from(args.engine.batch),
-        threads: compute.threads(),
-        input_size: args.input_size,
+/// Where the samples come from.
+enum Samples {
+    /// Images that are there.
+    Images(ImageSet),
+    /// A bundle draws so many.
+    Drawn(OnEngine, u64, DecodeOptions),
+}
+
+impl EvaluateArgs {
+    /// Finds the samples, chooses the engines, starts the threads.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let folders = [self.samples.as_ref(), Some(&self.reference)];
+        if self.reading() != Reading::default() && !folders.into_iter().flatten().any(|p| p.is_dir()) {
+            let message = "--convert and --recursive are for folders of images, and none is given";
+            return Err(Failure::usage(message, Some("leave them out")));
+        }
+        if let Some(samples) = self.compare.as_deref().map(samples_of) {
+            apart(&self.output, &[("the other evaluation", samples.as_path())])?;
+        }
+        let own = self.extractor_engine.extractor_engine.as_deref();
+        let extractor_engine = own.unwrap_or(self.engine.name());
+        let samples = match (&self.bundle, &self.samples) {
+            (Some(bundle), _) => {
+                let on = self.engine.on_beside(bundle, &[extractor_engine])?;
+                Samples::Drawn(on, self.num.unwrap_or_default(), self.sampling.resolve()?)
+            }
+            (None, Some(path)) => {
+                if self.engine.engine.is_some() && self.engine.name() != extractor_engine {
+                    let message = "--engine runs a bundle, and none is given";
+                    return Err(Failure::usage(message, Some("leave it out, or --extractor-engine")));
+                }
+                let limit = self.limit.and_then(|n| usize::try_from(n).ok());
+                Samples::Images(ImageSet::open(path, Reading { limit, ..self.reading() })?)
+            }
+            (None, None) => return Err(Failure::usage("no --samples and no --bundle", None)),
+        };
+        let extractor = ExtractorOptions {
+            // A bundle says how its images are prepared; a plain file leaves it to the variant.
+            resize: self.protocol.variant().filter(|_| self.extractor.is_file()).map(Variant::resize),
+            input_size: self.input_size,
+            ..ExtractorOptions::default()
+        };
+        let beside = self.bundle.is_some();
+        Ok(Plan {
+            samples,
+            compute: compute(self.engine.settings.threads)?,
+            extractor: ExtractorPlan::new(
+                &self.extractor,
+                extractor_engine,
+                &self.engine,
+                beside,
+                extractor,
+            )?,
+            options: JobOptions {
+                reading: self.reading(),
+                resume: self.resume,
+                part: match self.shard {
+                    Some(shard) => Part::Shard(shard),
+                    None if self.merge.is_empty() => Part::Whole,
+                    None => Part::Merge(self.merge),
+                },
+                chunk: usize::from(self.chunk),
+                variant: self.protocol.variant(),
+                pr_mode: self.protocol.pr_mode(),
+                kid: self.protocol.kid(self.metric_seed),
+                reference: self.reference,
+                output: self.output,
+                compare: self.compare,
+            },
+        })
+    }
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let Plan { samples, extractor, compute, options } = plan;
+    let evaluate = |source: &Source<'_>| {
+        let output = options.output.clone();
+        let job = Job::new(extractor.open()?, compute, options)?;
+        evaluate(job, source, &output, printer)
     };
-    let extractor = FeatureExtractor::open(&args.extractor, engine, &options)?;
-    let job = Job::new(extractor, compute, job_options(args))?;
+    match samples {
+        Samples::Images(set) => evaluate(&Source::Images(set)),
+        Samples::Drawn(on, num, decode) => {
+            let batch = on.batch;
+            on.run(|runtime| evaluate(&Source::Drawn(Drawn::new(runtime, num, decode, batch)?)))
+        }
+    }
+}
+
+fn evaluate(job: Job, source: &Source<'_>, output: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
     let mut phases = Phases::new(printer);
     let done = job.run(source, &mut |phase, done, total| phases.show(phase, done, total));
     drop(phases);
@@ -75,37 +122,13 @@ fn evaluate(args: &EvaluateArgs, source: &Source<'_>, printer: Printer) -> Resul
         .map_err(|e| Failure::from(e).when_interrupted("go on with the same command line and --resume"))?
     {
         Outcome::Shard { shard, images, of } => {
-            let (output, count) = (&args.output, shard.count());
+            let count = shard.count();
             let text = || format!("{output}: {images} of {of} images; merge all {count} shards with --merge");
             let value = json!({ "output": output, "images": images, "of": of, "shard": shard.index(), "shards": count });
             printer.result(text, &value)?;
             Ok(Exit::Pass)
         }
         Outcome::Whole(evaluation) => tell(&evaluation, printer),
-    }
-}
-
-/// How folders are read.
-fn reading(args: &EvaluateArgs) -> Reading {
-    Reading { limit: None, convert: args.convert.is_some(), recursive: args.recursive }
-}
-
-fn job_options(args: &EvaluateArgs) -> JobOptions {
-    JobOptions {
-        reference: args.reference.clone(),
-        reading: reading(args),
-        output: args.output.clone(),
-        resume: args.resume,
-        part: match args.shard {
-            Some(shard) => Part::Shard(shard),
-            None if args.merge.is_empty() => Part::Whole,
-            None => Part::Merge(args.merge.clone()),
-        },
-        compare: args.compare.clone(),
-        chunk: usize::from(args.chunk),
-        variant: args.protocol.variant(),
-        pr_mode: args.protocol.pr_mode(),
-        kid: args.protocol.kid(args.metric_seed),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::Engine;
-use dpar_export_checkpoint::Loaded;
+use dpar_export_checkpoint::{LoadOptions, Loaded};
 use dpar_export_spec::{Precision, SystemSpec, Tuning};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target};
+use super::component;
 use super::failure::{Exit, Failure};
 use super::paths::apart;
 use super::printer::{Bar, Printer, Text};
@@ -24,17 +25,47 @@ use crate::targets::plan::{TrtPlan, TuneFor};
 use crate::targets::trtexec::{self, Commands, SCRIPT};
 use crate::targets::tuning::of_trace;
 
-pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) -> Result<Exit, Failure> {
+/// What to export.
+pub(super) enum Plan {
+    /// A feature network.
+    Extractor(component::Plan),
+    /// A system.
+    System(SystemPlan),
+}
+
+/// A system to export, or a bundle to build engines from.
+pub(super) struct SystemPlan {
+    from: Utf8PathBuf,
+    /// How to read a checkpoint; `None`: it is a bundle.
+    checkpoint: Option<LoadOptions>,
+    /// `None`: that of the bundle, or float32.
+    precision: Option<Precision>,
+    engines: Option<Engines>,
+    /// `None`: the bundle itself.
+    output: Option<Utf8PathBuf>,
+    force: bool,
+    dry_run: bool,
+}
+
+/// What to build from the graphs.
+struct Engines {
+    plan: TrtPlan,
+    /// Write the builds down for other tools.
+    emit: bool,
+}
+
+/// Looks at what is there, and refuses options that are not for it.
+pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failure> {
     if let Some(component) = args.component.component {
-        return super::component::run(component, checkpoint, args, printer);
+        return Ok(Plan::Extractor(component::resolve(component, from, args)?));
     }
-    let started = Instant::now();
     let precision = args.precision.asked()?.map(|asked| form(asked, args.target));
-    if args.target == Target::Trt && args.output.is_none() && !args.dry_run {
+    let output = args.output.output.clone();
+    if args.target == Target::Trt && output.is_none() && !args.dry_run {
         // What is read is what is replaced, perhaps by a run that was killed.
-        staging::recover(checkpoint);
+        staging::recover(from);
     }
-    let from_bundle = args.target == Target::Trt && checkpoint.join(MANIFEST).is_file();
+    let from_bundle = args.target == Target::Trt && from.join(MANIFEST).is_file();
     // An option that nothing can meet is not met with --target trt either.
     if let Some((message, hint)) = args.trt.refused() {
         return Err(Failure::usage(message, Some(hint)));
@@ -43,65 +74,75 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         return Err(Failure::usage("TensorRT options without engines", Some("add --target trt")));
     }
     if from_bundle && args.parts.any() {
-        let message = format!("{checkpoint} is a bundle: its parts cannot be chosen any more");
+        let message = format!("{from} is a bundle: its parts cannot be chosen any more");
         return Err(Failure::usage(message, Some("leave the checkpoint options out")));
     }
     let plan = args.trt.plan();
     plan.check_words()?;
+    let emit = args.trt.emit_trtexec;
+    Ok(Plan::System(SystemPlan {
+        from: from.to_owned(),
+        checkpoint: (!from_bundle).then(|| args.parts.options()),
+        precision,
+        engines: (args.target == Target::Trt).then_some(Engines { plan, emit }),
+        output,
+        force: args.output.replace.force,
+        dry_run: args.dry_run,
+    }))
+}
+
+pub(super) fn run(plan: SystemPlan, printer: Printer) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let SystemPlan { from, checkpoint, precision, engines, output, force, dry_run: dry } = &plan;
+    let emits = engines.as_ref().is_some_and(|e| e.emit);
     let bar = printer.progress("exporting", "steps");
     let (mut built, mut commands, mut script) = (Vec::new(), Vec::new(), String::new());
-    let mut engines = |folder: &Utf8Path, manifest: &mut Manifest| {
-        match args.target {
-            Target::Onnx => {}
-            Target::Trt if args.trt.emit_trtexec => {
-                commands = emit_trtexec(folder, manifest, &plan, &bar)?;
+    let mut add = |folder: &Utf8Path, manifest: &mut Manifest| {
+        match engines {
+            None => {}
+            Some(Engines { plan, emit: true }) => {
+                commands = emit_trtexec(folder, manifest, plan, &bar)?;
                 let path = folder.join(SCRIPT);
                 script = fs_err::read_to_string(&path).map_err(|e| BundleError::Io { path, source: e })?;
             }
-            Target::Trt => built = build_engines(folder, manifest, &plan, &bar)?,
+            Some(Engines { plan, emit: false }) => built = build_engines(folder, manifest, plan, &bar)?,
         }
         Ok(())
     };
-    let (summary, manifest, output) = if from_bundle {
-        let bundle = Bundle::open(checkpoint)?;
-        check_asked(precision, bundle.manifest())?;
-        if args.dry_run {
-            let manifest = bundle.manifest();
-            check_plan(&plan, bundle.system(), manifest.precision, args)?;
-            plan.profiles(manifest, &Tuning::of_system(bundle.system()))?;
-            return dry_run(printer, checkpoint, &manifest.name, bundle.system());
-        }
-        let manifest = bundle::extend(&bundle, args.output.as_deref(), args.force, &mut engines)?;
-        (manifest.name.clone(), manifest, args.output.as_deref().unwrap_or(checkpoint))
-    } else {
-        let loaded = dpar_export_checkpoint::load(checkpoint, &args.parts.options())?;
-        say(&loaded.notes);
-        let summary = summary(&loaded);
-        if args.dry_run {
-            if args.target == Target::Trt {
-                check_plan(&plan, &loaded.system, precision.unwrap_or_default(), args)?;
+    let (summary, manifest, output) = match checkpoint {
+        None => {
+            let bundle = Bundle::open(from)?;
+            check_asked(*precision, bundle.manifest())?;
+            if *dry {
+                let manifest = bundle.manifest();
+                if let Some(engines) = engines {
+                    engines.check(bundle.system(), manifest.precision)?;
+                    engines.plan.profiles(manifest, &Tuning::of_system(bundle.system()))?;
+                }
+                return dry_run(printer, from, &manifest.name, bundle.system());
             }
-            return dry_run(printer, checkpoint, &summary, &loaded.system);
+            let manifest = bundle::extend(&bundle, output.as_deref(), *force, &mut add)?;
+            (manifest.name.clone(), manifest, output.as_ref().unwrap_or(from))
         }
-        let Some(output) = &args.output else {
-            return Err(Failure::usage("no output folder", Some("name one with -o OUT, or try --dry-run")));
-        };
-        let sources: Vec<(&str, &Utf8Path)> =
-            loaded.sources.iter().map(|s| ("a file of the checkpoint", s.path.as_path())).collect();
-        apart(output, &sources)?;
-        let progress = &mut |graph: &str| bar.step(graph);
-        (
-            summary,
-            bundle::write(
-                &loaded,
-                precision.unwrap_or_default(),
-                output,
-                args.force,
-                progress,
-                &mut engines,
-            )?,
-            output.as_path(),
-        )
+        Some(options) => {
+            let loaded = dpar_export_checkpoint::load(from, options)?;
+            say(&loaded.notes);
+            let summary = summary(&loaded);
+            let precision = precision.unwrap_or_default();
+            if *dry {
+                engines.iter().try_for_each(|e| e.check(&loaded.system, precision))?;
+                return dry_run(printer, from, &summary, &loaded.system);
+            }
+            let Some(output) = output else {
+                let hint = Some("name one with -o OUT, or try --dry-run");
+                return Err(Failure::usage("no output folder", hint));
+            };
+            let sources: Vec<(&str, &Utf8Path)> =
+                loaded.sources.iter().map(|s| ("a file of the checkpoint", s.path.as_path())).collect();
+            apart(output, &sources)?;
+            let progress = &mut |graph: &str| bar.step(graph);
+            (summary, bundle::write(&loaded, precision, output, *force, progress, &mut add)?, output)
+        }
     };
     drop(bar);
     let bytes: u64 = manifest.files.iter().map(|f| f.size).sum();
@@ -120,7 +161,7 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
         )
     };
     let mut value = json!({ "output": output, "manifest": manifest, "engines": built });
-    if args.trt.emit_trtexec {
+    if emits {
         value["commands"] = json!(commands);
         let text = || {
             let mut text = Text::of_lines(&script);
@@ -135,22 +176,19 @@ pub(super) fn run(checkpoint: &Utf8Path, args: &ExportArgs, printer: Printer) ->
     Ok(Exit::Pass)
 }
 
-/// What a dry run can say about a build without the library: settings, a trace, and whether images can be generated.
-fn check_plan(
-    plan: &TrtPlan,
-    system: &SystemSpec,
-    precision: Precision,
-    args: &ExportArgs,
-) -> Result<(), Failure> {
-    if !args.trt.emit_trtexec {
-        check_settings(plan)?;
+impl Engines {
+    /// What a dry run can say about a build without the library: settings, a trace, and whether images can be generated.
+    fn check(&self, system: &SystemSpec, precision: Precision) -> Result<(), Failure> {
+        if !self.emit {
+            check_settings(&self.plan)?;
+        }
+        match &self.plan.tune_for {
+            TuneFor::Table => {}
+            TuneFor::Trace(path) => drop(of_trace(path, system)?),
+            TuneFor::Images(_) => drop(embedded(precision)?),
+        }
+        Ok(())
     }
-    match &plan.tune_for {
-        TuneFor::Table => {}
-        TuneFor::Trace(path) => drop(of_trace(path, system)?),
-        TuneFor::Images(_) => drop(embedded(precision)?),
-    }
-    Ok(())
 }
 
 #[cfg(feature = "tensorrt")]

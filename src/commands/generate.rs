@@ -2,55 +2,101 @@
 
 use std::time::Instant;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::Args;
 use dpar_export_inputs::limits;
 use dpar_export_spec::GraphName;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::args::GenerateArgs;
+use super::args::{BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, SamplingArgs};
 use super::failure::{Exit, Failure};
 use super::pixels::{SAMPLE_FOLDER, write_images};
 use super::printer::Printer;
-use super::with_runtime;
 use crate::arrays::{ArrayRef, write_npz};
-use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request, Stream};
 use crate::patches::pad;
 use crate::picture::{GridOptions, grid};
 use crate::samples::{GRID, TRACE};
-use crate::staging::StagedFolder;
 
 /// Images on `grid.png`.
 const GRID_IMAGES: usize = 64;
 /// `grid.png` enlarges images to about this many pixels.
 const GRID_PIXELS: usize = 128;
 
-pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure> {
-    let sampler = SamplerOptions {
-        method: args.sampler.into(),
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        greedy: args.greedy,
-    };
-    sampler.validate().map_err(|e| Failure::usage(e.to_string(), None))?;
-    if args.cfg_interval.flatten().is_some() && args.cfg_scale <= 1.0 {
-        return Err(Failure::usage(
-            "--cfg-interval without guidance has no effect",
-            Some("set --cfg-scale above 1"),
-        ));
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    bundle: BundleArgs,
+    /// Class labels, one image each
+    #[arg(
+        long,
+        value_name = "C,..",
+        allow_negative_numbers = true,
+        value_delimiter = ',',
+        conflicts_with = "num",
+        required_unless_present = "num"
+    )]
+    classes: Vec<i64>,
+    /// Number of images; their classes follow from the seed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES))]
+    num: Option<u64>,
+    /// Tokens and trace only
+    #[arg(long)]
+    no_images: bool,
+    /// Draw patch boundaries over the images of grid.png
+    #[arg(long, conflicts_with = "no_images")]
+    overlay: bool,
+    /// Labels of grid.png: a JSON list of class names, or an object with the list under "classes"
+    #[arg(long, value_name = "FILE", conflicts_with = "no_images")]
+    class_names: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// What to draw, how, and what of it to show.
+pub(super) struct Plan {
+    which: Which,
+    options: DecodeOptions,
+    images: bool,
+    overlay: bool,
+    names: Option<Vec<String>>,
+    output: OutputArgs,
+    on: OnEngine,
+}
+
+/// The images asked for.
+enum Which {
+    /// So many; their classes follow from the seed.
+    Number(u64),
+    /// One of each class.
+    Classes(Vec<i64>),
+}
+
+impl GenerateArgs {
+    /// Checks how to draw, reads the names, chooses the engine.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        Ok(Plan {
+            options: self.sampling.resolve()?,
+            names: self.class_names.as_deref().map(class_names).transpose()?,
+            on: self.engine.on(&self.bundle.bundle)?,
+            which: self.num.map_or(Which::Classes(self.classes), Which::Number),
+            images: !self.no_images,
+            overlay: self.overlay,
+            output: self.output,
+        })
     }
-    let names = args.class_names.as_deref().map(class_names).transpose()?;
-    let options = DecodeOptions {
-        cfg_scale: args.cfg_scale,
-        cfg_interval: args.cfg_interval.flatten(),
-        sampler,
-        seed: args.seed,
-    };
-    with_runtime(&args.bundle, &args.engine, |runtime| {
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let Plan { which, options, images, overlay, names, output, on } = plan;
+    let batch = on.batch;
+    on.run(|runtime| {
         let system = runtime.bundle().system();
-        let images = !args.no_images;
         if images {
             // Asked first: decoding thousands of images to find no tokenizer would waste hours.
             runtime.bundle().with_graph(GraphName::VqDecode.as_str(), |_| Ok::<_, Failure>(()))?;
@@ -59,9 +105,8 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
             let message = format!("{} class names for {} classes", names.len(), system.num_classes);
             return Err(Failure::usage(message, None));
         }
-        let staged = StagedFolder::create(&args.output, args.force, &SAMPLE_FOLDER)?;
-        let requests = requests(args, system.num_classes);
-        let batch = usize::from(args.engine.batch);
+        let staged = output.folder(&SAMPLE_FOLDER)?;
+        let requests = which.requests(options.seed, system.num_classes);
         let started = Instant::now();
         let bar = printer.progress("generating", "tokens");
         let streams =
@@ -79,7 +124,7 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
                 columns: columns(shown.len()),
                 scale: (GRID_PIXELS / size).max(1),
                 labels: shown.iter().map(|s| label(s, names.as_deref())).collect(),
-                overlay: args.overlay.then(|| shown.iter().map(|s| s.patch_lengths.clone()).collect()),
+                overlay: overlay.then(|| shown.iter().map(|s| s.patch_lengths.clone()).collect()),
                 grid_width: system.grid,
             };
             let picture = grid(&pixels, shown.len(), size, size, &sheet)?;
@@ -92,15 +137,15 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
         let text = || {
             format!(
                 "{}: {n} images, {mean:.2} steps of {} tokens on average, {seconds:.1} s on {} {}",
-                args.output,
+                output.output,
                 system.tokens(),
                 runtime.info().engine,
                 runtime.info().version,
             )
         };
         let value = json!({
-            "output": args.output, "images": n, "mean_steps": mean, "steps": steps, "seconds": seconds,
-            "seed": args.seed, "cfg_scale": args.cfg_scale, "greedy": args.greedy,
+            "output": output.output, "images": n, "mean_steps": mean, "steps": steps, "seconds": seconds,
+            "seed": options.seed, "cfg_scale": options.cfg_scale, "greedy": options.sampler.greedy,
             "sampler": options.sampler.method, "temperature": options.sampler.temperature,
             "top_k": options.sampler.top_k, "top_p": options.sampler.top_p,
             "engine": runtime.info(), "bundle": runtime.bundle().manifest_sha256(),
@@ -110,13 +155,14 @@ pub(super) fn run(args: &GenerateArgs, printer: Printer) -> Result<Exit, Failure
     })
 }
 
-/// The images asked for: explicit classes, or classes drawn from the seed.
-fn requests(args: &GenerateArgs, num_classes: usize) -> Vec<Request> {
-    match args.num {
-        Some(n) => Request::all_seeded(args.seed, n, num_classes),
-        None => {
-            let numbered = args.classes.iter().enumerate();
-            numbered.map(|(i, class)| Request { index: i as u64, class: *class }).collect()
+impl Which {
+    fn requests(&self, seed: u64, num_classes: usize) -> Vec<Request> {
+        match self {
+            Self::Number(n) => Request::all_seeded(seed, *n, num_classes),
+            Self::Classes(classes) => {
+                let numbered = classes.iter().enumerate();
+                numbered.map(|(i, class)| Request { index: i as u64, class: *class }).collect()
+            }
         }
     }
 }

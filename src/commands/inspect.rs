@@ -2,11 +2,13 @@
 
 use std::fmt::Write;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::Args;
+use dpar_export_checkpoint::LoadOptions;
 use dpar_export_spec::{ComponentSpec, PatchRule, Port, SystemSpec, Tuning, TuningSource};
 use serde_json::{Value, json};
 
-use super::args::InspectArgs;
+use super::args::{CheckpointArgs, TrtLibraryArgs};
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
 use super::say;
@@ -15,41 +17,89 @@ use crate::bundle::{
 };
 use crate::engines::{self, EngineOptions, Runs};
 
-pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure> {
-    if args.path.join(MANIFEST).is_file() {
-        if args.parts.any() {
-            let message = format!("{} is a bundle: its parts cannot be chosen any more", args.path);
+#[derive(Debug, Args)]
+#[command(mut_arg("trt_lib", |a| a.requires("layers")))]
+pub(crate) struct InspectArgs {
+    /// Bundle, experiment folder or weight file
+    path: Utf8PathBuf,
+    /// Show the layers of the bundle's TensorRT engines; needs an NVIDIA GPU
+    #[arg(long, help_heading = "Engine")]
+    layers: bool,
+    #[command(flatten)]
+    library: TrtLibraryArgs,
+    #[command(flatten)]
+    parts: CheckpointArgs,
+}
+
+/// What the path is.
+pub(super) enum Plan {
+    /// A bundle; with the options of the engine whose layers are to be shown.
+    Bundle(Utf8PathBuf, Option<EngineOptions>),
+    /// A bundle of a feature network.
+    Extractor(Utf8PathBuf),
+    /// What a bundle can be made from.
+    Checkpoint(Utf8PathBuf, LoadOptions),
+}
+
+impl InspectArgs {
+    /// Looks at what the path is, and refuses options that are not for it.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let Self { path, layers, library, parts } = self;
+        if !path.join(MANIFEST).is_file() {
+            if layers {
+                let message = format!("{path} is no bundle: only engines have layers to show");
+                return Err(Failure::usage(message, Some("build them with `dpar-export --target trt`")));
+            }
+            return Ok(Plan::Checkpoint(path, parts.options()));
+        }
+        if parts.any() {
+            let message = format!("{path} is a bundle: its parts cannot be chosen any more");
             return Err(Failure::usage(message, Some("leave the checkpoint options out")));
         }
-        if is_extractor(&args.path)? {
-            if args.layers {
-                return Err(Failure::usage("a feature extractor has no engines to show layers of", None));
+        match is_extractor(&path)? {
+            true if layers => {
+                Err(Failure::usage("a feature extractor has no engines to show layers of", None))
             }
-            return extractor(&args.path, printer);
+            true => Ok(Plan::Extractor(path)),
+            false => {
+                let trt_library = library.trt_lib;
+                let options = layers.then(|| EngineOptions { trt_library, ..EngineOptions::default() });
+                Ok(Plan::Bundle(path, options))
+            }
         }
-        let bundle = Bundle::open(&args.path)?;
-        let layers = if args.layers { layers(&bundle, args)? } else { Vec::new() };
-        bundle.unchanged()?;
-        let mut value = json!({
-            "kind": "bundle", "manifest": bundle.manifest(), "config": bundle.system(),
-            "manifest_sha256": bundle.manifest_sha256(), "provenance": bundle.provenance(),
-        });
-        if args.layers {
-            value["layers"] = layers.iter().cloned().collect::<serde_json::Map<_, _>>().into();
-        }
-        let text = || {
-            let mut text = bundle_text(&bundle);
-            text += layers_text(&layers);
-            text
-        };
-        printer.result(text, &value)?;
-        return Ok(Exit::Pass);
     }
-    if args.layers {
-        let message = format!("{} is no bundle: only engines have layers to show", args.path);
-        return Err(Failure::usage(message, Some("build them with `dpar-export --target trt`")));
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    match plan {
+        Plan::Bundle(path, engine) => bundle(&path, engine.as_ref(), printer),
+        Plan::Extractor(path) => extractor(&path, printer),
+        Plan::Checkpoint(path, options) => checkpoint(&path, &options, printer),
     }
-    let loaded = dpar_export_checkpoint::load(&args.path, &args.parts.options())?;
+}
+
+fn bundle(folder: &Utf8Path, engine: Option<&EngineOptions>, printer: Printer) -> Result<Exit, Failure> {
+    let bundle = Bundle::open(folder)?;
+    let layers = engine.map(|options| layers(&bundle, options)).transpose()?;
+    bundle.unchanged()?;
+    let mut value = json!({
+        "kind": "bundle", "manifest": bundle.manifest(), "config": bundle.system(),
+        "manifest_sha256": bundle.manifest_sha256(), "provenance": bundle.provenance(),
+    });
+    if let Some(layers) = &layers {
+        value["layers"] = layers.iter().cloned().collect::<serde_json::Map<_, _>>().into();
+    }
+    let text = || {
+        let mut text = bundle_text(&bundle);
+        text += layers_text(layers.as_deref().unwrap_or_default());
+        text
+    };
+    printer.result(text, &value)?;
+    Ok(Exit::Pass)
+}
+
+fn checkpoint(path: &Utf8Path, options: &LoadOptions, printer: Printer) -> Result<Exit, Failure> {
+    let loaded = dpar_export_checkpoint::load(path, options)?;
     say(&loaded.notes);
     let mut sources = Vec::new();
     for source in &loaded.sources {
@@ -67,7 +117,7 @@ pub(super) fn run(args: &InspectArgs, printer: Printer) -> Result<Exit, Failure>
         }).collect::<Vec<_>>(),
     });
     let text = || {
-        let mut text = Text::from(format!("checkpoint {}", args.path));
+        let mut text = Text::from(format!("checkpoint {path}"));
         text += system_text(&loaded.system);
         text += component_table(&loaded.system, &components);
         text += source_table(&sources);
@@ -108,17 +158,16 @@ fn extractor(folder: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
 }
 
 /// Layers of the bundle's engines, by graph.
-fn layers(bundle: &Bundle, args: &InspectArgs) -> Result<Vec<(String, Value)>, Failure> {
+fn layers(bundle: &Bundle, options: &EngineOptions) -> Result<Vec<(String, Value)>, Failure> {
     if bundle.manifest().engines.is_empty() {
         let message = format!("{} has no engines", bundle.folder());
         return Err(Failure::usage(message, Some("build them with `dpar-export --target trt BUNDLE`")));
     }
     let runs = engines::all().iter().find(|e| e.runs == Runs::BuiltFiles);
     let files = runs.ok_or_else(|| Failure::usage("no engine runs them", None))?.files()?;
-    let options = EngineOptions { trt_library: args.trt_lib.clone(), ..EngineOptions::default() };
     let layers = |entry: &EngineEntry| {
         let text =
-            (files.layers)(&bundle.path(&entry.file), &options).map_err(|e| e.in_graph(&entry.graph))?;
+            (files.layers)(&bundle.path(&entry.file), options).map_err(|e| e.in_graph(&entry.graph))?;
         // Not JSON is still what the library said.
         let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
         Ok((entry.graph.clone(), value))

@@ -1,10 +1,11 @@
 //! `metrics`: from activations to numbers.
 
 use camino::Utf8PathBuf;
-use clap::{Args, ValueEnum};
-use dpar_export_metrics::{Compute, KidProtocol, PrMode, Variant};
+use clap::Args;
+use dpar_export_metrics::{Compute, Variant};
 use serde_json::json;
 
+use super::args::{ProtocolArgs, ThreadsArgs};
 use super::failure::{Exit, Failure};
 use super::printer::{Phases, Printer, Text, fixed, table};
 use crate::bundle;
@@ -16,100 +17,49 @@ use crate::evaluate::report::{Metric, Network, Report, Settings};
 
 /// Metrics of activations.
 #[derive(Debug, Clone, Args)]
+#[command(mut_arg("threads", |a| a.help_heading(None::<&str>)
+    .help("Threads [default: the machine's]; no number depends on it")))]
 pub(crate) struct MetricsArgs {
     /// Samples: `pool_3` [N, 2048], optional `spatial`, `logits`, `extractor` (its name, u8)
     #[arg(long, value_name = "S.npz")]
-    pub(crate) activations: Utf8PathBuf,
+    activations: Utf8PathBuf,
     /// Reference: the same, or `mu`, `sigma`, `mu_s`, `sigma_s`
     #[arg(long, value_name = "R.npz")]
-    pub(crate) reference: Utf8PathBuf,
+    reference: Utf8PathBuf,
     #[command(flatten)]
-    pub(crate) protocol: ProtocolArgs,
-    /// Threads [default: the machine's]; no number depends on it
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    protocol: ProtocolArgs,
+    #[command(flatten)]
+    threads: ThreadsArgs,
     /// Seed of the KID subsets (numpy's RandomState)
     #[arg(long, value_name = "K", default_value = "2020", value_parser = clap::value_parser!(u64).range(0..=u64::from(u32::MAX)))]
-    pub(crate) seed: u64,
+    seed: u64,
 }
 
-/// How numbers are computed.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ProtocolArgs {
-    /// Whose protocol: of the image resize and of the Inception Score [default: that of the extractor's resize; adm]
-    #[arg(long, value_enum, help_heading = "Protocol")]
-    variant: Option<VariantName>,
-    /// Precision and Recall as in f64, or in the f16 of ADM's evaluator
-    #[arg(long, value_enum, default_value = "f32", help_heading = "Protocol")]
-    pr_mode: PrName,
-    /// Subsets of the second KID
-    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Protocol")]
-    kid_subsets: u32,
-    /// Images in a subset
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(2..=1_000_000), help_heading = "Protocol")]
-    kid_subset_size: u32,
+/// What to read, and how to measure it.
+pub(super) struct Plan {
+    args: MetricsArgs,
+    compute: Compute,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum VariantName {
-    /// guided-diffusion's evaluator, the protocol of LlamaGen and DPAR
-    #[value(alias = "guided-diffusion")]
-    Adm,
-    /// torch-fidelity: Inception Score in 10 shuffled splits
-    TorchFidelity,
-    /// pytorch-fid: half-pixel bilinear resize
-    PytorchFid,
-    /// clean-fid: Pillow's bicubic resize
-    CleanFid,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PrName {
-    /// Exact
-    F32,
-    /// f16, which inflates both by about 0.001 to 0.003
-    Adm,
-}
-
-impl ProtocolArgs {
-    /// The variant that was asked for.
-    pub(crate) fn variant(&self) -> Option<Variant> {
-        self.variant.map(|name| match name {
-            VariantName::Adm => Variant::GuidedDiffusion,
-            VariantName::TorchFidelity => Variant::TorchFidelity,
-            VariantName::PytorchFid => Variant::PytorchFid,
-            VariantName::CleanFid => Variant::CleanFid,
-        })
-    }
-
-    /// Arithmetic of Precision and Recall.
-    pub(crate) fn pr_mode(&self) -> PrMode {
-        match self.pr_mode {
-            PrName::F32 => PrMode::F32,
-            PrName::Adm => PrMode::Adm,
-        }
-    }
-
-    /// Subsets of KID.
-    pub(crate) fn kid(&self, seed: u64) -> KidProtocol {
-        KidProtocol { subsets: self.kid_subsets as usize, size: self.kid_subset_size as usize, seed }
+impl MetricsArgs {
+    /// Starts the threads; the variant follows from the files.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        Ok(Plan { compute: compute(self.threads)?, args: self })
     }
 }
 
 /// Threads to compute with: those asked for, or the machine's.
-pub(crate) fn compute(threads: Option<u16>) -> Result<Compute, Failure> {
-    let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = threads.map_or_else(all, usize::from);
+pub(crate) fn compute(threads: ThreadsArgs) -> Result<Compute, Failure> {
+    let threads = threads.or_all();
     crate::engines::warn_threads(threads);
     Compute::new(threads).map_err(|e| EvaluateError::metric("threads")(e).into())
 }
 
 /// Everything is read and nothing written but the report: Ctrl-C abandons the work where it is, since a decomposition of
 /// a covariance cannot be asked to stop.
-pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure> {
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let mut phases = Phases::new(printer);
-    let own = args.clone();
-    let work = move |next: &mut dyn FnMut(&'static str) -> bool| report(&own, next);
+    let work = move |next: &mut dyn FnMut(&'static str) -> bool| report(&plan, next);
     let done = apart(1 + PARTS, work, &mut |phase, done, total| phases.show(phase, done, total));
     drop(phases);
     let (text, value) = done?;
@@ -119,10 +69,10 @@ pub(super) fn run(args: &MetricsArgs, printer: Printer) -> Result<Exit, Failure>
 
 /// The report for people, and with `--json`. `next` is told what comes next.
 fn report(
-    args: &MetricsArgs,
+    plan: &Plan,
     next: &mut dyn FnMut(&'static str) -> bool,
 ) -> Result<(Text, serde_json::Value), Failure> {
-    let compute = compute(args.threads)?;
+    let Plan { args, compute } = plan;
     next("reading");
     let samples = StoredActivations::read(&args.activations)?;
     let Some(pool) = &samples.pool else {
@@ -137,7 +87,7 @@ fn report(
         pr_mode: args.protocol.pr_mode(),
         kid: Some(args.protocol.kid(args.seed)),
     };
-    let of = |table: &Option<Table>, what| table.as_ref().map(|t| moments_of(t, what, &compute)).transpose();
+    let of = |table: &Option<Table>, what| table.as_ref().map(|t| moments_of(t, what, compute)).transpose();
     // Samples are measured; a reference file's statistics are used as they are.
     let (s_pool, s_spatial) = (of(&samples.pool, "pool_3")?, of(&samples.spatial, "spatial")?);
     let r_pool = match &reference.pool_moments {
@@ -160,7 +110,7 @@ fn report(
         pool: reference.pool.as_ref().map(|t| t.rows("pool_3 of the reference")).transpose()?,
         logits: None,
     };
-    let mut report = measure(samples_side, reference_side, network, &settings, &compute, next)?;
+    let mut report = measure(samples_side, reference_side, network, &settings, compute, next)?;
     if reference.images && reference.pool.is_none() {
         report.reason(
             "the reference's images (`arr_0`) need a feature network: `dpar-export evaluate --extractor`",

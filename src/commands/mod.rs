@@ -17,7 +17,6 @@ mod metrics;
 mod parity;
 mod paths;
 mod pixels;
-mod precision;
 mod printer;
 mod reference;
 mod report;
@@ -28,17 +27,13 @@ mod verify;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use camino::Utf8Path;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
-use crate::bundle::Bundle;
-use crate::engines::{self, EngineOptions};
-use crate::runtime::Runtime;
-use crate::staging::StagedFile;
-use args::{EngineArgs, TalkArgs};
+use crate::engines;
+use args::TalkArgs;
 use cli::{Cli, Command};
 use failure::{Exit, Failure};
-use printer::{Log, Printer, STOP, refused, stopped};
+use printer::{Log, Printer, STOP, refused};
 
 /// Names of the subcommands, in the order of the help.
 pub fn subcommands() -> Vec<String> {
@@ -100,7 +95,7 @@ fn told(answer: clap::Error) -> Exit {
 fn compares(command: &Command) -> bool {
     match command {
         Command::Verify(_) | Command::Parity(_) | Command::Bisect(_) | Command::Reproduce(_) => true,
-        Command::Evaluate(a) => a.compare.is_some(),
+        Command::Evaluate(a) => a.compares(),
         Command::Inspect(_)
         | Command::Doctor(_)
         | Command::Score(_)
@@ -114,6 +109,7 @@ fn compares(command: &Command) -> bool {
     }
 }
 
+/// Holds outputs against inputs; then arguments become a plan, and the plan is carried out.
 fn dispatch(
     cli: Cli,
     command: &clap::Command,
@@ -122,27 +118,30 @@ fn dispatch(
 ) -> Result<Exit, Failure> {
     paths::check(command, matches)?;
     match (cli.command, &cli.export.checkpoint) {
-        (Some(Command::Inspect(a)), _) => inspect::run(&a, printer),
-        (Some(Command::Doctor(a)), _) => doctor::run(&a, printer),
-        (Some(Command::Score(a)), _) => score::run(&a, printer),
-        (Some(Command::Generate(a)), _) => generate::run(&a, printer),
-        (Some(Command::Decode(a)), _) => pixels::decode(&a, printer),
-        (Some(Command::Encode(a)), _) => pixels::encode(&a, printer),
-        (Some(Command::Reproduce(a)), _) => reproduce::run(&a, printer),
-        (Some(Command::Verify(a)), _) => verify::run(&a, printer),
-        (Some(Command::Reference(a)), _) => reference::run(&a, printer),
-        (Some(Command::Attest(a)), _) => attest::run(&a, printer),
-        (Some(Command::Evaluate(a)), _) => evaluate::run(&a, printer),
-        (Some(Command::Metrics(a)), _) => metrics::run(&a, printer),
-        (Some(Command::Parity(a)), _) => parity::run(&a, printer),
-        (Some(Command::Bisect(a)), _) => bisect::run(&a, printer),
+        (Some(Command::Inspect(a)), _) => inspect::run(a.resolve()?, printer),
+        (Some(Command::Doctor(a)), _) => doctor::run(a.resolve()?, printer),
+        (Some(Command::Score(a)), _) => score::run(a.resolve()?, printer),
+        (Some(Command::Generate(a)), _) => generate::run(a.resolve()?, printer),
+        (Some(Command::Decode(a)), _) => pixels::decode(a.resolve()?, printer),
+        (Some(Command::Encode(a)), _) => pixels::encode(a.resolve()?, printer),
+        (Some(Command::Reproduce(a)), _) => reproduce::run(a.resolve()?, printer),
+        (Some(Command::Verify(a)), _) => verify::run(a.resolve()?, printer),
+        (Some(Command::Reference(a)), _) => reference::run(a.resolve()?, printer),
+        (Some(Command::Attest(a)), _) => attest::run(a.resolve()?, printer),
+        (Some(Command::Evaluate(a)), _) => evaluate::run(a.resolve()?, printer),
+        (Some(Command::Metrics(a)), _) => metrics::run(a.resolve()?, printer),
+        (Some(Command::Parity(a)), _) => parity::run(a.resolve()?, printer),
+        (Some(Command::Bisect(a)), _) => bisect::run(a.resolve()?, printer),
         (Some(Command::Completions { shell }), _) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dpar-export", &mut script);
             printer.raw(&script)?;
             Ok(Exit::Pass)
         }
-        (None, Some(checkpoint)) => export::run(checkpoint, &cli.export, printer),
+        (None, Some(checkpoint)) => match export::resolve(checkpoint, &cli.export)? {
+            export::Plan::Extractor(plan) => component::run(plan, printer),
+            export::Plan::System(plan) => export::run(plan, printer),
+        },
         (None, None) => Err(Failure::usage("no CHECKPOINT and no command", Some("see --help"))),
     }
 }
@@ -167,44 +166,4 @@ fn start_log(talk: &TalkArgs) {
 /// Says on stderr what a reader took for granted.
 fn say(notes: &[String]) {
     notes.iter().for_each(|note| tracing::warn!("{note}"));
-}
-
-/// Takes the name of an array file, which must end in `.npz`.
-fn array_file(path: &Utf8Path, force: bool) -> Result<StagedFile, Failure> {
-    if path.extension() != Some("npz") {
-        return Err(Failure::usage(format!("{path} does not end in .npz"), None));
-    }
-    Ok(StagedFile::create(path, force)?)
-}
-
-/// What the engine is told.
-fn engine_options(args: &EngineArgs) -> EngineOptions {
-    EngineOptions {
-        threads: args.threads.map(usize::from),
-        ort_library: args.ort_lib.clone(),
-        trt_library: args.trt_lib.clone(),
-        device: args.device.device,
-        cuda_graphs: args.device.cuda_graphs,
-        runtime_cache: args.device.runtime_cache.clone(),
-    }
-}
-
-/// Opens a bundle (checking its hashes) and calls `f` with it on the chosen engine.
-fn with_runtime<T>(
-    bundle: &Utf8Path,
-    args: &EngineArgs,
-    f: impl FnOnce(&Runtime<'_>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let engine = engines::create(&args.engine, &engine_options(args))?;
-    let bundle = Bundle::open(bundle)?;
-    let runtime = Runtime::new(&bundle, engine)?;
-    if stopped() {
-        return Err(crate::runtime::RunError::Interrupted.into());
-    }
-    let done = f(&runtime);
-    if done.is_err() {
-        // A file that was swapped may be why.
-        bundle.unchanged()?;
-    }
-    done
 }

@@ -2,145 +2,110 @@
 
 use camino::Utf8PathBuf;
 use clap::Args;
-use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 
-use super::args::{SamplerWord, guidance};
+use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, SamplerArgs};
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
+use super::report::{ReportArgs, ReportFiles};
 use super::verify::{flip_row, word};
 use crate::bundle::Bundle;
-use crate::engines::{self, EngineOptions, Runs};
+use crate::engines;
+use crate::parity::ParityOptions;
 use crate::parity::report::{EngineResult, EngineStatus, Mode, Pair, ParityReport};
-use crate::parity::{Contender, ParityOptions};
 use crate::report::{Draw, Page, Samples};
 use crate::runtime::Runtime;
 use crate::stats::TensorStats;
 use crate::verify::{GOLDEN_JSON, Status, array_file};
 
 #[derive(Debug, Args)]
+#[command(
+    mut_arg("engines", |a| a
+        .help("Engines to compare, the first that runs being the baseline [default: all that are built in]")),
+    mut_arg("device", |a| a.help(format!("{}. The others run where they are", engines::device_help()))),
+    mut_arg("cfg_scale", |a| a.default_value("2.0")),
+    mut_arg("batch", |a| a.default_value("4"))
+)]
 pub(crate) struct ParityArgs {
-    /// Bundle folder
-    bundle: Utf8PathBuf,
-    /// Engines to compare, the first that runs being the baseline [default: all that are built in]
-    #[arg(long, value_name = "E,..", value_delimiter = ',', value_parser = super::args::engine_names())]
-    engines: Vec<String>,
+    #[command(flatten)]
+    bundle: BundleArgs,
     /// Folder with golden.safetensors and golden.json, compared with each engine
     #[arg(long, value_name = "DIR")]
     reference: Option<Utf8PathBuf>,
-    /// Images that every engine draws
-    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    images: u16,
-    /// Seed of classes and draws
-    #[arg(long, value_name = "K", default_value = "0")]
-    seed: u64,
-    /// How a random number picks a token
-    #[arg(long, value_enum, value_name = "METHOD", default_value = "gumbel")]
-    sampler: SamplerWord,
-    /// Guidance scale; guidance runs above 1
-    #[arg(long, value_name = "S", default_value = "2.0", value_parser = guidance, allow_negative_numbers = true)]
-    cfg_scale: f32,
+    /// Number of images that every engine draws; their classes follow from the seed
+    #[arg(long, visible_alias = "images", value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    num: u16,
     /// Leave out the probes that need no reference
     #[arg(long)]
     no_probes: bool,
     #[command(flatten)]
-    reports: super::report::ReportArgs,
+    reports: ReportArgs,
     #[command(flatten)]
-    engine: ContenderArgs,
+    draw: DrawArgs,
+    #[command(flatten)]
+    sampler: SamplerArgs,
+    #[command(flatten)]
+    engines: EnginesArgs,
 }
 
-/// Where engines find their libraries, and how they run.
-#[derive(Debug, Args)]
-pub(crate) struct ContenderArgs {
-    /// Threads of one run [default: each engine's choice]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Engine")]
-    threads: Option<u16>,
-    /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
-    #[arg(long, value_name = "FILE", help_heading = "Engine")]
-    ort_lib: Option<Utf8PathBuf>,
-    /// Folder of the TensorRT libraries
-    #[arg(long, value_name = "DIR", help_heading = "Engine")]
-    trt_lib: Option<Utf8PathBuf>,
-    /// Images in one call of a graph
-    #[arg(long, value_name = "B", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Engine")]
-    pub(super) batch: u16,
+/// What to compare; the names of the reports are taken.
+pub(super) struct Plan {
+    bundle: Utf8PathBuf,
+    reference: Option<Utf8PathBuf>,
+    engines: EnginesPlan,
+    options: ParityOptions,
+    reports: ReportArgs,
+    files: ReportFiles,
 }
 
-impl ContenderArgs {
-    /// The engines named, or all that are built in.
-    pub(super) fn contenders(&self, bundle: &Bundle, named: &[String]) -> Result<Vec<Contender>, Failure> {
-        let names: Vec<String> = match named {
-            [] => engines::built().map(|(e, _)| e.name.to_owned()).collect(),
-            _ => named.to_vec(),
-        };
-        if let Some(twice) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
-            return Err(Failure::usage(format!("engine {} is named twice", twice.1), None));
+impl ParityArgs {
+    /// Chooses the engines, takes the names of the reports.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let engines = self.engines.resolve(engines::built().map(|(e, _)| e.name.to_owned()).collect())?;
+        if let ([alone], None) = (engines.names.as_slice(), &self.reference) {
+            return Err(Failure::usage(
+                format!("nothing to compare {alone} with"),
+                Some("name two engines with --engines, or give --reference DIR"),
+            ));
         }
-        let options = EngineOptions {
-            threads: self.threads.map(usize::from),
-            ort_library: self.ort_lib.clone(),
-            trt_library: self.trt_lib.clone(),
-            ..EngineOptions::default()
+        let options = ParityOptions {
+            images: usize::from(self.num),
+            seed: self.draw.seed,
+            sampler: self.sampler.method(),
+            cfg_scale: self.draw.cfg_scale,
+            batch: engines.batch,
+            probes: !self.no_probes,
         };
-        let has = |name: &str, option| engines::find(name).is_some_and(|e| e.has(option));
-        let libraries = options.libraries();
-        if let Some(option) = libraries.iter().find(|o| !names.iter().any(|n| has(n, **o))) {
-            let message = format!("{} is for an engine that is not in the run", option.flag());
-            return Err(Failure::usage(message, None));
-        }
-        let make = |name: String| {
-            let asked_for = !named.is_empty() || libraries.iter().any(|o| has(&name, *o));
-            let built_files = engines::find(&name).is_some_and(|e| e.runs == Runs::BuiltFiles);
-            // Of the engines that nobody named, one that needs more than the graphs.
-            let engine = if built_files && !asked_for && bundle.manifest().engines.is_empty() {
-                Err(no_engines(&name))
-            } else {
-                engines::create_among(&name, &options)
-            };
-            Contender { engine, name, asked_for }
-        };
-        Ok(names.into_iter().map(make).collect())
+        Ok(Plan {
+            files: self.reports.take()?,
+            bundle: self.bundle.bundle,
+            reference: self.reference,
+            engines,
+            options,
+            reports: self.reports,
+        })
     }
 }
 
-/// Nothing was built from the bundle's graphs.
-fn no_engines(name: &str) -> EngineError {
-    EngineError::new(EngineErrorKind::Unavailable, name, "the bundle has no engines of its graphs")
-        .hint("build them with `dpar-export --target trt BUNDLE`")
-}
-
-pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> {
-    let files = args.reports.take()?;
-    let bundle = Bundle::open(&args.bundle)?;
-    let contenders = args.engine.contenders(&bundle, &args.engines)?;
-    if let ([alone], None) = (contenders.as_slice(), &args.reference) {
-        let message = format!("nothing to compare {} with", alone.name);
-        return Err(Failure::usage(
-            message,
-            Some("name two engines with --engines, or give --reference DIR"),
-        ));
-    }
-    let options = ParityOptions {
-        images: usize::from(args.images),
-        seed: args.seed,
-        sampler: args.sampler.into(),
-        cfg_scale: args.cfg_scale,
-        batch: usize::from(args.engine.batch),
-        probes: !args.no_probes,
-    };
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let Plan { bundle, reference, engines, options, reports, files } = plan;
+    let bundle = Bundle::open(&bundle)?;
+    let contenders = engines.contenders(&bundle);
     let bar = printer.progress("comparing", "units");
     let report =
-        crate::parity::run(&bundle, contenders, args.reference.as_deref(), &options, &mut |done, total| {
+        crate::parity::run(&bundle, contenders, reference.as_deref(), &options, &mut |done, total| {
             bar.advance(done, total)
         })?;
     drop(bar);
-    if args.reports.any() {
+    if reports.any() {
         let mut page = Page::of_parity(&report, &bundle);
-        if let Some(folder) = &args.reference {
+        if let Some(folder) = &reference {
             page.compared = super::report::compared(&[array_file(folder)?, folder.join(GOLDEN_JSON)])?;
         }
-        page.samples = samples(args, &bundle, &report, printer)?;
+        if let Some(num) = reports.images() {
+            page.samples = samples(num, &engines, &bundle, &report, printer)?;
+        }
         files.write(&page)?;
     }
     printer.result(|| render(&report), &report)?;
@@ -149,16 +114,15 @@ pub(super) fn run(args: &ParityArgs, printer: Printer) -> Result<Exit, Failure> 
 
 /// The images that the first engine which ran has drawn, for the report.
 fn samples(
-    args: &ParityArgs,
+    num: u16,
+    engines: &EnginesPlan,
     bundle: &Bundle,
     report: &ParityReport,
     printer: Printer,
 ) -> Result<Option<Samples>, Failure> {
     let ran = report.engines.iter().find(|e| e.status == EngineStatus::Ran && !e.free_running.is_empty());
-    let (Some(ran), Some(num)) = (ran, args.reports.images()) else { return Ok(None) };
-    let again = args.engine.contenders(bundle, std::slice::from_ref(&ran.engine))?;
-    let Some(contender) = again.into_iter().next() else { return Ok(None) };
-    let runtime = Runtime::new(bundle, contender.engine?)?;
+    let Some(ran) = ran else { return Ok(None) };
+    let runtime = Runtime::new(bundle, engines.create(&ran.engine)?)?;
     let settings = &report.settings;
     let draw = Draw { num, seed: settings.seed, cfg_scale: settings.cfg_scale, batch: settings.batch };
     let bar = printer.progress("decoding", "images");

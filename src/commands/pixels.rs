@@ -2,18 +2,18 @@
 
 use std::borrow::Cow;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::Args;
 use serde_json::json;
 
-use super::args::{DecodeArgs, EncodeArgs};
+use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs};
 use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer};
-use super::{array_file, with_runtime};
 use crate::arrays::{ArrayFile, ArrayRef, ImageNpzWriter, write_npz};
 use crate::picture::{from_u8_nhwc, to_u8_nhwc, write_png};
 use crate::runtime::{RunError, Runtime};
 use crate::samples::{GRID, SAMPLES, TRACE};
-use crate::staging::{Kind, StagedFolder};
+use crate::staging::Kind;
 
 /// What `decode` and `generate` write.
 pub(super) const SAMPLE_FOLDER: Kind = Kind {
@@ -62,24 +62,57 @@ pub(super) fn write_images(
     Ok(kept)
 }
 
-pub(super) fn decode(args: &DecodeArgs, printer: Printer) -> Result<Exit, Failure> {
-    let file = ArrayFile::open(&args.tokens)?;
-    args.many.check(&file, "tokens")?;
-    with_runtime(&args.bundle, &args.engine, |runtime| {
+#[derive(Debug, Args)]
+#[command(mut_arg("output", |a| a.help("Output folder: PNGs and samples.npz")))]
+pub(crate) struct DecodeArgs {
+    #[command(flatten)]
+    bundle: BundleArgs,
+    /// Array `tokens` [N, T] (.npz, .safetensors)
+    #[arg(long, value_name = "FILE")]
+    tokens: Utf8PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    many: ManyArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Tokens to decode; their file is open.
+pub(super) struct DecodePlan {
+    tokens: ArrayFile,
+    output: OutputArgs,
+    on: OnEngine,
+}
+
+impl DecodeArgs {
+    /// Opens the tokens, chooses the engine.
+    pub(super) fn resolve(self) -> Result<DecodePlan, Failure> {
+        let tokens = ArrayFile::open(&self.tokens)?;
+        self.many.check(&tokens, "tokens")?;
+        Ok(DecodePlan { tokens, on: self.engine.on(&self.bundle.bundle)?, output: self.output })
+    }
+}
+
+pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure> {
+    let DecodePlan { tokens: file, output, on } = plan;
+    let batch = on.batch;
+    on.run(|runtime| {
         let system = runtime.bundle().system();
         let ids = file.i64_in("tokens", &[None, Some(system.tokens())], "token", 0..system.vocab as i64)?;
         let n = ids.shape()[0];
         if n == 0 {
-            return Err(Failure::usage(format!("{} holds no images", args.tokens), None));
+            return Err(Failure::usage(format!("{} holds no images", file.path()), None));
         }
         let ids = ids.into_raw_vec_and_offset().0;
-        let staged = StagedFolder::create(&args.output, args.force, &SAMPLE_FOLDER)?;
+        let staged = output.folder(&SAMPLE_FOLDER)?;
         let bar = printer.progress("decoding", "images");
-        write_images(runtime, &ids, staged.path(), usize::from(args.engine.batch), 0, &bar)?;
+        write_images(runtime, &ids, staged.path(), batch, 0, &bar)?;
         drop(bar);
         staged.commit()?;
-        let text = || format!("{}: {n} images", args.output);
-        printer.result(text, &json!({ "output": args.output, "images": n, "engine": runtime.info() }))?;
+        let output = output.output;
+        let text = || format!("{output}: {n} images");
+        printer.result(text, &json!({ "output": output, "images": n, "engine": runtime.info() }))?;
         Ok(Exit::Pass)
     })
 }
@@ -93,22 +126,22 @@ enum Images {
 }
 
 impl Images {
-    fn read(file: &ArrayFile, size: usize, args: &EncodeArgs) -> Result<Self, Failure> {
+    fn read(file: &ArrayFile, size: usize, many: &ManyArgs) -> Result<Self, Failure> {
         let side = Some(size);
         if file.contains("arr_0") {
-            args.many.check(file, "arr_0")?;
+            many.check(file, "arr_0")?;
             let pixels = file.u8("arr_0", &[None, side, side, Some(3)])?;
             return Ok(Self::Pixels(pixels.into_raw_vec_and_offset().0));
         }
         if !file.contains("images") {
             let message =
-                format!("{} has neither `arr_0` nor `images` (it has {})", args.images, file.listing());
+                format!("{} has neither `arr_0` nor `images` (it has {})", file.path(), file.listing());
             return Err(Failure::usage(message, None));
         }
-        args.many.check(file, "images")?;
+        many.check(file, "images")?;
         let images = file.f32("images", &[None, Some(3), side, side])?.into_raw_vec_and_offset().0;
         if let Some(bad) = images.iter().find(|v| !(-1.001..=1.001).contains(*v)) {
-            let message = format!("{}: value {bad} is outside [-1, 1]", args.images);
+            let message = format!("{}: value {bad} is outside [-1, 1]", file.path());
             return Err(Failure::usage(
                 message,
                 Some("`images` is f32 in [-1, 1]; u8 pixels go into `arr_0`"),
@@ -135,19 +168,54 @@ impl Images {
     }
 }
 
-pub(super) fn encode(args: &EncodeArgs, printer: Printer) -> Result<Exit, Failure> {
-    let file = ArrayFile::open(&args.images)?;
-    let output = array_file(&args.output, args.force)?;
-    with_runtime(&args.bundle, &args.engine, |runtime| {
+#[derive(Debug, Args)]
+#[command(mut_arg("output", |a| a.value_name("OUT.npz").help("Output: array `tokens` i64 [N, T]")))]
+pub(crate) struct EncodeArgs {
+    #[command(flatten)]
+    bundle: BundleArgs,
+    /// Array `arr_0` u8 [N, H, W, 3], or `images` f32 [N, 3, H, W] in [−1, 1]
+    #[arg(long, value_name = "FILE")]
+    images: Utf8PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    many: ManyArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Images to encode; their file is open, the output's name is taken.
+pub(super) struct EncodePlan {
+    images: ArrayFile,
+    many: ManyArgs,
+    output: ArrayOutput,
+    on: OnEngine,
+}
+
+impl EncodeArgs {
+    /// Opens the images, takes the output's name, chooses the engine.
+    pub(super) fn resolve(self) -> Result<EncodePlan, Failure> {
+        Ok(EncodePlan {
+            images: ArrayFile::open(&self.images)?,
+            output: self.output.array_file()?,
+            on: self.engine.on(&self.bundle.bundle)?,
+            many: self.many,
+        })
+    }
+}
+
+pub(super) fn encode(plan: EncodePlan, printer: Printer) -> Result<Exit, Failure> {
+    let EncodePlan { images: file, many, output, on } = plan;
+    let batch = on.batch;
+    on.run(|runtime| {
         let system = runtime.bundle().system();
         let size = system.image_size;
-        let images = Images::read(&file, size, args)?;
+        let images = Images::read(&file, size, &many)?;
         let n = images.count(size);
         if n == 0 {
-            return Err(Failure::usage(format!("{} holds no images", args.images), None));
+            return Err(Failure::usage(format!("{} holds no images", file.path()), None));
         }
         let bar = printer.progress("encoding", "images");
-        let batch = usize::from(args.engine.batch);
         let mut codes = Vec::with_capacity(n * system.tokens());
         // Whole batches, so that each is the one that it would be without pieces.
         let step = batch * (AT_ONCE / batch).max(1);
@@ -158,9 +226,10 @@ pub(super) fn encode(args: &EncodeArgs, printer: Printer) -> Result<Exit, Failur
         drop(bar);
         let shape = [n, system.tokens()];
         write_npz(output.path(), &[("tokens", ArrayRef::i64(&shape, &codes))])?;
+        let name = output.name.clone();
         output.commit()?;
-        let text = || format!("{}: tokens of {n} images", args.output);
-        printer.result(text, &json!({ "output": args.output, "images": n, "engine": runtime.info() }))?;
+        let text = || format!("{name}: tokens of {n} images");
+        printer.result(text, &json!({ "output": name, "images": n, "engine": runtime.info() }))?;
         Ok(Exit::Pass)
     })
 }

@@ -6,20 +6,22 @@ use dpar_export_metrics::{Compute, Resize, Verdict};
 use dpar_export_spec::SystemKind;
 use serde_json::json;
 
-use super::args::{EngineArgs, resize};
+use super::args::{EngineArgs, ExtractorEngineArgs, ExtractorPlan, OnEngine, resize};
 use super::failure::{Exit, Failure};
 use super::printer::{Phases, Printer, Text, fixed, table};
-use super::with_runtime;
 use crate::bundle::{MANIFEST, Manifest};
-use crate::engines::{self, EngineOptions, Runs};
+use crate::engines::DEFAULT_ENGINE;
 use crate::evaluate::EvaluateError;
-use crate::features::{ExtractorOptions, FeatureExtractor};
+use crate::features::ExtractorOptions;
+use crate::generate::DecodeOptions;
 use crate::reproduce::paper::{Paper, Run, gate};
 use crate::reproduce::{
     Gate, ReferenceFolder, ReproduceOptions, StepSummary, SystemReport, reproduce, run_seed,
 };
 
 #[derive(Debug, Args)]
+#[command(mut_arg("extractor_engine", |a| a.help(format!(
+    "Engine of the extractor; it runs on --device where it is the same engine [default: {DEFAULT_ENGINE}]"))))]
 pub(crate) struct ReproduceArgs {
     /// Bundle folder; not needed with --runs
     #[arg(required_unless_present = "runs")]
@@ -34,10 +36,6 @@ pub(crate) struct ReproduceArgs {
     /// Feature extractor: a bundle made with --component, or an ONNX file
     #[arg(long, value_name = "PATH")]
     extractor: Option<Utf8PathBuf>,
-    /// Engine of the extractor; it runs on --device where it is the same engine
-    #[arg(long, value_name = "ENGINE", default_value = engines::DEFAULT_ENGINE,
-          value_parser = extractor_engines())]
-    extractor_engine: String,
     /// How images are resized for the extractor [default: the extractor's own rule]
     #[arg(long, value_name = "RULE", value_parser = resize, requires = "extractor")]
     resize: Option<Resize>,
@@ -55,42 +53,148 @@ pub(crate) struct ReproduceArgs {
     #[arg(long, value_name = "ROW")]
     paper: Option<String>,
     /// Seeds to run for --paper; three or more can pass
-    #[arg(long, value_name = "K,..", value_delimiter = ',', requires = "paper", conflicts_with = "runs")]
+    #[arg(long, value_name = "K,..", value_delimiter = ',', requires = "paper", conflicts_with_all = ["runs", "baseline"])]
     seeds: Vec<u64>,
     /// Reports of runs (metrics.json) for --paper, one a seed
-    #[arg(long, value_name = "FILE", num_args = 1.., requires = "paper", conflicts_with_all = ["bundle", "reference", "num"])]
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "paper", conflicts_with_all = ["bundle", "reference", "num", "baseline"])]
     runs: Vec<Utf8PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    extractor_engine: ExtractorEngineArgs,
 }
 
-/// Those that run graphs: nothing is built for extractors.
-fn extractor_engines() -> clap::builder::PossibleValuesParser {
-    engines::all().iter().filter(|e| e.runs == Runs::Graphs).map(|e| e.name).collect::<Vec<_>>().into()
+/// What to do.
+pub(super) enum Plan {
+    /// Reference runs made again, each on its bundle.
+    Again(Vec<OnEngine>, Measure),
+    /// Runs of several seeds against a row of the table.
+    Seeds { table: Paper, row: String, seeds: Vec<u64>, on: OnEngine, measure: Measure },
+    /// Runs that are there, against a row of the table.
+    Runs { table: Paper, row: String, runs: Vec<Run> },
 }
 
-pub(super) fn run(args: &ReproduceArgs, printer: Printer) -> Result<Exit, Failure> {
-    if let Some(name) = &args.paper {
-        return against_paper(args, name, printer);
+/// What runs are held against, and how they are measured.
+pub(super) struct Measure {
+    reference: ReferenceFolder,
+    extractor: Option<ExtractorPlan>,
+    options: ReproduceOptions,
+}
+
+impl ReproduceArgs {
+    /// Opens the reference, reads finished runs, chooses the engines.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        match (&self.paper, &self.bundle, &self.reference) {
+            (None, Some(bundle), Some(folder)) => self.again(bundle, folder),
+            (None, ..) => Err(Failure::usage("a bundle and --reference are needed", None)),
+            (Some(row), Some(bundle), Some(folder)) => {
+                let table = self.table(row)?;
+                if self.seeds.is_empty() {
+                    return Err(Failure::usage(
+                        "--paper without runs",
+                        Some("give --seeds 0,1,2 or --runs FILE..."),
+                    ));
+                }
+                let repeated = self.seeds.iter().enumerate().any(|(i, s)| self.seeds[..i].contains(s));
+                if repeated {
+                    return Err(Failure::usage("a seed is given twice: it would count as two runs", None));
+                }
+                let measure = self.measure(folder)?;
+                let (on, seeds) = (self.on(bundle)?, self.seeds.clone());
+                Ok(Plan::Seeds { table, row: row.clone(), seeds, on, measure })
+            }
+            (Some(_), ..) if self.extractor.is_some() => Err(Failure::usage(
+                "--extractor looks at nothing: finished runs have no images",
+                Some("leave it out, or give a bundle, --reference and --seeds instead of --runs"),
+            )),
+            (Some(row), ..) => {
+                let table = self.table(row)?;
+                let runs = self.runs.iter().map(|p| Run::read(p)).collect::<Result<_, _>>()?;
+                Ok(Plan::Runs { table, row: row.clone(), runs })
+            }
+        }
     }
-    let (Some(bundle), Some(folder)) = (&args.bundle, &args.reference) else {
-        return Err(Failure::usage("a bundle and --reference are needed", None));
-    };
-    if let Some(baseline) = &args.baseline
-        && let (Some(first), Some(second)) = (kind(bundle), kind(baseline))
-        && first == second
-    {
-        let message = format!("{bundle} and {baseline} are both {first}: --baseline is the other system");
-        return Err(Failure::usage(message, Some("reproduce each of them alone, or give the other system")));
+
+    /// The published table, which has the row.
+    fn table(&self, row: &str) -> Result<Paper, Failure> {
+        let table = Paper::table()?;
+        table.row(row)?;
+        Ok(table)
     }
-    let mut reference = reference(args, folder)?;
-    let mut extractor = extractor(args)?;
+
+    fn again(&self, bundle: &Utf8Path, folder: &Utf8Path) -> Result<Plan, Failure> {
+        if let Some(baseline) = &self.baseline
+            && let (Some(first), Some(second)) = (kind(bundle), kind(baseline))
+            && first == second
+        {
+            let message = format!("{bundle} and {baseline} are both {first}: --baseline is the other system");
+            let hint = "reproduce each of them alone, or give the other system";
+            return Err(Failure::usage(message, Some(hint)));
+        }
+        let measure = self.measure(folder)?;
+        let bundles = [Some(bundle), self.baseline.as_deref()].into_iter().flatten();
+        Ok(Plan::Again(bundles.map(|b| self.on(b)).collect::<Result<_, _>>()?, measure))
+    }
+
+    /// A bundle on its engine, beside the extractor's.
+    fn on(&self, bundle: &Utf8Path) -> Result<OnEngine, Failure> {
+        match &self.extractor {
+            Some(_) => self.engine.on_beside(bundle, &[self.extractor_engine()]),
+            None => self.engine.on(bundle),
+        }
+    }
+
+    fn extractor_engine(&self) -> &str {
+        self.extractor_engine.extractor_engine.as_deref().unwrap_or(DEFAULT_ENGINE)
+    }
+
+    /// The reference run and the network. A network without real images measures no distance.
+    fn measure(&self, folder: &Utf8Path) -> Result<Measure, Failure> {
+        let reference = ReferenceFolder::open(folder, self.images.as_deref(), self.real.map(|n| n as usize))?;
+        if self.extractor.is_some() && !reference.has_real_images() {
+            return Err(Failure::usage(
+                format!("{folder} has no real_images.npz: --extractor has nothing to measure distances to"),
+                Some("give real images with --images FILE.npz, or leave --extractor out"),
+            ));
+        }
+        let prepared = ExtractorOptions { resize: self.resize, ..ExtractorOptions::default() };
+        let extractor = self
+            .extractor
+            .as_ref()
+            .map(|path| ExtractorPlan::new(path, self.extractor_engine(), &self.engine, true, prepared));
+        let settings = &self.engine.settings;
+        Ok(Measure {
+            reference,
+            extractor: extractor.transpose()?,
+            options: ReproduceOptions {
+                num: self.num.map(|n| n as usize),
+                batch: settings.batch(),
+                threads: settings.threads.or_all(),
+            },
+        })
+    }
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    match plan {
+        Plan::Again(systems, measure) => again(systems, measure, printer),
+        Plan::Seeds { table, row, seeds, on, measure } => {
+            let runs = seeded(&table, &row, &seeds, on, measure, printer)?;
+            against_paper(&table, &row, &runs, printer)
+        }
+        Plan::Runs { table, row, runs } => against_paper(&table, &row, &runs, printer),
+    }
+}
+
+fn again(systems: Vec<OnEngine>, measure: Measure, printer: Printer) -> Result<Exit, Failure> {
+    let Measure { mut reference, extractor, options } = measure;
+    let mut extractor = extractor.map(ExtractorPlan::open).transpose()?;
     let mut reports = Vec::new();
-    for path in [Some(bundle), args.baseline.as_ref()].into_iter().flatten() {
-        let report = with_runtime(path, &args.engine, |runtime| {
+    for on in systems {
+        let report = on.run(|runtime| {
             let mut phases = Phases::new(printer);
             let step = &mut |phase, done, total| phases.show(phase, done, total);
-            Ok(reproduce(runtime, &mut reference, extractor.as_mut(), options(args), step)?)
+            Ok(reproduce(runtime, &mut reference, extractor.as_mut(), options, step)?)
         })?;
         reports.push(report);
     }
@@ -106,99 +210,45 @@ fn kind(bundle: &Utf8Path) -> Option<SystemKind> {
     Some(Manifest::parse(&bytes).ok()?.system)
 }
 
-/// The reference run. An extractor without real images measures no distance.
-fn reference(args: &ReproduceArgs, folder: &Utf8Path) -> Result<ReferenceFolder, Failure> {
-    let reference = ReferenceFolder::open(folder, args.images.as_deref(), args.real.map(|n| n as usize))?;
-    if args.extractor.is_some() && !reference.has_real_images() {
-        return Err(Failure::usage(
-            format!("{folder} has no real_images.npz: --extractor has nothing to measure distances to"),
-            Some("give real images with --images FILE.npz, or leave --extractor out"),
-        ));
-    }
-    Ok(reference)
-}
-
-fn options(args: &ReproduceArgs) -> ReproduceOptions {
-    ReproduceOptions {
-        num: args.num.map(|n| n as usize),
-        batch: usize::from(args.engine.batch),
-        threads: threads(args),
-    }
-}
-
-fn threads(args: &ReproduceArgs) -> usize {
-    let available = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    args.engine.threads.map_or_else(available, usize::from).max(1)
-}
-
-fn extractor(args: &ReproduceArgs) -> Result<Option<FeatureExtractor>, Failure> {
-    let Some(path) = &args.extractor else { return Ok(None) };
-    let engine = EngineOptions {
-        threads: args.engine.threads.map(usize::from),
-        ort_library: args.engine.ort_lib.clone(),
-        device: args.engine.device.device.filter(|_| args.extractor_engine == args.engine.engine),
-        ..EngineOptions::default()
-    };
-    let engine = engines::create_among(&args.extractor_engine, &engine)?;
-    let options = ExtractorOptions {
-        resize: args.resize,
-        batch: usize::from(args.engine.batch),
-        threads: threads(args),
-        ..ExtractorOptions::default()
-    };
-    Ok(Some(FeatureExtractor::open(path, engine, &options)?))
-}
-
-/// Runs of several seeds, computed or read, against a row of the table.
-fn against_paper(args: &ReproduceArgs, name: &str, printer: Printer) -> Result<Exit, Failure> {
-    let paper = Paper::table()?;
-    let row = paper.row(name)?;
-    let runs: Vec<Run> = match (&args.bundle, &args.reference) {
-        (Some(bundle), Some(folder)) => {
-            if args.seeds.is_empty() {
-                return Err(Failure::usage(
-                    "--paper without runs",
-                    Some("give --seeds 0,1,2 or --runs FILE..."),
-                ));
-            }
-            let repeated = args.seeds.iter().enumerate().any(|(i, s)| args.seeds[..i].contains(s));
-            if repeated {
-                return Err(Failure::usage("a seed is given twice: it would count as two runs", None));
-            }
-            let mut reference = reference(args, folder)?;
-            let mut extractor = extractor(args)?;
-            with_runtime(bundle, &args.engine, |runtime| {
-                let system = runtime.bundle().system();
-                row.check_system(system)?;
-                if let Some(extractor) = &extractor {
-                    row.check_extractor(system, extractor)?;
-                }
-                let recorded = reference.streams(system)?;
-                let n = args.num.map_or(recorded.len(), |n| n as usize);
-                let mut phases = Phases::new(printer);
-                let step = &mut |phase, done, total| phases.show(phase, done, total);
-                if let Some(extractor) = extractor.as_mut() {
-                    let compute = Compute::new(threads(args)).map_err(EvaluateError::metric("threads"))?;
-                    reference.look(extractor, &compute, step)?;
-                }
-                let one = |seed: &u64| {
-                    let decode = crate::generate::DecodeOptions { seed: *seed, ..recorded.options() };
-                    let (real, options) = (reference.real(), options(args));
-                    run_seed(runtime, &decode, n, extractor.as_mut(), real, options, step)
-                };
-                Ok(args.seeds.iter().map(one).collect::<Result<Vec<_>, _>>()?)
-            })?
+/// A run of each seed.
+fn seeded(
+    table: &Paper,
+    row: &str,
+    seeds: &[u64],
+    on: OnEngine,
+    measure: Measure,
+    printer: Printer,
+) -> Result<Vec<Run>, Failure> {
+    let row = table.row(row)?;
+    let Measure { mut reference, extractor, options } = measure;
+    let mut extractor = extractor.map(ExtractorPlan::open).transpose()?;
+    on.run(|runtime| {
+        let system = runtime.bundle().system();
+        row.check_system(system)?;
+        if let Some(extractor) = &extractor {
+            row.check_extractor(system, extractor)?;
         }
-        _ if args.extractor.is_some() => {
-            return Err(Failure::usage(
-                "--extractor looks at nothing: finished runs have no images",
-                Some("leave it out, or give a bundle, --reference and --seeds instead of --runs"),
-            ));
+        let recorded = reference.streams(system)?;
+        let n = options.num.unwrap_or(recorded.len());
+        let mut phases = Phases::new(printer);
+        let step = &mut |phase, done, total| phases.show(phase, done, total);
+        if let Some(extractor) = extractor.as_mut() {
+            let compute = Compute::new(options.threads).map_err(EvaluateError::metric("threads"))?;
+            reference.look(extractor, &compute, step)?;
         }
-        _ => args.runs.iter().map(|p| Run::read(p)).collect::<Result<_, _>>()?,
-    };
-    Run::check_alike(&runs)?;
-    let gates = gate(&paper, row, &runs).map_err(EvaluateError::metric("runs"))?;
+        let one = |seed: &u64| {
+            let decode = DecodeOptions { seed: *seed, ..recorded.options() };
+            run_seed(runtime, &decode, n, extractor.as_mut(), reference.real(), options, step)
+        };
+        Ok(seeds.iter().map(one).collect::<Result<Vec<_>, _>>()?)
+    })
+}
+
+/// Runs against a row of the table.
+fn against_paper(paper: &Paper, row: &str, runs: &[Run], printer: Printer) -> Result<Exit, Failure> {
+    let row = paper.row(row)?;
+    Run::check_alike(runs)?;
+    let gates = gate(paper, row, runs).map_err(EvaluateError::metric("runs"))?;
     let verdict = Verdict::all(gates.iter().map(|g| g.verdict));
     let text = || {
         let mut text = Text::from(format!("{}: {} runs against the published table", row.name, runs.len()));

@@ -1,14 +1,17 @@
 //! `verify`: the comparison as a table, and the exit code a CI gates on.
 
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::Args;
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 use serde_json::json;
 
-use super::args::VerifyArgs;
+use super::args::{BundleArgs, EngineArgs, OnEngine};
+use super::attest::AttestedArgs;
 use super::cause::Cause;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
-use super::with_runtime;
+use super::report::{ReportArgs, ReportFiles};
 use crate::attest::Attested;
 use crate::report::{Column, Page};
 use crate::verify::{
@@ -16,43 +19,113 @@ use crate::verify::{
     probe, verify_golden, verify_streams,
 };
 
-pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> {
-    let compares = args.reference.is_some() || args.streams.is_some();
-    if args.reports.any() && !compares {
-        let message = "--report and --junit report a comparison";
-        return Err(Failure::usage(message, Some("add --reference DIR or --streams FILE")));
+#[derive(Debug, Args)]
+#[command(
+    group(clap::ArgGroup::new("what").required(true).multiple(true).args(["reference", "streams", "attestation"])),
+    mut_arg("bundle", |a| a.help("Bundle folder; with --attestation also a file that was attested"))
+)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    bundle: BundleArgs,
+    /// Folder with golden.safetensors or golden.npz, and golden.json
+    #[arg(long, value_name = "DIR")]
+    reference: Option<Utf8PathBuf>,
+    /// Sampled reference streams, with reference.json beside the file
+    #[arg(long, value_name = "FILE")]
+    streams: Option<Utf8PathBuf>,
+    /// Leave out the probes that need no reference
+    #[arg(long)]
+    no_probes: bool,
+    /// Compare only the first N streams
+    #[arg(long, value_name = "N", requires = "streams")]
+    limit: Option<usize>,
+    #[command(flatten)]
+    attested: AttestedArgs,
+    #[command(flatten)]
+    reports: ReportArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// What to check of a bundle.
+pub(super) struct Plan {
+    bundle: Utf8PathBuf,
+    attested: AttestedArgs,
+    /// `None`: the attestation alone.
+    comparison: Option<Comparison>,
+}
+
+/// A bundle against recorded outputs, on an engine.
+struct Comparison {
+    reference: Option<Utf8PathBuf>,
+    streams: Option<Utf8PathBuf>,
+    limit: Option<usize>,
+    probes: bool,
+    reports: ReportArgs,
+    files: ReportFiles,
+    on: OnEngine,
+}
+
+impl VerifyArgs {
+    /// Takes the names of the reports and chooses the engine, where something is compared.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let compares = self.reference.is_some() || self.streams.is_some();
+        if self.reports.any() && !compares {
+            let message = "--report and --junit report a comparison";
+            return Err(Failure::usage(message, Some("add --reference DIR or --streams FILE")));
+        }
+        let bundle = self.bundle.bundle;
+        let comparison = match compares {
+            false => None,
+            true => Some(Comparison {
+                files: self.reports.take()?,
+                on: self.engine.on(&bundle)?,
+                reference: self.reference,
+                streams: self.streams,
+                limit: self.limit,
+                probes: !self.no_probes,
+                reports: self.reports,
+            }),
+        };
+        Ok(Plan { bundle, attested: self.attested, comparison })
     }
-    let files = args.reports.take()?;
-    let attested = args.attested.check(&args.bundle)?;
-    if let (Some(attested), false) = (&attested, compares) {
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let attested = plan.attested.check(&plan.bundle)?;
+    let Some(comparison) = plan.comparison else {
+        // Without a comparison the parser asks for an attestation.
+        let Some(attested) = &attested else { return Err(Failure::usage("nothing to verify with", None)) };
         let text = || attested_text(attested);
         printer.result(text, &json!({ "verdict": Status::Pass, "attestation": attested }))?;
         return Ok(Exit::Pass);
-    }
-    with_runtime(&args.bundle, &args.engine, |runtime| {
+    };
+    let Comparison { reference, streams, limit, probes, reports, files, on } = comparison;
+    let batch = on.batch;
+    on.run(|runtime| {
         if let Some(attested) = &attested {
-            args.attested.check_opened(attested, runtime.bundle())?;
+            plan.attested.check_opened(attested, runtime.bundle())?;
         }
-        let batch = usize::from(args.engine.batch);
         let mut checks: Vec<Check> = attested.as_ref().map(attested_check).into_iter().collect();
-        let references = references(args, runtime.bundle().manifest().precision)?;
+        let precision = runtime.bundle().manifest().precision;
+        let references = references(reference.as_deref(), streams.as_deref(), precision)?;
         let bar = printer.progress("verifying", "units");
-        if let Some(folder) = &args.reference {
+        if let Some(folder) = &reference {
             checks
                 .extend(verify_golden(runtime, folder, batch, &mut |done, total| bar.advance(done, total))?);
         }
-        if !args.no_probes {
+        if probes {
             checks.extend(probe(runtime, batch, &mut |done, total| bar.advance(done, total))?);
         }
-        if let Some(file) = &args.streams {
+        if let Some(file) = &streams {
             let progress = &mut |done, total| bar.advance(done, total);
-            checks.extend(verify_streams(runtime, file, args.limit, batch, progress)?);
+            checks.extend(verify_streams(runtime, file, limit, batch, progress)?);
         }
         drop(bar);
         let mut samples = None;
-        if args.reports.any() {
-            let guidance = args.reference.as_deref().map(guidance_of).transpose()?.flatten();
-            samples = match args.reports.samples(runtime, guidance.unwrap_or(1.0), batch, printer) {
+        if reports.any() {
+            let guidance = reference.as_deref().map(guidance_of).transpose()?.flatten();
+            samples = match reports.samples(runtime, guidance.unwrap_or(1.0), batch, printer) {
                 Ok(samples) => samples,
                 // Outputs that cannot be: the report says so, without them.
                 Err(e) if e.cause == Cause::Run => {
@@ -65,7 +138,7 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
         // What failed may be what somebody put in a file's place.
         runtime.bundle().unchanged()?;
         let report = Report::new(runtime, checks).compared_with(references);
-        if args.reports.any() {
+        if reports.any() {
             let column = Column::new(report.engine.clone(), report.checks.clone());
             let mut page = Page::new("verify", runtime.bundle(), vec![column]);
             page.samples = samples;
@@ -78,10 +151,14 @@ pub(super) fn run(args: &VerifyArgs, printer: Printer) -> Result<Exit, Failure> 
 }
 
 /// The files that are compared with, by name and digest; those in the sub-folder of the bundle's precision with its name.
-fn references(args: &VerifyArgs, precision: Precision) -> Result<Vec<RecordedFile>, Failure> {
+fn references(
+    reference: Option<&Utf8Path>,
+    streams: Option<&Utf8Path>,
+    precision: Precision,
+) -> Result<Vec<RecordedFile>, Failure> {
     let mut files = Vec::new();
     let mut paths = Vec::new();
-    if let Some(folder) = &args.reference {
+    if let Some(folder) = reference {
         paths.push(array_file(folder)?);
         paths.push(folder.join(GOLDEN_JSON));
         if let Some(own) = own_folder(folder, precision) {
@@ -91,8 +168,8 @@ fn references(args: &VerifyArgs, precision: Precision) -> Result<Vec<RecordedFil
             }
         }
     }
-    if let Some(file) = &args.streams {
-        paths.push(file.clone());
+    if let Some(file) = streams {
+        paths.push(file.to_owned());
         paths.push(file.with_file_name("reference.json"));
     }
     let mut all = super::report::compared(&paths)?;

@@ -335,7 +335,12 @@ const EATERS: &[Eater] = &[
             ("--attestation", ".html"),
         ],
     ),
-    (&["parity"], &[("--report", ".html"), ("--junit", ".xml")], &[("", "/"), ("--reference", "/")]),
+    (
+        &["parity"],
+        &[("--report", ".html"), ("--junit", ".xml"), ("--runtime-cache", "/")],
+        &[("", "/"), ("--reference", "/")],
+    ),
+    (&["bisect"], &[("--runtime-cache", "/")], &[("", "/"), ("--reference", "/")]),
     (
         &["reproduce"],
         &[("--runtime-cache", "/")],

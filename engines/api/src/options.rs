@@ -52,27 +52,26 @@ impl EngineOption {
 impl EngineOptions {
     /// The options that are given. A device is judged by [`Devices`](crate::Devices).
     pub fn given(&self) -> Vec<EngineOption> {
-        let mut given = self.libraries();
+        let mut given = Vec::new();
+        given.extend(self.ort_library.as_ref().map(|_| EngineOption::OrtLibrary));
+        given.extend(self.trt_library.as_ref().map(|_| EngineOption::TrtLibrary));
         given.extend(self.threads.map(|_| EngineOption::Threads));
         given.extend(self.cuda_graphs.then_some(EngineOption::CudaGraphs));
         given.extend(self.runtime_cache.as_ref().map(|_| EngineOption::RuntimeCache));
         given
     }
 
-    /// The libraries that are named.
-    pub fn libraries(&self) -> Vec<EngineOption> {
-        let ort = self.ort_library.as_ref().map(|_| EngineOption::OrtLibrary);
-        ort.into_iter().chain(self.trt_library.as_ref().map(|_| EngineOption::TrtLibrary)).collect()
-    }
-
-    /// Of the libraries those that are for an engine with the options `has`; all else as it is. Where several engines are
-    /// told the same, each gets its own library.
+    /// All but one option.
     #[must_use]
-    pub fn with_libraries_of(&self, has: &[EngineOption]) -> Self {
-        let mut own = self.clone();
-        own.ort_library = own.ort_library.filter(|_| has.contains(&EngineOption::OrtLibrary));
-        own.trt_library = own.trt_library.filter(|_| has.contains(&EngineOption::TrtLibrary));
-        own
+    pub fn without(mut self, option: EngineOption) -> Self {
+        match option {
+            EngineOption::Threads => self.threads = None,
+            EngineOption::OrtLibrary => self.ort_library = None,
+            EngineOption::TrtLibrary => self.trt_library = None,
+            EngineOption::CudaGraphs => self.cuda_graphs = false,
+            EngineOption::RuntimeCache => self.runtime_cache = None,
+        }
+        self
     }
 }
 
@@ -81,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_is_listed_and_each_engine_gets_its_own_library() {
+    fn what_is_given_is_listed_and_can_be_left_out() {
         assert!(EngineOptions::default().given().is_empty());
         let all = EngineOptions {
             threads: Some(1),
@@ -91,10 +90,13 @@ mod tests {
             cuda_graphs: true,
             runtime_cache: Some("c".into()),
         };
-        let flags: Vec<&str> = all.given().into_iter().map(EngineOption::flag).collect();
+        let given = all.given();
+        let flags: Vec<&str> = given.iter().map(|o| o.flag()).collect();
         assert_eq!(flags, ["--ort-lib", "--trt-lib", "--threads", "--cuda-graphs", "--runtime-cache"]);
-        let own = all.with_libraries_of(&[EngineOption::TrtLibrary]);
-        assert_eq!(own.libraries(), [EngineOption::TrtLibrary]);
-        assert_eq!((own.threads, own.cuda_graphs), (Some(1), true));
+        for option in given {
+            let without = all.clone().without(option);
+            let left: Vec<EngineOption> = all.given().into_iter().filter(|o| *o != option).collect();
+            assert_eq!(without.given(), left);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use dpar_engine_api::{Engine, EngineDescriptor, EngineError, EngineErrorKind, EngineFiles, EngineOption};
 use dpar_export_spec::text;
 
+use device::Device;
 pub use dpar_engine_api::{EngineOptions, device};
 
 /// What an engine runs.
@@ -185,13 +186,40 @@ pub fn create(name: &str, options: &EngineOptions) -> Result<Box<dyn Engine>, En
     Ok((engine.open)(options))
 }
 
-/// As [`create`], for one of several engines that are told the same: of the libraries it gets its own.
-///
-/// # Errors
-/// As [`create`].
-pub fn create_among(name: &str, options: &EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
-    let has = find(name).and_then(|e| e.descriptor).map_or(&[][..], |d| d.options);
-    create(name, &options.with_libraries_of(has))
+/// Whether an engine takes an option that is for some engines only: any but threads, which are asked of all.
+fn takes(name: &str, option: EngineOption) -> bool {
+    find(name).is_some_and(|e| e.has(option))
+}
+
+/// Whether an engine runs on a device, as far as this build knows.
+fn runs_on(name: &str, device: Device) -> bool {
+    find(name).and_then(|e| e.descriptor).is_some_and(|d| (d.devices.runs_on)(device))
+}
+
+/// What the engine `name` is told where several are told the same: without what it does not have and another of them has.
+/// What none has stays, and so do threads, which are asked of all: [`create`] refuses it.
+pub fn own(name: &str, among: &[&str], options: &EngineOptions) -> EngineOptions {
+    let others = options.given().into_iter().filter(|option| {
+        *option != EngineOption::Threads && !takes(name, *option) && among.iter().any(|n| takes(n, *option))
+    });
+    let mut own = others.fold(options.clone(), EngineOptions::without);
+    own.device = own.device.filter(|d| runs_on(name, *d) || !among.iter().any(|n| runs_on(n, *d)));
+    own
+}
+
+/// The options, as the command line has them, that no engine of several takes.
+pub fn for_none(among: &[&str], options: &EngineOptions) -> Vec<String> {
+    let given = options.given().into_iter().filter(|option| *option != EngineOption::Threads);
+    let none = given.filter(|option| !among.iter().any(|n| takes(n, *option)));
+    let device = options.device.filter(|d| !among.iter().any(|n| runs_on(n, *d)));
+    none.map(|option| option.flag().to_owned()).chain(device.map(|d| format!("--device {d}"))).collect()
+}
+
+/// Whether options are for the engine `name` and not for every engine: its library, its settings, its device beside the
+/// processor.
+pub fn is_told(name: &str, options: &EngineOptions) -> bool {
+    options.given().into_iter().any(|option| option != EngineOption::Threads && takes(name, option))
+        || options.device.is_some_and(|d| d != Device::Cpu && runs_on(name, d))
 }
 
 #[cfg(test)]
@@ -230,5 +258,32 @@ mod tests {
             assert!(e.hint.unwrap().contains(&format!("feature `{}`", entry.name)));
         }
         assert_eq!(create("none", &threads).err().unwrap().kind, EngineErrorKind::Setting);
+    }
+
+    #[test]
+    fn of_several_engines_each_gets_its_own() {
+        let library = EngineOptions { ort_library: Some("a".into()), ..EngineOptions::default() };
+        let gpu = EngineOptions { device: Some(Device::Cuda(0)), ..EngineOptions::default() };
+        let threads = EngineOptions { threads: Some(1), ..EngineOptions::default() };
+        for (entry, engine) in built() {
+            let has = entry.has(EngineOption::OrtLibrary);
+            assert_eq!(is_told(entry.name, &library), has);
+            assert_eq!(is_told(entry.name, &gpu), (engine.devices.runs_on)(Device::Cuda(0)));
+            assert!(!is_told(entry.name, &threads));
+            // Alone it is told all of it, and refuses what it has not.
+            let alone = own(entry.name, &[entry.name], &library);
+            assert_eq!(alone.ort_library, library.ort_library);
+            assert_eq!(for_none(&[entry.name], &library).is_empty(), has);
+            for (other, _) in built().filter(|(e, _)| e.has(EngineOption::OrtLibrary)) {
+                let among = [entry.name, other.name];
+                assert_eq!(own(entry.name, &among, &library).ort_library.is_some(), has);
+                assert!(for_none(&among, &library).is_empty());
+            }
+            let alone = own(entry.name, &[entry.name], &gpu);
+            assert_eq!(create(entry.name, &alone).is_ok(), (engine.devices.runs_on)(Device::Cuda(0)));
+            assert_eq!(own(entry.name, &[entry.name], &threads).threads, Some(1));
+        }
+        let nowhere = EngineOptions { device: Some(Device::Cuda(7)), ..EngineOptions::default() };
+        assert_eq!(for_none(&[DEFAULT_ENGINE], &nowhere), ["--device cuda:7"]);
     }
 }

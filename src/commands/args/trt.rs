@@ -4,15 +4,15 @@ use camino::Utf8PathBuf;
 use clap::Args;
 use dpar_export_spec::WeightMode;
 
+use super::libraries::TrtLibraryArgs;
 use crate::targets::plan::{TrtPlan, TuneFor};
 
 /// How TensorRT engines are built.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "TensorRT")]
+#[command(next_help_heading = "TensorRT", mut_arg("trt_lib", |a| a.help_heading("TensorRT")))]
 pub(crate) struct TrtArgs {
-    /// Folder of the TensorRT libraries [default: $DPAR_TRT_LIB, then what `cargo xtask setup` fetched, then the system's]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) trt_lib: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    library: TrtLibraryArgs,
     /// Optimization profile, may be repeated: `default` (the ranges of the manifest), `decode` (one new slot a step), or
     /// an axis with its size, e.g. `batch=8`
     #[arg(long, value_name = "PROFILE")]
@@ -73,7 +73,7 @@ impl TrtArgs {
     pub(crate) fn any(&self) -> bool {
         let lists =
             [&self.profile, &self.min_shapes, &self.opt_shapes, &self.max_shapes, &self.compute_capability];
-        let paths = [&self.trt_lib, &self.calibrate_from, &self.engine_cache, &self.timing_cache];
+        let paths = [&self.library.trt_lib, &self.calibrate_from, &self.engine_cache, &self.timing_cache];
         let switches = [self.refit, self.strip_weights, self.emit_trtexec, self.int8, self.fp8];
         self.builder_optimization_level.is_some()
             || self.workspace.is_some()
@@ -101,7 +101,7 @@ impl TrtArgs {
                 "choose the precision of the graphs when they are exported (--precision)",
             ));
         }
-        if self.emit_trtexec && (self.engine_cache.is_some() || self.trt_lib.is_some()) {
+        if self.emit_trtexec && (self.engine_cache.is_some() || self.library.trt_lib.is_some()) {
             return Some((
                 "--emit-trtexec builds nothing: --engine-cache and --trt-lib have no effect",
                 "leave them out",
@@ -113,7 +113,7 @@ impl TrtArgs {
     /// What to build.
     pub(crate) fn plan(&self) -> TrtPlan {
         TrtPlan {
-            library_dir: self.trt_lib.clone(),
+            library_dir: self.library.trt_lib.clone(),
             profiles: self.profile.clone(),
             shapes: [self.min_shapes.clone(), self.opt_shapes.clone(), self.max_shapes.clone()],
             tune_for: match (self.calibrate, &self.calibrate_from) {

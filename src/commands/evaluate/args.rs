@@ -1,10 +1,12 @@
 //! The options of `evaluate`.
 
 use camino::Utf8PathBuf;
-use clap::{Args, ValueEnum};
+use clap::{Arg, Args, ValueEnum};
 
-use crate::commands::args::{EngineArgs, Interval, MAX_IMAGES, SamplerWord, guidance, interval, temperature};
-use crate::commands::metrics::ProtocolArgs;
+use crate::commands::args::{
+    EngineArgs, ExtractorEngineArgs, MAX_IMAGES, ProtocolArgs, SAMPLING, SamplingArgs,
+};
+use crate::evaluate::images::Reading;
 use crate::evaluate::job::Shard;
 
 /// What pixels are made.
@@ -16,115 +18,92 @@ pub(crate) enum Convert {
 
 /// Metrics of images.
 #[derive(Debug, Args)]
+#[command(
+    mut_args(of_a_bundle),
+    mut_arg("extractor_engine", |a| a
+        .help("Engine of the extractor; beside a bundle it runs on --device where it is the same engine [default: --engine]"))
+)]
 pub(crate) struct EvaluateArgs {
     /// Samples: a folder of RGB PNGs (see --convert, --recursive), or an .npz with `arr_0` u8 [N, H, W, 3] (mapped where it is stored uncompressed)
     #[arg(long, value_name = "DIR|X.npz", required_unless_present = "bundle", conflicts_with = "bundle")]
-    pub(crate) samples: Option<Utf8PathBuf>,
+    pub(super) samples: Option<Utf8PathBuf>,
     /// Take the first N samples
-    #[arg(long, value_name = "N", requires = "samples", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES))]
-    pub(crate) limit: Option<u64>,
+    #[arg(long, value_name = "N", requires = "samples", conflicts_with = "bundle", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES))]
+    pub(super) limit: Option<u64>,
     /// Read PNG, JPEG and WebP files of any pixels as RGB with 8 bits a channel, of samples and reference: alpha is dropped,
     /// grey repeated, of 16 bits the upper 8 stay
     #[arg(long, value_enum, value_name = "PIXELS")]
-    pub(crate) convert: Option<Convert>,
+    pub(super) convert: Option<Convert>,
     /// Take the images of sub-folders too, of samples and reference
     #[arg(long)]
-    pub(crate) recursive: bool,
+    pub(super) recursive: bool,
     /// Reference: a set of images, statistics (`mu`, `sigma`, `mu_s`, `sigma_s`, and `arr_0` for Precision and Recall), or
     /// activations (`pool_3`)
     #[arg(long, value_name = "R.npz|DIR")]
-    pub(crate) reference: Utf8PathBuf,
+    pub(super) reference: Utf8PathBuf,
     /// Feature network: an extractor bundle, or an .onnx file
     #[arg(long, value_name = "BUNDLE")]
-    pub(crate) extractor: Utf8PathBuf,
+    pub(super) extractor: Utf8PathBuf,
     /// Side of the input of an .onnx file that leaves it open
     #[arg(long, value_name = "PIXELS")]
-    pub(crate) input_size: Option<usize>,
+    pub(super) input_size: Option<usize>,
     /// Output folder
     #[arg(short, long, value_name = "OUTDIR")]
-    pub(crate) output: Utf8PathBuf,
+    pub(super) output: Utf8PathBuf,
     /// Go on where an earlier run of this command line ended
     #[arg(long)]
-    pub(crate) resume: bool,
+    pub(super) resume: bool,
     /// Evaluate part I of N (from 1) only; all parts are joined with --merge
     #[arg(long, value_name = "I/N", value_parser = shard, conflicts_with = "merge")]
-    pub(crate) shard: Option<Shard>,
+    pub(super) shard: Option<Shard>,
     /// Join the output folders of all shards; the other options as for the shards
     #[arg(long, value_name = "DIR", num_args = 1..)]
-    pub(crate) merge: Vec<Utf8PathBuf>,
+    pub(super) merge: Vec<Utf8PathBuf>,
     /// Another evaluation under the same protocol: the difference of the Fréchet distances, paired, with a verdict (exit 0
     /// equivalent, 1 different, 4 inconclusive)
     #[arg(long, value_name = "OTHER/metrics.json", conflicts_with = "shard")]
-    pub(crate) compare: Option<Utf8PathBuf>,
+    pub(super) compare: Option<Utf8PathBuf>,
     /// Images between two savings of the state
     #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) chunk: u16,
+    pub(super) chunk: u16,
+    /// Bundle that draws the samples
+    #[arg(long, value_name = "BUNDLE", requires = "num")]
+    pub(super) bundle: Option<Utf8PathBuf>,
+    /// Number of images; their classes follow from the seed
+    #[arg(long, value_name = "N", requires = "bundle", conflicts_with = "samples", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES))]
+    pub(super) num: Option<u64>,
     #[command(flatten)]
-    pub(crate) draw: DrawArgs,
+    pub(super) sampling: SamplingArgs,
     /// Seed of the KID subsets and of the bootstrap
     #[arg(long, value_name = "K", default_value = "2020", value_parser = clap::value_parser!(u64).range(0..=u64::from(u32::MAX)), help_heading = "Protocol")]
-    pub(crate) metric_seed: u64,
+    pub(super) metric_seed: u64,
     #[command(flatten)]
-    pub(crate) protocol: ProtocolArgs,
+    pub(super) protocol: ProtocolArgs,
     #[command(flatten)]
-    pub(crate) engine: EngineArgs,
+    pub(super) engine: EngineArgs,
+    #[command(flatten)]
+    pub(super) extractor_engine: ExtractorEngineArgs,
 }
 
-/// How a bundle draws the samples; as in `generate`.
-#[derive(Debug, Args)]
-pub(crate) struct DrawArgs {
-    /// Bundle that draws the samples
-    #[arg(long, value_name = "BUNDLE", requires = "num", help_heading = "Generation")]
-    pub(crate) bundle: Option<Utf8PathBuf>,
-    /// Number of images; their classes follow from the seed
-    #[arg(long, value_name = "N", requires = "bundle", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES), help_heading = "Generation")]
-    pub(crate) num: Option<u64>,
-    /// Guidance scale; guidance runs above 1
-    #[arg(long, value_name = "S", default_value = "1.0", requires = "bundle", value_parser = guidance, allow_negative_numbers = true, help_heading = "Generation")]
-    pub(crate) cfg_scale: f32,
-    /// Guide only up to this decode index (-1 = always)
-    #[arg(long, value_name = "I", requires = "bundle", allow_negative_numbers = true, value_parser = interval, help_heading = "Generation")]
-    pub(crate) cfg_interval: Option<Interval>,
-    /// Seed; image i depends on (seed, i) alone
-    #[arg(long, value_name = "K", default_value = "0", requires = "bundle", help_heading = "Generation")]
-    pub(crate) seed: u64,
-    /// Take the most likely token instead of drawing
-    #[arg(long, requires = "bundle", help_heading = "Generation")]
-    pub(crate) greedy: bool,
-    /// How a random number picks a token
-    #[arg(
-        long,
-        value_enum,
-        value_name = "METHOD",
-        default_value = "gumbel",
-        requires = "bundle",
-        conflicts_with = "greedy",
-        help_heading = "Generation"
-    )]
-    pub(crate) sampler: SamplerWord,
-    /// Divide the logits by this
-    #[arg(long, value_name = "X", default_value = "1.0", requires = "bundle", value_parser = temperature, conflicts_with = "greedy", help_heading = "Generation")]
-    pub(crate) temperature: f32,
-    /// Keep the K largest logits; 0 = all
-    #[arg(
-        long,
-        value_name = "K",
-        default_value = "0",
-        requires = "bundle",
-        conflicts_with = "greedy",
-        help_heading = "Generation"
-    )]
-    pub(crate) top_k: usize,
-    /// Keep the most likely tokens up to this cumulative probability; 1 = all
-    #[arg(
-        long,
-        value_name = "P",
-        default_value = "1.0",
-        requires = "bundle",
-        conflicts_with = "greedy",
-        help_heading = "Generation"
-    )]
-    pub(crate) top_p: f64,
+/// How to draw is for a bundle. Beside `--samples` it is refused by name: the parser drops a requirement whose option
+/// conflicts with one that is given.
+fn of_a_bundle(arg: Arg) -> Arg {
+    match SAMPLING.contains(&arg.get_id().as_str()) {
+        true => arg.requires("bundle").conflicts_with("samples"),
+        false => arg,
+    }
+}
+
+impl EvaluateArgs {
+    /// Whether the result is held against another evaluation.
+    pub(crate) fn compares(&self) -> bool {
+        self.compare.is_some()
+    }
+
+    /// How folders are read.
+    pub(super) fn reading(&self) -> Reading {
+        Reading { limit: None, convert: self.convert.is_some(), recursive: self.recursive }
+    }
 }
 
 fn shard(text: &str) -> Result<Shard, String> {

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use dpar_export_spec::Precision;
 
-use super::failure::Failure;
+use crate::commands::failure::Failure;
 
 /// Arithmetic of the graphs.
 #[derive(Debug, Args)]

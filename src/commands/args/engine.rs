@@ -1,0 +1,187 @@
+//! Which engine runs, and how: one, or several that are told the same.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::Args;
+use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
+
+use super::libraries::LibraryArgs;
+use super::threads::ThreadsArgs;
+use crate::bundle::Bundle;
+use crate::commands::failure::Failure;
+use crate::commands::printer::stopped;
+use crate::device::Device;
+use crate::engines::{self, DEFAULT_ENGINE, EngineOptions, Runs};
+use crate::parity::Contender;
+use crate::runtime::{RunError, Runtime};
+
+/// Where a bundle runs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EngineArgs {
+    #[arg(long, value_name = "ENGINE", value_parser = engine_names(), help_heading = "Engine",
+        help = format!("{} [default: {DEFAULT_ENGINE}]", engines::help()))]
+    pub(crate) engine: Option<String>,
+    #[command(flatten)]
+    pub(crate) settings: SettingArgs,
+}
+
+/// What engines are told. Each refuses what it does not have; of several, each takes what is its own.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SettingArgs {
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArgs,
+    #[arg(long, value_name = "DEVICE", help = engines::device_help(), help_heading = "Engine")]
+    device: Option<Device>,
+    #[command(flatten)]
+    libraries: LibraryArgs,
+    /// Record a CUDA graph for each shape and replay it, for --engine tensorrt
+    #[arg(long, help_heading = "Engine")]
+    cuda_graphs: bool,
+    /// Folder for what TensorRT-RTX compiles for the device, kept for later runs, for --engine tensorrt
+    #[arg(long, value_name = "DIR", help_heading = "Engine")]
+    runtime_cache: Option<Utf8PathBuf>,
+    /// Images in one call of a graph
+    #[arg(long, value_name = "B", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Engine")]
+    batch: u16,
+}
+
+impl SettingArgs {
+    /// As an engine takes them.
+    pub(super) fn options(&self) -> EngineOptions {
+        EngineOptions {
+            threads: self.threads.given(),
+            ort_library: self.libraries.ort_lib.clone(),
+            trt_library: self.libraries.trt.trt_lib.clone(),
+            device: self.device,
+            cuda_graphs: self.cuda_graphs,
+            runtime_cache: self.runtime_cache.clone(),
+        }
+    }
+
+    /// Images in one call of a graph.
+    pub(crate) fn batch(&self) -> usize {
+        usize::from(self.batch)
+    }
+}
+
+impl EngineArgs {
+    /// The engine that was named, or the default one.
+    pub(crate) fn name(&self) -> &str {
+        self.engine.as_deref().unwrap_or(DEFAULT_ENGINE)
+    }
+
+    /// A bundle on the engine.
+    pub(crate) fn on(&self, bundle: &Utf8Path) -> Result<OnEngine, Failure> {
+        self.on_beside(bundle, &[])
+    }
+
+    /// A bundle on the engine, where `others` run too: what is theirs it is not told. The device is its own.
+    pub(crate) fn on_beside(&self, bundle: &Utf8Path, others: &[&str]) -> Result<OnEngine, Failure> {
+        let options = self.settings.options();
+        let own = engines::own(self.name(), others, &options);
+        let engine = engines::create(self.name(), &EngineOptions { device: options.device, ..own })?;
+        Ok(OnEngine { bundle: bundle.to_owned(), engine, batch: self.settings.batch() })
+    }
+}
+
+/// A bundle, and the engine that was chosen for it.
+pub(crate) struct OnEngine {
+    bundle: Utf8PathBuf,
+    engine: Box<dyn Engine>,
+    /// Images in one call of a graph.
+    pub(crate) batch: usize,
+}
+
+impl OnEngine {
+    /// Opens the bundle (checking its hashes) and calls `f` with it on the engine.
+    pub(crate) fn run<T>(self, f: impl FnOnce(&Runtime<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+        let bundle = Bundle::open(&self.bundle)?;
+        let runtime = Runtime::new(&bundle, self.engine)?;
+        if stopped() {
+            return Err(RunError::Interrupted.into());
+        }
+        let done = f(&runtime);
+        if done.is_err() {
+            // A file that was swapped may be why.
+            bundle.unchanged()?;
+        }
+        done
+    }
+}
+
+/// Engines that are compared.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EnginesArgs {
+    /// Engines
+    #[arg(long, value_name = "E,..", value_delimiter = ',', value_parser = engine_names(), help_heading = "Engine")]
+    pub(crate) engines: Vec<String>,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+impl EnginesArgs {
+    /// The engines that were named, or `default`.
+    pub(crate) fn resolve(&self, default: Vec<String>) -> Result<EnginesPlan, Failure> {
+        let named = !self.engines.is_empty();
+        let names = if named { self.engines.clone() } else { default };
+        if let Some(twice) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
+            return Err(Failure::usage(format!("engine {} is named twice", twice.1), None));
+        }
+        let plan =
+            EnginesPlan { names, named, options: self.settings.options(), batch: self.settings.batch() };
+        match engines::for_none(&plan.among(), &plan.options).as_slice() {
+            [] => Ok(plan),
+            [option, ..] => {
+                let message = format!("{option} is for an engine that is not in the run");
+                Err(Failure::usage(message, None))
+            }
+        }
+    }
+}
+
+/// Engines that are told the same.
+pub(crate) struct EnginesPlan {
+    /// Their names, none twice.
+    pub(crate) names: Vec<String>,
+    named: bool,
+    options: EngineOptions,
+    /// Images in one call of a graph.
+    pub(crate) batch: usize,
+}
+
+impl EnginesPlan {
+    fn among(&self) -> Vec<&str> {
+        self.names.iter().map(String::as_str).collect()
+    }
+
+    /// One of them.
+    pub(crate) fn create(&self, name: &str) -> Result<Box<dyn Engine>, EngineError> {
+        engines::create(name, &engines::own(name, &self.among(), &self.options))
+    }
+
+    /// All of them, for a bundle.
+    pub(crate) fn contenders(&self, bundle: &Bundle) -> Vec<Contender> {
+        let make = |name: &String| {
+            let asked_for = self.named || engines::is_told(name, &self.options);
+            let built_files = engines::find(name).is_some_and(|e| e.runs == Runs::BuiltFiles);
+            // Of the engines that nobody named, one that needs more than the graphs.
+            let engine = if built_files && !asked_for && bundle.manifest().engines.is_empty() {
+                Err(no_engines(name))
+            } else {
+                self.create(name)
+            };
+            Contender { engine, name: name.clone(), asked_for }
+        };
+        self.names.iter().map(make).collect()
+    }
+}
+
+/// Nothing was built from the bundle's graphs.
+fn no_engines(name: &str) -> EngineError {
+    EngineError::new(EngineErrorKind::Unavailable, name, "the bundle has no engines of its graphs")
+        .hint("build them with `dpar-export --target trt BUNDLE`")
+}
+
+/// What `--engine` may be.
+pub(crate) fn engine_names() -> clap::builder::PossibleValuesParser {
+    engines::names().collect::<Vec<_>>().into()
+}

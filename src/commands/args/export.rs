@@ -1,0 +1,45 @@
+//! The main job's arguments, which need no subcommand.
+
+use camino::Utf8PathBuf;
+use clap::{Args, ValueEnum};
+
+use super::checkpoint::CheckpointArgs;
+use super::component::ComponentArgs;
+use super::output::OptionalOutputArgs;
+use super::precision::PrecisionArgs;
+use super::trt::TrtArgs;
+
+/// What to export to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    /// ONNX graphs with external weights
+    Onnx,
+    /// The ONNX graphs and one TensorRT engine per graph; CHECKPOINT may be a bundle
+    Trt,
+}
+
+/// Export a checkpoint.
+#[derive(Debug, Args)]
+#[command(mut_arg("output", |a| a.value_name("OUT").help("Bundle folder to write")))]
+pub(crate) struct ExportArgs {
+    /// Experiment folder (config.yaml and checkpoints/), or a LlamaGen weight file (.pt, .safetensors); for the target
+    /// trt also a bundle
+    #[arg(required = true)]
+    pub(crate) checkpoint: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OptionalOutputArgs,
+    /// What to export to
+    #[arg(long, value_enum, default_value = "onnx")]
+    pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
+    #[command(flatten)]
+    pub(crate) parts: CheckpointArgs,
+    #[command(flatten)]
+    pub(crate) component: ComponentArgs,
+    /// Read and check everything, write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) trt: TrtArgs,
+}

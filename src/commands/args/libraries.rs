@@ -1,0 +1,22 @@
+//! Where the shared libraries of engines are.
+
+use camino::Utf8PathBuf;
+use clap::Args;
+
+/// The libraries of all engines that have one.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LibraryArgs {
+    /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
+    #[arg(long, value_name = "FILE", help_heading = "Engine")]
+    pub(crate) ort_lib: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub(crate) trt: TrtLibraryArgs,
+}
+
+/// Of TensorRT alone.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TrtLibraryArgs {
+    /// Folder of the TensorRT libraries [default: $DPAR_TRT_LIB, then what `cargo xtask setup` fetched, then the system's]
+    #[arg(long, value_name = "DIR", help_heading = "Engine")]
+    pub(crate) trt_lib: Option<Utf8PathBuf>,
+}
