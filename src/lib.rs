@@ -10,7 +10,9 @@ pub mod doctor;
 
 pub use dpar_engine_table::{self as engines, device};
 pub use dpar_export_bundle::{self as bundle, attest};
-pub use dpar_export_compare::{check, decision, parity, report, stats, tolerance, verify};
+pub use dpar_export_compare::{
+    CompareError, ReferenceError, check, decision, parity, report, stats, tolerance, verify,
+};
 pub use dpar_export_decode::{calibrate, generate, replay, runtime};
 pub use dpar_export_evaluate::{Phase, Step, evaluate, features, reproduce};
 pub use dpar_export_files::{arrays, patches, picture, samples, staging};

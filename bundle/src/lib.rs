@@ -21,7 +21,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
 use dpar_export_inputs::limits;
 use dpar_export_spec::{
-    ComponentSpec, GraphName, GraphSpec, PatchRule, Precision, SystemKind, SystemSpec, text,
+    ComponentSpec, GraphName, GraphSpec, Hinted, PatchRule, Precision, SystemKind, SystemSpec, text,
 };
 use sha2::{Digest, Sha256};
 
@@ -138,6 +138,63 @@ pub enum BundleError {
     /// Reading a checkpoint failed.
     #[error(transparent)]
     Checkpoint(#[from] dpar_export_checkpoint::CheckpointError),
+}
+
+impl Hinted for BundleError {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Checkpoint(e) => return e.hint(),
+            Self::Staging(e) => return e.hint(),
+            Self::Target(e) => return e.hint(),
+            Self::Export(e) => return e.hint(),
+            Self::Integrity { .. } => "the bundle was changed after it was written: export it again",
+            Self::Changed { .. } => {
+                "another program wrote it or put another in its place: run again when it is done"
+            }
+            Self::Manifest { source, .. } if source.is_tampering() => {
+                "no version of this tool wrote this manifest: export the checkpoint again"
+            }
+            Self::Precision { .. } => "a graph and the manifest are not of the same export: export again",
+            Self::NotABundle(_) => "make one with `dpar-export --target onnx CHECKPOINT -o OUT`",
+            Self::Extractor(_) => {
+                "extractors serve `evaluate`, `metrics` and `reproduce`: give it there with --extractor"
+            }
+            Self::NotAnExtractor(_) => {
+                "make an extractor with `dpar-export --component inception WEIGHTS.pth -o OUT`"
+            }
+            Self::NoGraph { graph, .. }
+                if [GraphName::VqDecode, GraphName::VqEncode].iter().any(|g| g.as_str() == graph) =>
+            {
+                "the bundle was exported without a tokenizer: export again with --vq FILE"
+            }
+            Self::Io { .. }
+            | Self::Foreign { .. }
+            | Self::Manifest { .. }
+            | Self::Config { .. }
+            | Self::NoGraph { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::Checkpoint(e) => e.details(),
+            Self::Io { .. }
+            | Self::NotABundle(_)
+            | Self::Extractor(_)
+            | Self::NotAnExtractor(_)
+            | Self::Foreign { .. }
+            | Self::Manifest { .. }
+            | Self::Config { .. }
+            | Self::Integrity { .. }
+            | Self::Changed { .. }
+            | Self::Precision { .. }
+            | Self::NoGraph { .. }
+            | Self::Staging(_)
+            | Self::Export(_)
+            | Self::Target(_) => Vec::new(),
+        }
+    }
 }
 
 impl BundleError {

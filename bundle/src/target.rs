@@ -1,7 +1,7 @@
 //! What a target, such as TensorRT, says when it cannot add to a bundle.
 
 use dpar_engine_api::EngineErrorKind;
-use dpar_export_spec::{CapabilityError, ProfileError};
+use dpar_export_spec::{CapabilityError, Hinted, ProfileError};
 
 /// What kind of failure it was; the command line maps it to an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,12 @@ pub struct TargetError {
     pub message: String,
     /// The next step.
     pub hint: Option<String>,
+}
+
+impl Hinted for TargetError {
+    fn hint(&self) -> Option<String> {
+        self.hint.clone()
+    }
 }
 
 impl TargetError {

@@ -6,6 +6,7 @@ use dpar_export_checkpoint::{CheckpointError, ErrorKind};
 use dpar_export_metrics::MetricError;
 use dpar_export_onnx::ExportError;
 
+use crate::CompareError;
 use crate::arrays::{ArrayError, ArrayErrorKind};
 use crate::attest::AttestError;
 use crate::bundle::{BundleError, ManifestError, TargetError, TargetErrorKind};
@@ -91,8 +92,23 @@ impl Caused for RunError {
             Self::Array(e) => e.cause(),
             Self::Metric(e) => e.cause(),
             Self::Integrity { .. } => Cause::Integrity,
-            Self::Input(_) => Cause::Input,
+            Self::Request(_) => Cause::Input,
             Self::Interrupted => Cause::Stopped,
+        }
+    }
+}
+
+impl Caused for CompareError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Run(e) => e.cause(),
+            Self::Draw(e) => e.cause(),
+            Self::Reference(_)
+            | Self::Io { .. }
+            | Self::Json { .. }
+            | Self::Systems
+            | Self::Precisions { .. }
+            | Self::Derive { .. } => Cause::Input,
         }
     }
 }
@@ -262,6 +278,7 @@ impl Caused for EvaluateError {
             Self::Array(e) => e.cause(),
             Self::Picture(e) => e.cause(),
             Self::Run(e) => e.cause(),
+            Self::Recorded(e) => e.cause(),
             // What is compared are the images: the network that looks at them is an input.
             Self::Extractor(e) => match e.cause() {
                 Cause::Run => Cause::Input,
@@ -294,12 +311,6 @@ impl Caused for MetricError {
 }
 
 impl Caused for std::io::Error {
-    fn cause(&self) -> Cause {
-        Cause::Input
-    }
-}
-
-impl Caused for serde_json::Error {
     fn cause(&self) -> Cause {
         Cause::Input
     }

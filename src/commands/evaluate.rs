@@ -134,9 +134,9 @@ fn evaluate(job: Job, source: &Source<'_>, output: &Utf8Path, printer: Printer) 
 
 fn tell(evaluation: &Evaluation, printer: Printer) -> Result<Exit, Failure> {
     let Evaluation { file, path, comparison } = evaluation;
-    let mut value = serde_json::to_value(file)?;
+    let mut value = serde_json::to_value(file).map_err(std::io::Error::from)?;
     if let Some(comparison) = comparison {
-        value["comparison"] = serde_json::to_value(comparison)?;
+        value["comparison"] = serde_json::to_value(comparison).map_err(std::io::Error::from)?;
     }
     let words = || {
         let mut out = text(&file.report, &file.protocol.network, &file.protocol.settings);

@@ -44,7 +44,8 @@ impl Printer {
         if !self.json {
             return self.raw(text().into().0.as_bytes());
         }
-        let mut document = visible_json(&serde_json::to_string_pretty(value)?).into_owned();
+        let mut document =
+            visible_json(&serde_json::to_string_pretty(value).map_err(std::io::Error::from)?).into_owned();
         document.push('\n');
         self.raw(document.as_bytes())
     }

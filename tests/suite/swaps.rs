@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export::CompareError;
 use dpar_export::arrays::ArrayFile;
 use dpar_export::bundle::{Bundle, BundleError};
 use dpar_export::engines;
@@ -107,7 +108,7 @@ fn a_link_to_a_bundle_that_is_set_elsewhere_does_not_change_what_runs() {
 }
 
 /// A job on a runtime; it calls `change` after its first step.
-type Job<'a> = (&'a str, &'a dyn Fn(&Runtime<'_>, &dyn Fn()) -> Result<(), RunError>);
+type Job<'a> = (&'a str, &'a dyn Fn(&Runtime<'_>, &dyn Fn()) -> Result<(), CompareError>);
 
 #[test]
 fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {
@@ -124,6 +125,7 @@ fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {
                 true
             })
             .map(drop)
+            .map_err(CompareError::from)
         }),
         ("score", &|r, change| {
             r.score(&ids, &[0], None, 1, &mut |_, _| {
@@ -131,6 +133,7 @@ fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {
                 true
             })
             .map(drop)
+            .map_err(CompareError::from)
         }),
         ("images", &|r, change| {
             r.images(&ids, 1, &mut |_, _| {
@@ -138,6 +141,7 @@ fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {
                 true
             })
             .map(drop)
+            .map_err(CompareError::from)
         }),
         ("codes", &|r, change| {
             r.codes(&pixels, 1, &mut |_, _| {
@@ -145,6 +149,7 @@ fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {
                 true
             })
             .map(drop)
+            .map_err(CompareError::from)
         }),
         ("probe", &|r, change| {
             probe(r, 1, &mut |_, _| {
@@ -181,7 +186,8 @@ fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {
             }
         };
         let e = job(&runtime, &change).expect_err(name);
-        assert!(matches!(e, RunError::Bundle(BundleError::Changed { .. })), "{name}: {e}");
+        let changed = matches!(e, CompareError::Run(RunError::Bundle(BundleError::Changed { .. })));
+        assert!(changed, "{name}: {e}");
     }
 }
 

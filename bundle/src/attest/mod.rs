@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::json::unique_keys;
 use crate::{Bundle, BundleError, ExtractorBundle, MANIFEST, ToolEntry, digest, is_extractor};
 use dpar_export_inputs::without_mark;
+use dpar_export_spec::Hinted;
 
 pub use dsse::{Envelope, PAYLOAD_TYPE, pae};
 pub use key::{key_id, read_private, read_public};
@@ -85,6 +86,21 @@ pub enum AttestError {
         /// Why.
         message: String,
     },
+}
+
+impl Hinted for AttestError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Rejected { .. } => {
+                let hint =
+                    "do not use these files: get the bundle and its attestation from their maker again";
+                Some(hint.to_owned())
+            }
+            Self::Key { hint, .. } => Some(hint.clone()),
+            Self::Bundle(e) => e.hint(),
+            Self::Input { .. } | Self::Report { .. } | Self::TooLarge { .. } | Self::Statement(_) => None,
+        }
+    }
 }
 
 /// A file that a statement is about.

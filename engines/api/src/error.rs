@@ -1,5 +1,6 @@
 //! Engine errors: what kind, in which graph, and the next step.
 
+use dpar_export_spec::Hinted;
 use dpar_export_spec::text::{LONGEST_TEXT, cut};
 
 use crate::GraphFile;
@@ -77,6 +78,12 @@ impl EngineError {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+}
+
+impl Hinted for EngineError {
+    fn hint(&self) -> Option<String> {
+        self.hint.clone()
     }
 }
 

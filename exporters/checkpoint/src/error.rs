@@ -4,13 +4,13 @@ use std::fmt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::text::{self, LONGEST_NAME, MOST_NAMES, cut};
-use dpar_export_spec::{ComponentKind, PatchRuleError};
+use dpar_export_spec::{ComponentKind, Hinted, PatchRuleError};
 
 use crate::{WeightDType, WeightFormat};
 
 /// Why a checkpoint could not be read or resolved: a [`ErrorKind`] with its place and a next step.
 ///
-/// `Display` gives the place and the kind on one or more lines; the next step is data, see [`Self::hint`].
+/// `Display` gives the place and the kind on one or more lines; the next step is data, see [`Hinted`].
 #[derive(Debug)]
 pub struct CheckpointError(Box<Inner>);
 
@@ -309,17 +309,19 @@ impl CheckpointError {
     pub fn tensor(&self) -> Option<&str> {
         self.0.tensor.as_deref()
     }
+}
 
+impl Hinted for CheckpointError {
     /// What the message counts, a line each; empty for most kinds.
-    pub fn details(&self) -> Vec<String> {
+    fn details(&self) -> Vec<String> {
         match self.kind() {
             ErrorKind::Names(names) => names.lines(),
             _ => Vec::new(),
         }
     }
 
-    /// The next step for the user, one sentence.
-    pub fn hint(&self) -> Option<String> {
+    /// One sentence.
+    fn hint(&self) -> Option<String> {
         if let Some(h) = &self.0.hint {
             return Some(h.clone());
         }

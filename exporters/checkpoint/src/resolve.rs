@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{
-    ComponentKind, ComponentSpec, DparSpec, GptSpec, PatchRope, PatchRule, SystemKind, SystemSpec, VqSpec,
+    ComponentKind, ComponentSpec, DparSpec, GptSpec, Hinted, PatchRope, PatchRule, SystemKind, SystemSpec,
+    VqSpec,
 };
 
 use crate::agree::{self, Classes, Sizes, Vocab};

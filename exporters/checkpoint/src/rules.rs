@@ -265,6 +265,8 @@ fn eat<'n>(pieces: &[Piece], mut name: &'n str, captured: &mut Captured<'n>) -> 
 
 #[cfg(test)]
 mod tests {
+    use dpar_export_spec::Hinted;
+
     use super::*;
 
     fn rules(text: &str) -> Result<Rules, CheckpointError> {

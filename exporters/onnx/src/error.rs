@@ -1,7 +1,7 @@
 //! Export errors.
 
 use camino::Utf8PathBuf;
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Hinted, Precision};
 
 /// Why an export failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,4 +65,24 @@ pub enum ExportError {
         /// The system's error.
         source: std::io::Error,
     },
+}
+
+impl Hinted for ExportError {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Overflow { precision: Precision::Fp16, .. } => {
+                "use --precision bf16, which has the range of fp32"
+            }
+            Self::Overflow { precision: Precision::Fp16Autocast, .. } => {
+                "use --precision bf16-autocast, which has the range of fp32"
+            }
+            Self::Overflow { .. } => "use --precision fp32",
+            Self::Weight { .. }
+            | Self::Shape { .. }
+            | Self::Spec { .. }
+            | Self::Interrupted
+            | Self::Write { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
 }

@@ -1,8 +1,8 @@
 //! One comparison: a check with its result, and what several come to.
 
-use dpar_export_decode::runtime::RunError;
 use serde::Serialize;
 
+use crate::CompareError;
 use crate::decision::{Decision, Ties};
 use crate::tolerance::{Limit, Rounding};
 
@@ -257,7 +257,10 @@ impl Differences {
 
 /// The checks of one job; a graph that fails, or whose outputs cannot be (NaN), is what it found and no reason to stop: a
 /// failed check with the engine's words, so that every report is written.
-pub(crate) fn or_failed(id: CheckId, result: Result<Vec<Check>, RunError>) -> Result<Vec<Check>, RunError> {
+pub(crate) fn or_failed(
+    id: CheckId,
+    result: Result<Vec<Check>, CompareError>,
+) -> Result<Vec<Check>, CompareError> {
     match result {
         Err(e) if e.went_wrong() => Ok(vec![Check::failed(id, e.to_string())]),
         result => result,
@@ -370,7 +373,10 @@ mod tests {
         assert!(checks[0].detail.contains("holds NaN"), "{}", checks[0].detail);
         assert_eq!(after(EngineErrorKind::Run).unwrap()[0].status, Status::Fail);
         assert!(after(EngineErrorKind::Graph).is_err());
-        assert!(or_failed(CheckId::Images, Err(RunError::Interrupted)).is_err());
+        assert!(
+            or_failed(CheckId::Images, Err(dpar_export_decode::runtime::RunError::Interrupted.into()))
+                .is_err()
+        );
         assert!(or_failed(CheckId::Images, Ok(Vec::new())).unwrap().is_empty());
     }
 }

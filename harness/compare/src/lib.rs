@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod decision;
+mod error;
+mod names;
 pub mod parity;
 pub mod report;
 pub mod stats;
@@ -9,3 +11,4 @@ mod status;
 pub mod verify;
 
 pub use dpar_engine_conformance::tolerance;
+pub use error::{CompareError, ReferenceError};

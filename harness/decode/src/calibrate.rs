@@ -36,11 +36,10 @@ pub fn calibrate(
 /// A calibration that failed is a target that could not be added; what is wrong with the bundle keeps its kind.
 impl From<RunError> for BundleError {
     fn from(e: RunError) -> Self {
-        let (kind, hint) = match &e {
-            RunError::Interrupted | RunError::Decode(DecodeError::Interrupted) => {
-                (TargetErrorKind::Stopped, None)
-            }
-            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => (e.kind.into(), e.hint.clone()),
+        let hint = e.of_engine().and_then(|e| e.hint.clone());
+        let kind = match &e {
+            RunError::Interrupted | RunError::Decode(DecodeError::Interrupted) => TargetErrorKind::Stopped,
+            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.kind.into(),
             RunError::Bundle(_)
             | RunError::Decode(
                 DecodeError::Sample { .. } | DecodeError::Entropy { .. } | DecodeError::NoNullClass,
@@ -48,7 +47,7 @@ impl From<RunError> for BundleError {
             | RunError::Array(_)
             | RunError::Integrity { .. }
             | RunError::Metric(_)
-            | RunError::Input(_) => (TargetErrorKind::Refused, None),
+            | RunError::Request(_) => TargetErrorKind::Refused,
         };
         match e {
             RunError::Bundle(e) => e,

@@ -1,72 +1,16 @@
 //! A bundle on an engine: the jobs that commands are made of.
 
-use camino::Utf8PathBuf;
 use dpar_engine_api::{
     Arithmetic, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, Tensor,
     TensorData, TensorView,
 };
-use dpar_export_bundle::{Bundle, BundleError};
-use dpar_export_files::arrays::ArrayError;
+use dpar_export_bundle::Bundle;
 use dpar_export_spec::GraphName;
 
+pub use crate::error::{RequestError, RunError};
 use crate::generate::{
-    DecodeError, DecodeOptions, Request, StepModel, Stream, TeacherForced, decode_batch, prepare_model,
+    DecodeOptions, Request, StepModel, Stream, TeacherForced, decode_batch, prepare_model,
 };
-
-/// Why a job on a bundle failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The bundle.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    /// The engine.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The decoding loop.
-    #[error(transparent)]
-    Decode(#[from] DecodeError),
-    /// An array file.
-    #[error(transparent)]
-    Array(#[from] ArrayError),
-    /// A file that is not the one that was recorded.
-    #[error("{path} does not match {record}: {message}")]
-    Integrity {
-        /// The file.
-        path: Utf8PathBuf,
-        /// What recorded it.
-        record: String,
-        /// What differs.
-        message: String,
-    },
-    /// Preparing images, or computing a metric.
-    #[error(transparent)]
-    Metric(#[from] dpar_export_metrics::MetricError),
-    /// An input that does not fit the bundle.
-    #[error("{0}")]
-    Input(String),
-    /// The caller asked to stop.
-    #[error("interrupted")]
-    Interrupted,
-}
-
-impl RunError {
-    /// Whether a graph was run and it went wrong: it failed, or gave what cannot be. Not that the engine is missing or
-    /// refuses the graph.
-    pub fn went_wrong(&self) -> bool {
-        match self {
-            Self::Engine(e) | Self::Decode(DecodeError::Engine(e)) => e.kind.went_wrong(),
-            Self::Decode(DecodeError::Sample { source, .. }) => source.is_of_logits(),
-            Self::Decode(DecodeError::Entropy { .. }) => true,
-            Self::Bundle(_)
-            | Self::Array(_)
-            | Self::Integrity { .. }
-            | Self::Metric(_)
-            | Self::Input(_)
-            | Self::Decode(DecodeError::NoNullClass | DecodeError::Interrupted)
-            | Self::Interrupted => false,
-        }
-    }
-}
 
 /// Called with (done, total) units of work; returns false to stop.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
@@ -219,11 +163,7 @@ impl<'a> Runtime<'a> {
         let (classes, null) = (system.num_classes as i64, system.null_class());
         let known = |class: i64| (0..classes).contains(&class) || Some(class) == null;
         if let Some(bad) = requests.iter().find(|r| !known(r.class)) {
-            let null = null.map_or("there is no null class".to_owned(), |n| format!("the null class is {n}"));
-            return Err(RunError::Input(format!(
-                "class {} of image {} is not in 0..{classes} ({null})",
-                bad.class, bad.index
-            )));
+            return Err(RequestError::Class { class: bad.class, image: bad.index, classes, null }.into());
         }
         let mut model = self.model()?;
         let tokens = system.tokens();
@@ -300,29 +240,29 @@ impl<'a> Runtime<'a> {
         patch_lengths: Option<&[Vec<usize>]>,
     ) -> Result<(), RunError> {
         let system = self.bundle.system();
-        let input = |message: String| Err(RunError::Input(message));
         if labels.is_empty() || ids.len() != tokens * labels.len() {
-            return input(format!("{} tokens for {} class labels", ids.len(), labels.len()));
+            return Err(RequestError::Counts { tokens: ids.len(), labels: labels.len() }.into());
         }
-        if !(1..=system.tokens()).contains(&tokens) {
-            return input(format!("{tokens} tokens per image; the model takes 1 to {}", system.tokens()));
+        let most = system.tokens();
+        if !(1..=most).contains(&tokens) {
+            return Err(RequestError::Length { tokens, most }.into());
         }
         check_tokens(ids, tokens, system.vocab)?;
         let classes = system.class_labels();
-        if let Some((image, bad)) = labels.iter().enumerate().find(|(_, c)| !classes.contains(*c)) {
-            return input(format!("class label {bad} of image {image} is not in 0..{}", classes.end));
+        if let Some((image, label)) = labels.iter().enumerate().find(|(_, c)| !classes.contains(*c)) {
+            return Err(RequestError::Label { label: *label, image, end: classes.end }.into());
         }
         let Some(lengths) = patch_lengths else { return Ok(()) };
         let longest = system.dpar().map_or(1, |d| d.longest_patch);
         if lengths.len() != labels.len() {
-            return input(format!("{} rows of patch_lengths for {} images", lengths.len(), labels.len()));
+            return Err(RequestError::PatchRows { rows: lengths.len(), images: labels.len() }.into());
         }
-        for (i, row) in lengths.iter().enumerate() {
+        for (image, row) in lengths.iter().enumerate() {
             if row.iter().sum::<usize>() != tokens || row.contains(&0) {
-                return input(format!("patch_lengths of image {i} do not sum to {tokens} tokens"));
+                return Err(RequestError::PatchSum { image, tokens }.into());
             }
-            if let Some(l) = row.iter().find(|l| **l > longest) {
-                return input(format!("image {i} has a patch of {l} tokens; the longest is {longest}"));
+            if let Some(length) = row.iter().copied().find(|l| *l > longest) {
+                return Err(RequestError::PatchLength { image, length, longest }.into());
             }
         }
         Ok(())
@@ -336,7 +276,7 @@ impl<'a> Runtime<'a> {
         let tokens = self.bundle.system().tokens();
         check_tokens(ids, self.bundle.system().tokens(), self.bundle.system().vocab)?;
         if !ids.len().is_multiple_of(tokens) {
-            return Err(RunError::Input(format!("{} codes are no multiple of {tokens}", ids.len())));
+            return Err(RequestError::Partial { what: "codes", found: ids.len(), image: tokens }.into());
         }
         let mut session = self.prepare(GraphName::VqDecode)?;
         let n = ids.len() / tokens;
@@ -365,7 +305,7 @@ impl<'a> Runtime<'a> {
         let size = self.bundle.system().image_size;
         let len = self.image_len();
         if !images.len().is_multiple_of(len) {
-            return Err(RunError::Input(format!("{} values are no multiple of {len}", images.len())));
+            return Err(RequestError::Partial { what: "values", found: images.len(), image: len }.into());
         }
         let mut session = self.prepare(GraphName::VqEncode)?;
         let n = images.len() / len;
@@ -405,9 +345,9 @@ fn check_finite(graph: GraphName, port: &str, values: &[f32]) -> Result<(), RunE
 /// Every code of images of `tokens` tokens must be a row of the codebook.
 fn check_tokens(ids: &[i64], tokens: usize, vocab: usize) -> Result<(), RunError> {
     match ids.iter().enumerate().find(|(_, t)| !(0..vocab as i64).contains(*t)) {
-        Some((at, bad)) => {
+        Some((at, token)) => {
             let (image, slot) = (at / tokens, at % tokens);
-            Err(RunError::Input(format!("token {bad} of image {image}, slot {slot}, is not in 0..{vocab}")))
+            Err(RequestError::Token { token: *token, image, slot, vocab }.into())
         }
         None => Ok(()),
     }

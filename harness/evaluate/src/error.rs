@@ -1,11 +1,13 @@
 //! Why features could not be taken, or numbers not be computed.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_compare::CompareError;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::ArrayError;
 use dpar_export_files::picture::PictureError;
 use dpar_export_files::staging::StagingError;
 use dpar_export_metrics::MetricError;
+use dpar_export_spec::Hinted;
 
 /// What an input that cannot be used is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,9 @@ pub enum EvaluateError {
     /// A bundle that draws images, or its engine.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// Recorded streams.
+    #[error(transparent)]
+    Recorded(#[from] CompareError),
     /// The feature network, or the engine that it runs on. A network that runs wrong is an input that cannot be used,
     /// whatever its features were to be compared with.
     #[error("{0}")]
@@ -87,6 +92,22 @@ pub enum EvaluateError {
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl Hinted for EvaluateError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Array(e) => e.hint(),
+            Self::Picture(e) => e.hint(),
+            Self::Run(e) | Self::Extractor(e) => e.hint(),
+            Self::Recorded(e) => e.hint(),
+            Self::Staging(e) => e.hint(),
+            Self::Input { hint, .. } => hint.clone(),
+            Self::Metric { .. } | Self::Io { .. } | Self::Json { .. } | Self::Lost | Self::Interrupted => {
+                None
+            }
+        }
+    }
 }
 
 impl EvaluateError {

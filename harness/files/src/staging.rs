@@ -14,6 +14,7 @@ mod tests;
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_spec::Hinted;
 
 use claim::Claim;
 use lock::is_ours;
@@ -55,6 +56,20 @@ impl StagingError {
     fn io(path: &Utf8Path) -> impl Fn(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { path: path.clone(), source }
+    }
+}
+
+impl Hinted for StagingError {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Exists(_) => {
+                "choose another --output, or replace an earlier output of this tool with --force"
+            }
+            Self::Busy(_) => "wait for it to end, or choose another --output",
+            Self::Conflict { .. } => "it is whole: keep the one that you need",
+            Self::NotAFile(_) | Self::Io { .. } => return None,
+        };
+        Some(hint.to_owned())
     }
 }
 

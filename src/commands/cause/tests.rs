@@ -1,7 +1,9 @@
 use Cause::{Absent, Input, Integrity, Run, Stopped};
 use dpar_export_spec::{PatchRuleError, Precision};
 
+use crate::ReferenceError;
 use crate::evaluate::InputKind;
+use crate::runtime::RequestError;
 
 use super::*;
 
@@ -77,8 +79,33 @@ fn runs() {
     );
     all([RunError::Engine(engine(EngineErrorKind::Unavailable))], Absent);
     all([RunError::Bundle(BundleError::Integrity { path: "p".into(), message: text() })], Integrity);
-    all([RunError::Input(text()), RunError::Metric(MetricError::NoConvergence("x"))], Input);
+    let request = RunError::Request(RequestError::Length { tokens: 2, most: 1 });
+    all([request, RunError::Metric(MetricError::NoConvergence("x"))], Input);
     all([RunError::Array(array(ArrayErrorKind::UnknownFormat))], Input);
+}
+
+#[test]
+fn comparisons() {
+    let reference = ReferenceError::NoGuidance;
+    let json = serde_json::from_str::<u8>("x").unwrap_err();
+    let path = || "p".into();
+    all(
+        [
+            CompareError::Reference(reference),
+            CompareError::Io { path: path(), source: io() },
+            CompareError::Json { path: path(), source: json },
+            CompareError::Systems,
+            CompareError::Precisions { a: Precision::Fp32, b: Precision::Fp16 },
+            CompareError::Draw(SampleError::TopP(2.0)),
+        ],
+        Input,
+    );
+    all([CompareError::Draw(SampleError::NothingLeft)], Run);
+    all([CompareError::Run(RunError::Interrupted)], Stopped);
+    let engine = || RunError::from(engine(EngineErrorKind::Run));
+    all([CompareError::Run(engine())], Run);
+    all([EvaluateError::Recorded(CompareError::Run(engine()))], Run);
+    assert!(CompareError::Run(engine()).went_wrong() && !CompareError::Systems.went_wrong());
 }
 
 /// What stops a comparison and what is its finding are one and the same set.
@@ -298,5 +325,4 @@ fn files_and_numbers() {
     all([EvaluateError::Interrupted, EvaluateError::Run(RunError::Interrupted)], Stopped);
     all([EvaluateError::Run(RunError::Engine(engine(EngineErrorKind::Run)))], Run);
     all([io()], Input);
-    all([serde_json::from_str::<u8>("x").map(|_| ()).unwrap_err()], Input);
 }

@@ -1,7 +1,7 @@
 //! Configurations: disagreement with tensors, unsupported values, the patch rule.
 
 use dpar_export_checkpoint::{ErrorKind, LoadOptions};
-use dpar_export_spec::{PatchMode, PatchRope, PatchRuleError};
+use dpar_export_spec::{Hinted, PatchMode, PatchRope, PatchRuleError};
 
 use crate::support::{Model, System, assert_kind};
 

@@ -2,6 +2,7 @@
 
 use camino::Utf8Path;
 use dpar_export_checkpoint::{CheckpointError, ErrorKind, TensorFile, WeightFormat};
+use dpar_export_spec::Hinted;
 
 use crate::support::{Model, Pickle, PtTensor, archive, assert_kind, f32s, open_pt, pt};
 

@@ -1,6 +1,7 @@
 //! Folders, epochs, single files, and where the other components are found.
 
 use dpar_export_checkpoint::{ErrorKind, LoadOptions, load};
+use dpar_export_spec::Hinted;
 
 use crate::support::{GPT_CONFIG, Model, System, assert_kind};
 

@@ -1,7 +1,7 @@
 //! Missing, unused, renamed, mis-shaped and unusable tensors.
 
 use dpar_export_checkpoint::{ErrorKind, LoadOptions, WeightDType};
-use dpar_export_spec::{ComponentKind, DecoderCross};
+use dpar_export_spec::{ComponentKind, DecoderCross, Hinted};
 use safetensors::tensor::TensorView;
 
 use crate::support::{Model, System, assert_kind, f32s};

@@ -1,6 +1,7 @@
 //! What lies beside weights in a `.pt`, and in their place: opaque objects, and every way a tensor is rebuilt.
 
 use dpar_export_checkpoint::{ErrorKind, LoadOptions, TensorFile, WeightDType, load, pickle_tensor_names};
+use dpar_export_spec::Hinted;
 
 use crate::pt::with_extra;
 use crate::support::{Model, Pickle, PtTensor, System, assert_kind, f32s, open_pt, pt};

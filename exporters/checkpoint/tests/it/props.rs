@@ -1,5 +1,6 @@
 //! Properties: no bytes make the readers panic, and nothing that is cut off is accepted.
 
+use dpar_export_spec::Hinted;
 use std::sync::LazyLock;
 
 use camino::Utf8Path;

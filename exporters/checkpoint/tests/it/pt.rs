@@ -1,5 +1,6 @@
 //! PyTorch files: every wrapping, every view, every hostile pickle and every broken archive.
 
+use dpar_export_spec::Hinted;
 use std::borrow::Cow;
 
 use camino::Utf8Path;

@@ -2,6 +2,7 @@
 
 use camino::Utf8Path;
 use dpar_export_checkpoint::{CheckpointError, ErrorKind, TensorFile, WeightDType, WeightFormat};
+use dpar_export_spec::Hinted;
 
 use crate::support::{Model, System, assert_kind};
 

@@ -1,6 +1,7 @@
 //! The tokenizer: levels, channels, groups, agreement with the main model.
 
 use dpar_export_checkpoint::{CheckpointError, ErrorKind, Loaded};
+use dpar_export_spec::Hinted;
 
 use crate::support::{Model, System, assert_kind};
 

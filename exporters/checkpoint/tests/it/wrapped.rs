@@ -1,6 +1,7 @@
 //! Names that training wrappers change, weights in shards, and checkpoints in parts.
 
 use dpar_export_checkpoint::{ErrorKind, LoadOptions, Loaded, load};
+use dpar_export_spec::Hinted;
 
 use crate::support::{Model, System, assert_kind};
 

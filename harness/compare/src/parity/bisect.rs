@@ -17,7 +17,7 @@ use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
 use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{Progress, Runtime};
 use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{Exposed, expose};
 use dpar_export_spec::{GraphName, GraphSpec, PatchRule};
@@ -25,7 +25,8 @@ use serde::Serialize;
 
 use super::decisions::{Sizes, teacher_forced};
 use super::shadow::{Limits, numbers};
-use super::{bad_draw, sizes};
+use super::sizes;
+use crate::CompareError;
 use crate::check::{SCHEMA_VERSION, Status};
 use crate::decision::starts;
 use crate::stats::Accumulator;
@@ -219,28 +220,24 @@ pub fn between(
     forced: &Forced,
     cfg_scale: f32,
     progress: Progress<'_>,
-) -> Result<Bisection, RunError> {
+) -> Result<Bisection, CompareError> {
     let same_bundle = a.bundle().manifest_sha256() == b.bundle().manifest_sha256();
     let (x, y) = (a.bundle().system(), b.bundle().system());
     if (x.kind, x.tokens(), x.vocab) != (y.kind, y.tokens(), y.vocab) {
-        return Err(RunError::Input("the two bundles are of different systems".to_owned()));
+        return Err(CompareError::Systems);
     }
     let precisions = [a, b].map(|r| r.bundle().manifest().precision);
     if precisions[0] != precisions[1] {
-        return Err(RunError::Input(format!(
-            "the bundles are of unlike precision, {} and {}: graphs of two types cannot be told apart by their outputs; \
-             compare bundles of one precision, or give recorded outputs as the reference",
-            precisions[0], precisions[1]
-        )));
+        return Err(CompareError::Precisions { a: precisions[0], b: precisions[1] });
     }
     let limits = Limits::new(precisions[0], [a, b].map(|r| r.arithmetic().kind));
     let limits = if same_bundle { limits } else { limits.on_one_engine() };
-    let run = |runtime: &Runtime<'_>, progress: Progress<'_>| {
+    let run = |runtime: &Runtime<'_>, progress: Progress<'_>| -> Result<Replay, CompareError> {
         let how = how(runtime.bundle(), forced, cfg_scale);
-        follow(runtime.model()?.as_mut(), &how, forced, progress)
+        Ok(follow(runtime.model()?.as_mut(), &how, forced, progress)?)
     };
     let mut bad = Vec::new();
-    let mut keep = |name: &str, ran: Result<Replay, RunError>| match ran {
+    let mut keep = |name: &str, ran: Result<Replay, CompareError>| match ran {
         Ok(replay) => Ok(Some(replay)),
         // Which graph it is, is found below.
         Err(e) if e.went_wrong() => {
@@ -307,8 +304,8 @@ pub fn between(
 }
 
 /// The first slot at which two replays differ by more than the tolerance.
-fn symptom(sizes: Sizes<'_>, a: &Replay, b: &Replay, guided: bool) -> Result<Option<Symptom>, RunError> {
-    let compared = teacher_forced(sizes, a, b, guided).map_err(bad_draw)?;
+fn symptom(sizes: Sizes<'_>, a: &Replay, b: &Replay, guided: bool) -> Result<Option<Symptom>, CompareError> {
+    let compared = teacher_forced(sizes, a, b, guided)?;
     let firsts = compared.decisions.first_off.iter().enumerate();
     let Some((slot, image)) = firsts.filter_map(|(i, s)| s.map(|s| (s, i))).min() else { return Ok(None) };
     let (t, vocab) = (sizes.tokens, sizes.vocab);
@@ -362,7 +359,7 @@ impl Watch {
         self.found.lock().is_ok_and(|f| f.is_some()) || self.error.lock().is_ok_and(|e| e.is_some())
     }
 
-    fn take(&self) -> Result<Option<Call>, RunError> {
+    fn take(&self) -> Result<Option<Call>, CompareError> {
         if let Some(e) = self.error.lock().ok().and_then(|mut e| e.take()) {
             return Err(e.into());
         }
@@ -453,13 +450,13 @@ fn first_call(
     cfg_scale: f32,
     limit: Limits,
     progress: Progress<'_>,
-) -> Result<Option<Call>, RunError> {
+) -> Result<Option<Call>, CompareError> {
     let system = a.bundle().system();
-    let watched = |watch: &Arc<Watch>, name: GraphName| -> Result<Watched, RunError> {
+    let watched = |watch: &Arc<Watch>, name: GraphName| -> Result<Watched, CompareError> {
         Ok(Watched { session: a.prepare(name)?, other: b.prepare(name)?, watch: watch.clone() })
     };
     let watch = Watch::new(limit, true);
-    let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
+    let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, CompareError> {
         Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
     };
     let mut model = prepare_model(system, &mut prepare)?;
@@ -475,13 +472,13 @@ fn first_call(
     // Outputs that are no numbers in both sources: no call tells them apart.
     let replay = match (ran, replay) {
         (Ok(_), Some(replay)) => replay,
-        (Err(e), Some(_)) => return Err(e),
+        (Err(e), Some(_)) => return Err(e.into()),
         (_, None) => return Ok(None),
     };
 
     let ids: Vec<i64> = forced.tokens.iter().map(|t| i64::from(*t)).collect();
     let watch = Watch::new(limit, false);
-    let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
+    let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, CompareError> {
         Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
     };
     let mut teacher = TeacherForced::prepare(system, &mut prepare)?;
@@ -507,10 +504,11 @@ fn node(
     b: &Runtime<'_>,
     call: &Call,
     limits: &Limits,
-) -> Result<Option<NodeFinding>, RunError> {
-    let temp = tempfile::tempdir().map_err(|e| RunError::Input(format!("no temporary folder: {e}")))?;
+) -> Result<Option<NodeFinding>, CompareError> {
+    let beside = || std::env::temp_dir().to_string_lossy().into_owned();
+    let temp = tempfile::tempdir().map_err(|e| CompareError::io(beside())(e))?;
     let folder = Utf8PathBuf::from_path_buf(temp.path().to_owned())
-        .map_err(|p| RunError::Input(format!("{} is not UTF-8", p.display())))?;
+        .map_err(|_| CompareError::io(beside())(std::io::Error::other("the folder is not UTF-8")))?;
     let (exposed, first) = opened(a, call, &folder.join("a"))?;
     let (other, second) = opened(b, call, &folder.join("b"))?;
     let value = |spec: &GraphSpec, tensors: &'_ [Tensor], name: &str| {
@@ -535,13 +533,17 @@ fn node(
 }
 
 /// Runs the call on the graph with its intermediate values as outputs, in a folder of its own.
-fn opened(runtime: &Runtime<'_>, call: &Call, folder: &Utf8Path) -> Result<(Exposed, Vec<Tensor>), RunError> {
-    let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("graph {}: {e}", call.graph));
-    fs_err::create_dir(folder).map_err(|e| bad(&e))?;
+fn opened(
+    runtime: &Runtime<'_>,
+    call: &Call,
+    folder: &Utf8Path,
+) -> Result<(Exposed, Vec<Tensor>), CompareError> {
+    fs_err::create_dir(folder).map_err(CompareError::io(folder))?;
     let (spec, bytes) = runtime.bundle().copy_graph(&call.graph, folder)?;
-    let exposed = expose(&bytes, &spec).map_err(|e| bad(&e))?;
+    let derive = |source| CompareError::Derive { graph: call.graph.clone(), source };
+    let exposed = expose(&bytes, &spec).map_err(derive)?;
     let file = folder.join(format!("{}.onnx", call.graph));
-    fs_err::write(&file, &exposed.bytes).map_err(|e| bad(&e))?;
+    fs_err::write(&file, &exposed.bytes).map_err(CompareError::io(&file))?;
     let mut session = runtime.prepare_file(GraphFile::new(&exposed.spec, &file))?;
     let views: Vec<(&str, TensorView<'_>)> =
         call.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();

@@ -22,15 +22,14 @@ use dpar_engine_api::{
     ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, HostCache, Session, TensorView,
 };
 use dpar_export_bundle::Bundle;
-use dpar_export_decode::generate::sampler::{Method, SampleError, SamplerOptions, image_key};
-use dpar_export_decode::generate::{
-    DecodeError, DecodeOptions, Request, Stream, TeacherForced, prepare_model,
-};
+use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
+use dpar_export_decode::generate::{DecodeOptions, Request, Stream, TeacherForced, prepare_model};
 use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
 use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::GraphName;
+use dpar_export_spec::{GraphName, Hinted};
 
+use crate::CompareError;
 use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
 use crate::decision::{DecisionKind, Observed};
 use crate::tolerance::Rounding;
@@ -91,7 +90,7 @@ pub fn run(
     reference: Option<&Utf8Path>,
     options: &ParityOptions,
     progress: Progress<'_>,
-) -> Result<ParityReport, RunError> {
+) -> Result<ParityReport, CompareError> {
     let system = bundle.system();
     let mut golden = reference.map(|folder| reference::read(system, folder)).transpose()?;
     let mut outcomes: Vec<Outcome<'_>> =
@@ -204,11 +203,8 @@ fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Result<Outcome<'a>, En
 impl EngineResult {
     /// Records why an engine stopped. One that is here and does not take a graph of the bundle has failed, as has one that
     /// goes wrong while it runs.
-    fn stopped(&mut self, e: &RunError) {
-        let kind = match e {
-            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => Some(e.kind),
-            _ => None,
-        };
+    fn stopped(&mut self, e: &CompareError) {
+        let kind = e.of_engine().map(|e| e.kind);
         self.absent = kind == Some(EngineErrorKind::Unavailable);
         let without = self.absent || kind == Some(EngineErrorKind::Setting);
         self.status = if without { EngineStatus::NotRun } else { EngineStatus::Failed };
@@ -216,10 +212,7 @@ impl EngineResult {
             self.checks.push(Check::failed(CheckId::RunsToTheEnd, e.to_string()));
         }
         self.reason = Some(e.to_string());
-        self.hint = match e {
-            RunError::Engine(e) | RunError::Decode(DecodeError::Engine(e)) => e.hint.clone(),
-            _ => None,
-        };
+        self.hint = e.hint();
     }
 }
 
@@ -227,8 +220,8 @@ impl<'a> Outcome<'a> {
     /// Runs a piece of work on the engine, if it still runs. What an engine cannot do ends the engine, not the run.
     fn attempt(
         &mut self,
-        work: impl FnOnce(&Runtime<'a>, &mut Self) -> Result<(), RunError>,
-    ) -> Result<(), RunError> {
+        work: impl FnOnce(&Runtime<'a>, &mut Self) -> Result<(), CompareError>,
+    ) -> Result<(), CompareError> {
         let Some(runtime) = self.runtime.take().filter(|_| self.result.status == EngineStatus::Ran) else {
             return Ok(());
         };
@@ -237,10 +230,7 @@ impl<'a> Outcome<'a> {
         self.result.seconds += started.elapsed().as_secs_f64();
         self.runtime = Some(runtime);
         match done {
-            Err(e @ (RunError::Engine(_) | RunError::Decode(DecodeError::Engine(_)))) => {
-                self.result.stopped(&e)
-            }
-            Err(e) if e.went_wrong() => self.result.stopped(&e),
+            Err(e) if e.of_engine().is_some() || e.went_wrong() => self.result.stopped(&e),
             Err(e) => return Err(e),
             Ok(()) => {}
         }
@@ -277,7 +267,7 @@ fn force(
     forced: &Forced,
     options: &ParityOptions,
     progress: Progress<'_>,
-) -> Result<Vec<Sink>, RunError> {
+) -> Result<Vec<Sink>, CompareError> {
     let system = bundle.system();
     let how = Follow::new(system, options.cfg_scale, options.batch);
     let sinks: Vec<Sink> = outcomes.iter().map(|_| Arc::new(Mutex::new(Shade::default()))).collect();
@@ -291,8 +281,8 @@ fn force(
         }
     }
     let mut own = outcomes[first].runtime.take();
-    let replay = own.as_ref().map(|runtime| -> Result<Replay, RunError> {
-        let shadowed = |name: GraphName| -> Result<Box<dyn Session>, RunError> {
+    let replay = own.as_ref().map(|runtime| -> Result<Replay, CompareError> {
+        let shadowed = |name: GraphName| -> Result<Box<dyn Session>, CompareError> {
             let mut shadows = Vec::new();
             for (other, sink) in outcomes.iter().zip(&sinks) {
                 let ran = other.result.status == EngineStatus::Ran;
@@ -305,13 +295,13 @@ fn force(
                             shade.error.get_or_insert(e);
                         }
                     }
-                    Err(e) => return Err(e),
+                    Err(e) => return Err(e.into()),
                 }
             }
             Ok(Box::new(Shadowed::new(runtime.prepare(name)?, shadows)))
         };
         // Caches in host memory: the other engines take them as inputs.
-        let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
+        let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, CompareError> {
             Ok(Box::new(HostCache::new(shadowed(name)?)?))
         };
         let mut model = prepare_model(system, &mut prepare)?;
@@ -322,12 +312,7 @@ fn force(
     outcomes[first].runtime = own.take();
     match replay.transpose() {
         Ok(replay) => outcomes[first].replay = replay,
-        Err(e)
-            if e.went_wrong()
-                || matches!(e, RunError::Engine(_) | RunError::Decode(DecodeError::Engine(_))) =>
-        {
-            outcomes[first].result.stopped(&e)
-        }
+        Err(e) if e.of_engine().is_some() || e.went_wrong() => outcomes[first].result.stopped(&e),
         Err(e) => return Err(e),
     }
     for (outcome, sink) in outcomes.iter_mut().zip(&sinks) {
@@ -340,7 +325,7 @@ fn force(
 }
 
 /// Prepares the graph of a name.
-type PrepareSession<'a> = dyn Fn(GraphName) -> Result<Box<dyn Session>, RunError> + 'a;
+type PrepareSession<'a> = dyn Fn(GraphName) -> Result<Box<dyn Session>, CompareError> + 'a;
 
 /// Calls of the graphs that the loop does not run, on the first images: the whole model over given tokens, the tokenizer.
 fn beside_the_loop(
@@ -348,14 +333,14 @@ fn beside_the_loop(
     prepare: &PrepareSession<'_>,
     forced: &Forced,
     replay: &Replay,
-) -> Result<(), RunError> {
+) -> Result<(), CompareError> {
     let (system, t) = (bundle.system(), bundle.system().tokens());
     let images = forced.labels.len().min(BESIDE_THE_LOOP);
     if images == 0 {
         return Ok(());
     }
     let ids: Vec<i64> = forced.tokens[..images * t].iter().map(|id| i64::from(*id)).collect();
-    let mut cached = |name: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
+    let mut cached = |name: GraphName| -> Result<Box<dyn CachedSession>, CompareError> {
         Ok(Box::new(HostCache::new(prepare(name)?)?))
     };
     let mut teacher = TeacherForced::prepare(system, &mut cached)?;
@@ -407,10 +392,6 @@ fn sizes(bundle: &Bundle, (seed, sampler): (u64, Method), rounding: Rounding, cf
     Sizes { rule, tokens, vocab, seed, sampler, rounding, cfg_scale }
 }
 
-fn bad_draw(e: SampleError) -> RunError {
-    RunError::Input(format!("logits that nothing can be drawn from: {e}"))
-}
-
 /// Two engines.
 fn pair(
     bundle: &Bundle,
@@ -419,12 +400,12 @@ fn pair(
     sink: &Sink,
     options: &ParityOptions,
     progress: Progress<'_>,
-) -> Result<Option<Pair>, RunError> {
+) -> Result<Option<Pair>, CompareError> {
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
     let precision = bundle.manifest().precision;
     let sizes =
         sizes(bundle, (options.seed, options.sampler), Rounding::engines(precision), options.cfg_scale);
-    let forced = teacher_forced(sizes, x, y, true).map_err(bad_draw)?;
+    let forced = teacher_forced(sizes, x, y, true)?;
     let kinds = [a, b].map(|o| o.result.arithmetic.as_ref().map_or(ArithmeticKind::AsGraph, |a| a.kind));
     let limits = Limits::new(precision, kinds);
     let mut tensors = Vec::new();
@@ -454,7 +435,7 @@ fn free(
     observed: &Observed,
     options: &ParityOptions,
     progress: Progress<'_>,
-) -> Result<Decisions, RunError> {
+) -> Result<Decisions, CompareError> {
     let found = free_running(sizes, &a.streams, &b.streams, observed, &mut |_, _, _| None);
     let drawn_apart = found.flips.iter().filter(|f| f.kind == DecisionKind::Draw);
     let images: Vec<usize> = drawn_apart.map(|f| f.image).collect();
@@ -492,14 +473,14 @@ fn against_reference(
     golden: &mut Reference,
     outcome: &Outcome<'_>,
     options: &ParityOptions,
-) -> Result<Option<Pair>, RunError> {
+) -> Result<Option<Pair>, CompareError> {
     let (Some(replay), Some(arithmetic)) = (&outcome.replay, &outcome.result.arithmetic) else {
         return Ok(None);
     };
     let rounding = Rounding::between(golden.recorded, bundle.manifest().precision, arithmetic.kind);
     golden.follow(replay);
     let sizes = sizes(bundle, (options.seed, options.sampler), rounding, 1.0);
-    let forced = teacher_forced(sizes, &golden.replay, replay, false).map_err(bad_draw)?;
+    let forced = teacher_forced(sizes, &golden.replay, replay, false)?;
     let mut notes: Vec<String> =
         conclusion(golden.recorded, bundle.manifest().precision, arithmetic).into_iter().collect();
     if !golden.has_patches && bundle.system().dpar().is_some() {

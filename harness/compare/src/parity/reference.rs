@@ -3,10 +3,10 @@
 use camino::Utf8Path;
 use dpar_export_decode::generate::shift_entropy;
 use dpar_export_decode::replay::{Forced, Replay};
-use dpar_export_decode::runtime::RunError;
 use dpar_export_files::patches::unpad;
 use dpar_export_spec::SystemSpec;
 
+use crate::CompareError;
 use crate::tolerance::Recorded;
 use crate::verify::{not_compared, open};
 
@@ -34,7 +34,7 @@ impl Reference {
 ///
 /// # Errors
 /// When they are not what `golden.json` recorded, have no teacher-forced logits, or do not fit the system.
-pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, RunError> {
+pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, CompareError> {
     let (file, settings) = open(folder)?;
     if !settings.others.is_empty() {
         tracing::warn!("{}: {}", file.path(), not_compared(&settings.others));

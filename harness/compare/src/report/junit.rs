@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use dpar_export_spec::escape::visible;
-use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite};
+use quick_junit::{NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Column, Page};
 use crate::check::{Check, Status};
@@ -16,7 +16,7 @@ const LISTED: usize = 20;
 ///
 /// # Errors
 /// When the document cannot be written.
-pub fn junit(page: &Page) -> Result<String, String> {
+pub fn junit(page: &Page) -> Result<String, SerializeError> {
     let mut report = Report::new(format!("dpar-export {}", page.job));
     for column in &page.columns {
         let mut suite = TestSuite::new(shown(&format!("{} on {}", page.job, column.label)));
@@ -36,7 +36,7 @@ pub fn junit(page: &Page) -> Result<String, String> {
         }
         report.add_test_suite(suite);
     }
-    report.to_string().map_err(|e| e.to_string())
+    report.to_string()
 }
 
 /// What XML cannot hold is shown, not left out, and CI systems print the rest.

@@ -2,10 +2,11 @@
 
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{Progress, Runtime};
 use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::GraphName;
 
+use crate::CompareError;
 use crate::parity::report::ImageTrace;
 
 /// Most images of a report: more make a page that nobody looks through.
@@ -61,7 +62,7 @@ impl Samples {
     ///
     /// # Errors
     /// When the engine fails or the caller stops.
-    pub fn draw(runtime: &Runtime<'_>, draw: Draw, progress: Progress<'_>) -> Result<Self, RunError> {
+    pub fn draw(runtime: &Runtime<'_>, draw: Draw, progress: Progress<'_>) -> Result<Self, CompareError> {
         let system = runtime.bundle().system();
         let num = u64::from(draw.num.min(MOST_IMAGES));
         let requests = Request::all_seeded(draw.seed, num, system.num_classes);
@@ -91,7 +92,7 @@ impl Samples {
         draw: Draw,
         traces: &[ImageTrace],
         progress: Progress<'_>,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self, CompareError> {
         let shown = &traces[..traces.len().min(usize::from(draw.num.min(MOST_IMAGES)))];
         let tokens: Vec<&[u32]> = shown.iter().map(|t| t.tokens.as_slice()).collect();
         let sample = |t: &ImageTrace| Sample {
@@ -110,7 +111,7 @@ impl Samples {
         tokens: &[&[u32]],
         mut items: Vec<Sample>,
         progress: Progress<'_>,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self, CompareError> {
         let system = runtime.bundle().system();
         let size = system.image_size;
         if runtime.bundle().has_graph(GraphName::VqDecode) && !items.is_empty() {

@@ -12,10 +12,11 @@ use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::{GraphName, Precision};
 use ndarray::ArrayD;
 
-use super::reference::{self, GOLDEN_JSON, Settings};
+use super::reference::{self, Settings};
 use crate::check::{Check, CheckId, Differences, Status, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart, starts};
 use crate::tolerance::{Quantity, Rounding, guidance_gain};
+use crate::{CompareError, ReferenceError};
 
 /// Verifies a bundle against `folder`: logits, entropies, patch lengths, greedy tokens, images, codes, steps.
 ///
@@ -27,7 +28,7 @@ pub fn verify_golden(
     folder: &Utf8Path,
     batch: usize,
     progress: Progress<'_>,
-) -> Result<Vec<Check>, RunError> {
+) -> Result<Vec<Check>, CompareError> {
     let precision = runtime.bundle().manifest().precision;
     // Before anything runs: what cannot be compared with is said at once.
     let own = own_folder(folder, precision)
@@ -72,7 +73,7 @@ struct Golden<'a> {
 }
 
 impl<'a> Golden<'a> {
-    fn open(runtime: &'a Runtime<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, RunError> {
+    fn open(runtime: &'a Runtime<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, CompareError> {
         let (file, settings) = reference::open(folder)?;
         let found = runtime.bundle().manifest().precision;
         let rounding = Rounding::between(settings.recorded(), found, runtime.arithmetic().kind);
@@ -81,19 +82,16 @@ impl<'a> Golden<'a> {
 
     /// The same, unless its settings say another precision than its folder's name, or none: its tolerances are for
     /// outputs in that type.
-    fn of_precision(self, folder: &Utf8Path, precision: Precision) -> Result<Self, RunError> {
-        let says = match self.settings.said_precision() {
-            Some(said) if said == precision.numbers() => return Ok(self),
-            Some(said) => format!("{said}"),
-            None => "no precision".to_owned(),
-        };
-        Err(RunError::Input(format!(
-            "{folder} is for outputs in {}, but {GOLDEN_JSON} there says {says} as arithmetic (or provenance.precision)",
-            precision.numbers()
-        )))
+    fn of_precision(self, folder: &Utf8Path, precision: Precision) -> Result<Self, CompareError> {
+        let says = self.settings.said_precision();
+        if says == Some(precision.numbers()) {
+            return Ok(self);
+        }
+        let (folder, precision) = (folder.to_owned(), precision.numbers());
+        Err(ReferenceError::OtherPrecision { folder, precision, says }.into())
     }
 
-    fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+    fn all(&self, progress: Progress<'_>) -> Result<Vec<Check>, CompareError> {
         let mut observed = Observed::default();
         let given = self.teacher_forced(&mut observed, progress);
         let mut checks = or_failed(CheckId::TeacherForced, given)?;
@@ -101,7 +99,7 @@ impl<'a> Golden<'a> {
         checks.extend(or_failed(CheckId::Images, self.images(progress).map(|c| vec![c]))?);
         checks.extend(or_failed(CheckId::Codes, self.codes(progress).map(|c| vec![c]))?);
         if checks.iter().all(|c| c.status == Status::NotRun) {
-            return Err(reference::holds_nothing(&self.file));
+            return Err(reference::holds_nothing(&self.file).into());
         }
         if !self.settings.others.is_empty() {
             checks.push(Check::not_run(CheckId::OtherArrays, reference::not_compared(&self.settings.others)));
@@ -129,7 +127,7 @@ impl<'a> Golden<'a> {
         &self,
         observed: &mut Observed,
         progress: Progress<'_>,
-    ) -> Result<Vec<Check>, RunError> {
+    ) -> Result<Vec<Check>, CompareError> {
         let names = [CheckId::Entropy, CheckId::PatchLengths, CheckId::Logits, CheckId::MeanSteps];
         if !self.has("tokens") || !self.has("logits") {
             let why = "the reference has no tokens and logits";
@@ -168,7 +166,7 @@ impl<'a> Golden<'a> {
             if let Some(more) = scores.entropy {
                 entropy.get_or_insert_with(Vec::new).extend(more);
             }
-            if progress(done, n) { Ok(()) } else { Err(RunError::Interrupted) }
+            if progress(done, n) { Ok(()) } else { Err(CompareError::from(RunError::Interrupted)) }
         })?;
         observed.logit = logits.largest();
         let limit = |quantity| self.rounding.limit(quantity);
@@ -202,7 +200,7 @@ impl<'a> Golden<'a> {
 
     /// The bundle's patch rule on the reference's own entropies gives the reference's patches: no rounding is involved,
     /// so nothing is a near-tie.
-    fn rule_check(&self, n: usize, lengths: Option<&[Vec<usize>]>) -> Result<Check, RunError> {
+    fn rule_check(&self, n: usize, lengths: Option<&[Vec<usize>]>) -> Result<Check, CompareError> {
         let skip = |why: &str| Ok(Check::not_run(CheckId::PatchRule, why));
         let system = self.runtime.bundle().system();
         let (rule, t) = (&system.patch_rule, self.tokens());
@@ -265,13 +263,12 @@ impl<'a> Golden<'a> {
     }
 
     /// Arg-max decoding with guidance, cached, from nothing but the class.
-    fn greedy(&self, observed: Observed, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+    fn greedy(&self, observed: Observed, progress: Progress<'_>) -> Result<Vec<Check>, CompareError> {
         if !self.has("greedy_tokens") {
             return Ok(vec![Check::not_run(CheckId::GreedyTokens, "not in the reference")]);
         }
         let Some(cfg_scale) = self.settings.cfg_scale else {
-            let message = "greedy tokens need golden.json with their cfg_scale beside the arrays";
-            return Err(RunError::Input(message.to_owned()));
+            return Err(ReferenceError::NoGuidance.into());
         };
         let t = self.tokens();
         let reference = self.file.i64("greedy_tokens", &[None, Some(t)])?;
@@ -282,8 +279,8 @@ impl<'a> Golden<'a> {
             flat(&self.file.i64("class_labels", &[None])?)
         };
         if labels.len() < n {
-            let message = format!("{}: {n} greedy images but {} labels", self.file.path(), labels.len());
-            return Err(RunError::Input(message));
+            let (file, labels) = (self.file.path().to_owned(), labels.len());
+            return Err(ReferenceError::Labels { file, images: n, labels }.into());
         }
         let requests: Vec<Request> =
             labels[..n].iter().enumerate().map(|(i, c)| Request { index: i as u64, class: *c }).collect();
@@ -339,7 +336,7 @@ impl<'a> Golden<'a> {
         cfg_scale: f32,
         widths: &Widths,
         progress: Progress<'_>,
-    ) -> Result<(), RunError> {
+    ) -> Result<(), CompareError> {
         let system = self.runtime.bundle().system();
         let how = Follow::new(system, cfg_scale, 1);
         for flip in flips.iter_mut().filter(|f| f.near_tie && f.kind == DecisionKind::ArgMax) {
@@ -358,7 +355,7 @@ impl<'a> Golden<'a> {
     }
 
     /// The reference's greedy tokens as pictures.
-    fn images(&self, progress: Progress<'_>) -> Result<Check, RunError> {
+    fn images(&self, progress: Progress<'_>) -> Result<Check, CompareError> {
         let id = CheckId::Images;
         if !self.has("greedy_image_u8") || !self.has("greedy_tokens") {
             return Ok(Check::not_run(id, "not in the reference"));
@@ -387,7 +384,7 @@ impl<'a> Golden<'a> {
     }
 
     /// Codes of the reference's images.
-    fn codes(&self, progress: Progress<'_>) -> Result<Check, RunError> {
+    fn codes(&self, progress: Progress<'_>) -> Result<Check, CompareError> {
         let id = CheckId::Codes;
         if !self.has("encode_image") || !self.has("encode_codes") {
             return Ok(Check::not_run(id, "not in the reference"));

@@ -17,11 +17,12 @@ use serde::Serialize;
 use crate::check::SCHEMA_VERSION;
 pub use crate::check::{Check, CheckId, Status};
 pub use crate::decision::{Decision, DecisionKind};
+pub use crate::names::{ARRAYS, GOLDEN_JSON};
 pub use crate::tolerance;
 pub use golden::{own_folder, verify_golden};
 pub use probes::probe;
 pub use record::{Golden, Provenance, Recording, record};
-pub use reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile, array_file, guidance_of};
+pub use reference::{ArithmeticWord, RecordedFile, array_file, guidance_of};
 pub(crate) use reference::{conclusion, not_compared, open};
 pub use streams::{ReferenceStreams, verify_streams};
 

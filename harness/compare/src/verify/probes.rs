@@ -14,6 +14,7 @@ use dpar_export_decode::runtime::{Progress, RunError, Runtime};
 use dpar_export_spec::{DType, GraphName, GraphSpec, PatchMode};
 use half::{bf16, f16};
 
+use crate::CompareError;
 use crate::check::{Check, CheckId, Status, or_failed};
 use crate::stats::Accumulator;
 use crate::tolerance::{Quantity, Rounding};
@@ -34,7 +35,11 @@ fn rounding(runtime: &Runtime<'_>) -> Rounding {
 ///
 /// # Errors
 /// When the engine refuses a graph, or the caller asked to stop. What does not hold is in the checks.
-pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+pub fn probe(
+    runtime: &Runtime<'_>,
+    batch: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<Check>, CompareError> {
     let mut checks = graphs(runtime, progress)?;
     let system = runtime.bundle().system();
     if system.dpar().is_some() || system.llamagen().is_some() {
@@ -56,7 +61,7 @@ pub fn probe(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Res
 }
 
 /// The checks of single graphs, one line for each kind.
-fn graphs(runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Vec<Check>, RunError> {
+fn graphs(runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Vec<Check>, CompareError> {
     let bundle = runtime.bundle();
     let all = bundle.manifest().graphs.len();
     let mut outcomes = Vec::new();
@@ -68,7 +73,7 @@ fn graphs(runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Vec<Check>, R
             &case(runtime, &graph.spec),
         ));
         if !progress(i + 1, all) {
-            return Err(RunError::Interrupted);
+            return Err(RunError::Interrupted.into());
         }
     }
     let table = [
@@ -136,12 +141,12 @@ fn case(runtime: &Runtime<'_>, spec: &GraphSpec) -> Case {
 }
 
 /// Images to probe the loop with.
-fn draw(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Result<Vec<Stream>, RunError> {
+fn draw(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Result<Vec<Stream>, CompareError> {
     let classes = runtime.bundle().system().num_classes;
     let requests: Vec<Request> = Request::all_seeded(SEED, IMAGES as u64, classes);
     let options =
         DecodeOptions { cfg_scale: 1.0, cfg_interval: None, sampler: SamplerOptions::default(), seed: SEED };
-    runtime.decode(&requests, &options, batch, progress)
+    Ok(runtime.decode(&requests, &options, batch, progress)?)
 }
 
 /// Tokens and labels of streams, as `score` takes them.
@@ -157,7 +162,7 @@ fn prefix(
     streams: &[Stream],
     batch: usize,
     progress: Progress<'_>,
-) -> Result<Check, RunError> {
+) -> Result<Check, CompareError> {
     let system = runtime.bundle().system();
     let (ids, labels, lengths) = given(streams);
     let forced = Forced {
@@ -195,7 +200,7 @@ fn prefix(
 
 /// Padding: an image with fewer patches than its neighbour scores as it does alone, and what lies beyond a patch's
 /// length has no influence. Not run where all patches are single tokens, since nothing is padded then.
-fn padding(runtime: &Runtime<'_>, streams: &[Stream], progress: Progress<'_>) -> Result<Check, RunError> {
+fn padding(runtime: &Runtime<'_>, streams: &[Stream], progress: Progress<'_>) -> Result<Check, CompareError> {
     let system = runtime.bundle().system();
     let tokens = system.tokens();
     let (ids, labels, mut lengths) = given(streams);
@@ -239,7 +244,7 @@ fn unequal(lengths: &mut [Vec<usize>], tokens: usize, longest: usize) -> bool {
 }
 
 /// Whether hidden states beyond a patch's length leak into its embedding: why, if they do.
-fn beyond_a_patch(runtime: &Runtime<'_>) -> Result<Option<String>, RunError> {
+fn beyond_a_patch(runtime: &Runtime<'_>) -> Result<Option<String>, CompareError> {
     const GRAPH: GraphName = GraphName::PatchEmbed;
     let system = runtime.bundle().system();
     let Some(spec) = system.dpar() else { return Ok(None) };
@@ -257,7 +262,7 @@ fn beyond_a_patch(runtime: &Runtime<'_>) -> Result<Option<String>, RunError> {
         }
     }
     let float = |i: usize| (4.0 * uniform(SEED, i as u64) - 2.0) as f32;
-    let mut run = |change: &dyn Fn(usize, usize) -> bool| -> Result<Vec<Tensor>, RunError> {
+    let mut run = |change: &dyn Fn(usize, usize) -> bool| -> Result<Vec<Tensor>, CompareError> {
         let graph = session.spec().clone();
         let mut tensors = Vec::new();
         for port in graph.inputs.iter().filter(|p| p.name != "patch_mask") {

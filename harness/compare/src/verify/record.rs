@@ -12,7 +12,9 @@ use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
 use dpar_export_spec::{GraphName, PatchRule, Precision, SystemSpec};
 use serde::Serialize;
 
-use super::reference::{ARRAYS, ArithmeticWord, GOLDEN_JSON, RecordedFile};
+use super::reference::{ArithmeticWord, RecordedFile};
+use crate::CompareError;
+use crate::names::{ARRAYS, GOLDEN_JSON};
 
 /// What to record.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,10 +81,10 @@ pub fn record(
     recording: &Recording,
     folder: &Utf8Path,
     progress: Progress<'_>,
-) -> Result<Golden, RunError> {
+) -> Result<Golden, CompareError> {
     let bundle = runtime.bundle();
     let system = bundle.system();
-    let io = |e: std::io::Error| RunError::Input(format!("{folder}: {e}"));
+    let io = CompareError::io(folder);
     let (t, vocab) = (system.tokens(), system.vocab);
     let requests = requests(recording, system);
     let labels: Vec<i64> = requests.iter().map(|r| r.class).collect();
@@ -108,7 +110,7 @@ pub fn record(
     let mut arrays = vec![
         ("tokens", ArrayRef::i64(&matrix, &ids)),
         ("class_labels", ArrayRef::i64(&vector, &labels)),
-        ("logits", ArrayRef::f32(&cube, scores.logits.f32().map_err(io)?)),
+        ("logits", ArrayRef::f32(&cube, scores.logits.f32().map_err(&io)?)),
         ("greedy_class_labels", ArrayRef::i64(&vector, &labels)),
         ("greedy_tokens", ArrayRef::i64(&matrix, &greedy_ids)),
     ];
@@ -124,10 +126,10 @@ pub fn record(
     let pictures;
     if bundle.has_graph(GraphName::VqDecode) {
         pictures = draw(runtime, &greedy_ids, recording.batch, folder, progress)?;
-        arrays.push(("greedy_image", ArrayRef::f32(&nchw, pictures.images.f32().map_err(io)?)));
+        arrays.push(("greedy_image", ArrayRef::f32(&nchw, pictures.images.f32().map_err(&io)?)));
         arrays.push(("greedy_image_u8", ArrayRef::u8(&nhwc, pictures.pixels.bytes())));
         if bundle.has_graph(GraphName::VqEncode) {
-            arrays.push(("encode_image", ArrayRef::f32(&nchw, pictures.inputs.f32().map_err(io)?)));
+            arrays.push(("encode_image", ArrayRef::f32(&nchw, pictures.inputs.f32().map_err(&io)?)));
             arrays.push(("encode_codes", ArrayRef::i64(&matrix, &pictures.codes)));
         }
     }
@@ -159,10 +161,10 @@ pub fn record(
         files: vec![RecordedFile { name: ARRAYS[0].to_owned(), size, sha256 }],
     };
     let path = folder.join(GOLDEN_JSON);
-    let io = |e: std::io::Error| RunError::Input(format!("{path}: {e}"));
-    let mut json = serde_json::to_vec_pretty(&golden).map_err(|e| io(e.into()))?;
+    let io = CompareError::io(&path);
+    let mut json = serde_json::to_vec_pretty(&golden).map_err(CompareError::json(&path))?;
     json.push(b'\n');
-    write_atomic(&path, &json).map_err(io)?;
+    write_atomic(&path, &json).map_err(&io)?;
     Ok(golden)
 }
 
@@ -180,22 +182,22 @@ fn score(
     batch: usize,
     folder: &Utf8Path,
     progress: Progress<'_>,
-) -> Result<Scored, RunError> {
-    let io = |e: std::io::Error| RunError::Input(format!("{folder}: {e}"));
+) -> Result<Scored, CompareError> {
+    let io = CompareError::io(folder);
     let mut scoring = runtime.scoring(ids, labels, None, batch)?;
-    let mut logits = Spool::create_in(folder).map_err(io)?;
+    let mut logits = Spool::create_in(folder).map_err(&io)?;
     let (mut entropy, mut patch_lengths) = (None, Vec::with_capacity(labels.len()));
     while let Some(scores) = scoring.next_images()? {
-        logits.push(Elements::F32(&scores.logits)).map_err(io)?;
+        logits.push(Elements::F32(&scores.logits)).map_err(&io)?;
         patch_lengths.extend(scores.patch_lengths);
         if let Some(more) = scores.entropy {
             entropy.get_or_insert_with(Vec::new).extend(more);
         }
         if !progress(patch_lengths.len(), labels.len()) {
-            return Err(RunError::Interrupted);
+            return Err(RunError::Interrupted.into());
         }
     }
-    Ok(Scored { logits: logits.finish().map_err(io)?, entropy, patch_lengths })
+    Ok(Scored { logits: logits.finish().map_err(&io)?, entropy, patch_lengths })
 }
 
 /// Tokens as images, and these as codes, on the disk but for the codes.
@@ -215,9 +217,9 @@ fn draw(
     batch: usize,
     folder: &Utf8Path,
     progress: Progress<'_>,
-) -> Result<Pictures, RunError> {
-    let io = |e: std::io::Error| RunError::Input(format!("{folder}: {e}"));
-    let spool = || Spool::create_in(folder).map_err(io);
+) -> Result<Pictures, CompareError> {
+    let io = CompareError::io(folder);
+    let spool = || Spool::create_in(folder).map_err(&io);
     let (mut images, mut pixels, mut inputs, mut codes) = (spool()?, spool()?, spool()?, Vec::new());
     let (size, t) = (runtime.bundle().system().image_size, runtime.bundle().system().tokens());
     let encodes = runtime.bundle().has_graph(GraphName::VqEncode);
@@ -228,15 +230,15 @@ fn draw(
         let (n, before) = (ids.len() / t, i * chunk);
         let drawn = runtime.images(ids, batch, &mut |done, _| progress(before + done, all))?;
         let bytes = to_u8_nhwc(&drawn, n, size, size);
-        images.push(Elements::F32(&drawn)).map_err(io)?;
-        pixels.push(Elements::U8(&bytes)).map_err(io)?;
+        images.push(Elements::F32(&drawn)).map_err(&io)?;
+        pixels.push(Elements::U8(&bytes)).map_err(&io)?;
         if encodes {
             let floats = from_u8_nhwc(&bytes, n, size, size);
             codes.extend(runtime.codes(&floats, batch, &mut |done, _| progress(before + done, all))?);
-            inputs.push(Elements::F32(&floats)).map_err(io)?;
+            inputs.push(Elements::F32(&floats)).map_err(&io)?;
         }
     }
-    let done = |spool: Spool| spool.finish().map_err(io);
+    let done = |spool: Spool| spool.finish().map_err(&io);
     Ok(Pictures { images: done(images)?, pixels: done(pixels)?, inputs: done(inputs)?, codes })
 }
 

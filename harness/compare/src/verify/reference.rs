@@ -10,10 +10,10 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::names::{ARRAYS, GOLDEN_JSON};
 use crate::tolerance::Recorded;
+use crate::{CompareError, ReferenceError};
 
-/// The arrays, in the order of preference: a folder holds one of the two.
-pub const ARRAYS: [&str; 2] = ["golden.safetensors", "golden.npz"];
 /// The arrays that are read of a golden folder.
 const KNOWN: [&str; 12] = [
     "tokens",
@@ -29,8 +29,6 @@ const KNOWN: [&str; 12] = [
     "encode_image",
     "encode_codes",
 ];
-/// The settings beside the arrays.
-pub const GOLDEN_JSON: &str = "golden.json";
 /// Larger settings are refused unread.
 const MOST_SETTINGS: u64 = 16 << 20;
 
@@ -162,15 +160,12 @@ impl Settings {
 ///
 /// # Errors
 /// When the folder has none of the two, or both.
-pub fn array_file(folder: &Utf8Path) -> Result<Utf8PathBuf, RunError> {
+pub fn array_file(folder: &Utf8Path) -> Result<Utf8PathBuf, CompareError> {
     let found: Vec<Utf8PathBuf> = ARRAYS.iter().map(|n| folder.join(n)).filter(|p| p.is_file()).collect();
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err(RunError::Input(format!("{folder} has no {} and no {}", ARRAYS[0], ARRAYS[1]))),
-        _ => Err(RunError::Input(format!(
-            "{folder} has both {} and {}: which one is meant? remove the other",
-            ARRAYS[0], ARRAYS[1]
-        ))),
+        [] => Err(ReferenceError::NoArrays { folder: folder.to_owned() }.into()),
+        _ => Err(ReferenceError::TwoArrays { folder: folder.to_owned() }.into()),
     }
 }
 
@@ -179,15 +174,14 @@ pub fn array_file(folder: &Utf8Path) -> Result<Utf8PathBuf, RunError> {
 /// # Errors
 /// When a file cannot be read, does not have its recorded size and SHA-256, or an array has nearly the name of one that is
 /// compared.
-pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), RunError> {
+pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), CompareError> {
     let arrays = array_file(folder)?;
     let mut settings = settings(folder)?;
     for file in &settings.files {
         let path = folder.join(&file.name);
-        let wrong = |message: String| RunError::Integrity {
-            path: path.clone(),
-            record: GOLDEN_JSON.to_owned(),
-            message,
+        let wrong = |message: String| {
+            let record = GOLDEN_JSON.to_owned();
+            CompareError::from(RunError::Integrity { path: path.clone(), record, message })
         };
         if !ARRAYS.contains(&file.name.as_str()) {
             return Err(wrong("it is no file of a golden folder".to_owned()));
@@ -215,35 +209,30 @@ pub(crate) fn not_compared(others: &[impl AsRef<str>]) -> String {
 }
 
 /// The refusal of a reference that no check can be made with.
-pub(super) fn holds_nothing(file: &ArrayFile) -> RunError {
-    RunError::Input(format!(
-        "{} holds nothing to compare with: it has {}; verify compares `tokens` with `logits` (and `class_labels`), \
-         `greedy_tokens`, `greedy_image_u8` and `encode_image` with `encode_codes`",
-        file.path(),
-        file.listing()
-    ))
+pub(super) fn holds_nothing(file: &ArrayFile) -> ReferenceError {
+    ReferenceError::Nothing { file: file.path().to_owned(), has: file.listing() }
 }
 
 /// Guidance of a golden folder's greedy images, where its settings say it.
 ///
 /// # Errors
 /// When `golden.json` is there and cannot be read.
-pub fn guidance_of(folder: &Utf8Path) -> Result<Option<f32>, RunError> {
+pub fn guidance_of(folder: &Utf8Path) -> Result<Option<f32>, CompareError> {
     Ok(settings(folder)?.cfg_scale)
 }
 
-fn settings(folder: &Utf8Path) -> Result<Settings, RunError> {
+fn settings(folder: &Utf8Path) -> Result<Settings, CompareError> {
     let path = folder.join(GOLDEN_JSON);
     if !path.is_file() {
         return Ok(Settings::default());
     }
-    let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{path}: {e}"));
-    let text = dpar_export_inputs::read_to_string(&path, MOST_SETTINGS).map_err(|e| bad(&e))?;
-    let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
-    if let Some((word, other)) = settings.arithmetic.map(Precision::from).zip(settings.provenance_precision())
-        && word != other
+    let text = dpar_export_inputs::read_to_string(&path, MOST_SETTINGS).map_err(CompareError::io(&path))?;
+    let settings: Settings = serde_json::from_str(&text).map_err(CompareError::json(&path))?;
+    if let Some((arithmetic, provenance)) =
+        settings.arithmetic.map(Precision::from).zip(settings.provenance_precision())
+        && arithmetic != provenance
     {
-        return Err(bad(&format!("arithmetic says {word}, provenance.precision says {other}")));
+        return Err(ReferenceError::Contradiction { path, arithmetic, provenance }.into());
     }
     Ok(settings)
 }

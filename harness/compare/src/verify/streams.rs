@@ -4,7 +4,7 @@
 use camino::Utf8Path;
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{Progress, Runtime};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_inputs::limits;
@@ -12,6 +12,7 @@ use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
 use super::reference::{ArithmeticWord, not_compared, recorded};
+use crate::CompareError;
 use crate::check::{Check, CheckId, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart};
 use crate::tolerance::{Quantity, Recorded, Rounding};
@@ -82,11 +83,11 @@ impl ReferenceStreams {
     ///
     /// # Errors
     /// When a file cannot be read or does not fit the system.
-    pub fn open(path: &Utf8Path, system: &SystemSpec) -> Result<Self, RunError> {
+    pub fn open(path: &Utf8Path, system: &SystemSpec) -> Result<Self, CompareError> {
         let settings_path = path.with_file_name("reference.json");
-        let bad = |e: &dyn std::fmt::Display| RunError::Input(format!("{settings_path}: {e}"));
-        let text = dpar_export_inputs::read_to_string(&settings_path, limits::TEXT).map_err(|e| bad(&e))?;
-        let settings: Settings = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        let text = dpar_export_inputs::read_to_string(&settings_path, limits::TEXT)
+            .map_err(CompareError::io(&settings_path))?;
+        let settings: Settings = serde_json::from_str(&text).map_err(CompareError::json(&settings_path))?;
         let file = ArrayFile::open(path)?;
         let others = file.others(&KNOWN)?;
         if !others.is_empty() {
@@ -187,7 +188,7 @@ pub fn verify_streams(
     limit: Option<usize>,
     batch: usize,
     progress: Progress<'_>,
-) -> Result<Vec<Check>, RunError> {
+) -> Result<Vec<Check>, CompareError> {
     let system = runtime.bundle().system();
     let reference = ReferenceStreams::open(path, system)?;
     let precision = runtime.bundle().manifest().precision;
@@ -199,7 +200,7 @@ pub fn verify_streams(
     let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {
         Ok(streams) => streams,
         Err(e) => {
-            let checks = or_failed(CheckId::StreamTokens, Err(e))?;
+            let checks = or_failed(CheckId::StreamTokens, Err(e.into()))?;
             // A file that was swapped may be why.
             runtime.bundle().unchanged()?;
             return Ok(checks);

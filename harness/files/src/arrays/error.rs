@@ -1,8 +1,8 @@
 //! What can be wrong with an array file.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_inputs::memory::MemoryError;
-use dpar_export_spec::text;
+use dpar_export_inputs::memory::{HINT, MemoryError};
+use dpar_export_spec::{Hinted, text};
 
 use super::dims_text;
 
@@ -141,5 +141,11 @@ impl From<zip::result::ZipError> for ArrayErrorKind {
             zip::result::ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Self::Io(e),
             other => Self::Malformed(format!("not a readable zip archive: {other}")),
         }
+    }
+}
+
+impl Hinted for ArrayError {
+    fn hint(&self) -> Option<String> {
+        matches!(self.kind, ArrayErrorKind::Memory(_)).then(|| HINT.to_owned())
     }
 }

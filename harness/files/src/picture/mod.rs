@@ -12,6 +12,7 @@ pub use grid::{GridOptions, grid};
 pub use png_file::{encode_png, read_png, write_png};
 
 use camino::Utf8PathBuf;
+use dpar_export_spec::Hinted;
 
 /// An RGB picture, 8 bits a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +72,12 @@ pub enum PictureError {
     /// The PNG encoder refused.
     #[error("the picture cannot be encoded: {0}")]
     Encode(String),
+}
+
+impl Hinted for PictureError {
+    fn hint(&self) -> Option<String> {
+        matches!(self, Self::Memory { .. }).then(|| dpar_export_inputs::memory::HINT.to_owned())
+    }
 }
 
 /// A decoder's output to bytes: clamp(127.5·y + 128, 0, 255) in f32, truncated to u8, the conversion of the VQ

@@ -3,13 +3,14 @@
 use camino::Utf8Path;
 use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::replay::{Follow, Replay, follow};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{Progress, Runtime};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::GraphName;
 
 use super::super::decisions::Sizes;
 use super::super::reference;
 use super::{Bisection, Divergence, GraphFinding, Source, Symptom, sizes, source, symptom};
+use crate::CompareError;
 use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
 use crate::decision::starts;
 use crate::stats::Accumulator;
@@ -26,7 +27,7 @@ pub fn against_recorded(
     folder: &Utf8Path,
     batch: usize,
     progress: Progress<'_>,
-) -> Result<Bisection, RunError> {
+) -> Result<Bisection, CompareError> {
     let bundle = runtime.bundle();
     let mut golden = reference::read(bundle.system(), folder)?;
     if golden.has_patches
@@ -155,7 +156,7 @@ fn inferred(
     sizes: Sizes<'_>,
     batch: usize,
     progress: Progress<'_>,
-) -> Result<Vec<String>, RunError> {
+) -> Result<Vec<String>, CompareError> {
     let system = runtime.bundle().system();
     match symptom.divergence {
         Divergence::Entropy { .. } | Divergence::Boundary { entropies_agree: false, .. } => {
