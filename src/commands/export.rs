@@ -30,7 +30,7 @@ pub(super) enum Plan {
     /// A feature network.
     Extractor(component::Plan),
     /// A system.
-    System(SystemPlan),
+    System(Box<SystemPlan>),
 }
 
 /// A system to export, or a bundle to build engines from.
@@ -80,7 +80,7 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
     let plan = args.trt.plan();
     plan.check_words()?;
     let emit = args.trt.emit_trtexec;
-    Ok(Plan::System(SystemPlan {
+    Ok(Plan::System(Box::new(SystemPlan {
         from: from.to_owned(),
         checkpoint: (!from_bundle).then(|| args.parts.options()),
         precision,
@@ -88,12 +88,12 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
         output,
         force: args.output.replace.force,
         dry_run: args.dry_run,
-    }))
+    })))
 }
 
-pub(super) fn run(plan: SystemPlan, printer: Printer) -> Result<Exit, Failure> {
+pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let SystemPlan { from, checkpoint, precision, engines, output, force, dry_run: dry } = &plan;
+    let SystemPlan { from, checkpoint, precision, engines, output, force, dry_run: dry } = plan;
     let emits = engines.as_ref().is_some_and(|e| e.emit);
     let bar = printer.progress("exporting", "steps");
     let (mut built, mut commands, mut script) = (Vec::new(), Vec::new(), String::new());

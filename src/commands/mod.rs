@@ -140,7 +140,7 @@ fn dispatch(
         }
         (None, Some(checkpoint)) => match export::resolve(checkpoint, &cli.export)? {
             export::Plan::Extractor(plan) => component::run(plan, printer),
-            export::Plan::System(plan) => export::run(plan, printer),
+            export::Plan::System(plan) => export::run(&plan, printer),
         },
         (None, None) => Err(Failure::usage("no CHECKPOINT and no command", Some("see --help"))),
     }
