@@ -14,7 +14,7 @@ use crate::generate::{DecodeOptions, Request};
 use crate::parity::bisect::{Bisection, against_recorded, between};
 use crate::parity::drawn;
 use crate::replay::Forced;
-use crate::runtime::{Progress, RunError, Runtime};
+use crate::runtime::{LoadedBundle, Progress, RunError};
 
 #[derive(Debug, Args)]
 #[command(
@@ -100,8 +100,8 @@ impl Plan {
         let bundle = Bundle::open(&self.bundle)?;
         match &self.sides {
             Sides::Engines([a, b]) => {
-                let x = Runtime::new(&bundle, engines.create(a)?)?;
-                let y = Runtime::new(&bundle, engines.create(b)?)?;
+                let x = LoadedBundle::new(&bundle, engines.create(a)?)?;
+                let y = LoadedBundle::new(&bundle, engines.create(b)?)?;
                 // Where the first engine goes wrong, the second one's tokens are followed.
                 let forced = match self.draw(&x, progress) {
                     Err(e) if e.went_wrong() => self.draw(&y, progress)?,
@@ -110,12 +110,12 @@ impl Plan {
                 Ok(between([a, b], &x, &y, &forced, *cfg_scale, progress)?)
             }
             Sides::Reference(engine, folder) => {
-                let own = Runtime::new(&bundle, engines.create(engine)?)?;
+                let own = LoadedBundle::new(&bundle, engines.create(engine)?)?;
                 if !folder.join(MANIFEST).is_file() {
                     return Ok(against_recorded(&own, folder, engines.batch, progress)?);
                 }
                 let good = Bundle::open(folder)?;
-                let good = Runtime::new(&good, engines.create(engine)?)?;
+                let good = LoadedBundle::new(&good, engines.create(engine)?)?;
                 let forced = self.draw(&good, progress)?;
                 let names =
                     [folder.file_name().unwrap_or("reference"), self.bundle.file_name().unwrap_or("bundle")];
@@ -125,7 +125,7 @@ impl Plan {
     }
 
     /// Tokens to follow: what the good source draws.
-    fn draw(&self, runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Forced, RunError> {
+    fn draw(&self, runtime: &LoadedBundle<'_>, progress: Progress<'_>) -> Result<Forced, RunError> {
         let classes = runtime.bundle().system().num_classes;
         let requests = Request::all_seeded(self.options.seed, self.images, classes);
         Ok(drawn(&runtime.decode(&requests, &self.options, self.engines.batch, progress)?))

@@ -15,7 +15,7 @@ use crate::engines;
 use crate::parity::ParityOptions;
 use crate::parity::report::{EngineResult, EngineStatus, Mode, Pair, ParityReport};
 use crate::report::{Draw, Page, Samples};
-use crate::runtime::Runtime;
+use crate::runtime::LoadedBundle;
 use crate::stats::TensorStats;
 use crate::verify::{GOLDEN_JSON, Status, array_file};
 
@@ -122,7 +122,7 @@ fn samples(
 ) -> Result<Option<Samples>, Failure> {
     let ran = report.engines.iter().find(|e| e.status == EngineStatus::Ran && !e.free_running.is_empty());
     let Some(ran) = ran else { return Ok(None) };
-    let runtime = Runtime::new(bundle, engines.create(&ran.engine)?)?;
+    let runtime = LoadedBundle::new(bundle, engines.create(&ran.engine)?)?;
     let settings = &report.settings;
     let draw = Draw { num, seed: settings.seed, cfg_scale: settings.cfg_scale, batch: settings.batch };
     let bar = printer.progress("decoding", "images");

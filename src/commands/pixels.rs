@@ -11,7 +11,7 @@ use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer};
 use crate::arrays::{ArrayFile, ArrayRef, ImageNpzWriter, write_npz};
 use crate::picture::{from_u8_nhwc, to_u8_nhwc, write_png};
-use crate::runtime::{RunError, Runtime};
+use crate::runtime::{LoadedBundle, RunError};
 use crate::samples::{GRID, SAMPLES, TRACE};
 use crate::staging::Kind;
 
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 256;
 /// Decodes tokens `[n, T]` chunk by chunk and writes `{index:06d}.png` and `samples.npz`; returns the pixels of
 /// the first `keep` images, `[keep, H, W, 3]`.
 pub(super) fn write_images(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     ids: &[i64],
     folder: &Utf8Path,
     batch: usize,

@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::printer::Printer;
 use crate::bundle::digest;
 use crate::report::{Draw, MOST_IMAGES, Page, Samples, html, junit};
-use crate::runtime::Runtime;
+use crate::runtime::LoadedBundle;
 use crate::staging::StagedFile;
 use crate::verify::RecordedFile;
 
@@ -51,7 +51,7 @@ impl ReportArgs {
     /// Draws the report's images with guidance `cfg_scale`, where a report was asked for.
     pub(super) fn samples(
         &self,
-        runtime: &Runtime<'_>,
+        runtime: &LoadedBundle<'_>,
         cfg_scale: f32,
         batch: usize,
         printer: Printer,

@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::ArithmeticKind;
 use dpar_export::bundle::{self, Bundle};
 use dpar_export::engines::{self, EngineOptions};
-use dpar_export::runtime::Runtime;
+use dpar_export::runtime::LoadedBundle;
 use dpar_export::tolerance::{Quantity, Rounding};
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_spec::Precision;
@@ -93,9 +93,9 @@ pub(crate) fn llamagen(name: &str) -> (&'static str, LoadOptions) {
 }
 
 /// The bundle on an engine.
-pub(crate) fn on<'a>(bundle: &'a Bundle, engine: &str) -> Runtime<'a> {
+pub(crate) fn on<'a>(bundle: &'a Bundle, engine: &str) -> LoadedBundle<'a> {
     let engine = engines::create(engine, &engine_options(engine)).unwrap();
-    Runtime::new(bundle, engine)
+    LoadedBundle::new(bundle, engine)
         .unwrap_or_else(|e| panic!("{e}; hint: {}", e.hint.clone().unwrap_or_default()))
 }
 

@@ -13,7 +13,7 @@ use dpar_export::generate::sampler::SamplerOptions;
 use dpar_export::generate::{DecodeOptions, Request};
 use dpar_export::parity::bisect::between;
 use dpar_export::replay::Forced;
-use dpar_export::runtime::{RunError, Runtime};
+use dpar_export::runtime::{LoadedBundle, RunError};
 use dpar_export::verify::{probe, verify_golden};
 use dpar_export_checkpoint::LoadOptions;
 
@@ -108,7 +108,7 @@ fn a_link_to_a_bundle_that_is_set_elsewhere_does_not_change_what_runs() {
 }
 
 /// A job on a runtime; it calls `change` after its first step.
-type Job<'a> = (&'a str, &'a dyn Fn(&Runtime<'_>, &dyn Fn()) -> Result<(), CompareError>);
+type Job<'a> = (&'a str, &'a dyn Fn(&LoadedBundle<'_>, &dyn Fn()) -> Result<(), CompareError>);
 
 #[test]
 fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {

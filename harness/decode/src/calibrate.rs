@@ -5,7 +5,7 @@ use dpar_export_bundle::{Bundle, BundleError, TargetError, TargetErrorKind};
 
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeError, DecodeOptions, Request};
-use crate::runtime::{Progress, RunError, Runtime};
+use crate::runtime::{LoadedBundle, Progress, RunError};
 
 /// Guidance of generated images: in the middle of the published scales (1.75 to 2.1).
 const CFG_SCALE: f32 = 2.0;
@@ -29,7 +29,7 @@ pub fn calibrate(
         seed: 0,
     };
     let requests = Request::all_seeded(0, u64::from(images), bundle.system().num_classes);
-    let streams = Runtime::new(bundle, engine)?.decode(&requests, &decode, BATCH, progress)?;
+    let streams = LoadedBundle::new(bundle, engine)?.decode(&requests, &decode, BATCH, progress)?;
     Ok(streams.into_iter().map(|s| s.patch_lengths).collect())
 }
 

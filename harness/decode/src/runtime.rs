@@ -26,7 +26,7 @@ pub struct Scores {
     pub patch_lengths: Vec<Vec<usize>>,
 }
 
-/// Teacher-forced outputs of a few images at a time, in their order: see [`Runtime::scoring`].
+/// Teacher-forced outputs of a few images at a time, in their order: see [`LoadedBundle::scoring`].
 pub struct Scoring<'a> {
     teacher: TeacherForced,
     bundle: &'a Bundle,
@@ -74,14 +74,14 @@ impl Scoring<'_> {
 /// A bundle on an engine that was found to work here. What its jobs return was computed from the files that were hashed
 /// when the bundle was opened, or they end with [`BundleError::Changed`]; whoever calls sessions or a model asks
 /// [`Bundle::unchanged`] afterwards.
-pub struct Runtime<'a> {
+pub struct LoadedBundle<'a> {
     bundle: &'a Bundle,
     engine: Box<dyn Engine>,
     info: EngineInfo,
     arithmetic: Arithmetic,
 }
 
-impl<'a> Runtime<'a> {
+impl<'a> LoadedBundle<'a> {
     /// Probes the engine, and asks what it computes the bundle's precision with.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::commands::printer::stopped;
 use crate::device::Device;
 use crate::engines::{self, DEFAULT_ENGINE, EngineOptions, Runs};
 use crate::parity::Contender;
-use crate::runtime::{RunError, Runtime};
+use crate::runtime::{LoadedBundle, RunError};
 
 /// Where a bundle runs.
 #[derive(Debug, Clone, Args)]
@@ -93,9 +93,12 @@ pub(crate) struct OnEngine {
 
 impl OnEngine {
     /// Opens the bundle (checking its hashes) and calls `f` with it on the engine.
-    pub(crate) fn run<T>(self, f: impl FnOnce(&Runtime<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(crate) fn run<T>(
+        self,
+        f: impl FnOnce(&LoadedBundle<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let bundle = Bundle::open(&self.bundle)?;
-        let runtime = Runtime::new(&bundle, self.engine)?;
+        let runtime = LoadedBundle::new(&bundle, self.engine)?;
         if stopped() {
             return Err(RunError::Interrupted.into());
         }

@@ -17,7 +17,7 @@ use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
 use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
-use dpar_export_decode::runtime::{Progress, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress};
 use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{Exposed, expose};
 use dpar_export_spec::{GraphName, GraphSpec, PatchRule};
@@ -196,7 +196,7 @@ impl Bisection {
     }
 }
 
-fn source(name: &str, runtime: &Runtime<'_>) -> Source {
+fn source(name: &str, runtime: &LoadedBundle<'_>) -> Source {
     Source {
         name: name.to_owned(),
         engine: Some(runtime.info().clone()),
@@ -215,8 +215,8 @@ fn how<'a>(bundle: &'a Bundle, forced: &Forced, cfg_scale: f32) -> Follow<'a> {
 /// When an engine cannot run, the bundles are of different systems, or the caller asked to stop.
 pub fn between(
     names: [&str; 2],
-    a: &Runtime<'_>,
-    b: &Runtime<'_>,
+    a: &LoadedBundle<'_>,
+    b: &LoadedBundle<'_>,
     forced: &Forced,
     cfg_scale: f32,
     progress: Progress<'_>,
@@ -232,7 +232,7 @@ pub fn between(
     }
     let limits = Limits::new(precisions[0], [a, b].map(|r| r.arithmetic().kind));
     let limits = if same_bundle { limits } else { limits.on_one_engine() };
-    let run = |runtime: &Runtime<'_>, progress: Progress<'_>| -> Result<Replay, CompareError> {
+    let run = |runtime: &LoadedBundle<'_>, progress: Progress<'_>| -> Result<Replay, CompareError> {
         let how = how(runtime.bundle(), forced, cfg_scale);
         Ok(follow(runtime.model()?.as_mut(), &how, forced, progress)?)
     };
@@ -443,8 +443,8 @@ fn difference(graph: &str, a: &Tensor, b: &Tensor, limits: &Limits) -> (Status, 
 
 /// The first call that differs: in the loop, then over whole sequences, then in the tokenizer.
 fn first_call(
-    a: &Runtime<'_>,
-    b: &Runtime<'_>,
+    a: &LoadedBundle<'_>,
+    b: &LoadedBundle<'_>,
     forced: &Forced,
     replay: Option<&Replay>,
     cfg_scale: f32,
@@ -500,8 +500,8 @@ fn first_call(
 
 /// The first node of a call that differs.
 fn node(
-    a: &Runtime<'_>,
-    b: &Runtime<'_>,
+    a: &LoadedBundle<'_>,
+    b: &LoadedBundle<'_>,
     call: &Call,
     limits: &Limits,
 ) -> Result<Option<NodeFinding>, CompareError> {
@@ -534,7 +534,7 @@ fn node(
 
 /// Runs the call on the graph with its intermediate values as outputs, in a folder of its own.
 fn opened(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     call: &Call,
     folder: &Utf8Path,
 ) -> Result<(Exposed, Vec<Tensor>), CompareError> {

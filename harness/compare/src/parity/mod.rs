@@ -25,7 +25,7 @@ use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, TeacherForced, prepare_model};
 use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{GraphName, Hinted};
 
@@ -73,7 +73,7 @@ pub struct ParityOptions {
 
 /// What one engine computed.
 struct Outcome<'a> {
-    runtime: Option<Runtime<'a>>,
+    runtime: Option<LoadedBundle<'a>>,
     streams: Vec<Stream>,
     replay: Option<Replay>,
     result: EngineResult,
@@ -185,7 +185,7 @@ fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Result<Outcome<'a>, En
         free_running: Vec::new(),
         teacher_forced: Vec::new(),
     };
-    let runtime = match contender.engine.and_then(|engine| Runtime::new(bundle, engine)) {
+    let runtime = match contender.engine.and_then(|engine| LoadedBundle::new(bundle, engine)) {
         Ok(runtime) => {
             result.info = Some(runtime.info().clone());
             result.arithmetic = Some(runtime.arithmetic().clone());
@@ -220,7 +220,7 @@ impl<'a> Outcome<'a> {
     /// Runs a piece of work on the engine, if it still runs. What an engine cannot do ends the engine, not the run.
     fn attempt(
         &mut self,
-        work: impl FnOnce(&Runtime<'a>, &mut Self) -> Result<(), CompareError>,
+        work: impl FnOnce(&LoadedBundle<'a>, &mut Self) -> Result<(), CompareError>,
     ) -> Result<(), CompareError> {
         let Some(runtime) = self.runtime.take().filter(|_| self.result.status == EngineStatus::Ran) else {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::{Progress, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress};
 use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::GraphName;
 
@@ -62,7 +62,11 @@ impl Samples {
     ///
     /// # Errors
     /// When the engine fails or the caller stops.
-    pub fn draw(runtime: &Runtime<'_>, draw: Draw, progress: Progress<'_>) -> Result<Self, CompareError> {
+    pub fn draw(
+        runtime: &LoadedBundle<'_>,
+        draw: Draw,
+        progress: Progress<'_>,
+    ) -> Result<Self, CompareError> {
         let system = runtime.bundle().system();
         let num = u64::from(draw.num.min(MOST_IMAGES));
         let requests = Request::all_seeded(draw.seed, num, system.num_classes);
@@ -88,7 +92,7 @@ impl Samples {
     /// # Errors
     /// When the engine cannot decode them or the caller stops.
     pub fn of_traces(
-        runtime: &Runtime<'_>,
+        runtime: &LoadedBundle<'_>,
         draw: Draw,
         traces: &[ImageTrace],
         progress: Progress<'_>,
@@ -106,7 +110,7 @@ impl Samples {
 
     /// Decodes the tokens to the samples' pixels, where the bundle has a tokenizer.
     fn of(
-        runtime: &Runtime<'_>,
+        runtime: &LoadedBundle<'_>,
         draw: Draw,
         tokens: &[&[u32]],
         mut items: Vec<Sample>,

@@ -5,7 +5,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
 use dpar_export_decode::replay::{Follow, Forced, follow};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_files::picture::to_u8_nhwc;
@@ -24,7 +24,7 @@ use crate::{CompareError, ReferenceError};
 /// When the reference cannot be read, holds nothing to compare with or does not fit the bundle, or the engine fails. A mismatch is no error: it
 /// is in the checks.
 pub fn verify_golden(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     folder: &Utf8Path,
     batch: usize,
     progress: Progress<'_>,
@@ -65,7 +65,7 @@ fn flat<T: Copy>(array: &ArrayD<T>) -> Vec<T> {
 }
 
 struct Golden<'a> {
-    runtime: &'a Runtime<'a>,
+    runtime: &'a LoadedBundle<'a>,
     file: ArrayFile,
     batch: usize,
     settings: Settings,
@@ -73,7 +73,7 @@ struct Golden<'a> {
 }
 
 impl<'a> Golden<'a> {
-    fn open(runtime: &'a Runtime<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, CompareError> {
+    fn open(runtime: &'a LoadedBundle<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, CompareError> {
         let (file, settings) = reference::open(folder)?;
         let found = runtime.bundle().manifest().precision;
         let rounding = Rounding::between(settings.recorded(), found, runtime.arithmetic().kind);

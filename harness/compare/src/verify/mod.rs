@@ -9,7 +9,7 @@ mod streams;
 
 use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_bundle::ToolEntry;
-use dpar_export_decode::runtime::Runtime;
+use dpar_export_decode::runtime::LoadedBundle;
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 use serde::Serialize;
@@ -51,7 +51,7 @@ pub struct Report {
 
 impl Report {
     /// The verdict is that of the checks.
-    pub fn new(runtime: &Runtime<'_>, checks: Vec<Check>) -> Self {
+    pub fn new(runtime: &LoadedBundle<'_>, checks: Vec<Check>) -> Self {
         let bundle = runtime.bundle().manifest_sha256().to_owned();
         let precision = runtime.bundle().manifest().precision;
         let (engine, arithmetic) = (runtime.info().clone(), runtime.arithmetic().clone());

@@ -10,7 +10,7 @@ use dpar_engine_conformance::{Case, Check as Kind, MASKED, Outcome, Tolerances, 
 use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::replay::{Follow, Forced, follow};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
 use dpar_export_spec::{DType, GraphName, GraphSpec, PatchMode};
 use half::{bf16, f16};
 
@@ -27,7 +27,7 @@ const IMAGES: usize = 2;
 const SEED: u64 = 0x009D_0BE5;
 
 /// How the calls of one bundle on one engine round: at the same places, in other orders.
-fn rounding(runtime: &Runtime<'_>) -> Rounding {
+fn rounding(runtime: &LoadedBundle<'_>) -> Rounding {
     Rounding::engines(runtime.bundle().manifest().precision)
 }
 
@@ -36,7 +36,7 @@ fn rounding(runtime: &Runtime<'_>) -> Rounding {
 /// # Errors
 /// When the engine refuses a graph, or the caller asked to stop. What does not hold is in the checks.
 pub fn probe(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, CompareError> {
@@ -61,7 +61,7 @@ pub fn probe(
 }
 
 /// The checks of single graphs, one line for each kind.
-fn graphs(runtime: &Runtime<'_>, progress: Progress<'_>) -> Result<Vec<Check>, CompareError> {
+fn graphs(runtime: &LoadedBundle<'_>, progress: Progress<'_>) -> Result<Vec<Check>, CompareError> {
     let bundle = runtime.bundle();
     let all = bundle.manifest().graphs.len();
     let mut outcomes = Vec::new();
@@ -112,7 +112,7 @@ fn line<'a>(id: CheckId, outcomes: impl Iterator<Item = &'a Outcome>) -> Check {
 }
 
 /// A graph with the bounds of its integer inputs and the sizes that a probe may take.
-fn case(runtime: &Runtime<'_>, spec: &GraphSpec) -> Case {
+fn case(runtime: &LoadedBundle<'_>, spec: &GraphSpec) -> Case {
     let system = runtime.bundle().system();
     let t = system.tokens();
     let mut case = Case::new(spec.clone(), "");
@@ -141,7 +141,11 @@ fn case(runtime: &Runtime<'_>, spec: &GraphSpec) -> Case {
 }
 
 /// Images to probe the loop with.
-fn draw(runtime: &Runtime<'_>, batch: usize, progress: Progress<'_>) -> Result<Vec<Stream>, CompareError> {
+fn draw(
+    runtime: &LoadedBundle<'_>,
+    batch: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<Stream>, CompareError> {
     let classes = runtime.bundle().system().num_classes;
     let requests: Vec<Request> = Request::all_seeded(SEED, IMAGES as u64, classes);
     let options =
@@ -158,7 +162,7 @@ fn given(streams: &[Stream]) -> (Vec<i64>, Vec<i64>, Vec<Vec<usize>>) {
 
 /// Logits and entropies of the cached steps against one call over the whole sequence.
 fn prefix(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     streams: &[Stream],
     batch: usize,
     progress: Progress<'_>,
@@ -200,7 +204,11 @@ fn prefix(
 
 /// Padding: an image with fewer patches than its neighbour scores as it does alone, and what lies beyond a patch's
 /// length has no influence. Not run where all patches are single tokens, since nothing is padded then.
-fn padding(runtime: &Runtime<'_>, streams: &[Stream], progress: Progress<'_>) -> Result<Check, CompareError> {
+fn padding(
+    runtime: &LoadedBundle<'_>,
+    streams: &[Stream],
+    progress: Progress<'_>,
+) -> Result<Check, CompareError> {
     let system = runtime.bundle().system();
     let tokens = system.tokens();
     let (ids, labels, mut lengths) = given(streams);
@@ -244,7 +252,7 @@ fn unequal(lengths: &mut [Vec<usize>], tokens: usize, longest: usize) -> bool {
 }
 
 /// Whether hidden states beyond a patch's length leak into its embedding: why, if they do.
-fn beyond_a_patch(runtime: &Runtime<'_>) -> Result<Option<String>, CompareError> {
+fn beyond_a_patch(runtime: &LoadedBundle<'_>) -> Result<Option<String>, CompareError> {
     const GRAPH: GraphName = GraphName::PatchEmbed;
     let system = runtime.bundle().system();
     let Some(spec) = system.dpar() else { return Ok(None) };

@@ -5,7 +5,7 @@ use dpar_engine_api::EngineInfo;
 use dpar_export_bundle::{ToolEntry, digest};
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
-use dpar_export_decode::runtime::{Progress, RunError, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
 use dpar_export_files::arrays::{ArrayRef, Elements, Spool, Spooled, write_atomic, write_safetensors};
 use dpar_export_files::patches::pad;
 use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
@@ -77,7 +77,7 @@ pub struct Provenance {
 /// # Errors
 /// When the engine fails, or writing fails.
 pub fn record(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     recording: &Recording,
     folder: &Utf8Path,
     progress: Progress<'_>,
@@ -176,7 +176,7 @@ struct Scored {
 }
 
 fn score(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     ids: &[i64],
     labels: &[i64],
     batch: usize,
@@ -212,7 +212,7 @@ struct Pictures {
 const AT_ONCE: usize = 256;
 
 fn draw(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     ids: &[i64],
     batch: usize,
     folder: &Utf8Path,

@@ -4,7 +4,7 @@
 use camino::Utf8Path;
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::{Progress, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_inputs::limits;
@@ -183,7 +183,7 @@ impl ReferenceStreams {
 /// # Errors
 /// When the reference cannot be read or does not fit the bundle, or the engine fails.
 pub fn verify_streams(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     path: &Utf8Path,
     limit: Option<usize>,
     batch: usize,

@@ -1,7 +1,7 @@
 //! Pictures that a bundle makes: drawn from classes and seeds, or decoded from given tokens.
 
 use dpar_export_decode::generate::{DecodeOptions, Request};
-use dpar_export_decode::runtime::{RunError, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, RunError};
 use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::GraphName;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::features::device;
 
 /// Pictures that a bundle draws.
 pub struct Drawn<'a> {
-    runtime: &'a Runtime<'a>,
+    runtime: &'a LoadedBundle<'a>,
     requests: Vec<Request>,
     options: DecodeOptions,
     batch: usize,
@@ -24,7 +24,7 @@ impl<'a> Drawn<'a> {
     /// # Errors
     /// When the bundle has no tokenizer.
     pub fn new(
-        runtime: &'a Runtime<'a>,
+        runtime: &'a LoadedBundle<'a>,
         n: u64,
         options: DecodeOptions,
         batch: usize,
@@ -89,7 +89,7 @@ impl Pictures for Drawn<'_> {
 
 /// Pictures of given tokens.
 pub(crate) struct Codes<'a> {
-    pub(crate) runtime: &'a Runtime<'a>,
+    pub(crate) runtime: &'a LoadedBundle<'a>,
     /// `[N, T]`.
     pub(crate) ids: &'a [i64],
     /// Images in one call of a graph.
@@ -115,14 +115,14 @@ impl Pictures for Codes<'_> {
     }
 }
 
-fn side(runtime: &Runtime<'_>) -> (usize, usize) {
+fn side(runtime: &LoadedBundle<'_>) -> (usize, usize) {
     let side = runtime.bundle().system().image_size;
     (side, side)
 }
 
 /// u8 `[N, H, W, 3]` of tokens `[N, T]`.
 fn pixels(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     ids: &[i64],
     batch: usize,
     ask: &mut dyn FnMut() -> bool,

@@ -13,7 +13,7 @@ use dpar_export_compare::decision::Decision;
 use dpar_export_compare::tolerance::Rounding;
 use dpar_export_compare::verify::ReferenceStreams;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::Runtime;
+use dpar_export_decode::runtime::LoadedBundle;
 use dpar_export_metrics::{
     Compute, MetricError, Moments, MomentsAccumulator, PrMode, Rows, Variant, Verdict,
 };
@@ -174,7 +174,7 @@ pub struct SystemReport {
 /// # Errors
 /// When the reference does not fit the bundle, the engine fails, or `step` says stop.
 pub fn reproduce(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     reference: &mut ReferenceFolder,
     mut extractor: Option<&mut FeatureExtractor>,
     options: ReproduceOptions,
@@ -255,7 +255,7 @@ pub fn reproduce(
 /// # Errors
 /// As [`reproduce`].
 pub fn run_seed(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     decode: &DecodeOptions,
     n: usize,
     extractor: Option<&mut FeatureExtractor>,
@@ -286,7 +286,7 @@ pub fn run_seed(
 }
 
 /// Parameters of the generating transformer, as the table counts.
-fn generating_parameters(runtime: &Runtime<'_>) -> u64 {
+fn generating_parameters(runtime: &LoadedBundle<'_>) -> u64 {
     use dpar_export_spec::ComponentKind::{Dpar, Llamagen};
     let components = runtime.bundle().manifest().components.iter();
     components.filter(|c| [Dpar, Llamagen].contains(&c.kind)).map(|c| c.parameters).sum()
@@ -301,7 +301,7 @@ struct Pair {
 /// Looks at both sets of images; where the tokens of an image are equal in both, its activations are the same and are
 /// computed once.
 fn pair(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     extractor: &mut FeatureExtractor,
     streams: &[Stream],
     recorded: &ReferenceStreams,

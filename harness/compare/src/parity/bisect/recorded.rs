@@ -3,7 +3,7 @@
 use camino::Utf8Path;
 use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::replay::{Follow, Replay, follow};
-use dpar_export_decode::runtime::{Progress, Runtime};
+use dpar_export_decode::runtime::{LoadedBundle, Progress};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::GraphName;
 
@@ -23,7 +23,7 @@ use crate::verify::verify_golden;
 /// # Errors
 /// When the recording does not fit, the engine cannot run, or the caller asked to stop.
 pub fn against_recorded(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     folder: &Utf8Path,
     batch: usize,
     progress: Progress<'_>,
@@ -89,7 +89,7 @@ pub fn against_recorded(
 }
 
 /// Which graphs can be at fault where the loop agrees on given tokens and this check of `verify` fails.
-fn graphs_of(runtime: &Runtime<'_>, check: &Check) -> Vec<String> {
+fn graphs_of(runtime: &LoadedBundle<'_>, check: &Check) -> Vec<String> {
     let system = runtime.bundle().system();
     let step = if system.dpar().is_some() {
         &[
@@ -118,13 +118,13 @@ fn named(graphs: &[GraphName]) -> Vec<String> {
     graphs.iter().map(ToString::to_string).collect()
 }
 
-fn recorded(runtime: &Runtime<'_>, folder: &Utf8Path) -> [Source; 2] {
+fn recorded(runtime: &LoadedBundle<'_>, folder: &Utf8Path) -> [Source; 2] {
     let name = folder.file_name().unwrap_or("reference").to_owned();
     [Source { name, engine: None, bundle: None }, source(&runtime.info().engine, runtime)]
 }
 
 /// Whether the bundle's patch rule gives other patches than recorded for the recorded entropies: exact, so it comes first.
-fn other_rule(runtime: &Runtime<'_>, folder: &Utf8Path, golden: &Replay) -> Option<Bisection> {
+fn other_rule(runtime: &LoadedBundle<'_>, folder: &Utf8Path, golden: &Replay) -> Option<Bisection> {
     let system = runtime.bundle().system();
     let (rule, t) = (&system.patch_rule, system.tokens());
     if rule.mode.uses_entropy() && golden.entropy.iter().all(|e| e.is_nan()) {
@@ -150,7 +150,7 @@ fn other_rule(runtime: &Runtime<'_>, folder: &Utf8Path, golden: &Replay) -> Opti
 
 /// Which graphs can be at fault.
 fn inferred(
-    runtime: &Runtime<'_>,
+    runtime: &LoadedBundle<'_>,
     golden: &reference::Reference,
     symptom: &Symptom,
     sizes: Sizes<'_>,
