@@ -3,7 +3,7 @@
 use dpar_export::arrays::ArrayFile;
 use dpar_export::bundle::Bundle;
 use dpar_export::generate::sampler::SamplerOptions;
-use dpar_export::generate::{ClosedPatch, DecodeOptions, Request, TeacherForced};
+use dpar_export::generate::{After, DecodeOptions, Opening, Pushed, Request, TeacherForced};
 use dpar_export::runtime::RunError;
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_spec::GraphName;
@@ -26,33 +26,38 @@ fn check(bundle: &Bundle, golden: &str, engine: &str) {
     let mut prepare = |name: GraphName| runtime.prepare_cached(name);
     let mut teacher = TeacherForced::prepare::<RunError>(system, &mut prepare).unwrap();
     let mut model = runtime.model().unwrap();
-    model.start(&labels, None).unwrap();
+    model.reset(n, None);
     let mut lengths: Vec<Vec<usize>> = vec![Vec::new(); n];
     let mut last = vec![f32::NAN; n];
     let mut worst = 0.0_f32;
     for slot in 0..t {
-        let mut closed = Vec::new();
+        let mut openings = Vec::new();
         let mut entropy = None;
         if slot > 0 {
-            let tokens: Vec<u32> = (0..n).map(|i| ids[i * t + slot - 1] as u32).collect();
-            let starts: Vec<usize> = lengths.iter().map(|l| slot - l.last().unwrap()).collect();
-            entropy = model.push(&tokens, &starts).unwrap();
+            let pushed = |row: usize| Pushed {
+                row,
+                token: ids[row * t + slot - 1] as u32,
+                patch_start: slot - lengths[row].last().unwrap(),
+            };
+            entropy = model.push(&(0..n).map(pushed).collect::<Vec<_>>()).unwrap();
         }
         for (row, lengths) in lengths.iter_mut().enumerate() {
             let open = lengths.last().copied().unwrap_or(0);
             let e = entropy.as_ref().map_or(f32::NAN, |e| e[row]);
             if rule.opens(slot, open, e, last[row]) {
-                if slot > 0 {
-                    closed.push(ClosedPatch { row, first: slot - open, last: slot - 1 });
-                }
+                let after = match slot {
+                    0 => After::Class { class: labels[row], guided: false },
+                    _ => After::Patch { first: slot - open, last: slot - 1 },
+                };
+                openings.push(Opening { row, after });
                 lengths.push(1);
             } else {
                 *lengths.last_mut().unwrap() += 1;
             }
             last[row] = e;
         }
-        model.close(&closed).unwrap();
-        let cached = model.logits().unwrap().conditional;
+        model.open(&openings).unwrap();
+        let cached = model.logits(&(0..n).collect::<Vec<_>>()).unwrap();
 
         // From scratch: the prefix x_<slot and one token that its slot does not see, patches from the prefix's own entropies.
         let len = slot + 1;
@@ -74,7 +79,7 @@ fn check(bundle: &Bundle, golden: &str, engine: &str) {
         }
         let scratch = teacher.logits(&prefix, len, &labels, &scratch_lengths).unwrap();
         for row in 0..n {
-            let a = &cached[row * vocab..(row + 1) * vocab];
+            let a = cached.conditional(row);
             let b = &scratch[(row * len + slot) * vocab..][..vocab];
             let d = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(d <= CACHED_ABS, "{golden} {engine} slot {slot} image {row}: {d}");

@@ -36,6 +36,7 @@ mod readers;
 mod reference;
 mod report;
 mod reproduce;
+mod schedules;
 mod snapshots;
 mod streams;
 mod swaps;

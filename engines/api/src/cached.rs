@@ -1,8 +1,9 @@
 //! The cached level of the contract: graphs whose keys and values stay with the engine between calls.
 //!
 //! A graph has a cache where an input `past_X` `[past, rows, heads, head_dim]` comes with an output `new_X`
-//! `[new, batch, heads, head_dim]`. The caller of a [`CachedSession`] sees neither: it gives the other inputs, says how
-//! many earlier slots the call looks at and where its new ones go, and gets the other outputs.
+//! `[new, batch, heads, head_dim]`. The caller of a [`CachedSession`] sees neither, nor the mask and the cache rows that
+//! such a graph takes: it gives the other inputs, says for each row of the call which row of the cache it is and how many
+//! slots that has, and gets the other outputs. Every row has a length of its own.
 
 use std::collections::BTreeMap;
 
@@ -11,49 +12,51 @@ use dpar_export_spec::{DType, Dim, GraphSpec, Port, Role};
 use crate::validate::{bad, check_input_shapes};
 use crate::{EngineError, EngineErrorKind, Tensor, TensorData, TensorView};
 
-/// Where the new slots of a call go.
+/// The additive mask value of a slot that may not be looked at: exp underflows to 0 after softmax's shift, and
+/// a fully masked (padding) line stays finite.
+pub const MASKED: f32 = -1e9;
+
+/// One row of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Append<'a> {
-    /// The call has all rows of the cache; they take its new slots from this time on, in place of any that are there.
-    At(usize),
-    /// The call's rows are these cache rows; row i takes its one new slot at `times[i]`. Slots that a row skips hold
-    /// zeros until they are filled: the caller masks them.
-    Rows {
-        /// Cache row of each row of the call, none twice.
-        rows: &'a [usize],
-        /// Time at which it is appended.
-        times: &'a [usize],
-    },
+pub struct CallRow {
+    /// Row of the cache; none twice in a call.
+    pub row: usize,
+    /// Slots of that row before the call. The new ones follow them; what the row had beyond them is dropped, so that a
+    /// row begins again with 0.
+    pub past: usize,
+    /// The first slot that is looked at: new slot k sees slots `from..=past + k` of its own row.
+    pub from: usize,
+}
+
+impl CallRow {
+    /// A row whose new slots see all slots before them.
+    pub fn new(row: usize, past: usize) -> Self {
+        Self { row, past, from: 0 }
+    }
+
+    /// The first `rows` rows of a cache, which have `past` slots each.
+    pub fn all(rows: usize, past: usize) -> Vec<Self> {
+        (0..rows).map(|row| Self::new(row, past)).collect()
+    }
 }
 
 /// A prepared graph that keeps its KV cache. Without cache ports it is a session like any other, run with
-/// `step(inputs, 0, Append::At(0))`.
+/// `step(inputs, &[])`.
 pub trait CachedSession: Send {
-    /// The interface of the graph, cache ports included.
+    /// The interface of the graph, with the ports that the caller does not see.
     fn spec(&self) -> &GraphSpec;
 
     /// Empties the cache for `rows` rows.
     fn reset(&mut self, rows: usize);
 
-    /// Keeps the first `rows` rows of the cache with all their slots.
-    ///
-    /// # Errors
-    /// [`EngineErrorKind::Input`] when the cache has fewer; what the device says.
-    fn keep_rows(&mut self, rows: usize) -> Result<(), EngineError>;
-
-    /// Runs the graph on the first `past` slots of the cache and appends the new ones. `inputs` are those of the graph
-    /// without the cache's.
+    /// Runs the graph on these rows of the cache, in this order along the graph's batch axis, and appends the new slots.
+    /// `inputs` are those of the graph without the cache's, `mask` and `rows`.
     ///
     /// # Errors
     /// [`EngineErrorKind::Input`], with the cache as it was, for inputs that [`Session::run`](crate::Session::run)
-    /// would refuse, for a `past` beyond what is filled, and for an append that leaves a gap, overwrites what the call
-    /// looks at or names rows that are not there. After any other error the cache must be [reset](Self::reset).
-    fn step(
-        &mut self,
-        inputs: &[(&str, TensorView<'_>)],
-        past: usize,
-        append: Append<'_>,
-    ) -> Result<Outputs, EngineError>;
+    /// would refuse, for rows that are not there or are given twice, and for a `past` beyond what a row has. After any
+    /// other error the cache must be [reset](Self::reset).
+    fn step(&mut self, inputs: &[(&str, TensorView<'_>)], rows: &[CallRow]) -> Result<Outputs, EngineError>;
 }
 
 impl std::fmt::Debug for dyn CachedSession {
@@ -130,29 +133,39 @@ impl CachePort {
 pub struct CheckedStep {
     /// Size of every named axis.
     pub axes: BTreeMap<String, usize>,
-    /// Rows of the call.
-    pub batch: usize,
     /// New slots of each row; 0 for a graph without a cache.
     pub new: usize,
+    /// Slots before them of the row that has most.
+    pub past: usize,
 }
 
-/// The books of a cache, the same for every engine: its ports, how many rows it has, how many slots are filled.
+/// The mask of a graph with a cache: which slots each row of a call sees.
+const MASK: &str = "mask";
+/// Which rows of the cache a call has, in graphs that pick them.
+const ROWS: &str = "rows";
+
+/// The books of a cache, the same for every engine: its ports, and how many slots each row has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheState {
     ports: Vec<CachePort>,
     /// Axes of the new slots: how many, and of how many rows.
     fresh_axes: Option<[Dim; 2]>,
-    rows: usize,
-    length: usize,
+    /// Whether the graph has the input [`MASK`].
+    masked: bool,
+    /// Whether the graph has the input [`ROWS`], and its caches all rows; if not, a call's caches have the call's rows.
+    picks: bool,
+    lengths: Vec<usize>,
 }
 
 impl CacheState {
     /// The empty cache of a graph.
     ///
     /// # Errors
-    /// [`EngineErrorKind::Graph`] when its cache ports do not come in matching pairs.
+    /// [`EngineErrorKind::Graph`] when its cache ports do not come in matching pairs, or its mask or rows are not theirs.
     pub fn new(spec: &GraphSpec) -> Result<Self, EngineError> {
-        let mut state = Self { ports: Vec::new(), fresh_axes: None, rows: 0, length: 0 };
+        let mut state =
+            Self { ports: Vec::new(), fresh_axes: None, masked: false, picks: false, lengths: Vec::new() };
+        let mut past_axes = None;
         for past in &spec.inputs {
             let Role::Cache(part, layer) = past.role() else { continue };
             let Some(new) = part.new_slots().map(|part| part.port(layer)) else { continue };
@@ -162,12 +175,17 @@ impl CacheState {
             };
             let fresh = spec.output_index(&new).ok_or_else(refuse)?;
             let output = &spec.outputs[fresh];
-            let ([_, _, slot @ ..], [new, batch, tail @ ..]) = (&past.dims[..], &output.dims[..]) else {
+            let ([time, rows, slot @ ..], [new, batch, tail @ ..]) = (&past.dims[..], &output.dims[..])
+            else {
                 return Err(refuse());
             };
             let axes = state.fresh_axes.get_or_insert_with(|| [new.clone(), batch.clone()]);
+            let old = past_axes.get_or_insert_with(|| [time.clone(), rows.clone()]);
             let fixed = |d: &Dim| if let Dim::Fixed(n) = d { Some(*n) } else { None };
-            let same = slot == tail && output.dtype == past.dtype && axes[..] == output.dims[..2];
+            let same = slot == tail
+                && output.dtype == past.dtype
+                && axes[..] == output.dims[..2]
+                && old[..] == past.dims[..2];
             let slot: Option<Vec<usize>> = slot.iter().map(fixed).collect();
             let slot = slot.filter(|_| same).ok_or_else(refuse)?;
             state.ports.push(CachePort { past: past.clone(), fresh, slot });
@@ -175,13 +193,29 @@ impl CacheState {
         let lonely = |(i, p): &(usize, &Port)| {
             p.role().is_new_slots() && state.ports.iter().all(|port| port.fresh != *i)
         };
-        match spec.outputs.iter().enumerate().find(lonely) {
-            Some((_, port)) => {
-                let message = format!("`{}` has no input to go with it", port.name);
-                Err(bad(spec, EngineErrorKind::Graph, message))
-            }
-            None => Ok(state),
+        if let Some((_, port)) = spec.outputs.iter().enumerate().find(lonely) {
+            let message = format!("`{}` has no input to go with it", port.name);
+            return Err(bad(spec, EngineErrorKind::Graph, message));
         }
+        if let (Some([new, batch]), Some([past, rows])) = (&state.fresh_axes, &past_axes) {
+            let keys = Dim::sum(&past.to_string(), &new.to_string());
+            let is = |name: &str, dims: &[Dim]| match spec.input(name) {
+                Some(port) if port.dims == dims => Ok(true),
+                Some(_) => {
+                    let message = format!("`{name}` is not that of its cache");
+                    Err(bad(spec, EngineErrorKind::Graph, message))
+                }
+                None => Ok(false),
+            };
+            state.masked = is(MASK, &[batch.clone(), Dim::Fixed(1), new.clone(), keys])?;
+            state.picks = is(ROWS, std::slice::from_ref(batch))?;
+            if !state.picks && rows != batch {
+                let message =
+                    format!("its caches have `{rows}` rows and a call `{batch}`, and nothing picks them");
+                return Err(bad(spec, EngineErrorKind::Graph, message));
+            }
+        }
+        Ok(state)
     }
 
     /// The tensors of the cache, in the order of the graph's inputs.
@@ -191,34 +225,38 @@ impl CacheState {
 
     /// Rows of the cache.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.lengths.len()
     }
 
-    /// Slots that the longest row has.
+    /// Slots of the longest row.
     pub fn length(&self) -> usize {
-        self.length
+        self.lengths.iter().copied().max().unwrap_or(0)
     }
 
     /// Empties the cache for `rows` rows.
     pub fn reset(&mut self, rows: usize) {
-        (self.rows, self.length) = (rows, 0);
+        self.lengths = vec![0; rows];
     }
 
-    /// Checks that there are so many rows to keep.
-    ///
-    /// # Errors
-    /// [`EngineErrorKind::Input`] with both numbers.
-    pub fn check_keep(&self, spec: &GraphSpec, rows: usize) -> Result<(), EngineError> {
-        if rows <= self.rows {
-            return Ok(());
-        }
-        let message = format!("{rows} rows of the cache cannot be kept: it has {}", self.rows);
-        Err(bad(spec, EngineErrorKind::Input, message))
+    /// Whether the graph picks its rows from caches that have all of them.
+    pub fn picks(&self) -> bool {
+        self.picks
     }
 
-    /// Notes that only the first `rows` rows are left.
-    pub fn kept(&mut self, rows: usize) {
-        self.rows = rows;
+    /// Whether the graph takes caches that lie as they are kept, all rows together: it picks its rows from them, or the
+    /// call has all rows in their order.
+    pub fn whole(&self, rows: &[CallRow]) -> bool {
+        self.picks || (rows.len() == self.rows() && rows.iter().enumerate().all(|(i, r)| r.row == i))
+    }
+
+    /// Rows that the caches of a call have.
+    pub fn cache_rows(&self, rows: &[CallRow]) -> usize {
+        if self.picks { self.rows() } else { rows.len() }
+    }
+
+    /// The dimension of a call's rows; `None` for a graph without a cache.
+    pub fn batch(&self) -> Option<&Dim> {
+        self.fresh_axes.as_ref().map(|[_, batch]| batch)
     }
 
     /// Checks a step as [`CachedSession::step`] promises it.
@@ -229,71 +267,98 @@ impl CacheState {
         &self,
         spec: &GraphSpec,
         inputs: &[(&str, TensorView<'_>)],
-        past: usize,
-        append: Append<'_>,
+        rows: &[CallRow],
     ) -> Result<CheckedStep, EngineError> {
         let refuse = |message: String| Err(bad(spec, EngineErrorKind::Input, message));
-        if past > self.length {
-            return refuse(format!("the step looks at {past} past slots, the cache has {}", self.length));
+        for (i, CallRow { row, past, from }) in rows.iter().copied().enumerate() {
+            let Some(length) = self.lengths.get(row) else {
+                return refuse(format!("there is no row {row}: the cache has {}", self.rows()));
+            };
+            if past > *length || from > past {
+                return refuse(format!("row {row} has {length} slots: the step looks at {from} to {past}"));
+            }
+            if rows[..i].iter().any(|r| r.row == row) {
+                return refuse(format!("row {row} is there twice"));
+            }
+        }
+        let past = rows.iter().map(|r| r.past).max().unwrap_or(0);
+        let own: Vec<&str> = self.own_inputs().collect();
+        if let Some((name, _)) = inputs.iter().find(|(name, _)| own.contains(name)) {
+            return refuse(format!(
+                "`{name}` is not given by the caller: it follows from the rows of the step"
+            ));
         }
         let given: Vec<(&str, DType, &[usize])> =
             inputs.iter().map(|(name, view)| (*name, view.dtype(), view.shape())).collect();
-        let shapes: Vec<Vec<usize>> = self.ports.iter().map(|p| p.shape(past, self.rows)).collect();
+        let shapes: Vec<Vec<usize>> =
+            self.ports.iter().map(|p| p.shape(past, self.cache_rows(rows))).collect();
         let cached = self.ports.iter().zip(&shapes);
         let cached = cached.map(|(p, shape)| (p.past.name.as_str(), p.past.dtype, shape.as_slice()));
-        let axes = check_input_shapes(spec, &given.into_iter().chain(cached).collect::<Vec<_>>())?;
-        let Some(fresh) = &self.fresh_axes else { return Ok(CheckedStep { axes, batch: 0, new: 0 }) };
+        let all: Vec<_> = given.into_iter().chain(cached).collect();
+        // Mask and rows are made from the axes that the others bind, so they fit.
+        let axes = check_input_shapes(spec, &all, &own)?;
+        let Some(fresh) = &self.fresh_axes else {
+            return match rows {
+                [] => Ok(CheckedStep { axes, new: 0, past: 0 }),
+                _ => refuse("rows are given, and the graph has no cache".to_owned()),
+            };
+        };
         let size = |dim: &Dim| match dim {
             Dim::Fixed(n) => *n,
             Dim::Axis(name) => axes.get(name).copied().unwrap_or_default(),
             Dim::Sum(a, b) => [a, b].into_iter().filter_map(|n| axes.get(n)).sum(),
         };
         let [new, batch] = [size(&fresh[0]), size(&fresh[1])];
-        match append {
-            Append::At(time) if time < past || time > self.length => {
-                return refuse(format!(
-                    "new slots at {time} leave a gap or overwrite what the step looks at: it looks at {past} of {}",
-                    self.length
-                ));
-            }
-            Append::At(_) if batch != self.rows => {
-                return refuse(format!("the step has {batch} rows, the cache {}", self.rows));
-            }
-            Append::At(_) => {}
-            Append::Rows { rows, times } => {
-                if new != 1 || rows.len() != batch || times.len() != batch {
-                    return refuse(format!(
-                        "{} rows and {} times are given for {batch} rows of {new} new slots",
-                        rows.len(),
-                        times.len()
-                    ));
-                }
-                for (i, (row, time)) in rows.iter().zip(times).enumerate() {
-                    if *row >= self.rows || *time > self.length || rows[..i].contains(row) {
-                        return refuse(format!(
-                            "row {row} cannot take a slot at {time}: the cache has {} rows of {} slots, and a row \
-                             takes one slot in a step",
-                            self.rows, self.length
-                        ));
-                    }
-                }
-            }
+        if rows.len() != batch {
+            return refuse(format!("{} rows are given for inputs of {batch}", rows.len()));
         }
-        Ok(CheckedStep { axes, batch, new })
+        Ok(CheckedStep { axes, new, past })
     }
 
-    /// Slots that will be filled after a checked step.
-    pub fn length_after(&self, step: &CheckedStep, append: Append<'_>) -> usize {
-        match append {
-            _ if self.ports.is_empty() => 0,
-            Append::At(time) => time + step.new,
-            Append::Rows { times, .. } => times.iter().map(|t| t + 1).max().unwrap_or(0).max(self.length),
+    /// Whether an input of the graph follows from the rows of a step, and is not given by the caller.
+    pub fn gives(&self, input: &str) -> bool {
+        self.own_inputs().any(|own| own == input)
+    }
+
+    /// The inputs that the cache gives itself.
+    fn own_inputs(&self) -> impl Iterator<Item = &str> {
+        let caches = self.ports.iter().map(|p| p.past.name.as_str());
+        caches.chain(self.masked.then_some(MASK)).chain(self.picks.then_some(ROWS))
+    }
+
+    /// The mask and the rows of a checked step, as the graph takes them.
+    pub fn placement(&self, step: &CheckedStep, rows: &[CallRow]) -> Vec<(&'static str, Tensor)> {
+        let mut inputs = Vec::new();
+        if self.masked {
+            let (keys, new) = (step.past + step.new, step.new);
+            let mut mask = vec![MASKED; rows.len() * new * keys];
+            let lines = rows.iter().flat_map(|row| (0..new).map(move |k| (row, k)));
+            for (line, (row, k)) in mask.chunks_exact_mut(keys).zip(lines) {
+                let (old, fresh) = line.split_at_mut(step.past);
+                old[row.from..row.past].fill(0.0);
+                fresh[..=k].fill(0.0);
+            }
+            inputs.push((MASK, Tensor::f32([rows.len(), 1, new, keys], mask)));
+        }
+        if self.picks {
+            inputs.push((ROWS, Tensor::i64([rows.len()], rows.iter().map(|r| r.row as i64).collect())));
+        }
+        inputs
+    }
+
+    /// Slots that the longest row will have after a checked step.
+    pub fn length_after(&self, step: &CheckedStep) -> usize {
+        match self.ports.is_empty() {
+            true => 0,
+            false => self.length().max(step.past + step.new),
         }
     }
 
     /// Notes that a checked step has run and its slots are stored.
-    pub fn appended(&mut self, step: &CheckedStep, append: Append<'_>) {
-        self.length = self.length_after(step, append);
+    pub fn appended(&mut self, step: &CheckedStep, rows: &[CallRow]) {
+        for row in rows {
+            self.lengths[row.row] = row.past + step.new;
+        }
     }
 
     /// The outputs that the caller gets: those that are there and not the cache's. `tensors` are in the graph's order.
@@ -314,42 +379,40 @@ mod tests {
         let axis = |name: &str, min, max| AxisRange { name: name.into(), min, opt: min, max };
         let dims =
             |time: &str, rows: &str| vec![Dim::axis(time), Dim::axis(rows), Dim::Fixed(2), Dim::Fixed(3)];
+        let mask = vec![Dim::axis("batch"), Dim::Fixed(1), Dim::axis("new"), Dim::sum("past", "new")];
         GraphSpec {
             name: "g".into(),
             component: "c".into(),
             inputs: vec![
                 Port::new("x", DType::F32, vec![Dim::axis("batch"), Dim::axis("new")]),
-                Port::new("past_key_0", DType::F32, dims("past", "rows")),
-                Port::new("past_value_0", DType::F32, dims("past", "rows")),
+                Port::new("past_key_0", DType::F32, dims("past", "all")),
+                Port::new("past_value_0", DType::F32, dims("past", "all")),
+                Port::new("mask", DType::F32, mask),
+                Port::new("rows", DType::I64, vec![Dim::axis("batch")]),
             ],
             outputs: vec![
                 Port::new("new_value_0", DType::F32, dims("new", "batch")),
                 Port::new("y", DType::F32, vec![Dim::axis("batch")]),
                 Port::new("new_key_0", DType::F32, dims("new", "batch")),
             ],
-            axes: vec![axis("batch", 1, 4), axis("rows", 1, 4), axis("new", 1, 4), axis("past", 0, 5)],
+            axes: vec![axis("batch", 1, 4), axis("all", 1, 4), axis("new", 1, 4), axis("past", 0, 5)],
         }
     }
 
-    fn check(
-        state: &CacheState,
-        batch: usize,
-        new: usize,
-        past: usize,
-        append: Append<'_>,
-    ) -> Result<CheckedStep, String> {
+    fn check(state: &CacheState, batch: usize, new: usize, rows: &[CallRow]) -> Result<CheckedStep, String> {
         let data = vec![0.0; batch * new];
         let inputs = [("x", TensorView::f32([batch, new], &data))];
-        state.check(&spec(), &inputs, past, append).map_err(|e| {
+        state.check(&spec(), &inputs, rows).map_err(|e| {
             assert_eq!(e.kind, EngineErrorKind::Input);
             e.to_string()
         })
     }
 
-    fn ok(state: &mut CacheState, batch: usize, new: usize, past: usize, append: Append<'_>) {
-        let step = check(state, batch, new, past, append).unwrap();
-        assert_eq!((step.batch, step.new), (batch, new));
-        state.appended(&step, append);
+    fn ok(state: &mut CacheState, new: usize, rows: &[CallRow]) -> CheckedStep {
+        let step = check(state, rows.len(), new, rows).unwrap();
+        assert_eq!(step.new, new);
+        state.appended(&step, rows);
+        step
     }
 
     #[test]
@@ -379,44 +442,68 @@ mod tests {
         refused(|s| s.outputs[2].dtype = DType::I64, "`past_key_0` has no `new_key_0` of its type");
         refused(|s| s.outputs[0].dims[3] = Dim::Fixed(9), "`past_value_0`");
         refused(|s| s.outputs[0].dims[0] = Dim::axis("other"), "`past_value_0`");
+        refused(|s| s.inputs[2].dims[1] = Dim::axis("other"), "`past_value_0`");
         refused(|s| s.inputs[1].dims[2] = Dim::axis("heads"), "`past_key_0`");
         refused(|s| s.inputs[1].dims.truncate(1), "`past_key_0`");
         refused(|s| drop(s.outputs.remove(0)), "`past_value_0` has no `new_value_0`");
         refused(|s| drop(s.inputs.remove(1)), "`new_key_0` has no input");
+        refused(|s| s.inputs[3].dims[3] = Dim::axis("past"), "`mask` is not that of its cache");
+        refused(|s| s.inputs[4].dims[0] = Dim::axis("all"), "`rows` is not that of its cache");
+        refused(|s| drop(s.inputs.pop()), "`all` rows and a call `batch`");
     }
 
     #[test]
     fn steps_that_do_not_fit_the_cache_are_refused() {
         let mut state = CacheState::new(&spec()).unwrap();
         state.reset(2);
-        ok(&mut state, 2, 3, 0, Append::At(0));
-        ok(&mut state, 2, 1, 3, Append::At(3));
+        ok(&mut state, 3, &CallRow::all(2, 0));
+        ok(&mut state, 1, &[CallRow::new(1, 3)]);
         assert_eq!((state.rows(), state.length()), (2, 4));
-        ok(&mut state, 1, 1, 4, Append::Rows { rows: &[1], times: &[4] });
-        assert_eq!(state.length(), 5);
-        let refused = |batch, new, past, append: Append<'_>, text: &str| {
-            let e = check(&state, batch, new, past, append).unwrap_err();
+        let row = CallRow::new;
+        let refused = |batch, new, rows: &[CallRow], text: &str| {
+            let e = check(&state, batch, new, rows).unwrap_err();
             assert!(e.contains(text), "{e}");
         };
-        refused(2, 1, 6, Append::At(5), "looks at 6 past slots, the cache has 5");
-        refused(2, 1, 5, Append::At(6), "at 6 leave a gap");
-        refused(2, 1, 5, Append::At(4), "overwrite what the step looks at");
-        refused(1, 1, 5, Append::At(5), "has 1 rows, the cache 2");
-        refused(9, 1, 5, Append::At(5), "axis `batch` is 9");
-        refused(2, 2, 5, Append::Rows { rows: &[0, 1], times: &[4, 5] }, "2 rows of 2 new slots");
-        refused(2, 1, 5, Append::Rows { rows: &[0], times: &[4, 5] }, "1 rows and 2 times");
-        refused(1, 1, 5, Append::Rows { rows: &[2], times: &[0] }, "row 2 cannot take");
-        refused(1, 1, 5, Append::Rows { rows: &[0], times: &[6] }, "row 0 cannot take a slot at 6");
-        refused(2, 1, 5, Append::Rows { rows: &[1, 1], times: &[4, 5] }, "row 1 cannot take");
-        let e = state.check_keep(&spec(), 3).unwrap_err();
-        assert!(e.to_string().contains("3 rows of the cache cannot be kept: it has 2"), "{e}");
-        // Earlier slots may be taken again: what follows them is dropped.
-        ok(&mut state, 2, 1, 2, Append::At(2));
+        refused(2, 1, &[row(0, 3), row(1, 5)], "row 1 has 4 slots: the step looks at 0 to 5");
+        refused(1, 1, &[CallRow { row: 0, past: 2, from: 3 }], "row 0 has 3 slots: the step looks at 3 to 2");
+        refused(1, 1, &[row(2, 0)], "there is no row 2: the cache has 2");
+        refused(2, 1, &[row(1, 4), row(1, 4)], "row 1 is there twice");
+        refused(1, 1, &[row(0, 3), row(1, 4)], "2 rows are given for inputs of 1");
+        refused(9, 1, &[row(0, 3)], "axis `batch` is 9");
+        refused(1, 1, &[], "0 rows are given for inputs of 1");
+        let x = || ("x", TensorView::f32([2, 1], &[0.0; 2]));
+        for (name, given) in [
+            ("past_key_0", TensorView::f32([0, 2, 2, 3], &[])),
+            ("mask", TensorView::f32([2, 1, 1, 1], &[0.0; 2])),
+            ("rows", TensorView::i64([2], &[0, 1])),
+        ] {
+            let e = state.check(&spec(), &[x(), (name, given)], &CallRow::all(2, 3)).unwrap_err();
+            assert!(e.to_string().contains(&format!("`{name}` is not given by the caller")), "{e}");
+        }
+        // A row may go back: what followed is dropped.
+        ok(&mut state, 1, &[row(1, 1)]);
         assert_eq!(state.length(), 3);
-        let given = TensorView::f32([0, 2, 2, 3], &[]);
-        let x = TensorView::f32([2, 1], &[0.0; 2]);
-        let e = state.check(&spec(), &[("x", x), ("past_key_0", given)], 3, Append::At(3)).unwrap_err();
-        assert!(e.to_string().contains("`past_key_0` is given twice"), "{e}");
+        let e = check(&state, 1, 1, &[row(1, 3)]).unwrap_err();
+        assert!(e.contains("row 1 has 2 slots"), "{e}");
+    }
+
+    #[test]
+    fn each_row_sees_its_own_slots() {
+        let mut state = CacheState::new(&spec()).unwrap();
+        state.reset(3);
+        ok(&mut state, 3, &CallRow::all(3, 0));
+        let rows = [CallRow::new(2, 1), CallRow { row: 0, past: 3, from: 2 }];
+        assert!(state.whole(&rows) && state.picks());
+        let step = ok(&mut state, 2, &rows);
+        assert_eq!((step.past, state.length_after(&step)), (3, 5));
+        let inputs = state.placement(&step, &rows);
+        let o = 0.0;
+        let x = MASKED;
+        let seen = vec![o, x, x, o, x, o, x, x, o, o, x, x, o, o, x, x, x, o, o, o];
+        assert_eq!(
+            inputs,
+            [("mask", Tensor::f32([2, 1, 2, 5], seen)), ("rows", Tensor::i64([2], vec![2, 0]))]
+        );
     }
 
     #[test]
@@ -426,9 +513,11 @@ mod tests {
         spec.outputs = vec![spec.outputs[1].clone()];
         let mut state = CacheState::new(&spec).unwrap();
         let x = || [("x", TensorView::f32([1, 1], &[0.0]))];
-        let step = state.check(&spec, &x(), 0, Append::At(0)).unwrap();
-        state.appended(&step, Append::At(0));
-        assert_eq!(state.length(), 0);
-        assert!(state.check(&spec, &x(), 1, Append::At(1)).is_err());
+        let step = state.check(&spec, &x(), &[]).unwrap();
+        state.appended(&step, &[]);
+        assert_eq!((state.length(), state.length_after(&step)), (0, 0));
+        state.reset(1);
+        let e = state.check(&spec, &x(), &CallRow::all(1, 0)).unwrap_err();
+        assert!(e.to_string().contains("the graph has no cache"), "{e}");
     }
 }

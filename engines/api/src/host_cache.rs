@@ -4,21 +4,9 @@ use dpar_export_spec::GraphSpec;
 
 use crate::validate::bad;
 use crate::{
-    Append, CacheState, CachedSession, EngineError, EngineErrorKind, Outputs, Session, Tensor, TensorData,
+    CacheState, CachedSession, CallRow, EngineError, EngineErrorKind, Outputs, Session, Tensor, TensorData,
     TensorSlice, TensorView, check_outputs,
 };
-
-/// Calls generic code with the elements of a buffer, whatever their type.
-macro_rules! with_elements {
-    ($data:expr, $elements:ident => $body:expr) => {
-        match $data {
-            TensorData::F32($elements) => $body,
-            TensorData::F16($elements) => $body,
-            TensorData::BF16($elements) => $body,
-            TensorData::I64($elements) => $body,
-        }
-    };
-}
 
 /// The first elements as a tensor.
 fn prefix(data: &TensorData, shape: Vec<usize>) -> TensorView<'_> {
@@ -32,42 +20,62 @@ fn prefix(data: &TensorData, shape: Vec<usize>) -> TensorView<'_> {
     TensorView::new(shape, slice)
 }
 
-/// Takes the new slots of a step into a cache of `rows` rows of `slot` elements.
-fn store<T: Copy + Default>(data: &mut Vec<T>, fresh: &[T], rows: usize, slot: usize, append: Append<'_>) {
-    match append {
-        Append::At(time) => {
-            data.truncate(time * rows * slot);
-            data.extend_from_slice(fresh);
-        }
-        Append::Rows { rows: of, times } => {
-            let needed = times.iter().map(|t| t + 1).max().unwrap_or(0) * rows * slot;
-            if data.len() < needed {
-                data.resize(needed, T::default());
-            }
-            for ((row, time), new) in of.iter().zip(times).zip(fresh.chunks_exact(slot)) {
-                let at = (time * rows + row) * slot;
-                data[at..at + slot].copy_from_slice(new);
-            }
+/// Takes the new slots of a step, `[new, call's rows]`, into a cache of `of` rows of `slot` elements.
+fn store<T: Copy + Default>(
+    data: &mut Vec<T>,
+    fresh: &[T],
+    rows: &[CallRow],
+    new: usize,
+    of: usize,
+    slot: usize,
+) {
+    let needed = rows.iter().map(|r| r.past + new).max().unwrap_or(0) * of * slot;
+    if data.len() < needed {
+        data.resize(needed, T::default());
+    }
+    let places = (0..new).flat_map(|k| rows.iter().map(move |r| (r.past + k) * of + r.row));
+    for (place, values) in places.zip(fresh.chunks_exact(slot)) {
+        data[place * slot..(place + 1) * slot].copy_from_slice(values);
+    }
+}
+
+/// Brings the rows of a call together: `[past, call's rows]`, zeros where a row has no slot.
+fn gather<T: Copy + Default>(
+    data: &[T],
+    into: &mut Vec<T>,
+    rows: &[CallRow],
+    past: usize,
+    of: usize,
+    slot: usize,
+) {
+    into.clear();
+    into.resize(past * rows.len() * slot, T::default());
+    let places =
+        (0..past).flat_map(|time| rows.iter().map(move |r| (time < r.past).then_some((time, r.row))));
+    for (values, place) in into.chunks_exact_mut(slot).zip(places) {
+        if let Some((time, row)) = place {
+            let at = (time * of + row) * slot;
+            values.copy_from_slice(&data[at..at + slot]);
         }
     }
 }
 
-/// Moves the first `keep` of `rows` rows of every time together.
-fn keep<T: Copy>(data: &mut Vec<T>, rows: usize, keep: usize, slot: usize) {
-    let times = data.len() / (rows * slot).max(1);
-    for t in 1..times {
-        data.copy_within(t * rows * slot..(t * rows + keep) * slot, t * keep * slot);
-    }
-    data.truncate(times * keep * slot);
+/// One tensor of the cache.
+struct Buffer {
+    /// `[time, rows, heads, head_dim]`, up to the longest row; a shorter one holds zeros or what it dropped, which the mask
+    /// hides.
+    kept: TensorData,
+    /// The past of a call that has some of the rows only.
+    gathered: TensorData,
 }
 
-/// A session with its cache in host memory: new keys and values are appended in place, and the past of a call is a
-/// prefix of a buffer, never a copy.
+/// A session with its cache in host memory. New keys and values are appended in place, and the past of a call that has all
+/// rows, or picks them itself, is a prefix of a buffer, never a copy; other calls have their rows gathered.
 pub struct HostCache {
     session: Box<dyn Session>,
     state: CacheState,
-    /// In the order of the state's ports, `[time, rows, heads, head_dim]`, filled up to the length of the cache.
-    buffers: Vec<TensorData>,
+    /// In the order of the state's ports.
+    buffers: Vec<Buffer>,
 }
 
 impl HostCache {
@@ -79,12 +87,15 @@ impl HostCache {
         let spec = session.spec();
         let state = CacheState::new(spec)?;
         let buffers = state.ports().iter().map(|port| {
-            TensorData::zeros(port.past.dtype, 0).ok_or_else(|| {
-                let message = format!("`{}` cannot be {}", port.past.name, port.past.dtype);
-                bad(spec, EngineErrorKind::Graph, message)
-            })
+            let empty = || {
+                TensorData::zeros(port.past.dtype, 0).ok_or_else(|| {
+                    let message = format!("`{}` cannot be {}", port.past.name, port.past.dtype);
+                    bad(spec, EngineErrorKind::Graph, message)
+                })
+            };
+            Ok(Buffer { kept: empty()?, gathered: empty()? })
         });
-        let buffers = buffers.collect::<Result<_, _>>()?;
+        let buffers = buffers.collect::<Result<_, EngineError>>()?;
         Ok(Self { session, state, buffers })
     }
 }
@@ -96,53 +107,72 @@ impl CachedSession for HostCache {
 
     fn reset(&mut self, rows: usize) {
         self.state.reset(rows);
-        for data in &mut self.buffers {
-            with_elements!(data, elements => elements.clear());
+        for Buffer { kept, .. } in &mut self.buffers {
+            match kept {
+                TensorData::F32(data) => data.clear(),
+                TensorData::F16(data) => data.clear(),
+                TensorData::BF16(data) => data.clear(),
+                TensorData::I64(data) => data.clear(),
+            }
         }
     }
 
-    fn keep_rows(&mut self, rows: usize) -> Result<(), EngineError> {
-        self.state.check_keep(self.session.spec(), rows)?;
-        for (port, data) in self.state.ports().iter().zip(&mut self.buffers) {
-            with_elements!(data, elements => keep(elements, self.state.rows(), rows, port.slot_len()));
-        }
-        self.state.kept(rows);
-        Ok(())
-    }
-
-    fn step(
-        &mut self,
-        inputs: &[(&str, TensorView<'_>)],
-        past: usize,
-        append: Append<'_>,
-    ) -> Result<Outputs, EngineError> {
-        let step = self.state.check(self.session.spec(), inputs, past, append)?;
-        let rows = self.state.rows();
+    fn step(&mut self, inputs: &[(&str, TensorView<'_>)], rows: &[CallRow]) -> Result<Outputs, EngineError> {
+        let step = self.state.check(self.session.spec(), inputs, rows)?;
+        let (of, whole) = (self.state.rows(), self.state.whole(rows));
+        let placement = self.state.placement(&step, rows);
         let mut all = inputs.to_vec();
-        for (port, data) in self.state.ports().iter().zip(&self.buffers) {
-            all.push((&port.past.name, prefix(data, port.shape(past, rows))));
+        all.extend(placement.iter().map(|(name, tensor)| (*name, tensor.view())));
+        for (port, Buffer { kept, gathered }) in self.state.ports().iter().zip(&mut self.buffers) {
+            let (past, slot) = (step.past, port.slot_len());
+            if !whole {
+                match (&*kept, &mut *gathered) {
+                    (TensorData::F32(data), TensorData::F32(into)) => {
+                        gather(data, into, rows, past, of, slot)
+                    }
+                    (TensorData::F16(data), TensorData::F16(into)) => {
+                        gather(data, into, rows, past, of, slot)
+                    }
+                    (TensorData::BF16(data), TensorData::BF16(into)) => {
+                        gather(data, into, rows, past, of, slot)
+                    }
+                    (TensorData::I64(data), TensorData::I64(into)) => {
+                        gather(data, into, rows, past, of, slot)
+                    }
+                    _ => unreachable!("both were made with the port's type"),
+                }
+            }
+            let past =
+                prefix(if whole { kept } else { gathered }, port.shape(past, self.state.cache_rows(rows)));
+            all.push((&port.past.name, past));
         }
         let outputs = self.session.run_unchecked(&all)?;
         let spec = self.session.spec();
         check_outputs(spec, &step.axes, &outputs)?;
         let mut outputs: Vec<Option<Tensor>> = outputs.into_iter().map(Some).collect();
-        for (port, data) in self.state.ports().iter().zip(&mut self.buffers) {
+        for (port, Buffer { kept, .. }) in self.state.ports().iter().zip(&mut self.buffers) {
             let fresh = outputs[port.fresh].take().map(Tensor::into_data);
-            let slot = port.slot_len();
-            match (data, fresh) {
-                (TensorData::F32(data), Some(TensorData::F32(new))) => store(data, &new, rows, slot, append),
-                (TensorData::F16(data), Some(TensorData::F16(new))) => store(data, &new, rows, slot, append),
-                (TensorData::BF16(data), Some(TensorData::BF16(new))) => {
-                    store(data, &new, rows, slot, append)
+            let (new, slot) = (step.new, port.slot_len());
+            match (kept, fresh) {
+                (TensorData::F32(data), Some(TensorData::F32(made))) => {
+                    store(data, &made, rows, new, of, slot);
                 }
-                (TensorData::I64(data), Some(TensorData::I64(new))) => store(data, &new, rows, slot, append),
+                (TensorData::F16(data), Some(TensorData::F16(made))) => {
+                    store(data, &made, rows, new, of, slot);
+                }
+                (TensorData::BF16(data), Some(TensorData::BF16(made))) => {
+                    store(data, &made, rows, new, of, slot);
+                }
+                (TensorData::I64(data), Some(TensorData::I64(made))) => {
+                    store(data, &made, rows, new, of, slot);
+                }
                 _ => {
                     let message = format!("no new slots for `{}` came back", port.past.name);
                     return Err(bad(spec, EngineErrorKind::Output, message));
                 }
             }
         }
-        self.state.appended(&step, append);
+        self.state.appended(&step, rows);
         Ok(self.state.outputs(spec, outputs))
     }
 }
@@ -152,25 +182,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_appended_scattered_and_kept() {
+    fn slots_are_appended_to_each_row_and_gathered() {
         // Two rows of slots of one element: the digits are time and row.
+        let row = CallRow::new;
         let mut data = Vec::new();
-        store(&mut data, &[0, 1, 10, 11], 2, 1, Append::At(0));
-        store(&mut data, &[20, 21], 2, 1, Append::At(2));
+        store(&mut data, &[0, 1, 10, 11], &CallRow::all(2, 0), 2, 2, 1);
+        store(&mut data, &[20, 21], &CallRow::all(2, 2), 1, 2, 1);
         assert_eq!(data, [0, 1, 10, 11, 20, 21]);
-        // Row 1 goes on alone: what row 0 skips is zero.
-        store(&mut data, &[31], 2, 1, Append::Rows { rows: &[1], times: &[3] });
+        // Row 1 goes on alone: what row 0 does not have is zero.
+        store(&mut data, &[31], &[row(1, 3)], 1, 2, 1);
         assert_eq!(data[6..], [0, 31]);
-        store(&mut data, &[41, 30], 2, 1, Append::Rows { rows: &[1, 0], times: &[4, 3] });
-        assert_eq!(data, [0, 1, 10, 11, 20, 21, 30, 31, 0, 41]);
-        keep(&mut data, 2, 1, 1);
-        assert_eq!(data, [0, 10, 20, 30, 0]);
-        store(&mut data, &[99], 1, 1, Append::At(1));
-        assert_eq!(data, [0, 99]);
-        let mut wide: Vec<i64> = (0..12).collect();
-        keep(&mut wide, 3, 2, 2);
-        assert_eq!(wide, [0, 1, 2, 3, 6, 7, 8, 9]);
-        keep(&mut wide, 2, 0, 2);
-        assert!(wide.is_empty());
+        store(&mut data, &[41, 30, 51, 40], &[row(1, 4), row(0, 3)], 2, 2, 1);
+        assert_eq!(data, [0, 1, 10, 11, 20, 21, 30, 31, 40, 41, 0, 51]);
+        // Row 0 begins again.
+        store(&mut data, &[70], &[row(0, 0)], 1, 2, 1);
+        assert_eq!(data[..4], [70, 1, 10, 11]);
+        let mut some = vec![9; 3];
+        gather(&data, &mut some, &[row(1, 3), row(0, 1)], 3, 2, 1);
+        assert_eq!(some, [1, 70, 11, 0, 21, 0]);
+        let wide: Vec<i64> = (0..12).collect();
+        gather(&wide, &mut some, &[row(2, 2)], 2, 3, 2);
+        assert_eq!(some, [4, 5, 10, 11]);
     }
 }

@@ -74,16 +74,18 @@ pub fn check_inputs(
     inputs: &[(&str, TensorView<'_>)],
 ) -> Result<BTreeMap<String, usize>, EngineError> {
     let described: Vec<_> = inputs.iter().map(|(name, view)| (*name, view.dtype(), view.shape())).collect();
-    check_input_shapes(spec, &described)
+    check_input_shapes(spec, &described, &[])
 }
 
-/// The same for inputs that are known by name, type and shape only: their elements may lie anywhere.
+/// The same for inputs that are known by name, type and shape only: their elements may lie anywhere. Those in `made`
+/// need not be there: they are made from the axes that the others bind.
 ///
 /// # Errors
 /// [`EngineErrorKind::Input`] naming the port.
 pub(crate) fn check_input_shapes(
     spec: &GraphSpec,
     inputs: &[(&str, DType, &[usize])],
+    made: &[&str],
 ) -> Result<BTreeMap<String, usize>, EngineError> {
     let kind = EngineErrorKind::Input;
     for (i, (name, dtype, _)) in inputs.iter().enumerate() {
@@ -98,7 +100,8 @@ pub(crate) fn check_input_shapes(
             return Err(bad(spec, kind, format!("input `{name}` is {dtype}, expected {}", port.dtype)));
         }
     }
-    if let Some(port) = spec.inputs.iter().find(|p| inputs.iter().all(|(n, ..)| *n != p.name)) {
+    let absent = |p: &&Port| inputs.iter().all(|(n, ..)| *n != p.name) && !made.contains(&p.name.as_str());
+    if let Some(port) = spec.inputs.iter().find(absent) {
         return Err(bad(spec, kind, format!("input `{}` is missing", port.name)));
     }
     let pairs = inputs.iter().filter_map(|(n, _, shape)| spec.input(n).map(|p| (p, *shape)));

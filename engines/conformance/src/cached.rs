@@ -1,18 +1,18 @@
 //! Checks of the cached level: the cache that an engine keeps is the one that a caller would have kept.
 
 use dpar_engine_api::{
-    Append, CachePort, CacheState, CachedSession, Engine, EngineErrorKind, Tensor, TensorData,
+    CachePort, CacheState, CachedSession, CallRow, Engine, EngineErrorKind, Tensor, TensorData,
 };
 use dpar_export_spec::{Dim, Port};
 
 use crate::checks::{run, text};
 use crate::close::{EXACT, Tolerance};
-use crate::inputs::{self, Inputs, MASKED, is_mask};
+use crate::inputs::{self, Inputs};
 use crate::{Case, Check, Found};
 
 /// Steps of a walk: enough for a cache that was appended to, looked at and appended to again.
 const STEPS: usize = 4;
-/// Rows of a cache: with three, keeping two moves rows over themselves.
+/// Rows of a cache: with three, a call can leave one out and have the others in another order.
 const ROWS: usize = 3;
 
 const NO_CACHE: &str = "no cache";
@@ -22,7 +22,7 @@ pub(crate) fn all(engine: &dyn Engine, case: &Case, note: &mut dyn FnMut(Check, 
     type Body = fn(&mut dyn CachedSession, &Walk<'_>) -> Found;
     let table: [(Check, Body); 4] = [
         (Check::CachedRows, rows),
-        (Check::CachedKeep, keep),
+        (Check::CachedRestart, restart),
         (Check::CachedReset, reset),
         (Check::CachedRefused, refused),
     ];
@@ -42,13 +42,8 @@ pub(crate) fn all(engine: &dyn Engine, case: &Case, note: &mut dyn FnMut(Check, 
 
 type Named = Vec<(String, Tensor)>;
 
-fn step(
-    session: &mut dyn CachedSession,
-    inputs: &Inputs,
-    past: usize,
-    append: Append<'_>,
-) -> Result<Named, String> {
-    session.step(&inputs.views(), past, append).map(dpar_engine_api::Outputs::into_tensors).map_err(text)
+fn step(session: &mut dyn CachedSession, inputs: &Inputs, rows: &[CallRow]) -> Result<Named, String> {
+    session.step(&inputs.views(), rows).map(dpar_engine_api::Outputs::into_tensors).map_err(text)
 }
 
 fn compare(tolerance: Tolerance, actual: &Named, expected: &Named, what: &str) -> Result<(), String> {
@@ -94,11 +89,6 @@ impl<'a> Walk<'a> {
         Ok(Some(Self { case, state, past, rows, new, batch }))
     }
 
-    /// Whether a call picks its rows from those of the cache; if not, it always has all of them.
-    fn picks(&self) -> bool {
-        self.rows != self.batch
-    }
-
     /// A cache without slots, as an input.
     fn empty(&self, port: &CachePort) -> Result<Tensor, String> {
         let dtype = port.past.dtype;
@@ -111,46 +101,15 @@ impl<'a> Walk<'a> {
         all.find(|p| p.name == name)
     }
 
-    /// The mask of `past + new` keys from its rows, each given as whether (new slot, key) is seen.
-    fn mask(
-        &self,
-        batch: usize,
-        new: usize,
-        past: usize,
-        seen: &dyn Fn(usize, usize, usize) -> bool,
-    ) -> Tensor {
-        let keys = past + new;
-        let lines = (0..batch).flat_map(|row| (0..new).map(move |slot| (row, slot)));
-        let values = lines.flat_map(|(row, slot)| (0..keys).map(move |key| (row, slot, key)));
-        let values: Vec<f32> = values.map(|(r, s, k)| if seen(r, s, k) { 0.0 } else { MASKED }).collect();
-        Tensor::f32([batch, 1, new, keys], values)
-    }
-
-    /// Replaces the mask and the picked rows.
-    fn with(&self, inputs: &Inputs, mask: &Tensor, picked: &[usize]) -> Inputs {
-        let change = |(name, tensor): &(String, Tensor)| {
-            let tensor = match self.port(name) {
-                Some(port) if is_mask(port) => mask.clone(),
-                Some(_) if self.picks() && name == "rows" => {
-                    Tensor::i64([picked.len()], picked.iter().map(|r| *r as i64).collect::<Vec<_>>())
-                }
-                _ => tensor.clone(),
-            };
-            (name.clone(), tensor)
-        };
-        Inputs(inputs.0.iter().map(change).collect())
-    }
-
-    /// Random inputs of all `batch` rows of a cache that see everything before them; those of the cache are left out.
-    fn inputs(&self, batch: usize, new: usize, past: usize, salt: u64) -> Result<Inputs, String> {
+    /// Random inputs of all [`ROWS`] rows, without those that the cache gives.
+    fn inputs(&self, new: usize, salt: u64) -> Result<Inputs, String> {
         let mut sizes = self.case.sizes(|a| a.opt);
-        for (axis, size) in [(self.past, past), (self.rows, batch), (self.new, new), (self.batch, batch)] {
+        for (axis, size) in [(self.past, 0), (self.rows, ROWS), (self.new, new), (self.batch, ROWS)] {
             sizes.insert(axis.to_owned(), size);
         }
         let mut inputs = inputs::generate(self.case, &sizes, salt)?;
-        inputs.0.retain(|(name, _)| self.state.ports().iter().all(|p| p.past.name != *name));
-        let mask = self.mask(batch, new, past, &|_, slot, key| key <= past + slot);
-        Ok(self.with(&inputs, &mask, &(0..batch).collect::<Vec<_>>()))
+        inputs.0.retain(|(name, _)| !self.state.gives(name));
+        Ok(inputs)
     }
 
     /// Picks along an axis of inputs or outputs; what does not have it stays.
@@ -170,15 +129,15 @@ impl<'a> Walk<'a> {
         steps: usize,
     ) -> Result<Vec<Named>, String> {
         session.reset(batch);
-        (0..steps).map(|time| step(session, &self.at(batch, time)?, time, Append::At(time))).collect()
+        let one = |time| {
+            step(session, &self.at(&(0..batch).collect::<Vec<_>>(), time)?, &CallRow::all(batch, time))
+        };
+        (0..steps).map(one).collect()
     }
 
-    /// Inputs of one new slot at `time`, of the first `batch` of all rows.
-    fn at(&self, batch: usize, time: usize) -> Result<Inputs, String> {
-        let rows: Vec<usize> = (0..batch).collect();
-        let all = self.inputs(ROWS, 1, time, 20 + time as u64)?;
-        let mask = self.mask(batch, 1, time, &|_, _, _| true);
-        Ok(self.with(&Inputs(self.pick(&all.0, self.batch, &rows)), &mask, &rows))
+    /// Inputs of one new slot of these rows at `time`.
+    fn at(&self, rows: &[usize], time: usize) -> Result<Inputs, String> {
+        Ok(Inputs(self.pick(&self.inputs(1, 20 + time as u64)?.0, self.batch, rows)))
     }
 }
 
@@ -191,11 +150,16 @@ fn steps(engine: &dyn Engine, case: &Case) -> Found {
         let outputs = run(session.as_mut(), &inputs)?;
         let expected = case.spec.outputs.iter().map(|p| p.name.clone()).zip(outputs).collect();
         cached.reset(1);
-        compare(EXACT, &step(cached.as_mut(), &inputs, 0, Append::At(0))?, &expected, "a step")?;
+        compare(EXACT, &step(cached.as_mut(), &inputs, &[])?, &expected, "a step")?;
         return Ok(None);
     };
-    let whole = walk.inputs(ROWS, STEPS, 0, 9)?;
+    let (mut state, rows) = (walk.state.clone(), CallRow::all(ROWS, 0));
+    state.reset(ROWS);
+    let whole = walk.inputs(STEPS, 9)?;
+    let checked = state.check(&case.spec, &whole.views(), &rows).map_err(text)?;
     let mut with_cache = whole.clone();
+    let placement = state.placement(&checked, &rows).into_iter();
+    with_cache.0.extend(placement.map(|(name, tensor)| (name.to_owned(), tensor)));
     for port in walk.state.ports() {
         let empty = walk.empty(port)?;
         with_cache.0.push((port.past.name.clone(), empty));
@@ -206,19 +170,22 @@ fn steps(engine: &dyn Engine, case: &Case) -> Found {
         named.filter(|(p, _)| !p.role().is_new_slots()).map(|(p, o)| (p.name.clone(), o)).collect();
     cached.reset(ROWS);
     for time in 0..STEPS {
-        let mask = walk.mask(ROWS, 1, time, &|_, _, _| true);
-        let one = walk.with(&Inputs(walk.pick(&whole.0, walk.new, &[time])), &mask, &[0, 1, 2]);
-        let outputs = step(cached.as_mut(), &one, time, Append::At(time))?;
+        let one = Inputs(walk.pick(&whole.0, walk.new, &[time]));
+        let outputs = step(cached.as_mut(), &one, &CallRow::all(ROWS, time))?;
         let expected = walk.pick(&named, walk.new, &[time]);
         compare(case.tolerances.engine, &outputs, &expected, &format!("slot {time}"))?;
     }
+    // And in one step, in another order of rows: each of its slots sees those before it.
+    let order: Vec<usize> = (0..ROWS).rev().collect();
+    let turned: Vec<CallRow> = order.iter().map(|row| CallRow::new(*row, 0)).collect();
+    let outputs = step(cached.as_mut(), &Inputs(walk.pick(&whole.0, walk.batch, &order)), &turned)?;
+    compare(case.tolerances.engine, &outputs, &walk.pick(&named, walk.batch, &order), "all slots at once")?;
     Ok(None)
 }
 
 /// One step of some rows, each with its own length.
 struct Ragged {
-    rows: Vec<usize>,
-    times: Vec<usize>,
+    rows: Vec<CallRow>,
     inputs: Inputs,
     outputs: Named,
 }
@@ -229,33 +196,28 @@ fn rows(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
     let mut calls = Vec::new();
     session.reset(ROWS);
     for number in 0..2 * STEPS {
-        // In another order than the cache has them where a call can pick; later calls leave one row out.
-        let mut rows: Vec<usize> = (0..ROWS).collect();
-        if walk.picks() {
-            rows.reverse();
-            rows.retain(|r| number == 0 || (number + r) % ROWS != 0);
-        }
-        let times: Vec<usize> = rows.iter().map(|r| lengths[*r]).collect();
-        let past = times.iter().copied().max().unwrap_or(0);
-        let all = walk.inputs(ROWS, 1, past, 40 + number as u64)?;
-        let mask = walk.mask(rows.len(), 1, past, &|i, _, key| key < times[i] || key == past);
-        let inputs = walk.with(&Inputs(walk.pick(&all.0, walk.batch, &rows)), &mask, &rows);
-        let append = Append::Rows { rows: &rows, times: &times };
-        let outputs = step(session, &inputs, past, append).map_err(|e| format!("call {number}: {e}"))?;
+        // In another order than the cache has them; later calls leave one row out.
+        let rows = (0..ROWS).rev().filter(|r| number == 0 || (number + r) % ROWS != 0);
+        // Now and then a row sees only its last slots.
+        let from = |past: usize| if number % 3 == 2 { past / 2 } else { 0 };
+        let rows: Vec<CallRow> =
+            rows.map(|row| CallRow { row, past: lengths[row], from: from(lengths[row]) }).collect();
+        let picked: Vec<usize> = rows.iter().map(|r| r.row).collect();
+        let all = walk.inputs(1, 40 + number as u64)?;
+        let inputs = Inputs(walk.pick(&all.0, walk.batch, &picked));
+        let outputs = step(session, &inputs, &rows).map_err(|e| format!("call {number}: {e}"))?;
         // Row r takes another slot every r + 1 calls, and in between the same one again.
-        for row in &rows {
-            lengths[*row] += usize::from(number % (row + 1) == 0 && lengths[*row] < STEPS);
+        for row in picked {
+            lengths[row] += usize::from(number % (row + 1) == 0 && lengths[row] < STEPS);
         }
-        calls.push(Ragged { rows, times, inputs, outputs });
+        calls.push(Ragged { rows, inputs, outputs });
     }
     for row in 0..ROWS {
         session.reset(1);
         for (number, call) in calls.iter().enumerate() {
-            let Some(i) = call.rows.iter().position(|r| *r == row) else { continue };
-            let time = call.times[i];
-            let mask = walk.mask(1, 1, time, &|_, _, _| true);
-            let inputs = walk.with(&Inputs(walk.pick(&call.inputs.0, walk.batch, &[i])), &mask, &[0]);
-            let alone = step(session, &inputs, time, Append::At(time))?;
+            let Some(i) = call.rows.iter().position(|r| r.row == row) else { continue };
+            let inputs = Inputs(walk.pick(&call.inputs.0, walk.batch, &[i]));
+            let alone = step(session, &inputs, &[CallRow { row: 0, ..call.rows[i] }])?;
             let expected = walk.pick(&call.outputs, walk.batch, &[i]);
             let what = format!("row {row} alone at call {number}");
             compare(walk.case.tolerances.engine, &alone, &expected, &what)?;
@@ -264,15 +226,33 @@ fn rows(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
     Ok(None)
 }
 
-/// Rows that are kept go on as if the others had never been there.
-fn keep(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
-    for kept in 1..ROWS {
-        let expected = walk.walk(session, kept, STEPS)?;
-        walk.walk(session, ROWS, STEPS - 1)?;
-        session.keep_rows(kept).map_err(text)?;
-        let time = STEPS - 1;
-        let outputs = step(session, &walk.at(kept, time)?, time, Append::At(time))?;
-        compare(walk.case.tolerances.engine, &outputs, &expected[time], &format!("{kept} rows kept"))?;
+/// A row that begins again is as one that never was, while the others go on.
+fn restart(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
+    let expected = walk.walk(session, ROWS, STEPS)?;
+    walk.walk(session, ROWS, STEPS - 1)?;
+    for time in 0..STEPS {
+        // Row 1 begins again when the others take their last slot.
+        let mut rows = vec![(1, time)];
+        if time == 0 {
+            rows = vec![(0, STEPS - 1), (1, 0), (2, STEPS - 1)];
+        }
+        let mut inputs = walk.at(&[rows[0].0], rows[0].1)?;
+        for (row, time) in &rows[1..] {
+            let more = walk.at(&[*row], *time)?;
+            for ((name, into), (_, from)) in inputs.0.iter_mut().zip(&more.0) {
+                if let Some(axis) = walk.port(name).and_then(|p| inputs::axis_at(p, walk.batch)) {
+                    *into = inputs::joined(into, from, axis)?;
+                }
+            }
+        }
+        let call: Vec<CallRow> = rows.iter().map(|(row, past)| CallRow::new(*row, *past)).collect();
+        let outputs = step(session, &inputs, &call)?;
+        for (i, (row, time)) in rows.into_iter().enumerate() {
+            let (found, expected) =
+                (walk.pick(&outputs, walk.batch, &[i]), walk.pick(&expected[time], walk.batch, &[row]));
+            let what = format!("row {row} at slot {time}, where row 1 began again");
+            compare(walk.case.tolerances.engine, &found, &expected, &what)?;
+        }
     }
     Ok(None)
 }
@@ -293,7 +273,8 @@ fn reset(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
 fn refused(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
     let expected = walk.walk(session, ROWS, 3)?;
     walk.walk(session, ROWS, 2)?;
-    let (good, longer) = (walk.at(ROWS, 2)?, walk.at(ROWS, 3)?);
+    let every: Vec<usize> = (0..ROWS).collect();
+    let good = walk.at(&every, 2)?;
     let mut unknown = good.clone();
     unknown.0.push(("no_such_input".to_owned(), Tensor::f32([1], vec![0.0])));
     let mut own_cache = good.clone();
@@ -302,32 +283,27 @@ fn refused(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
     }
     let mut missing = good.clone();
     missing.0.pop();
-    let fewer = walk.at(1, 2)?;
-    let some = |rows, times| Append::Rows { rows, times };
+    let fewer = walk.at(&[0], 2)?;
+    let row = CallRow::new;
+    let from = |from| CallRow { from, ..row(2, 2) };
     let tries = [
-        ("a past beyond the cache", &longer, 3, Append::At(3)),
-        ("a gap", &good, 2, Append::At(3)),
-        ("new slots over the past", &good, 2, Append::At(1)),
-        ("a row that is not there", &good, 2, some(&[0, 1, ROWS], &[2; ROWS])),
-        ("a row given twice", &good, 2, some(&[0, 1, 1], &[2; ROWS])),
-        ("a gap in a row", &good, 2, some(&[0, 1, 2], &[2, 2, 3])),
-        ("a time too few", &good, 2, some(&[0, 1, 2], &[2, 2])),
-        ("fewer rows than the cache", &fewer, 2, Append::At(2)),
-        ("an unknown input", &unknown, 2, Append::At(2)),
-        ("a cache of the caller's own", &own_cache, 2, Append::At(2)),
-        ("a missing input", &missing, 2, Append::At(2)),
+        ("a past beyond a row", &good, [row(0, 2), row(1, 2), row(2, 3)]),
+        ("a first slot behind the past", &good, [row(0, 2), row(1, 2), from(3)]),
+        ("a row that is not there", &good, [row(0, 2), row(1, 2), row(ROWS, 2)]),
+        ("a row given twice", &good, [row(0, 2), row(1, 2), row(1, 2)]),
+        ("fewer inputs than rows", &fewer, [row(0, 2), row(1, 2), row(2, 2)]),
+        ("an unknown input", &unknown, [row(0, 2), row(1, 2), row(2, 2)]),
+        ("a cache of the caller's own", &own_cache, [row(0, 2), row(1, 2), row(2, 2)]),
+        ("a missing input", &missing, [row(0, 2), row(1, 2), row(2, 2)]),
     ];
-    let verdicts = tries
-        .map(|(what, inputs, past, append)| (what, session.step(&inputs.views(), past, append).map(|_| ())));
-    let more_rows = ("more rows to keep than there are", session.keep_rows(ROWS + 1));
-    for (what, verdict) in verdicts.into_iter().chain([more_rows]) {
-        match verdict {
+    for (what, inputs, rows) in tries {
+        match session.step(&inputs.views(), &rows) {
             Err(e) if e.kind == EngineErrorKind::Input => {}
             Err(e) => return Err(format!("{what}: not an input error: {}", text(e))),
-            Ok(()) => return Err(format!("{what}: it was accepted")),
+            Ok(_) => return Err(format!("{what}: it was accepted")),
         }
     }
-    let outputs = step(session, &good, 2, Append::At(2))?;
+    let outputs = step(session, &good, &CallRow::all(ROWS, 2))?;
     compare(EXACT, &outputs, &expected[2], "after refused steps")?;
     Ok(None)
 }

@@ -1,10 +1,10 @@
 //! Checks of what a graph computes.
 
-use dpar_engine_api::{Engine, EngineError, Session, Tensor};
+use dpar_engine_api::{Engine, EngineError, MASKED, Session, Tensor};
 use dpar_export_spec::GraphSpec;
 
 use crate::close::{EXACT, Tolerance};
-use crate::inputs::{self, BATCH, Inputs, MASKED, Random, Sizes};
+use crate::inputs::{self, BATCH, Inputs, Random, Sizes};
 use crate::{Case, Check, Found};
 
 pub(crate) fn text(e: EngineError) -> String {

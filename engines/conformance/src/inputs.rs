@@ -11,9 +11,6 @@ use crate::Case;
 /// The axis of independent rows.
 pub(crate) const BATCH: &str = "batch";
 
-/// What the additive mask holds where a key must not be seen.
-pub const MASKED: f32 = -1e9;
-
 /// Sizes of the named axes.
 pub(crate) type Sizes = BTreeMap<String, usize>;
 
@@ -160,6 +157,24 @@ pub(crate) fn rows(tensor: &Tensor, axis: usize, pick: &[usize]) -> Tensor {
     }
 }
 
+/// Two tensors of one type side by side along an axis.
+pub(crate) fn joined(a: &Tensor, b: &Tensor, axis: usize) -> Result<Tensor, String> {
+    fn interleave<T: Copy>(a: &[T], b: &[T], pieces: [usize; 2]) -> Vec<T> {
+        let pairs = a.chunks_exact(pieces[0]).zip(b.chunks_exact(pieces[1]));
+        pairs.flat_map(|(a, b)| a.iter().chain(b)).copied().collect()
+    }
+    let pieces = [a, b].map(|t| t.shape()[axis] * stride(t.shape(), axis));
+    let mut shape = a.shape().to_vec();
+    shape[axis] += b.shape()[axis];
+    Ok(match (a.view().data(), b.view().data()) {
+        (TensorSlice::I64(a), TensorSlice::I64(b)) => Tensor::i64(shape, interleave(a, b, pieces)),
+        (TensorSlice::F32(a), TensorSlice::F32(b)) => Tensor::f32(shape, interleave(a, b, pieces)),
+        (TensorSlice::F16(a), TensorSlice::F16(b)) => Tensor::f16(shape, interleave(a, b, pieces)),
+        (TensorSlice::BF16(a), TensorSlice::BF16(b)) => Tensor::bf16(shape, interleave(a, b, pieces)),
+        (a, b) => return Err(format!("{} and {} in one tensor", a.dtype(), b.dtype())),
+    })
+}
+
 /// Picks rows of the batch axis in every port that has it.
 pub(crate) fn batch_rows(ports: &[Port], tensors: &[Tensor], pick: &[usize]) -> Vec<Tensor> {
     ports
@@ -180,6 +195,8 @@ mod tests {
     fn rows_are_picked_along_any_axis() {
         let t = Tensor::i64([2, 3, 2], (0..12).collect::<Vec<_>>());
         assert_eq!(rows(&t, 1, &[2, 0]), Tensor::i64([2, 2, 2], vec![4, 5, 0, 1, 10, 11, 6, 7]));
+        let (a, b) = (rows(&t, 1, &[0]), rows(&t, 1, &[1, 2]));
+        assert_eq!(joined(&a, &b, 1), Ok(t));
         let empty = Tensor::f32([0, 2], vec![]);
         assert_eq!(rows(&empty, 1, &[1]), Tensor::f32([0, 1], vec![]));
     }

@@ -24,7 +24,7 @@ use dpar_export_spec::{AxisRange, GraphSpec};
 pub use close::{Tolerance, Tolerances};
 #[cfg(feature = "fixtures")]
 pub use fixtures::{FIXTURES, fixture};
-pub use inputs::{Inputs, MASKED};
+pub use inputs::Inputs;
 
 /// Inputs with the outputs they must give, in the order of the spec.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,8 +159,8 @@ pub enum Check {
     CachedSteps,
     /// Rows of a cache that grow at their own pace give what each gives alone.
     CachedRows,
-    /// Rows of a cache that are kept go on as if the others had never been there.
-    CachedKeep,
+    /// A row of a cache that begins again is as one that never was, while the others go on.
+    CachedRestart,
     /// Nothing of an earlier sequence is left in a cache after a reset.
     CachedReset,
     /// A step that does not fit the cache is an input error, and leaves it as it was.

@@ -52,7 +52,7 @@ fn applied(outcomes: &[Outcome]) {
         }
     }
     assert!(passed("", Check::Probe) && passed("attention_step", Check::MaskedPast));
-    for check in [Check::CachedRows, Check::CachedKeep, Check::CachedReset, Check::CachedRefused] {
+    for check in [Check::CachedRows, Check::CachedRestart, Check::CachedReset, Check::CachedRefused] {
         assert!(passed("attention_step", check), "{check:?} did not pass");
     }
     assert!(passed("conv_decode", Check::IdenticalRows));

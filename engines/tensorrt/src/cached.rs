@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use dpar_engine_api::{
-    Append, CachePort, CachedSession, EngineError, EngineErrorKind, Outputs, Session, TensorView,
+    CachePort, CachedSession, CallRow, EngineError, EngineErrorKind, Outputs, Session, TensorView,
 };
 use dpar_export_spec::GraphSpec;
 
 use crate::cuda::Stream;
 use crate::device_cache::DeviceCache;
+use crate::padded::Padded;
 use crate::session::{Resident, TrtSession};
 
 /// A deserialised engine and its cache. Per step only the other inputs and outputs pass through the host.
@@ -37,35 +38,35 @@ impl CachedSession for TrtCached {
         self.cache.reset(rows);
     }
 
-    fn keep_rows(&mut self, rows: usize) -> Result<(), EngineError> {
-        self.cache.state().check_keep(self.session.spec(), rows)?;
-        self.session.make_current()?;
-        let kept = self.cache.keep_rows(self.session.stream(), rows);
-        kept.map_err(|e| self.session.fail(EngineErrorKind::Run, e))
-    }
-
-    fn step(
-        &mut self,
-        inputs: &[(&str, TensorView<'_>)],
-        past: usize,
-        append: Append<'_>,
-    ) -> Result<Outputs, EngineError> {
+    fn step(&mut self, inputs: &[(&str, TensorView<'_>)], rows: &[CallRow]) -> Result<Outputs, EngineError> {
         let Self { session, ports, cache } = self;
-        let step = cache.state().check(session.spec(), inputs, past, append)?;
+        let mut step = cache.state().check(session.spec(), inputs, rows)?;
+        let padded = Padded::new(session.spec(), cache.state(), inputs, rows);
+        if let Some(padded) = &padded {
+            step = cache.state().check(session.spec(), &padded.views(), &padded.rows)?;
+        }
+        let (run, kept): (&[CallRow], Option<&[usize]>) =
+            padded.as_ref().map_or((rows, None), |p| (&p.rows, Some(&p.kept)));
+        let placement = cache.state().placement(&step, run);
+        let mut all = padded.as_ref().map_or_else(|| inputs.to_vec(), Padded::views);
+        all.extend(placement.iter().map(|(name, tensor)| (*name, tensor.view())));
         session.make_current()?;
-        let rows = cache.state().rows();
-        let places = cache.place(session.stream(), &step, append);
+        let of = cache.state().cache_rows(run);
+        let places = cache.place(session.stream(), &step, run, kept);
         let places = places.map_err(|e| session.fail(EngineErrorKind::Run, e))?;
         let resident = Resident {
             inputs: ports
                 .iter()
                 .zip(&places)
-                .map(|(port, place)| (port.past.name.as_str(), port.shape(past, rows), place.past))
+                .map(|(port, place)| (port.past.name.as_str(), port.shape(step.past, of), place.past))
                 .collect(),
             outputs: ports.iter().zip(&places).map(|(port, place)| (port.fresh, place.fresh)).collect(),
         };
-        let store = &mut |stream: &Stream| cache.store(stream, &step, append);
-        let outputs = session.run_with(&step.axes, inputs, &resident, store)?;
+        let store = &mut |stream: &Stream| cache.store(stream, &step, run, kept);
+        let mut outputs = session.run_with(&step.axes, &all, &resident, store)?;
+        if let Some(padded) = &padded {
+            outputs = padded.outputs(session.spec(), cache.state(), outputs);
+        }
         Ok(cache.state().outputs(session.spec(), outputs))
     }
 }

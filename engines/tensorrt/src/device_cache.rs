@@ -8,7 +8,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use dpar_engine_api::{Append, CacheState, CheckedStep, EngineError, EngineErrorKind};
+use dpar_engine_api::{CacheState, CallRow, CheckedStep, EngineError, EngineErrorKind};
 use dpar_export_spec::{Dim, GraphSpec};
 
 use crate::NAME;
@@ -83,23 +83,26 @@ impl DeviceCache {
         self.state.reset(rows);
     }
 
-    /// Makes room for a checked step, and says where each tensor lies. Nothing may be running on the stream.
+    /// Makes room for a checked step, and says where each tensor lies. Nothing may be running on the stream. Of `rows`, those
+    /// in `kept` keep their new slots: `None` = all.
     pub(crate) fn place(
         &mut self,
         stream: &Stream,
         step: &CheckedStep,
-        append: Append<'_>,
+        rows: &[CallRow],
+        kept: Option<&[usize]>,
     ) -> Result<Vec<Place>, String> {
         // One slot at least: an empty past needs an address as well.
-        self.reserve(stream, self.state.length_after(step, append).max(1))?;
-        let rows = self.state.rows();
+        self.reserve(stream, self.state.length_after(step).max(1))?;
+        let time = self.aligned_time(rows, kept);
+        let of = self.state.rows();
         let place = |layer: &mut Layer| -> Result<Place, String> {
-            let kept = layer.kept.as_ref().ok_or("the cache has no memory")?;
-            let past = kept.raw();
-            if let Some(at) = layer.in_place(rows, append) {
-                return Ok(Place { past, fresh: kept.raw_at(at) });
+            let buffer = layer.kept.as_ref().ok_or("the cache has no memory")?;
+            let past = buffer.raw();
+            if let Some(at) = layer.in_place(of, time) {
+                return Ok(Place { past, fresh: buffer.raw_at(at) });
             }
-            let bytes = step.new * step.batch * layer.slot;
+            let bytes = step.new * rows.len() * layer.slot;
             if layer.staged.as_ref().is_none_or(|b| b.bytes() < bytes) {
                 layer.staged = None;
                 layer.staged = Some(Buffer::new(&self.device, bytes)?);
@@ -115,55 +118,39 @@ impl DeviceCache {
         &mut self,
         stream: &Stream,
         step: &CheckedStep,
-        append: Append<'_>,
+        rows: &[CallRow],
+        kept: Option<&[usize]>,
     ) -> Result<(), String> {
-        let (rows, length) = (self.state.rows(), self.state.length());
-        let grown = self.state.length_after(step, append);
+        let (of, length) = (self.state.rows(), self.state.length());
+        let time = self.aligned_time(rows, kept);
+        let all: Vec<usize> = (0..rows.len()).collect();
+        let kept = kept.unwrap_or(&all);
+        let grown = kept.iter().map(|i| rows[*i].past + step.new).max().unwrap_or(0);
         for layer in &self.layers {
-            let (Some(kept), slot) = (&layer.kept, layer.slot) else { continue };
-            let Some(staged) = layer.staged.as_ref().filter(|_| layer.in_place(rows, append).is_none())
-            else {
+            let (Some(buffer), slot) = (&layer.kept, layer.slot) else { continue };
+            let Some(staged) = layer.staged.as_ref().filter(|_| layer.in_place(of, time).is_none()) else {
                 continue;
             };
-            match append {
-                Append::At(time) => {
-                    stream.copy(kept, time * rows * slot, staged, 0, step.new * step.batch * slot)?;
-                }
-                Append::Rows { rows: of, times } => {
-                    if grown > length {
-                        // Rows that skip these slots read zeros: what is masked must still be numbers.
-                        stream.zero(kept, length * rows * slot, (grown - length) * rows * slot)?;
-                    }
-                    for piece in pieces(rows, of, times) {
-                        let bytes = piece.slots * slot;
-                        stream.copy(kept, piece.to * slot, staged, piece.from * slot, bytes)?;
-                    }
-                }
+            if grown > length && time.is_none() {
+                // Rows that do not have these slots read zeros: what is masked must still be numbers.
+                stream.zero(buffer, length * of * slot, (grown - length) * of * slot)?;
+            }
+            for piece in pieces(of, rows, kept, step.new) {
+                let bytes = piece.slots * slot;
+                stream.copy(buffer, piece.to * slot, staged, piece.from * slot, bytes)?;
             }
         }
-        self.state.appended(step, append);
+        let kept: Vec<CallRow> = kept.iter().map(|i| rows[*i]).collect();
+        self.state.appended(step, &kept);
         Ok(())
     }
 
-    /// Moves the first `rows` rows of every time together, and waits for it.
-    pub(crate) fn keep_rows(&mut self, stream: &Stream, rows: usize) -> Result<(), String> {
-        let (old, length) = (self.state.rows(), self.state.length());
-        for layer in self.layers.iter().filter(|_| rows < old) {
-            let (Some(kept), slot) = (&layer.kept, layer.slot) else { continue };
-            for time in 1..length {
-                let (to, from) = (time * rows * slot, time * old * slot);
-                // In pieces that do not reach into where they come from; the stream runs them in order.
-                let mut done = 0;
-                while done < rows * slot {
-                    let bytes = (from - to).min(rows * slot - done);
-                    stream.copy(kept, to + done, kept, from + done, bytes)?;
-                    done += bytes;
-                }
-            }
-        }
-        stream.synchronize()?;
-        self.state.kept(rows);
-        Ok(())
+    /// The time at which all rows of the cache, in their order, take new slots: one piece of memory.
+    fn aligned_time(&self, rows: &[CallRow], kept: Option<&[usize]>) -> Option<usize> {
+        let time = rows.first()?.past;
+        let all = rows.len() == self.state.rows() && kept.is_none();
+        let aligned = rows.iter().enumerate().all(|(i, r)| r.row == i && r.past == time);
+        (all && aligned).then_some(time)
     }
 
     /// Gives every tensor room for so many slots. Where all of them fit into half of the free device memory, they get
@@ -209,12 +196,10 @@ impl DeviceCache {
 }
 
 impl Layer {
-    /// Where new slots are written in place: if they are of all rows, and begin at an address that TensorRT takes.
-    fn in_place(&self, rows: usize, append: Append<'_>) -> Option<usize> {
-        match append {
-            Append::At(time) => Some(time * rows * self.slot).filter(|at| at.is_multiple_of(ALIGNMENT)),
-            Append::Rows { .. } => None,
-        }
+    /// Where new slots of all `of` rows are written in place: if there is one time for them, and they begin at an address
+    /// that TensorRT takes.
+    fn in_place(&self, of: usize, time: Option<usize>) -> Option<usize> {
+        time.map(|time| time * of * self.slot).filter(|at| at.is_multiple_of(ALIGNMENT))
     }
 }
 
@@ -228,13 +213,13 @@ struct Piece {
     slots: usize,
 }
 
-/// The copies that bring one slot of each of these cache rows to its time.
-fn pieces(rows: usize, of: &[usize], times: &[usize]) -> Vec<Piece> {
+/// The copies that bring `new` slots of each of the `kept` of a call's rows to their times in a cache of `of` rows.
+fn pieces(of: usize, rows: &[CallRow], kept: &[usize], new: usize) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
-    for (from, (row, time)) in of.iter().zip(times).enumerate() {
-        let to = time * rows + row;
+    for (k, i) in (0..new).flat_map(|k| kept.iter().map(move |i| (k, *i))) {
+        let (from, to) = (k * rows.len() + i, (rows[i].past + k) * of + rows[i].row);
         match pieces.last_mut() {
-            Some(last) if last.to + last.slots == to => last.slots += 1,
+            Some(last) if last.to + last.slots == to && last.from + last.slots == from => last.slots += 1,
             _ => pieces.push(Piece { from, to, slots: 1 }),
         }
     }

@@ -26,6 +26,7 @@ mod error;
 mod flavour;
 mod library;
 mod log;
+mod padded;
 mod parse_log;
 mod plan;
 mod ports;

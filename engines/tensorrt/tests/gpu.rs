@@ -4,7 +4,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
-    Append, CachedSession, Engine, EngineError, EngineFile, EngineInfo, GraphFile, HostCache, Session,
+    CachedSession, CallRow, Engine, EngineError, EngineFile, EngineInfo, GraphFile, HostCache, Session,
     Tensor, TensorView,
 };
 use dpar_engine_conformance::{Case, Inputs, Reference, Tolerances, assert_passed, run};
@@ -146,13 +146,11 @@ fn walk(session: &mut dyn CachedSession, rows: usize, steps: usize) {
     session.reset(rows);
     let zeros = vec![0_i64; rows];
     for time in 0..steps {
-        let mask = vec![0.0; rows * (time + 1)];
         let inputs = [
             ("tokens", TensorView::i64([rows, 1], &zeros)),
             ("positions", TensorView::i64([rows, 1], &zeros)),
-            ("mask", TensorView::f32([rows, 1, 1, time + 1], &mask)),
         ];
-        let mut outputs = session.step(&inputs, time, Append::At(time)).unwrap();
+        let mut outputs = session.step(&inputs, &CallRow::all(rows, time)).unwrap();
         assert!(outputs.floats("entropy").unwrap().iter().all(|e| e.is_finite()));
     }
 }
@@ -169,7 +167,6 @@ fn memory_does_not_grow_with_steps() {
     let free = engine.run.free_memory().unwrap();
     for _ in 0..20 {
         walk(session.as_mut(), 3, 16);
-        session.keep_rows(1).unwrap();
         walk(session.as_mut(), 2, 16);
     }
     // Nothing else should run on the device meanwhile; what does would be seen here.
@@ -189,15 +186,20 @@ fn a_cache_on_the_device_equals_one_on_the_host() {
     host.reset(2);
     device.reset(2);
     for time in 0..12 {
-        let mask = vec![0.0; 2 * (time + 1)];
-        let (tokens, positions) = ([time as i64, 31 - time as i64], [time as i64; 2]);
+        // Each third step has the second row only.
+        let rows = match time % 3 {
+            0 if time > 0 => vec![CallRow::new(1, time)],
+            _ => vec![CallRow::new(0, time - time / 3), CallRow::new(1, time)],
+        };
+        let (tokens, positions): (Vec<i64>, Vec<i64>) =
+            rows.iter().map(|r| ((r.past + 7 * r.row) as i64, r.past as i64)).unzip();
+        let n = rows.len();
         let inputs = [
-            ("tokens", TensorView::i64([2, 1], &tokens)),
-            ("positions", TensorView::i64([2, 1], &positions)),
-            ("mask", TensorView::f32([2, 1, 1, time + 1], &mask)),
+            ("tokens", TensorView::i64([n, 1], &tokens)),
+            ("positions", TensorView::i64([n, 1], &positions)),
         ];
-        let one = host.step(&inputs, time, Append::At(time)).unwrap();
-        let other = device.step(&inputs, time, Append::At(time)).unwrap();
+        let one = host.step(&inputs, &rows).unwrap();
+        let other = device.step(&inputs, &rows).unwrap();
         for ((name, a), (_, b)) in one.into_tensors().iter().zip(&other.into_tensors()) {
             Tolerances::default().batch.check(name, a, b).unwrap_or_else(|e| panic!("slot {time}: {e}"));
         }

@@ -2,7 +2,10 @@
 //! drawn, and everything that decides is kept.
 
 use crate::generate::sampler::{SamplerOptions, guide};
-use crate::generate::{ClosedPatch, DecodeOptions, Request, SlotLogits, StepModel, decode_batch};
+use crate::generate::{
+    After, Batching, DecodeOptions, Decoder, GraphCalls, Images, Opening, Pushed, Request, Schedule,
+    SlotLogits, StepModel,
+};
 use crate::runtime::{Progress, RunError};
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_spec::{PatchRule, SystemSpec};
@@ -84,20 +87,18 @@ pub fn follow(
         sampler: SamplerOptions { greedy: true, ..SamplerOptions::default() },
         seed: 0,
     };
-    let mut first = 0;
-    for labels in forced.labels.chunks(how.batch.max(1)) {
-        let indices = first as u64..;
-        let requests: Vec<Request> =
-            labels.iter().zip(indices).map(|(class, index)| Request { index, class: *class }).collect();
-        let mut recorder = Recorder { model, forced, replay: &mut replay, how, first, slot: 0 };
-        let mut stop = |slots: usize| progress(first * t + slots * labels.len(), n * t);
-        let streams =
-            decode_batch(&mut recorder, how.rule, t, how.null_class, &options, &requests, &mut stop)?;
-        for stream in streams {
-            replay.entropy.extend_from_slice(&stream.entropy);
-            replay.patch_lengths.push(stream.patch_lengths);
-        }
-        first += labels.len();
+    let (indices, schedule) = (0_u64.., Schedule::Lockstep);
+    let requests: Vec<Request> =
+        forced.labels.iter().zip(indices).map(|(class, index)| Request { index, class: *class }).collect();
+    let null_class = how.null_class.filter(|_| guided);
+    let images = Images { rule: how.rule.clone(), tokens: t, null_class };
+    let recorder = Recorder { model, forced, replay: &mut replay, how, begun: 0, rows: Vec::new() };
+    let mut decoder = Decoder::new(Box::new(recorder), images, Batching { rows: how.batch.max(1), schedule });
+    let streams = decoder.run(&requests, &options, &mut |done| progress(done, n * t))?;
+    drop(decoder);
+    for stream in streams {
+        replay.entropy.extend_from_slice(&stream.entropy);
+        replay.patch_lengths.push(stream.patch_lengths);
     }
     Ok(replay)
 }
@@ -108,8 +109,15 @@ struct Recorder<'a> {
     forced: &'a Forced,
     replay: &'a mut Replay,
     how: &'a Follow<'a>,
-    /// First image of the batch.
-    first: usize,
+    /// Images that have begun: they do in their order.
+    begun: usize,
+    rows: Vec<Place>,
+}
+
+/// Where a row is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    image: usize,
     slot: usize,
 }
 
@@ -118,49 +126,57 @@ impl StepModel for Recorder<'_> {
         self.model.vocab()
     }
 
-    fn start(&mut self, labels: &[i64], null: Option<i64>) -> Result<(), EngineError> {
-        self.slot = 0;
-        self.model.start(labels, null)
+    fn reset(&mut self, rows: usize, null: Option<i64>) {
+        self.rows = vec![Place::default(); rows];
+        self.model.reset(rows, null);
     }
 
-    fn push(&mut self, tokens: &[u32], patch_starts: &[usize]) -> Result<Option<Vec<f32>>, EngineError> {
-        self.model.push(tokens, patch_starts)
-    }
-
-    fn close(&mut self, patches: &[ClosedPatch]) -> Result<(), EngineError> {
-        self.model.close(patches)
-    }
-
-    fn logits(&mut self) -> Result<SlotLogits, EngineError> {
-        let (vocab, t) = (self.model.vocab(), self.how.tokens);
-        let logits = self.model.logits()?;
-        if let Some(bad) =
-            logits.conditional.iter().chain(logits.unconditional.iter().flatten()).find(|v| !v.is_finite())
-        {
-            let message = format!("slot {}: a logit is {bad}", self.slot);
-            return Err(EngineError::new(EngineErrorKind::Output, "decoding loop", message));
+    fn open(&mut self, openings: &[Opening]) -> Result<(), EngineError> {
+        for opening in openings {
+            if let After::Class { .. } = opening.after {
+                self.rows[opening.row] = Place { image: self.begun, slot: 0 };
+                self.begun += 1;
+            }
         }
-        let rows = logits.conditional.len() / vocab.max(1);
-        let mut chosen = vec![0.0; rows * vocab];
-        for row in 0..rows {
-            let image = self.first + row;
-            let to = (image * t + self.slot) * vocab..(image * t + self.slot + 1) * vocab;
-            let from = row * vocab..(row + 1) * vocab;
-            let conditional = &logits.conditional[from.clone()];
-            if let (Some(guided), Some(u)) = (&mut self.replay.guided, &logits.unconditional) {
-                guide(conditional, &u[from], self.how.cfg_scale, &mut guided[to.clone()]);
+        self.model.open(openings)
+    }
+
+    fn push(&mut self, tokens: &[Pushed]) -> Result<Option<Vec<f32>>, EngineError> {
+        self.model.push(tokens)
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> Result<SlotLogits, EngineError> {
+        let (vocab, t) = (self.model.vocab(), self.how.tokens);
+        let logits = self.model.logits(rows)?;
+        let mut chosen = vec![0.0; rows.len() * vocab];
+        for (i, row) in rows.iter().enumerate() {
+            let Place { image, slot } = &mut self.rows[*row];
+            let at = *image * t + *slot;
+            let (conditional, unconditional) = (logits.conditional(i), logits.unconditional(i));
+            let mut all = conditional.iter().chain(unconditional.into_iter().flatten());
+            if let Some(bad) = all.find(|v| !v.is_finite()) {
+                let message = format!("slot {slot}: a logit is {bad}");
+                return Err(EngineError::new(EngineErrorKind::Output, "decoding loop", message));
+            }
+            let to = at * vocab..(at + 1) * vocab;
+            if let (Some(guided), Some(u)) = (&mut self.replay.guided, unconditional) {
+                guide(conditional, u, self.how.cfg_scale, &mut guided[to.clone()]);
             }
             self.replay.conditional[to].copy_from_slice(conditional);
-            let token = self.forced.tokens[image * t + self.slot] as usize;
-            if let Some(one) = chosen[row * vocab..(row + 1) * vocab].get_mut(token) {
+            let token = self.forced.tokens[at] as usize;
+            if let Some(one) = chosen[i * vocab..(i + 1) * vocab].get_mut(token) {
                 *one = 1.0;
             }
+            *slot += 1;
         }
-        self.slot += 1;
-        Ok(SlotLogits { conditional: chosen, unconditional: None })
+        Ok(SlotLogits::new(vocab, chosen, vec![false; rows.len()]))
     }
 
-    fn drop_guidance(&mut self) -> Result<(), EngineError> {
-        self.model.drop_guidance()
+    fn drop_guidance(&mut self, row: usize) {
+        self.model.drop_guidance(row);
+    }
+
+    fn calls(&self) -> Vec<GraphCalls> {
+        self.model.calls()
     }
 }

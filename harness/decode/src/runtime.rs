@@ -9,7 +9,8 @@ use dpar_export_spec::GraphName;
 
 pub use crate::error::{RequestError, RunError};
 use crate::generate::{
-    DecodeOptions, Request, StepModel, Stream, TeacherForced, decode_batch, prepare_model,
+    Batching, DecodeOptions, Decoder, GraphCalls, Images, Request, StepModel, Stream, TeacherForced,
+    prepare_model,
 };
 
 /// Called with (done, total) units of work; returns false to stop.
@@ -148,7 +149,18 @@ impl<'a> LoadedBundle<'a> {
         prepare_model(self.bundle.system(), &mut |name| self.prepare_cached(name))
     }
 
-    /// Decodes images in batches of `batch`; streams come in the order of the requests.
+    /// Prepares to decode images as they are submitted. `guided`: whether some may be.
+    ///
+    /// # Errors
+    /// When a graph is missing or refused.
+    pub fn decoder(&self, batching: Batching, guided: bool) -> Result<Decoder<'static>, RunError> {
+        let system = self.bundle.system();
+        let null_class = system.null_class().filter(|_| guided);
+        let images = Images { rule: system.patch_rule.clone(), tokens: system.tokens(), null_class };
+        Ok(Decoder::new(self.model()?, images, batching))
+    }
+
+    /// Decodes images; streams come in the order of the requests.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -156,33 +168,35 @@ impl<'a> LoadedBundle<'a> {
         &self,
         requests: &[Request],
         options: &DecodeOptions,
-        batch: usize,
+        batching: impl Into<Batching>,
         progress: Progress<'_>,
     ) -> Result<Vec<Stream>, RunError> {
+        self.decode_counted(requests, options, batching.into(), progress).map(|(streams, _)| streams)
+    }
+
+    /// As [`decode`](Self::decode), with the calls of each graph.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn decode_counted(
+        &self,
+        requests: &[Request],
+        options: &DecodeOptions,
+        batching: Batching,
+        progress: Progress<'_>,
+    ) -> Result<(Vec<Stream>, Vec<GraphCalls>), RunError> {
         let system = self.bundle.system();
         let (classes, null) = (system.num_classes as i64, system.null_class());
         let known = |class: i64| (0..classes).contains(&class) || Some(class) == null;
         if let Some(bad) = requests.iter().find(|r| !known(r.class)) {
             return Err(RequestError::Class { class: bad.class, image: bad.index, classes, null }.into());
         }
-        let mut model = self.model()?;
-        let tokens = system.tokens();
-        let total = requests.len() * tokens;
-        let mut streams = Vec::with_capacity(requests.len());
-        for chunk in requests.chunks(batch.max(1)) {
-            let done = streams.len() * tokens;
-            streams.extend(decode_batch(
-                model.as_mut(),
-                &system.patch_rule,
-                tokens,
-                null,
-                options,
-                chunk,
-                &mut |slots| progress(done + slots * chunk.len(), total),
-            )?);
-        }
+        let batching = Batching { rows: batching.rows.min(requests.len()).max(1), ..batching };
+        let mut decoder = self.decoder(batching, options.cfg_scale > 1.0)?;
+        let total = requests.len() * system.tokens();
+        let streams = decoder.run(requests, options, &mut |done| progress(done, total))?;
         self.bundle.unchanged()?;
-        Ok(streams)
+        Ok((streams, decoder.calls()))
     }
 
     /// Prepares to score `ids` `[N, T]` with class labels `[N]`, `batch` images at a time; `patch_lengths` are derived

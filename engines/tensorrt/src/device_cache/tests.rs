@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cuda::fake;
-use dpar_engine_api::TensorView;
+use dpar_engine_api::{CallRow, TensorView};
 use dpar_export_spec::{AxisRange, DType, Port};
 
 const MOST: usize = 40;
@@ -20,6 +20,7 @@ fn spec(width: usize) -> GraphSpec {
             Port::new("x", DType::F32, vec![Dim::axis("batch"), Dim::axis("new")]),
             port("past_key_0", "past", "rows"),
             port("past_value_0", "past", "rows"),
+            Port::new("rows", DType::I64, vec![Dim::axis("batch")]),
         ],
         outputs: vec![port("new_key_0", "new", "batch"), port("new_value_0", "new", "batch")],
         axes: vec![axis("batch", 1, 8), axis("rows", 1, 8), axis("new", 1, 8), axis("past", 0, MOST)],
@@ -33,6 +34,7 @@ struct Bench {
     width: usize,
     /// What each slot must hold, by time and row; `None` = zeros.
     expected: Vec<Vec<Option<f32>>>,
+    lengths: Vec<usize>,
     written: f32,
 }
 
@@ -42,63 +44,63 @@ impl Bench {
         let spec = spec(width);
         let cache = DeviceCache::new(&device, &spec, &[]).unwrap();
         let stream = Stream::new(&device).unwrap();
-        Self { spec, stream, cache, width, expected: Vec::new(), written: 0.0 }
+        Self { spec, stream, cache, width, expected: Vec::new(), lengths: Vec::new(), written: 0.0 }
     }
 
     fn reset(&mut self, rows: usize) {
         self.cache.reset(rows);
         self.expected.clear();
+        self.lengths = vec![0; rows];
+    }
+
+    fn length(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap()
+    }
+
+    /// One step of all rows that have as many slots.
+    fn all(&mut self, new: usize, past: usize) -> Result<Vec<Place>, String> {
+        self.step(new, &CallRow::all(self.lengths.len(), past), None)
     }
 
     /// One step: what the engine would see is checked, what it would write is written.
-    fn step(&mut self, new: usize, past: usize, append: Append<'_>) -> Result<Vec<Place>, String> {
-        let rows = self.cache.state().rows();
-        let batch = if let Append::Rows { rows, .. } = append { rows.len() } else { rows };
+    fn step(&mut self, new: usize, rows: &[CallRow], kept: Option<&[usize]>) -> Result<Vec<Place>, String> {
+        let (of, batch) = (self.lengths.len(), rows.len());
         let x = vec![0.0; batch * new];
         let inputs = [("x", TensorView::f32([batch, new], &x))];
-        let step = self.cache.state().check(&self.spec, &inputs, past, append).unwrap();
-        let places = self.cache.place(&self.stream, &step, append)?;
-        let mut fresh = Vec::new();
+        let step = self.cache.state().check(&self.spec, &inputs, rows).unwrap();
+        let places = self.cache.place(&self.stream, &step, rows, kept)?;
         for (tensor, place) in places.iter().enumerate() {
-            let seen = fake::read(place.past, past * rows * self.width);
+            let seen = fake::read(place.past, step.past * of * self.width);
             for (i, value) in seen.chunks(self.width).enumerate() {
-                let slot = self.expected[i / rows][i % rows];
+                let slot = self.expected[i / of][i % of];
                 let want = slot.map_or(0.0, |v| v + tensor as f32 * 0.5);
                 assert!(value.iter().all(|v| *v == want), "slot {i} is {value:?}, not {want}");
             }
-            fresh = (0..new * batch).map(|i| self.written + i as f32).collect();
-            let both: Vec<f32> = fresh.iter().map(|v| v + tensor as f32 * 0.5).collect();
-            let elements: Vec<f32> = both.iter().flat_map(|v| vec![*v; self.width]).collect();
+            let fresh = (0..new * batch).map(|i| self.written + i as f32 + tensor as f32 * 0.5);
+            let elements: Vec<f32> = fresh.flat_map(|v| vec![v; self.width]).collect();
             fake::write(place.fresh, &elements);
         }
-        self.written += (new * batch) as f32;
-        self.cache.store(&self.stream, &step, append)?;
+        self.cache.store(&self.stream, &step, rows, kept)?;
         self.stream.synchronize()?;
-        match append {
-            Append::At(time) => {
-                self.expected.truncate(time);
-                self.expected.extend(fresh.chunks(batch).map(|c| c.iter().map(|v| Some(*v)).collect()));
-            }
-            Append::Rows { rows: of, times } => {
-                for ((row, time), value) in of.iter().zip(times).zip(fresh) {
-                    while self.expected.len() <= *time {
-                        self.expected.push(vec![None; rows]);
-                    }
-                    self.expected[*time][*row] = Some(value);
+        let all: Vec<usize> = (0..batch).collect();
+        for i in kept.unwrap_or(&all) {
+            let CallRow { row, past, .. } = rows[*i];
+            for k in 0..new {
+                while self.expected.len() <= past + k {
+                    self.expected.push(vec![None; of]);
                 }
+                self.expected[past + k][row] = Some(self.written + (k * batch + i) as f32);
             }
+            self.lengths[row] = past + new;
         }
+        self.written += (new * batch) as f32;
+        assert_eq!(self.cache.state().length(), self.length());
+        self.expected.truncate(self.length());
         Ok(places)
-    }
-
-    fn keep(&mut self, rows: usize) -> Result<(), String> {
-        self.cache.keep_rows(&self.stream, rows)?;
-        self.expected.iter_mut().for_each(|line| line.truncate(rows));
-        Ok(())
     }
 }
 
-/// What is seen is what was written, whatever the order of appends, scatters, truncations and resets.
+/// What is seen is what was written, whatever the order of appends, rows on their own, rows that begin again and resets.
 #[test]
 fn the_cache_holds_what_was_written() {
     for (width, mut state) in [(1, 1_u64), (64, 2), (24, 3)] {
@@ -109,19 +111,28 @@ fn the_cache_holds_what_was_written() {
         let mut bench = Bench::new(width);
         for _ in 0..12 {
             bench.reset(1 + below(6));
-            while bench.expected.len() < MOST - 8 {
-                let (rows, length) = (bench.cache.state().rows(), bench.expected.len());
+            let of = bench.lengths.len();
+            while bench.length() < MOST - 8 {
+                let least = bench.lengths.iter().copied().min().unwrap();
+                let new = 1 + below(3);
+                let mut rows: Vec<CallRow> =
+                    (0..of).rev().map(|row| CallRow::new(row, bench.lengths[row])).collect();
                 match below(12) {
-                    0 if rows > 1 => bench.keep(1 + below(rows)).unwrap(),
-                    1..5 => {
-                        let of: Vec<usize> = (0..rows).rev().filter(|_| below(3) > 0).collect();
-                        let times: Vec<usize> = of.iter().map(|_| below(length + 1)).collect();
-                        if !of.is_empty() {
-                            bench.step(1, length, Append::Rows { rows: &of, times: &times }).unwrap();
-                        }
+                    0 => {
+                        let row = below(of);
+                        rows = vec![CallRow::new(row, below(bench.lengths[row] + 1))];
                     }
-                    5 if length > 3 => drop(bench.step(1, length - 2, Append::At(length - 1)).unwrap()),
-                    _ => drop(bench.step(1 + below(3), length, Append::At(length)).unwrap()),
+                    1..5 => rows.retain(|_| below(3) > 0),
+                    5..7 if least > 3 => rows = CallRow::all(of, least - 1),
+                    7 => {
+                        let kept: Vec<usize> = (0..of).filter(|_| below(2) > 0).collect();
+                        drop(bench.step(new, &rows, Some(&kept)).unwrap());
+                        continue;
+                    }
+                    _ => rows.reverse(),
+                }
+                if !rows.is_empty() {
+                    drop(bench.step(new, &rows, None).unwrap());
                 }
             }
         }
@@ -138,7 +149,7 @@ fn new_slots_are_written_behind_the_past_and_nothing_is_copied() {
     let mut bases = None;
     fake::log();
     for time in 0..MOST {
-        let places = bench.step(1, time, Append::At(time)).unwrap();
+        let places = bench.all(1, time).unwrap();
         let base: Vec<_> = places.iter().map(|p| p.past).collect();
         assert_eq!(*bases.get_or_insert_with(|| base.clone()), base, "the cache does not move");
         for place in places {
@@ -151,11 +162,11 @@ fn new_slots_are_written_behind_the_past_and_nothing_is_copied() {
     // Fewer rows fit into the same memory, and so does another sequence.
     for rows in [2, 3] {
         bench.reset(rows);
-        bench.step(4, 0, Append::At(0)).unwrap();
+        bench.all(4, 0).unwrap();
     }
     assert_eq!(fake::allocations(), (2, 2));
     bench.reset(8);
-    bench.step(1, 0, Append::At(0)).unwrap();
+    bench.all(1, 0).unwrap();
     assert_eq!(fake::allocations(), (2, 4), "more rows need more");
 }
 
@@ -164,9 +175,9 @@ fn slots_that_begin_elsewhere_are_staged_and_copied_once() {
     let mut bench = Bench::new(16);
     bench.reset(3);
     fake::log();
-    bench.step(1, 0, Append::At(0)).unwrap();
+    bench.all(1, 0).unwrap();
     assert_eq!(fake::log(), [""; 0], "the first byte is always aligned");
-    let places = bench.step(2, 1, Append::At(1)).unwrap();
+    let places = bench.all(2, 1).unwrap();
     assert_ne!(places[0].fresh.addr() - places[0].past.addr(), 192);
     // Slots of 64 bytes; #0 and #1 are the cache, #2 and #3 the new slots.
     assert_eq!(fake::log(), ["copy 384: #2+0 to #0+192", "copy 384: #3+0 to #1+192"]);
@@ -174,42 +185,31 @@ fn slots_that_begin_elsewhere_are_staged_and_copied_once() {
 
 #[test]
 fn slots_of_some_rows_are_scattered_in_as_few_copies_as_possible() {
+    let row = CallRow::new;
     assert_eq!(
-        pieces(4, &[0, 1, 2, 3], &[2, 2, 2, 3]),
+        pieces(4, &[row(0, 2), row(1, 2), row(2, 2), row(3, 3)], &[0, 1, 2, 3], 1),
         [Piece { from: 0, to: 8, slots: 3 }, Piece { from: 3, to: 15, slots: 1 }]
+    );
+    assert_eq!(
+        pieces(3, &[row(0, 0), row(1, 1), row(2, 1)], &[1, 2], 2),
+        [Piece { from: 1, to: 4, slots: 2 }, Piece { from: 4, to: 7, slots: 2 }]
     );
     let mut bench = Bench::new(64);
     bench.reset(3);
     fake::log();
-    bench.step(1, 0, Append::Rows { rows: &[0, 1, 2], times: &[0, 0, 0] }).unwrap();
+    bench.step(1, &[row(2, 0), row(1, 0), row(0, 0)], None).unwrap();
     let first = fake::log();
-    assert_eq!(first.len(), 4, "{first:?}");
-    assert!(first[0].starts_with("fill 768") && first[1].starts_with("copy 768"), "{first:?}");
-    bench.step(1, 1, Append::Rows { rows: &[2, 0], times: &[1, 1] }).unwrap();
+    assert_eq!(first.len(), 8, "{first:?}");
+    assert!(first[0].starts_with("fill 768") && first[1].starts_with("copy 256"), "{first:?}");
+    bench.step(1, &[row(2, 1), row(0, 1)], None).unwrap();
     assert_eq!(fake::log().iter().filter(|l| l.starts_with("copy 256")).count(), 4);
     // A row that catches up lengthens nothing.
-    bench.step(1, 2, Append::Rows { rows: &[1], times: &[1] }).unwrap();
+    bench.step(1, &[row(1, 1)], None).unwrap();
     assert_eq!(fake::log().iter().filter(|l| l.starts_with("fill")).count(), 0);
-}
-
-#[test]
-fn half_of_the_rows_are_kept_with_one_copy_a_time_and_more_without_a_second_buffer() {
-    let mut bench = Bench::new(64);
-    bench.reset(4);
-    bench.step(3, 0, Append::At(0)).unwrap();
-    fake::log();
-    bench.keep(4).unwrap();
-    assert_eq!(fake::log(), [""; 0]);
-    let before = fake::allocations();
-    bench.keep(3).unwrap();
-    // Time 1 moves one row down, so in three pieces; time 2 moves two, in two.
-    assert_eq!(fake::log().len(), 2 * (3 + 2));
-    bench.keep(1).unwrap();
-    assert_eq!(fake::log().len(), 2 * 2);
-    assert_eq!(fake::allocations(), before);
-    bench.step(1, 3, Append::At(3)).unwrap();
-    bench.keep(0).unwrap();
-    assert_eq!(bench.cache.state().rows(), 0);
+    // Rows that only fill up a call keep nothing.
+    bench.step(1, &[row(0, 0), row(1, 2), row(2, 0)], Some(&[1])).unwrap();
+    assert_eq!(fake::log().iter().filter(|l| l.starts_with("copy 256")).count(), 2);
+    assert_eq!(bench.lengths, [2, 3, 2]);
 }
 
 #[test]
@@ -219,16 +219,16 @@ fn a_cache_that_is_too_large_for_the_device_grows_by_doubling() {
     bench.reset(8);
     let mut ever = Vec::new();
     for time in 0..5 {
-        bench.step(1, time, Append::At(time)).unwrap();
+        bench.all(1, time).unwrap();
         ever.push(fake::allocations().1);
     }
     assert_eq!(ever, [2, 4, 6, 6, 8]);
     assert_eq!(fake::allocations().0, 2, "what was outgrown is freed");
-    let e = (5..MOST).find_map(|time| bench.step(1, time, Append::At(time)).err()).unwrap();
+    let e = (5..MOST).find_map(|time| bench.all(1, time).err()).unwrap();
     assert!(e.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
     // The device is not lost: a smaller sequence runs.
     bench.reset(1);
-    bench.step(1, 0, Append::At(0)).unwrap();
+    bench.all(1, 0).unwrap();
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn known_profiles_bound_the_memory() {
 
 #[test]
 fn every_failing_call_is_an_error_in_cudas_words_and_nothing_leaks() {
-    let some = Append::Rows { rows: &[1], times: &[2] };
+    let some = [CallRow::new(1, 2)];
     for call in ["cuMemAlloc", "cuMemGetInfo", "cuMemcpyDtoDAsync", "cuMemsetD8Async", "cuStreamSynchronize"]
     {
         let mut bench = Bench::new(16);
@@ -259,24 +259,17 @@ fn every_failing_call_is_an_error_in_cudas_words_and_nothing_leaks() {
         };
         if ["cuMemAlloc", "cuMemGetInfo"].contains(&call) {
             fake::fail(Some(call));
-            failed(bench.step(1, 0, Append::At(0)).map(drop));
+            failed(bench.all(1, 0).map(drop));
             fake::fail(None);
         }
-        bench.step(2, 0, Append::At(0)).unwrap();
+        bench.all(2, 0).unwrap();
         fake::fail(Some(call));
-        if !["cuMemAlloc", "cuMemGetInfo", "cuMemsetD8Async"].contains(&call) {
-            failed(bench.keep(1));
-            fake::fail(None);
-            bench.reset(2);
-            bench.step(2, 0, Append::At(0)).unwrap();
-            fake::fail(Some(call));
-        }
         if call != "cuMemGetInfo" {
-            failed(bench.step(1, 2, some).map(drop));
+            failed(bench.step(1, &some, None).map(drop));
         }
         fake::fail(None);
         bench.reset(2);
-        bench.step(1, 0, Append::At(0)).unwrap();
+        bench.all(1, 0).unwrap();
         drop(bench);
         assert_eq!(fake::allocations().0, 0, "{call}");
     }

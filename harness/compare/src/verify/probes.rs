@@ -5,8 +5,8 @@
 //! equal one call over the whole sequence. Rows and caches are independent, so the axes that count rows stop at
 //! [`ROWS`]; all others reach the ends of their ranges.
 
-use dpar_engine_api::{Tensor, TensorData, TensorView};
-use dpar_engine_conformance::{Case, Check as Kind, MASKED, Outcome, Tolerances, Verdict};
+use dpar_engine_api::{MASKED, Tensor, TensorData, TensorView};
+use dpar_engine_conformance::{Case, Check as Kind, Outcome, Tolerances, Verdict};
 use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::replay::{Follow, Forced, follow};

@@ -1,46 +1,52 @@
 //! DPAR as a [`StepModel`]: exact cached decoding of dynamic patches.
 
-use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
+use dpar_engine_api::{CallRow, EngineError, MASKED, TensorView};
 use dpar_export_spec::{DparSpec, GraphName, SystemSpec};
 
-use super::model::{ClosedPatch, SlotLogits, StepModel};
-use super::{MASKED, Prepare};
+use super::Prepare;
+use super::counted::Counted;
+use super::model::{After, GraphCalls, Opening, Pushed, SlotLogits, StepModel};
 
-/// The prepared graphs of a DPAR system and the state of one batch.
+/// The prepared graphs of a DPAR system and the state of its rows.
 #[derive(Debug)]
 pub struct DparModel {
     spec: DparSpec,
-    entropy: Option<Box<dyn CachedSession>>,
-    start: Box<dyn CachedSession>,
-    encoder: Box<dyn CachedSession>,
-    patch_embed: Box<dyn CachedSession>,
-    global: Box<dyn CachedSession>,
-    decoder: Box<dyn CachedSession>,
-    state: State,
+    entropy: Option<Counted>,
+    start: Counted,
+    encoder: Counted,
+    patch_embed: Counted,
+    global: Counted,
+    decoder: Counted,
+    rows: Vec<Row>,
+    null: Option<i64>,
 }
 
-/// What a batch holds between slots. Guided rows are the conditional images, then the same images with the
-/// null class.
-#[derive(Debug, Default)]
-struct State {
-    images: usize,
+/// What an image holds between its slots. Row r has its class in row r of the caches of the global transformer and the
+/// decoder, and the null class in row r plus the number of rows.
+#[derive(Debug, Clone, Default)]
+struct Row {
     guided: bool,
     /// Tokens pushed so far; the slot of the next logits.
     slot: usize,
-    /// Encoder states by layer: `[time, image, D]` as pushed.
-    hidden: Vec<Vec<f32>>,
-    /// Decoder start embedding, `[image, D]`.
-    decoder_start: Vec<f32>,
-    /// g of each guided row's current patch, `[row, D]`.
-    current: Vec<f32>,
-    /// Global slots of each image (the class slot included).
-    global_slots: Vec<usize>,
+    /// Encoder states of the open patch's tokens, by layer: `[token, D]`.
+    patch: Vec<Vec<f32>>,
+    /// What the decoder sees of the last token: its encoder state, at first the start embedding; D.
+    last: Vec<f32>,
+    /// g of the current patch, with the class and with the null class; D each.
+    current: [Vec<f32>; 2],
+    /// Slots of the global transformer, the class slot included.
+    global_slots: usize,
 }
 
-impl State {
-    fn rows(&self) -> usize {
-        if self.guided { 2 * self.images } else { self.images }
-    }
+/// A line of a call of the global transformer.
+struct GlobalLine<'a> {
+    row: usize,
+    /// Whether it is that of the null class.
+    null: bool,
+    /// D.
+    embedding: &'a [f32],
+    /// First and last slot id of the patch.
+    place: (usize, usize),
 }
 
 impl DparModel {
@@ -53,58 +59,102 @@ impl DparModel {
         spec: &DparSpec,
         prepare: &mut Prepare<'_, E>,
     ) -> Result<Self, E> {
-        let entropy = system.entropy().map(|_| prepare(GraphName::EntropyStep)).transpose()?;
+        let mut counted = |graph| Counted::prepare(graph, prepare);
         Ok(Self {
             spec: spec.clone(),
-            entropy,
-            start: prepare(GraphName::Start)?,
-            encoder: prepare(GraphName::EncoderStep)?,
-            patch_embed: prepare(GraphName::PatchEmbed)?,
-            global: prepare(GraphName::GlobalStep)?,
-            decoder: prepare(GraphName::DecoderStep)?,
-            state: State::default(),
+            entropy: system.entropy().map(|_| counted(GraphName::EntropyStep)).transpose()?,
+            start: counted(GraphName::Start)?,
+            encoder: counted(GraphName::EncoderStep)?,
+            patch_embed: counted(GraphName::PatchEmbed)?,
+            global: counted(GraphName::GlobalStep)?,
+            decoder: counted(GraphName::DecoderStep)?,
+            rows: Vec::new(),
+            null: None,
         })
     }
 
-    /// One global step of the given cache rows with `embeddings` `[rows, D]`; `place` is the first and last
-    /// slot id of each row's patch.
-    fn global_step(
-        &mut self,
-        rows: &[usize],
-        embeddings: &[f32],
-        place: &[(usize, usize)],
-    ) -> Result<(), EngineError> {
-        let (n, d) = (rows.len(), self.spec.width);
-        let images = self.state.images;
-        let times: Vec<usize> = rows.iter().map(|r| self.state.global_slots[r % images]).collect();
-        let past = times.iter().copied().max().unwrap_or(0);
-        let mut mask = vec![0.0; n * (past + 1)];
-        for (line, &len) in mask.chunks_exact_mut(past + 1).zip(&times) {
-            line[len..past].fill(MASKED);
+    /// Where a line lies in the caches of the global transformer and the decoder.
+    fn cache_row(&self, row: usize, null: bool) -> usize {
+        row + if null { self.rows.len() } else { 0 }
+    }
+
+    /// The class embeddings of the images that begin, then, where one of them is guided, that of the null class.
+    fn begin(&mut self, openings: &[Opening]) -> Result<Vec<f32>, EngineError> {
+        let mut labels = Vec::new();
+        let mut any_guided = false;
+        for opening in openings {
+            let After::Class { class, guided } = opening.after else { continue };
+            labels.push(class);
+            any_guided |= guided;
+            self.rows[opening.row] =
+                Row { guided, patch: vec![Vec::new(); self.spec.encoder_layers], ..Row::default() };
         }
-        let ints = |values: &mut dyn Iterator<Item = usize>| values.map(|v| v as i64).collect::<Vec<_>>();
-        let cache_rows = ints(&mut rows.iter().copied());
-        let first = ints(&mut place.iter().map(|p| p.0));
-        let last = ints(&mut place.iter().map(|p| p.1));
-        let index = ints(&mut times.iter().copied());
-        let mut inputs = vec![
-            ("embeddings", TensorView::f32([n, 1, d], embeddings)),
-            ("mask", TensorView::f32([n, 1, 1, past + 1], &mask)),
-            ("rows", TensorView::i64([n], &cache_rows)),
-        ];
+        if labels.is_empty() {
+            return Ok(Vec::new());
+        }
+        labels.extend(self.null.filter(|_| any_guided));
+        let inputs = [("class_labels", TensorView::i64([labels.len()], &labels))];
+        let mut outputs = self.start.step(&inputs, &[])?;
+        let first = outputs.floats("decoder_start")?;
+        for opening in openings.iter().filter(|o| matches!(o.after, After::Class { .. })) {
+            self.rows[opening.row].last = first[..self.spec.width].to_vec();
+        }
+        outputs.floats("class_embedding")
+    }
+
+    /// The embeddings of the patches that ended.
+    fn embed(&mut self, openings: &[Opening]) -> Result<Vec<f32>, EngineError> {
+        let d = self.spec.width;
+        let ended = openings.iter().filter(|o| matches!(o.after, After::Patch { .. }));
+        let rows: Vec<usize> = ended.map(|o| o.row).collect();
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let states = |row: usize, layer: usize| self.rows[row].patch[layer].as_slice();
+        let length = rows.iter().map(|row| states(*row, 0).len() / d).max().unwrap_or(1);
+        let mut mask = vec![MASKED; rows.len() * length];
+        let mut layers = vec![vec![0.0; rows.len() * length * d]; self.spec.encoder_layers];
+        for (i, row) in rows.iter().enumerate() {
+            mask[i * length..][..states(*row, 0).len() / d].fill(0.0);
+            for (layer, padded) in layers.iter_mut().enumerate() {
+                let own = states(*row, layer);
+                padded[i * length * d..][..own.len()].copy_from_slice(own);
+            }
+        }
+        let names: Vec<String> = (0..layers.len()).map(|i| format!("hidden_{i}")).collect();
+        let mut inputs = vec![("patch_mask", TensorView::f32([rows.len(), length], &mask))];
+        for (name, layer) in names.iter().zip(&layers) {
+            inputs.push((name, TensorView::f32([rows.len(), length, d], layer)));
+        }
+        let embeddings = self.patch_embed.step(&inputs, &[])?.floats("patch_embedding")?;
+        for row in rows {
+            self.rows[row].patch.iter_mut().for_each(Vec::clear);
+        }
+        Ok(embeddings)
+    }
+
+    fn global_step(&mut self, lines: &[GlobalLine<'_>]) -> Result<(), EngineError> {
+        let (n, d) = (lines.len(), self.spec.width);
+        let past = |line: &GlobalLine<'_>| self.rows[line.row].global_slots;
+        let embeddings: Vec<f32> = lines.iter().flat_map(|line| line.embedding).copied().collect();
+        let ints = |value: &dyn Fn(&GlobalLine<'_>) -> usize| -> Vec<i64> {
+            lines.iter().map(|line| value(line) as i64).collect()
+        };
+        let (first, last, index) = (ints(&|l| l.place.0), ints(&|l| l.place.1), ints(&past));
+        let mut inputs = vec![("embeddings", TensorView::f32([n, 1, d], &embeddings))];
         if self.spec.places_by_index() {
             inputs.push(("patch_index", TensorView::i64([n, 1], &index)));
         } else {
             inputs.push(("patch_first", TensorView::i64([n, 1], &first)));
             inputs.push(("patch_last", TensorView::i64([n, 1], &last)));
         }
-        let append = Append::Rows { rows, times: &times };
-        let out = self.global.step(&inputs, past, append)?.floats("global_hidden")?;
-        for (row, g) in rows.iter().zip(out.chunks_exact(d)) {
-            self.state.current[row * d..(row + 1) * d].copy_from_slice(g);
-        }
-        for row in rows.iter().filter(|r| **r < images) {
-            self.state.global_slots[*row] += 1;
+        let rows: Vec<CallRow> =
+            lines.iter().map(|l| CallRow::new(self.cache_row(l.row, l.null), past(l))).collect();
+        let out = self.global.step(&inputs, &rows)?.floats("global_hidden")?;
+        for (line, g) in lines.iter().zip(out.chunks_exact(d)) {
+            let row = &mut self.rows[line.row];
+            row.current[usize::from(line.null)] = g.to_vec();
+            row.global_slots += usize::from(!line.null);
         }
         Ok(())
     }
@@ -115,127 +165,113 @@ impl StepModel for DparModel {
         self.spec.vocab
     }
 
-    fn start(&mut self, labels: &[i64], null: Option<i64>) -> Result<(), EngineError> {
-        let (images, d) = (labels.len(), self.spec.width);
-        let mut all = labels.to_vec();
-        if let Some(null) = null {
-            all.resize(2 * images, null);
-        }
-        self.state = State {
-            images,
-            guided: null.is_some(),
-            hidden: vec![Vec::new(); self.spec.encoder_layers],
-            current: vec![0.0; all.len() * d],
-            global_slots: vec![0; images],
-            ..State::default()
-        };
+    fn reset(&mut self, rows: usize, null: Option<i64>) {
+        self.rows = vec![Row::default(); rows];
+        self.null = null;
+        let twice = if null.is_some() { 2 * rows } else { rows };
         if let Some(entropy) = &mut self.entropy {
-            entropy.reset(images);
+            entropy.reset(rows);
         }
-        self.encoder.reset(images);
-        self.global.reset(all.len());
-        self.decoder.reset(all.len());
-        let inputs = [("class_labels", TensorView::i64([all.len()], &all))];
-        let mut outputs = self.start.step(&inputs, 0, Append::At(0))?;
-        let class = outputs.floats("class_embedding")?;
-        let mut first = outputs.floats("decoder_start")?;
-        first.truncate(images * d);
-        self.state.decoder_start = first;
-        let rows: Vec<usize> = (0..all.len()).collect();
-        self.global_step(&rows, &class, &vec![(0, 0); all.len()])
+        self.encoder.reset(rows);
+        self.global.reset(twice);
+        self.decoder.reset(twice);
     }
 
-    fn push(&mut self, tokens: &[u32], patch_starts: &[usize]) -> Result<Option<Vec<f32>>, EngineError> {
-        let (images, j) = (self.state.images, self.state.slot);
-        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
-        let positions = vec![j as i64; images];
-        let open = vec![0.0; images * (j + 1)];
-        let mut own_patch = Vec::new();
-        if self.spec.encoder_block_causal {
-            own_patch.clone_from(&open);
-            for (line, start) in own_patch.chunks_exact_mut(j + 1).zip(patch_starts) {
-                line[..*start].fill(MASKED);
-            }
-        }
-        let inputs = |mask| {
-            [
-                ("tokens", TensorView::i64([images, 1], &ids)),
-                ("positions", TensorView::i64([images, 1], &positions)),
-                ("mask", TensorView::f32([images, 1, 1, j + 1], mask)),
-            ]
-        };
-        let mask = if self.spec.encoder_block_causal { &own_patch } else { &open };
-        let mut outputs = self.encoder.step(&inputs(mask), j, Append::At(j))?;
-        for (i, states) in self.state.hidden.iter_mut().enumerate() {
-            states.extend_from_slice(&outputs.floats(&format!("hidden_{i}"))?);
-        }
-        self.state.slot += 1;
-        let Some(entropy) = &mut self.entropy else { return Ok(None) };
-        entropy.step(&inputs(&open), j, Append::At(j))?.floats("entropy").map(Some)
-    }
-
-    fn close(&mut self, patches: &[ClosedPatch]) -> Result<(), EngineError> {
-        let (images, d, n) = (self.state.images, self.spec.width, patches.len());
-        if n == 0 {
+    fn open(&mut self, openings: &[Opening]) -> Result<(), EngineError> {
+        if openings.is_empty() {
             return Ok(());
         }
-        let length = patches.iter().map(|p| p.last - p.first + 1).max().unwrap_or(1);
-        let mut mask = vec![MASKED; n * length];
-        let mut layers = vec![vec![0.0; n * length * d]; self.spec.encoder_layers];
-        for (i, p) in patches.iter().enumerate() {
-            for (k, token) in (p.first..=p.last).enumerate() {
-                let to = i * length + k;
-                let from = token * images + p.row;
-                mask[to] = 0.0;
-                for (layer, states) in layers.iter_mut().zip(&self.state.hidden) {
-                    layer[to * d..(to + 1) * d].copy_from_slice(&states[from * d..(from + 1) * d]);
+        let d = self.spec.width;
+        let classes = self.begin(openings)?;
+        let patches = self.embed(openings)?;
+        // The null class stands behind the classes.
+        let null = classes.len().saturating_sub(d);
+        let (mut class, mut patch) = (classes.chunks_exact(d), patches.chunks_exact(d));
+        let mut own = Vec::with_capacity(openings.len());
+        let mut with_null = Vec::new();
+        for Opening { row, after } in openings.iter().copied() {
+            let (embedding, null_embedding, place) = match after {
+                After::Class { .. } => (class.next(), &classes[null..], (0, 0)),
+                After::Patch { first, last } => {
+                    let embedding = patch.next();
+                    (embedding, embedding.unwrap_or_default(), (first + 1, last + 1))
                 }
+            };
+            let embedding = embedding.unwrap_or_default();
+            own.push(GlobalLine { row, null: false, embedding, place });
+            if self.rows[row].guided {
+                with_null.push(GlobalLine { row, null: true, embedding: null_embedding, place });
             }
         }
-        let names: Vec<String> = (0..layers.len()).map(|i| format!("hidden_{i}")).collect();
-        let mut inputs = vec![("patch_mask", TensorView::f32([n, length], &mask))];
-        for (name, layer) in names.iter().zip(&layers) {
-            inputs.push((name, TensorView::f32([n, length, d], layer)));
-        }
-        let mut embeddings = self.patch_embed.step(&inputs, 0, Append::At(0))?.floats("patch_embedding")?;
-        let mut rows: Vec<usize> = patches.iter().map(|p| p.row).collect();
-        let mut place: Vec<(usize, usize)> = patches.iter().map(|p| (p.first + 1, p.last + 1)).collect();
-        if self.state.guided {
-            rows.extend_from_within(..);
-            for row in &mut rows[n..] {
-                *row += images;
-            }
-            place.extend_from_within(..);
-            embeddings.extend_from_within(..);
-        }
-        self.global_step(&rows, &embeddings, &place)
+        own.extend(with_null);
+        self.global_step(&own)
     }
 
-    fn logits(&mut self) -> Result<SlotLogits, EngineError> {
-        let (rows, images, d, t) = (self.state.rows(), self.state.images, self.spec.width, self.state.slot);
-        let own = match (t, self.state.hidden.last()) {
-            (1.., Some(states)) => &states[(t - 1) * images * d..t * images * d],
-            _ => &self.state.decoder_start[..],
-        };
-        let hidden: Vec<f32> = own.iter().copied().cycle().take(rows * d).collect();
-        let positions = vec![t as i64; rows];
-        let mask = vec![0.0; rows * (t + 1)];
+    fn push(&mut self, tokens: &[Pushed]) -> Result<Option<Vec<f32>>, EngineError> {
+        let (n, d) = (tokens.len(), self.spec.width);
+        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(t.token)).collect();
+        let slots: Vec<usize> = tokens.iter().map(|t| self.rows[t.row].slot).collect();
+        let positions: Vec<i64> = slots.iter().map(|slot| *slot as i64).collect();
+        let inputs =
+            [("tokens", TensorView::i64([n, 1], &ids)), ("positions", TensorView::i64([n, 1], &positions))];
+        let all: Vec<CallRow> =
+            tokens.iter().zip(&slots).map(|(t, slot)| CallRow::new(t.row, *slot)).collect();
+        let mut own_patch = all.clone();
+        if self.spec.encoder_block_causal {
+            for (row, token) in own_patch.iter_mut().zip(tokens) {
+                row.from = token.patch_start;
+            }
+        }
+        let mut outputs = self.encoder.step(&inputs, &own_patch)?;
+        for layer in 0..self.spec.encoder_layers {
+            let states = outputs.floats(&format!("hidden_{layer}"))?;
+            for (token, state) in tokens.iter().zip(states.chunks_exact(d)) {
+                let row = &mut self.rows[token.row];
+                row.patch[layer].extend_from_slice(state);
+                row.last.copy_from_slice(state);
+            }
+        }
+        for token in tokens {
+            self.rows[token.row].slot += 1;
+        }
+        let Some(entropy) = &mut self.entropy else { return Ok(None) };
+        entropy.step(&inputs, &all)?.floats("entropy").map(Some)
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> Result<SlotLogits, EngineError> {
+        let d = self.spec.width;
+        // All of them with their class, then the guided ones with the null class.
+        let with_null = rows.iter().filter(|row| self.rows[**row].guided).map(|row| (*row, true));
+        let lines: Vec<(usize, bool)> = rows.iter().map(|row| (*row, false)).chain(with_null).collect();
+        let n = lines.len();
+        let (mut hidden, mut global) = (Vec::with_capacity(n * d), Vec::with_capacity(n * d));
+        for (row, null) in &lines {
+            hidden.extend_from_slice(&self.rows[*row].last);
+            global.extend_from_slice(&self.rows[*row].current[usize::from(*null)]);
+        }
+        let slots = lines.iter().map(|(row, _)| self.rows[*row].slot);
+        let positions: Vec<i64> = slots.clone().map(|slot| slot as i64).collect();
         let inputs = [
-            ("hidden", TensorView::f32([rows, 1, d], &hidden)),
-            ("global_hidden", TensorView::f32([rows, 1, d], &self.state.current[..rows * d])),
-            ("positions", TensorView::i64([rows, 1], &positions)),
-            ("mask", TensorView::f32([rows, 1, 1, t + 1], &mask)),
+            ("hidden", TensorView::f32([n, 1, d], &hidden)),
+            ("global_hidden", TensorView::f32([n, 1, d], &global)),
+            ("positions", TensorView::i64([n, 1], &positions)),
         ];
-        let logits = self.decoder.step(&inputs, t, Append::At(t))?.floats("logits")?;
-        Ok(SlotLogits::split(logits, self.state.guided))
+        let call: Vec<CallRow> = lines
+            .iter()
+            .zip(slots)
+            .map(|((row, null), slot)| CallRow::new(self.cache_row(*row, *null), slot))
+            .collect();
+        let logits = self.decoder.step(&inputs, &call)?.floats("logits")?;
+        let guided = rows.iter().map(|row| self.rows[*row].guided).collect();
+        Ok(SlotLogits::new(self.spec.vocab, logits, guided))
     }
 
-    fn drop_guidance(&mut self) -> Result<(), EngineError> {
-        if self.state.guided {
-            self.state.guided = false;
-            self.global.keep_rows(self.state.images)?;
-            self.decoder.keep_rows(self.state.images)?;
-        }
-        Ok(())
+    fn drop_guidance(&mut self, row: usize) {
+        self.rows[row].guided = false;
+    }
+
+    fn calls(&self) -> Vec<GraphCalls> {
+        let own = [&self.start, &self.encoder, &self.patch_embed, &self.global, &self.decoder];
+        self.entropy.iter().chain(own).map(Counted::calls).collect()
     }
 }

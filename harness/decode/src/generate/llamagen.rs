@@ -1,20 +1,28 @@
 //! The LlamaGen baseline as a [`StepModel`]: the same loop with patches of one token.
 
-use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
+use dpar_engine_api::{CallRow, EngineError, TensorView};
 use dpar_export_spec::{GptSpec, GraphName};
 
 use super::Prepare;
-use super::model::{ClosedPatch, SlotLogits, StepModel};
+use super::counted::Counted;
+use super::model::{After, GraphCalls, Opening, Pushed, SlotLogits, StepModel};
 
-/// The prepared step graph and the state of one batch.
+/// The prepared step graph and the state of its rows.
 #[derive(Debug)]
 pub struct LlamagenModel {
     spec: GptSpec,
-    step: Box<dyn CachedSession>,
-    /// Slot ids of the next step: the class at slot 0, then the last token; guided rows last.
-    next: Vec<i64>,
-    images: usize,
+    step: Counted,
+    null: Option<i64>,
+    rows: Vec<Row>,
+}
+
+/// What an image holds between its slots.
+#[derive(Debug, Clone, Copy, Default)]
+struct Row {
+    guided: bool,
     slot: usize,
+    /// Slot id of the next step: the class at slot 0, then the last token.
+    next: i64,
 }
 
 impl LlamagenModel {
@@ -23,8 +31,12 @@ impl LlamagenModel {
     /// # Errors
     /// When the graph is missing or the engine refuses it.
     pub fn prepare<E: From<EngineError>>(spec: &GptSpec, prepare: &mut Prepare<'_, E>) -> Result<Self, E> {
-        let step = prepare(GraphName::LlamagenStep)?;
-        Ok(Self { spec: spec.clone(), step, next: Vec::new(), images: 0, slot: 0 })
+        let step = Counted::prepare(GraphName::LlamagenStep, prepare)?;
+        Ok(Self { spec: spec.clone(), step, null: None, rows: Vec::new() })
+    }
+
+    fn class_id(&self, class: i64) -> i64 {
+        self.spec.token_rows as i64 + class
     }
 }
 
@@ -33,45 +45,55 @@ impl StepModel for LlamagenModel {
         self.spec.vocab
     }
 
-    fn start(&mut self, labels: &[i64], null: Option<i64>) -> Result<(), EngineError> {
-        let class_id = |c: i64| self.spec.token_rows as i64 + c;
-        self.images = labels.len();
-        self.next = labels.iter().map(|c| class_id(*c)).collect();
-        if let Some(null) = null {
-            self.next.resize(2 * self.images, class_id(null));
+    fn reset(&mut self, rows: usize, null: Option<i64>) {
+        self.rows = vec![Row::default(); rows];
+        self.null = null.map(|null| self.class_id(null));
+        self.step.reset(if null.is_some() { 2 * rows } else { rows });
+    }
+
+    fn open(&mut self, openings: &[Opening]) -> Result<(), EngineError> {
+        for opening in openings {
+            if let After::Class { class, guided } = opening.after {
+                self.rows[opening.row] = Row { guided, slot: 0, next: self.class_id(class) };
+            }
         }
-        self.slot = 0;
-        self.step.reset(self.next.len());
         Ok(())
     }
 
-    fn push(&mut self, tokens: &[u32], _patch_starts: &[usize]) -> Result<Option<Vec<f32>>, EngineError> {
-        for (next, token) in self.next.iter_mut().zip(tokens.iter().cycle()) {
-            *next = i64::from(*token);
+    fn push(&mut self, tokens: &[Pushed]) -> Result<Option<Vec<f32>>, EngineError> {
+        for token in tokens {
+            let row = &mut self.rows[token.row];
+            row.next = i64::from(token.token);
+            row.slot += 1;
         }
-        self.slot += 1;
         Ok(None)
     }
 
-    fn close(&mut self, _patches: &[ClosedPatch]) -> Result<(), EngineError> {
-        Ok(())
+    fn logits(&mut self, rows: &[usize]) -> Result<SlotLogits, EngineError> {
+        let of = self.rows.len();
+        let null = rows.iter().filter(|row| self.rows[**row].guided).map(|row| (*row, true));
+        let lines: Vec<(usize, bool)> = rows.iter().map(|row| (*row, false)).chain(null).collect();
+        let mut ids = Vec::with_capacity(lines.len());
+        let mut call = Vec::with_capacity(lines.len());
+        for (row, null) in lines {
+            let Row { slot, next, .. } = self.rows[row];
+            ids.push(self.null.filter(|_| null && slot == 0).unwrap_or(next));
+            call.push(CallRow::new(row + if null { of } else { 0 }, slot));
+        }
+        let positions: Vec<i64> = call.iter().map(|row| row.past as i64).collect();
+        let n = ids.len();
+        let inputs =
+            [("slots", TensorView::i64([n, 1], &ids)), ("positions", TensorView::i64([n, 1], &positions))];
+        let logits = self.step.step(&inputs, &call)?.floats("logits")?;
+        let guided = rows.iter().map(|row| self.rows[*row].guided).collect();
+        Ok(SlotLogits::new(self.spec.vocab, logits, guided))
     }
 
-    fn logits(&mut self) -> Result<SlotLogits, EngineError> {
-        let (rows, t) = (self.next.len(), self.slot);
-        let positions = vec![t as i64; rows];
-        let mask = vec![0.0; rows * (t + 1)];
-        let inputs = [
-            ("slots", TensorView::i64([rows, 1], &self.next)),
-            ("positions", TensorView::i64([rows, 1], &positions)),
-            ("mask", TensorView::f32([rows, 1, 1, t + 1], &mask)),
-        ];
-        let logits = self.step.step(&inputs, t, Append::At(t))?.floats("logits")?;
-        Ok(SlotLogits::split(logits, rows > self.images))
+    fn drop_guidance(&mut self, row: usize) {
+        self.rows[row].guided = false;
     }
 
-    fn drop_guidance(&mut self) -> Result<(), EngineError> {
-        self.next.truncate(self.images);
-        self.step.keep_rows(self.images)
+    fn calls(&self) -> Vec<GraphCalls> {
+        vec![self.step.calls()]
     }
 }

@@ -3,6 +3,8 @@
 //! The loop is exact cached decoding: boundaries are causal and final, so caches over tokens and over patches
 //! give the logits of a full recomputation, up to rounding.
 
+mod counted;
+mod decoder;
 mod dpar;
 mod llamagen;
 mod model;
@@ -10,18 +12,15 @@ pub mod sampler;
 mod teacher;
 
 use dpar_engine_api::{CachedSession, EngineError, EngineErrorKind};
-use dpar_export_spec::{GraphName, PatchRule, SystemKind, SystemSpec};
+use dpar_export_spec::{GraphName, SystemKind, SystemSpec};
 
+pub use decoder::{Batching, Decoder, Event, Images, Schedule, Ticket};
 pub use dpar::DparModel;
 pub use llamagen::LlamagenModel;
-pub use model::{ClosedPatch, SlotLogits, StepModel};
+pub use model::{After, GraphCalls, Opening, Pushed, SlotLogits, StepModel};
 pub use teacher::{TeacherForced, shift_entropy};
 
-use sampler::{SampleError, Sampler, SamplerOptions, guide, image_key, random_class};
-
-/// The additive mask value of a slot that may not be looked at: exp underflows to 0 after softmax's shift, and
-/// a fully masked (padding) line stays finite.
-pub const MASKED: f32 = -1e9;
+use sampler::{SampleError, SamplerOptions, image_key, random_class};
 
 /// Prepares the graph of a name, with its cache, on the chosen engine.
 pub type Prepare<'a, E> = dyn FnMut(GraphName) -> Result<Box<dyn CachedSession>, E> + 'a;
@@ -137,103 +136,6 @@ pub fn prepare_model<E: From<EngineError>>(
 fn no_transformer(system: &SystemSpec) -> EngineError {
     let message = format!("the configuration of `{}` has no transformer", system.name);
     EngineError::new(EngineErrorKind::Graph, "decoding loop", message)
-}
-
-/// Decodes one batch of images of `tokens` tokens.
-///
-/// `progress` is called after every slot with the number of decoded slots, and returns false to stop.
-///
-/// # Errors
-/// See [`DecodeError`].
-pub fn decode_batch(
-    model: &mut dyn StepModel,
-    rule: &PatchRule,
-    tokens: usize,
-    null_class: Option<i64>,
-    options: &DecodeOptions,
-    requests: &[Request],
-    progress: &mut dyn FnMut(usize) -> bool,
-) -> Result<Vec<Stream>, DecodeError> {
-    let vocab = model.vocab();
-    let sample_error = |image, slot| move |source| DecodeError::Sample { image, slot, source };
-    let mut sampler = Sampler::new(options.sampler).map_err(sample_error(0, 0))?;
-    let guided = options.cfg_scale > 1.0;
-    let labels: Vec<i64> = requests.iter().map(|r| r.class).collect();
-    let keys: Vec<u64> = requests.iter().map(|r| image_key(options.seed, r.index)).collect();
-    let mut streams: Vec<Stream> = requests
-        .iter()
-        .map(|request| Stream {
-            request: *request,
-            tokens: Vec::with_capacity(tokens),
-            patch_lengths: Vec::new(),
-            entropy: Vec::with_capacity(tokens),
-            margin: Vec::with_capacity(tokens),
-        })
-        .collect();
-    let mut mixed = vec![0.0; vocab];
-    if guided && null_class.is_none() {
-        return Err(DecodeError::NoNullClass);
-    }
-    model.start(&labels, null_class.filter(|_| guided))?;
-    for t in 0..tokens {
-        let entropy = if t == 0 { None } else { push_last(model, &streams, t)? };
-        let mut closed = Vec::new();
-        for (row, stream) in streams.iter_mut().enumerate() {
-            let e = entropy.as_ref().map_or(f32::NAN, |e| e[row]);
-            if rule.mode.uses_entropy() && t > 0 && !e.is_finite() {
-                return Err(DecodeError::Entropy { image: stream.request.index, slot: t, value: e });
-            }
-            let previous = stream.entropy.last().copied().unwrap_or(f32::NAN);
-            let open = stream.patch_lengths.last().copied().unwrap_or(0);
-            stream.entropy.push(e);
-            match stream.patch_lengths.last_mut() {
-                Some(length) if !rule.opens(t, open, e, previous) => *length += 1,
-                last => {
-                    if last.is_some() {
-                        closed.push(ClosedPatch { row, first: t - open, last: t - 1 });
-                    }
-                    stream.patch_lengths.push(1);
-                }
-            }
-        }
-        model.close(&closed)?;
-        if guided && t >= 2 && options.cfg_interval == t.checked_sub(2) {
-            model.drop_guidance()?;
-        }
-        let logits = model.logits()?;
-        for (row, stream) in streams.iter_mut().enumerate() {
-            let range = row * vocab..(row + 1) * vocab;
-            let conditional = &logits.conditional[range.clone()];
-            let final_logits = match &logits.unconditional {
-                Some(u) => {
-                    guide(conditional, &u[range], options.cfg_scale, &mut mixed);
-                    &mixed[..]
-                }
-                None => conditional,
-            };
-            let draw = sampler
-                .draw_at(final_logits, keys[row], t as u64)
-                .map_err(sample_error(stream.request.index, t))?;
-            stream.tokens.push(draw.token);
-            stream.margin.push(draw.margin);
-        }
-        if !progress(t + 1) {
-            return Err(DecodeError::Interrupted);
-        }
-    }
-    Ok(streams)
-}
-
-/// Gives x_{t−1} to the model.
-fn push_last(
-    model: &mut dyn StepModel,
-    streams: &[Stream],
-    t: usize,
-) -> Result<Option<Vec<f32>>, EngineError> {
-    let last: Vec<u32> = streams.iter().map(|s| s.tokens[t - 1]).collect();
-    let starts: Vec<usize> =
-        streams.iter().map(|s| t - s.patch_lengths.last().copied().unwrap_or(t)).collect();
-    model.push(&last, &starts)
 }
 
 #[cfg(test)]

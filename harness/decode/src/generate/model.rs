@@ -1,71 +1,132 @@
 //! What the decoding loop needs of a model.
 
 use dpar_engine_api::EngineError;
+use dpar_export_spec::GraphName;
+use serde::Serialize;
 
-/// A patch that was just closed: tokens `first..=last` of image `row`.
+/// A row whose next token opens a patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClosedPatch {
-    /// Image in the batch.
+pub struct Opening {
+    /// Row.
     pub row: usize,
-    /// First token.
-    pub first: usize,
-    /// Last token.
-    pub last: usize,
+    /// What the patch comes after.
+    pub after: After,
 }
 
-/// Logits of one slot for a batch of B images, `[B, V]` each.
+/// What stands before a patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// The class slot: an image of this class begins in the row, whatever was there before.
+    Class {
+        /// Class label.
+        class: i64,
+        /// Whether its logits come with the null class too.
+        guided: bool,
+    },
+    /// The patch of tokens `first..=last`, which just ended.
+    Patch {
+        /// First token.
+        first: usize,
+        /// Last token.
+        last: usize,
+    },
+}
+
+/// The token that was drawn for a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pushed {
+    /// Row.
+    pub row: usize,
+    /// The token.
+    pub token: u32,
+    /// First token of the patch that it is in.
+    pub patch_start: usize,
+}
+
+/// Logits of the next slot of some rows, V each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotLogits {
-    /// With the class.
-    pub conditional: Vec<f32>,
-    /// With the null class, if guidance runs.
-    pub unconditional: Option<Vec<f32>>,
+    vocab: usize,
+    /// Those of every row with its class, then those of guided rows with the null class.
+    values: Vec<f32>,
+    guided: Vec<bool>,
 }
 
 impl SlotLogits {
-    /// From `[rows, V]`, whose second half is unconditional if `guided`.
-    pub(crate) fn split(mut logits: Vec<f32>, guided: bool) -> Self {
-        let unconditional = guided.then(|| logits.split_off(logits.len() / 2));
-        Self { conditional: logits, unconditional }
+    /// From `[lines, V]`: a line of every row with its class, then one of every guided row with the null class.
+    pub fn new(vocab: usize, values: Vec<f32>, guided: Vec<bool>) -> Self {
+        Self { vocab, values, guided }
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.guided.len()
+    }
+
+    /// With the class, of the i-th row that was asked for.
+    pub fn conditional(&self, i: usize) -> &[f32] {
+        self.line(i)
+    }
+
+    /// With the null class, if guidance runs for that row.
+    pub fn unconditional(&self, i: usize) -> Option<&[f32]> {
+        self.guided[i].then(|| self.line(self.rows() + self.guided[..i].iter().filter(|g| **g).count()))
+    }
+
+    fn line(&self, line: usize) -> &[f32] {
+        &self.values[line * self.vocab..(line + 1) * self.vocab]
     }
 }
 
-/// A model that decodes a batch of images slot by slot. All images are at the same slot; their patches differ.
+/// Calls of one graph, and the rows that they had together: the class twice where guidance runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GraphCalls {
+    /// The graph.
+    #[serde(serialize_with = "by_name")]
+    pub graph: GraphName,
+    /// Calls.
+    pub calls: u64,
+    /// Rows of all calls.
+    pub rows: u64,
+}
+
+fn by_name<S: serde::Serializer>(graph: &GraphName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(graph.as_str())
+}
+
+/// A model that decodes images in rows. Every row is at a slot of its own, and a call has some of the rows, in any order.
 ///
-/// For each slot t the loop calls, in this order: [`push`](Self::push) with x_{t−1} (t ≥ 1),
-/// [`close`](Self::close) with the patches that end before x_t, [`logits`](Self::logits).
-pub trait StepModel {
+/// For slot t of a row, the loop calls in this order: [`push`](Self::push) with x_{t−1} (t ≥ 1), [`open`](Self::open) if
+/// x_t opens a patch (as x_0 does), [`logits`](Self::logits).
+pub trait StepModel: Send {
     /// Codebook size V.
     fn vocab(&self) -> usize;
 
-    /// Starts a batch with these class labels, B = `labels.len()`. `null` is the null class if guidance runs.
-    ///
-    /// # Errors
-    /// The engine's.
-    fn start(&mut self, labels: &[i64], null: Option<i64>) -> Result<(), EngineError>;
+    /// Forgets all images and makes room for `rows`. `null` is the null class if some will be guided.
+    fn reset(&mut self, rows: usize, null: Option<i64>);
 
-    /// Takes x_{t−1} of each image; `patch_starts` is the first token of the patch that x_{t−1} is in. Returns
-    /// e_t of each image in nats, or nothing if the model has no entropy model.
+    /// Runs the global transformer on rows whose next token opens a patch.
     ///
     /// # Errors
     /// The engine's.
-    fn push(&mut self, tokens: &[u32], patch_starts: &[usize]) -> Result<Option<Vec<f32>>, EngineError>;
+    fn open(&mut self, openings: &[Opening]) -> Result<(), EngineError>;
 
-    /// Runs the global transformer on the patches that just ended (at most one per image).
+    /// Takes the tokens that were drawn. Returns the entropy of the next one in nats, row by row, or nothing if the model
+    /// has no entropy model.
     ///
     /// # Errors
     /// The engine's.
-    fn close(&mut self, patches: &[ClosedPatch]) -> Result<(), EngineError>;
+    fn push(&mut self, tokens: &[Pushed]) -> Result<Option<Vec<f32>>, EngineError>;
 
-    /// Logits of slot t.
+    /// Logits of the next slot of each row.
     ///
     /// # Errors
     /// The engine's.
-    fn logits(&mut self) -> Result<SlotLogits, EngineError>;
+    fn logits(&mut self, rows: &[usize]) -> Result<SlotLogits, EngineError>;
 
-    /// Stops guidance for the rest of the batch: later logits are conditional only.
-    ///
-    /// # Errors
-    /// The engine's.
-    fn drop_guidance(&mut self) -> Result<(), EngineError>;
+    /// Stops guidance of a row for the rest of its image: later logits are conditional only.
+    fn drop_guidance(&mut self, row: usize);
+
+    /// Calls of each graph since it was prepared.
+    fn calls(&self) -> Vec<GraphCalls>;
 }

@@ -1,9 +1,9 @@
 //! Teacher-forced scoring: a whole sequence in one call, no caches.
 
-use dpar_engine_api::{Append, CachedSession, EngineError, TensorView};
+use dpar_engine_api::{CachedSession, CallRow, EngineError, MASKED, TensorView};
 use dpar_export_spec::{DparSpec, GraphName, PatchRule, SystemSpec};
 
-use super::{MASKED, Prepare, no_transformer};
+use super::{Prepare, no_transformer};
 
 /// The prepared scoring graphs of a system.
 #[derive(Debug)]
@@ -55,14 +55,12 @@ impl TeacherForced {
         let Some(graph) = &mut self.entropy else { return Ok(None) };
         let n = ids.len() / tokens;
         let positions = as_i64((0..n).flat_map(|_| 0..tokens));
-        let mask = causal(tokens, |_| 0).repeat(n);
         graph.reset(n);
         let inputs = [
             ("tokens", TensorView::i64([n, tokens], ids)),
             ("positions", TensorView::i64([n, tokens], &positions)),
-            ("mask", TensorView::f32([n, 1, tokens, tokens], &mask)),
         ];
-        let mut outputs = graph.step(&inputs, 0, Append::At(0))?;
+        let mut outputs = graph.step(&inputs, &CallRow::all(n, 0))?;
         // The whole sequence was in one call: nothing reads these keys and values again.
         graph.reset(0);
         outputs.floats("entropy").map(Some)
@@ -130,7 +128,7 @@ impl TeacherForced {
         } else {
             inputs.push(("mask", TensorView::f32(square, &decoder_mask)));
         }
-        self.score.step(&inputs, 0, Append::At(0))?.floats("logits")
+        self.score.step(&inputs, &[])?.floats("logits")
     }
 }
 

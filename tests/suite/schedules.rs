@@ -1,0 +1,117 @@
+//! Rows on their own: the same streams under every schedule, and how often the large transformer runs.
+
+use dpar_export::bundle::Bundle;
+use dpar_export::generate::sampler::{Method, SamplerOptions};
+use dpar_export::generate::{Batching, DecodeOptions, GraphCalls, Request, Schedule, Stream};
+use dpar_export_checkpoint::LoadOptions;
+use dpar_export_spec::GraphName;
+
+use crate::common::{ENGINES, Temp, export, llamagen, on, quiet};
+
+/// Images of a comparison. Draws are Gumbel-max: the rounding of other batches parts almost none.
+const IMAGES: u64 = 18;
+
+fn options(cfg_scale: f32, cfg_interval: Option<usize>) -> DecodeOptions {
+    let sampler = SamplerOptions { method: Method::Gumbel, ..SamplerOptions::default() };
+    DecodeOptions { cfg_scale, cfg_interval, sampler, seed: 3 }
+}
+
+fn decode(
+    bundle: &Bundle,
+    engine: &str,
+    options: &DecodeOptions,
+    requests: &[Request],
+    rows: usize,
+    schedule: Schedule,
+) -> (Vec<Stream>, Vec<GraphCalls>) {
+    let batching = Batching { rows, schedule };
+    on(bundle, engine).decode_counted(requests, options, batching, &mut quiet).unwrap()
+}
+
+/// Tokens and patches, by image.
+fn decisions(streams: &[Stream]) -> Vec<(u64, &[u32], &[usize])> {
+    let mut all: Vec<_> =
+        streams.iter().map(|s| (s.request.index, &s.tokens[..], &s.patch_lengths[..])).collect();
+    all.sort_unstable();
+    all
+}
+
+/// Whatever the schedule, the rows, the order and the neighbours.
+fn same_streams(bundle: &Bundle, options: &DecodeOptions) {
+    let requests = Request::all_seeded(options.seed, IMAGES, bundle.system().num_classes);
+    for engine in ENGINES {
+        let (first, _) = decode(bundle, engine, options, &requests, 6, Schedule::Lockstep);
+        assert_eq!(first.iter().map(|s| s.request).collect::<Vec<_>>(), requests);
+        for (rows, schedule) in [(1, Schedule::Lockstep), (7, Schedule::Patch), (5, Schedule::Continuous)] {
+            let mut order = requests.clone();
+            order.reverse();
+            order.swap(1, 9);
+            let (streams, _) = decode(bundle, engine, options, &order, rows, schedule);
+            assert_eq!(decisions(&streams), decisions(&first), "{engine} {schedule:?}, {rows} rows");
+        }
+    }
+}
+
+#[test]
+fn streams_are_the_same_under_every_schedule() {
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    same_streams(&bundle, &options(2.0, None));
+}
+
+#[test]
+fn guidance_ends_for_each_row_at_its_own_slot() {
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    same_streams(&bundle, &options(3.0, Some(20)));
+}
+
+#[test]
+fn a_baseline_has_the_same_streams_too() {
+    let temp = Temp::new();
+    let (file, load) = llamagen("emoji32");
+    let bundle = export(file, &load, &temp.path("b"));
+    same_streams(&bundle, &options(2.0, Some(30)));
+}
+
+/// Every encoder that sees its own patch only, and several of its layers.
+#[test]
+fn a_variant_with_every_switch_on_has_the_same_streams() {
+    let temp = Temp::new();
+    let bundle = export("variants/combined/dpar", &LoadOptions::default(), &temp.path("b"));
+    same_streams(&bundle, &options(2.0, None));
+}
+
+#[test]
+fn the_large_transformer_runs_as_often_as_the_schedule_promises() {
+    const ROWS: usize = 16;
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let requests = Request::all_seeded(0, 4 * ROWS as u64, bundle.system().num_classes);
+    let options = options(1.0, None);
+    let global = |requests: &[Request], schedule| {
+        let (streams, calls) = decode(&bundle, ENGINES[0], &options, requests, ROWS, schedule);
+        let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
+        let of = |graph| *calls.iter().find(|c| c.graph == graph).unwrap();
+        let tokens = (requests.len() * bundle.system().tokens()) as u64;
+        // Whatever the schedule: a row for each patch and for each token; the last one is not looked at.
+        assert_eq!(of(GraphName::GlobalStep).rows, steps.iter().sum::<usize>() as u64);
+        assert_eq!(of(GraphName::DecoderStep).rows, tokens);
+        assert_eq!(of(GraphName::EntropyStep).rows, tokens - requests.len() as u64);
+        (of(GraphName::GlobalStep).calls as f64, steps)
+    };
+    let (lockstep, steps) = global(&requests[..ROWS], Schedule::Lockstep);
+    assert_eq!(
+        lockstep,
+        bundle.system().tokens() as f64,
+        "in lockstep some image opens a patch at every token"
+    );
+    let most = steps.into_iter().max().unwrap() as f64;
+    let (aligned, _) = global(&requests[..ROWS], Schedule::Patch);
+    assert_eq!(aligned, most, "as often as the image with most patches needs");
+    // Rows stay empty only at the end, when no image is left to begin: for less than one image's patches.
+    let (refilled, steps) = global(&requests, Schedule::Continuous);
+    let full = steps.iter().sum::<usize>() as f64 / ROWS as f64;
+    let most = steps.into_iter().max().unwrap() as f64;
+    assert!((full..full + most).contains(&refilled), "{refilled} calls, {full} would be full");
+}
