@@ -200,8 +200,7 @@ fn read_manifest(
         _ => busy(&path, e),
     })?;
     if !meta.is_file() {
-        let message = "it is reached through a symbolic link".to_owned();
-        return Err(BundleError::Integrity { path, message });
+        return Err(BundleError::Linked { path });
     }
     let bytes = read_small(&inside)?;
     let manifest = Manifest::parse(&bytes).map_err(|source| BundleError::Manifest { path, source })?;
@@ -229,7 +228,7 @@ fn note(
     for part in file.path.split('/') {
         inside.push(part);
         if inside.is_symlink() {
-            return Err(wrong("it is reached through a symbolic link"));
+            return Err(BundleError::Linked { path: path.clone() });
         }
     }
     let meta = held.note(&inside).map_err(|e| match e.kind() {

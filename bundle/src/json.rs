@@ -27,7 +27,7 @@ pub enum JsonError {
 ///
 /// # Errors
 /// [`JsonError::Repeated`] with key and place; [`JsonError::Syntax`].
-pub(crate) fn unique_keys(bytes: &[u8]) -> Result<(), JsonError> {
+pub fn unique_keys(bytes: &[u8]) -> Result<(), JsonError> {
     let mut reader = serde_json::Deserializer::from_slice(without_mark(bytes));
     let repeated = Cell::new(false);
     let read = Keys { repeated: &repeated }.deserialize(&mut reader).and_then(|()| reader.end());

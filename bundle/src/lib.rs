@@ -21,7 +21,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
 use dpar_export_inputs::limits;
 use dpar_export_spec::{
-    ComponentSpec, GraphName, GraphSpec, Hinted, PatchRule, Precision, SystemKind, SystemSpec, text,
+    ComponentSpec, GraphName, GraphSpec, Hinted, PatchRope, PatchRule, PatchRuleError, Precision, RuleChange,
+    SystemKind, SystemSpec, text,
 };
 use sha2::{Digest, Sha256};
 
@@ -31,6 +32,7 @@ pub use extractor::{
     ExtractorBundle, ExtractorPorts, ExtractorSpec, ForeignExtractor, Normalise, is_extractor, port_width,
     write_extractor, write_features,
 };
+pub use json::{JsonError, unique_keys};
 pub use manifest::{
     ComponentEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, ProfileEntry,
     SCHEMA_VERSION, SourceEntry, ToolEntry,
@@ -45,6 +47,8 @@ pub const MANIFEST: &str = "manifest.json";
 pub const CONFIG: &str = "config.json";
 /// Folder of the graphs and their weights.
 pub const ONNX: &str = "onnx";
+/// The axis of the tokens of a patch.
+const PATCH_LENGTH: &str = "patch_length";
 /// Folder of TensorRT engines.
 pub const TRT: &str = "trt";
 
@@ -100,6 +104,12 @@ pub enum BundleError {
         /// What differs.
         message: String,
     },
+    /// A listed file is behind a symbolic link, which may lead elsewhere by the time it is read.
+    #[error("{path} is a symbolic link, or reached through one: a bundle's files are in its folder")]
+    Linked {
+        /// The file.
+        path: Utf8PathBuf,
+    },
     /// A file of the bundle was written, replaced or renamed after it was hashed: what ran may be something else.
     #[error("{path} changed while it was used")]
     Changed {
@@ -114,6 +124,17 @@ pub enum BundleError {
         /// The manifest's word.
         precision: Precision,
         /// What is of another type.
+        message: String,
+    },
+    /// The patch rule cannot have these numbers.
+    #[error(transparent)]
+    Rule(#[from] PatchRuleError),
+    /// The graphs were not exported for these numbers of the patch rule.
+    #[error("the graphs of {folder} cannot follow this patch rule: {message}")]
+    OtherGraphs {
+        /// The bundle.
+        folder: Utf8PathBuf,
+        /// Why not.
         message: String,
     },
     /// The bundle has no such graph.
@@ -148,6 +169,13 @@ impl Hinted for BundleError {
             Self::Target(e) => return e.hint(),
             Self::Export(e) => return e.hint(),
             Self::Integrity { .. } => "the bundle was changed after it was written: export it again",
+            Self::Linked { .. } => {
+                "as in the cache of a model hub: copy the folder with what its links lead to, `cp -rL FOLDER COPY`, and give the \
+                 copy"
+            }
+            Self::OtherGraphs { .. } => {
+                "export the checkpoint again with these numbers: the options are the same"
+            }
             Self::Changed { .. } => {
                 "another program wrote it or put another in its place: run again when it is done"
             }
@@ -171,6 +199,7 @@ impl Hinted for BundleError {
             | Self::Foreign { .. }
             | Self::Manifest { .. }
             | Self::Config { .. }
+            | Self::Rule(_)
             | Self::NoGraph { .. } => return None,
         };
         Some(hint.to_owned())
@@ -187,8 +216,11 @@ impl Hinted for BundleError {
             | Self::Manifest { .. }
             | Self::Config { .. }
             | Self::Integrity { .. }
+            | Self::Linked { .. }
             | Self::Changed { .. }
             | Self::Precision { .. }
+            | Self::Rule(_)
+            | Self::OtherGraphs { .. }
             | Self::NoGraph { .. }
             | Self::Staging(_)
             | Self::Export(_)
@@ -230,6 +262,45 @@ impl Bundle {
         let bundle = Self::assemble(files, &config)?;
         tables.iter().try_for_each(|(entry, tables)| bundle.check_tables(entry, tables))?;
         Ok(bundle)
+    }
+
+    /// The same bundle with other numbers in its patch rule. The files stay what they are, and so does the rule of
+    /// [`manifest`](Self::manifest): [`patch_rule`](Self::patch_rule) and [`system`](Self::system) have the other one.
+    ///
+    /// # Errors
+    /// When the mode does not read a number, or the graphs were not exported for it: patches that are longer than their
+    /// range, another fractional size.
+    pub fn with_rule(mut self, change: &RuleChange) -> Result<Self, BundleError> {
+        if change.is_empty() {
+            return Ok(self);
+        }
+        let rule = self.system.patch_rule.changed(change)?;
+        let refuse = |message| BundleError::OtherGraphs { folder: self.folder().to_owned(), message };
+        let longest = rule.longest_patch(self.system.tokens());
+        let range = self.manifest().graphs.iter().flat_map(|g| &g.spec.axes).find(|a| a.name == PATCH_LENGTH);
+        if let Some(range) = range.filter(|range| longest > range.max) {
+            return Err(refuse(format!(
+                "it makes patches of up to {longest} tokens, they were exported for {} at most",
+                range.max
+            )));
+        }
+        if let Some(dpar) = self.system.dpar() {
+            let size = rule.fractional_size().filter(|_| dpar.patch_rope != PatchRope::Index);
+            if size != dpar.fractional_size {
+                let word = |size: Option<f64>| size.map_or("whole".to_owned(), |s| s.to_string());
+                let (was, is) = (word(dpar.fractional_size), word(size));
+                return Err(refuse(format!("its patch size is {is}, they place patches of a {was} size")));
+            }
+        }
+        let mut system = self.system;
+        system.patch_rule = rule;
+        for component in &mut system.components {
+            if let ComponentSpec::Dpar(dpar) = component {
+                dpar.longest_patch = longest;
+            }
+        }
+        self.system = system;
+        Ok(self)
     }
 
     /// A bundle that is being written: its graphs and `config.json` are in the folder, the manifest is not yet. It can

@@ -158,6 +158,9 @@ pub struct Manifest {
     /// Where patches begin; an extractor has no patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch_rule: Option<PatchRule>,
+    /// The rule of the configuration, where the export was told other numbers; boxed, as hardly any manifest has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured_rule: Option<Box<PatchRule>>,
     /// Files the bundle was made from.
     pub sources: Vec<SourceEntry>,
     /// Components.
@@ -416,6 +419,7 @@ mod tests {
             precision: Precision::Fp32,
             opset: 17,
             patch_rule: Some(PatchRule::per_token(4)),
+            configured_rule: None,
             sources: vec![],
             components: vec![ComponentEntry {
                 kind: ComponentKind::Dpar,

@@ -113,6 +113,7 @@ fn fill(
     let system = &loaded.system;
     let mut manifest = empty(system.kind, &system.name, precision);
     manifest.patch_rule = Some(system.patch_rule.clone());
+    manifest.configured_rule = loaded.configured_rule.clone().map(Box::new);
     for component in &loaded.components {
         add_component(&mut manifest, component, onnx, progress)?;
     }
@@ -131,6 +132,7 @@ pub(super) fn empty(system: SystemKind, name: &str, precision: Precision) -> Man
         precision,
         opset: opset(precision),
         patch_rule: None,
+        configured_rule: None,
         sources: Vec::new(),
         components: Vec::new(),
         graphs: Vec::new(),

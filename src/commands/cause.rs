@@ -140,9 +140,13 @@ impl Caused for BundleError {
             | Self::NotAnExtractor(_)
             | Self::Foreign { .. }
             | Self::Config { .. }
+            | Self::Rule(_)
+            | Self::OtherGraphs { .. }
             | Self::NoGraph { .. } => Cause::Input,
             Self::Manifest { source, .. } => source.cause(),
-            Self::Integrity { .. } | Self::Changed { .. } | Self::Precision { .. } => Cause::Integrity,
+            Self::Integrity { .. } | Self::Linked { .. } | Self::Changed { .. } | Self::Precision { .. } => {
+                Cause::Integrity
+            }
             Self::Staging(e) => e.cause(),
             Self::Export(e) => e.cause(),
             Self::Target(e) => e.cause(),
@@ -184,9 +188,12 @@ impl Caused for TargetError {
 impl Caused for StagingError {
     fn cause(&self) -> Cause {
         match self {
-            Self::Exists(_) | Self::NotAFile(_) | Self::Io { .. } | Self::Busy(_) | Self::Conflict { .. } => {
-                Cause::Input
-            }
+            Self::Exists(_)
+            | Self::Foreign { .. }
+            | Self::NotAFile(_)
+            | Self::Io { .. }
+            | Self::Busy(_)
+            | Self::Conflict { .. } => Cause::Input,
         }
     }
 }

@@ -348,15 +348,15 @@ fn rule_text(rule: &PatchRule) -> String {
 fn sizes_text(spec: &ComponentSpec) -> String {
     match spec {
         ComponentSpec::Dpar(d) => format!(
-            "D {}, {} heads, E{} G{} D{}, ffn {}, {:?}, decoder attention {:?}",
+            "D {}, {} heads, E{} G{} D{}, ffn {}, patches by {}, decoder attention {}",
             d.width,
             d.heads,
             d.encoder_layers,
             d.global_layers,
             d.decoder_layers,
             d.ffn,
-            d.patch_rope,
-            d.decoder_cross
+            d.patch_rope.word(),
+            d.decoder_cross.word()
         ),
         ComponentSpec::Entropy(g) | ComponentSpec::Llamagen(g) => {
             format!("D {}, {} heads, {} layers, ffn {}", g.width, g.heads, g.layers, g.ffn)

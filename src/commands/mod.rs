@@ -154,13 +154,25 @@ fn start_log(talk: &TalkArgs) {
         (false, 2) => "debug",
         _ => "trace",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    let said = std::env::var("RUST_LOG");
+    let (filter, unread) = match &said {
+        Err(std::env::VarError::NotPresent) => (default.into(), None),
+        Ok(text) if text.is_empty() => (default.into(), None),
+        Err(e) => (default.into(), Some(e.to_string())),
+        Ok(text) => match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(filter) => (filter, None),
+            Err(e) => (default.into(), Some(e.to_string())),
+        },
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| Log)
         .with_ansi(false)
         .without_time()
         .init();
+    if let Some(e) = unread {
+        tracing::warn!("RUST_LOG is not read, and `{default}` is taken instead: {e}");
+    }
 }
 
 /// Says on stderr what a reader took for granted.

@@ -6,6 +6,8 @@ use serde_json::json;
 use super::args::{BundleArgs, DrawArgs, EngineArgs, OnEngine, OutputArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
+use crate::generate::DecodeOptions;
+use crate::generate::sampler::SamplerOptions;
 use crate::staging::Kind;
 use crate::verify::{ARRAYS, GOLDEN_JSON, Recording, record};
 
@@ -45,7 +47,9 @@ impl ReferenceArgs {
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
         let on = self.engine.on(&self.bundle.bundle)?;
         let DrawArgs { cfg_scale, seed } = self.draw;
-        let recording = Recording { num: self.num, cfg_scale, seed, batch: on.batch };
+        let decode =
+            DecodeOptions { cfg_scale, cfg_interval: None, sampler: SamplerOptions::default(), seed };
+        let recording = Recording { num: self.num, decode, batch: on.batch };
         Ok(Plan { recording, output: self.output, on })
     }
 }

@@ -315,7 +315,7 @@ fn bad_input_is_exit_2_with_the_next_step() {
         (vec!["generate", b, "-o", out.as_str()], "--classes"),
         (vec!["generate", b, "--num", "1", "-o", out.as_str()], "--vq FILE"),
         (vec!["generate", b, "--no-images", "--classes", "4", "-o", out.as_str()], "class 4"),
-        (vec!["generate", b, "--no-images", "--num", "1", "--top-p", "0", "-o", out.as_str()], "top"),
+        (vec!["generate", b, "--no-images", "--num", "1", "--top-p", "nan", "-o", out.as_str()], "top"),
         (
             vec!["generate", b, "--no-images", "--num", "1", "--temperature", "nan", "-o", out.as_str()],
             "finite",
@@ -419,4 +419,67 @@ fn help_and_completions_teach() {
         assert!(help.contains(word), "{word}: {help}");
     }
     assert!(run(&["completions", "bash"]).stdout.contains("dpar-export"));
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_said() {
+    let args = ["inspect".to_owned(), fixture("emoji32/dpar").to_string()];
+    let with = |value: &str| run_with(&args, &[("RUST_LOG", value.to_owned())]);
+    let bad = with("dpar=loud=very");
+    assert!(bad.code == 0 && bad.stderr.contains("RUST_LOG is not read"), "{}", bad.stderr);
+    for good in ["", "warn", "dpar=debug"] {
+        assert!(!with(good).stderr.contains("RUST_LOG"), "{good}");
+    }
+}
+
+/// As a hub's cache keeps a repository: names that are links to blobs.
+#[cfg(unix)]
+#[test]
+fn a_bundle_behind_links_is_to_be_copied_and_works_then() {
+    let temp = Temp::new();
+    let bundle = temp.path("blobs");
+    export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    let snapshot = temp.path("snapshot");
+    fs_err::create_dir_all(snapshot.join("onnx")).unwrap();
+    for folder in ["", "onnx"] {
+        for entry in bundle.join(folder).read_dir_utf8().unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_file() {
+                let link = snapshot.join(folder).join(entry.file_name());
+                std::os::unix::fs::symlink(entry.path(), link).unwrap();
+            }
+        }
+    }
+    let refused = run(&["inspect", snapshot.as_str()]);
+    assert_eq!(refused.code, 5, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("cp -rL") && !refused.stderr.contains("export it again"),
+        "{}",
+        refused.stderr
+    );
+    let copy = temp.path("copy");
+    let copied = std::process::Command::new("cp").args(["-rL", snapshot.as_str(), copy.as_str()]).status();
+    assert!(copied.unwrap().success());
+    assert_eq!(run(&["inspect", copy.as_str()]).code, 0);
+}
+
+/// `--force` is advised only where it helps.
+#[test]
+fn force_is_advised_where_an_earlier_output_lies() {
+    let temp = Temp::new();
+    let checkpoint = fixture("variants/combined/dpar");
+    let out = temp.path("b");
+    export("variants/combined/dpar", &LoadOptions::default(), &out);
+    let with = |more: &[&str]| {
+        let failed = run(&[&[checkpoint.as_str(), "-o", out.as_str()], more].concat());
+        assert_eq!(failed.code, 2, "{}", failed.stderr);
+        failed.stderr
+    };
+    assert!(with(&[]).contains("replace an earlier output of this tool with --force"));
+    fs_err::write(out.join("notes.txt"), "mine").unwrap();
+    for more in [&[][..], &["--force"]] {
+        let said = with(more);
+        assert!(said.contains("holds `notes.txt`, which is of no earlier output"), "{said}");
+        assert!(said.contains("--force replaces nothing but earlier outputs"), "{said}");
+    }
+    assert_eq!(fs_err::read_to_string(out.join("notes.txt")).unwrap(), "mine");
 }

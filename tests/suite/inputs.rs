@@ -230,7 +230,7 @@ fn a_folder_with_a_name_that_is_no_utf_8_is_not_written_over() {
     std::fs::write(folder.as_std_path().join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
     let out =
         run(&["generate", bundle.as_str(), "--num", "1", "--no-images", "--force", "-o", folder.as_str()]);
-    assert!(out.code == 2 && out.stderr.contains("already exists"), "{}", out.stderr);
+    assert!(out.code == 2 && out.stderr.contains("which is of no earlier output"), "{}", out.stderr);
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
 }
 

@@ -36,6 +36,7 @@ mod readers;
 mod reference;
 mod report;
 mod reproduce;
+mod rules;
 mod schedules;
 mod snapshots;
 mod streams;

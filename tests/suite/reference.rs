@@ -3,13 +3,16 @@
 use camino::Utf8Path;
 use dpar_export::arrays::{Array, ArrayFile, ArrayRef, write_safetensors};
 use dpar_export::bundle::digest;
+use dpar_export::generate::DecodeOptions;
+use dpar_export::generate::sampler::{Method, SamplerOptions};
+use dpar_export::verify::{CheckId, Recording, Status, record, verify_golden};
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_onnx::derive::read_model;
 use dpar_export_spec::Precision;
 use serde_json::{Value, json};
 
 use crate::cli::{json, run};
-use crate::common::{Temp, export, export_as, fixture, llamagen};
+use crate::common::{Temp, export, export_as, fixture, llamagen, on, quiet};
 
 fn read_json(path: &Utf8Path) -> Value {
     serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
@@ -61,6 +64,12 @@ fn what_one_engine_recorded_holds_on_the_other_and_a_change_is_found() {
         recorded["provenance"]["bundle"],
         json(&run(&["inspect", bundle.as_str(), "--json"]))["manifest_sha256"]
     );
+    let drawing = json!({
+        "seed": 2, "cfg_scale": 2.0, "cfg_interval": null, "sampler": "gumbel", "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+    });
+    for (key, value) in drawing.as_object().unwrap() {
+        assert_eq!(recorded[key], *value, "{key}");
+    }
     for margin in ["min_greedy_margin", "min_entropy_threshold_distance"] {
         assert!(recorded[margin].as_f64().unwrap() > 0.0, "{recorded}");
     }
@@ -84,7 +93,8 @@ fn what_one_engine_recorded_holds_on_the_other_and_a_change_is_found() {
         let out = verify(engine);
         assert_eq!(out.code, 0, "{engine}: {}{}", out.stdout, out.stderr);
         let report = json(&out);
-        let golden_checks = ["entropy", "patch lengths", "logits", "greedy tokens", "images", "codes"];
+        let golden_checks =
+            ["entropy", "patch lengths", "logits", "drawn tokens", "greedy tokens", "images", "codes"];
         for name in golden_checks {
             let check = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
             assert_eq!(check["status"], "pass", "{engine}: {check}");
@@ -112,6 +122,76 @@ fn what_one_engine_recorded_holds_on_the_other_and_a_change_is_found() {
         report["checks"].as_array().unwrap().iter().filter(|c| c["status"] == "fail").collect();
     assert!(failed.len() == 1 && failed[0]["name"] == "logits", "{failed:?}");
     assert!(failed[0]["detail"].as_str().unwrap().contains("[1, 7, 3]"), "{failed:?}");
+}
+
+/// Tokens and greedy tokens of a reference come again with its own settings, and with no others.
+#[test]
+fn a_reference_is_replayed_with_the_settings_that_it_names() {
+    let temp = Temp::new();
+    let bundle = export("dpar-small/dpar", &LoadOptions::default(), &temp.path("b"));
+    let runtime = on(&bundle, "tract");
+    let sampler = SamplerOptions { temperature: 0.7, top_k: 40, top_p: 0.9, ..SamplerOptions::default() };
+    for method in [Method::Gumbel, Method::Cdf] {
+        let sampler = SamplerOptions { method, ..sampler };
+        let decode = DecodeOptions { cfg_scale: 3.0, cfg_interval: Some(4), sampler, seed: 11 };
+        let folder = temp.path(&format!("{method:?}"));
+        fs_err::create_dir(&folder).unwrap();
+        record(&runtime, &Recording { num: 2, decode, batch: 2 }, &folder, &mut quiet).unwrap();
+        let good = read_json(&folder.join("golden.json"));
+        let failing = |settings: &Value| -> Vec<CheckId> {
+            fs_err::write(folder.join("golden.json"), settings.to_string()).unwrap();
+            let checks = verify_golden(&on(&bundle, "ort"), &folder, 2, &mut quiet).unwrap();
+            assert!(checks.iter().any(|c| c.id == CheckId::DrawnTokens && c.status != Status::NotRun));
+            checks.into_iter().filter(|c| c.status == Status::Fail).map(|c| c.id).collect()
+        };
+        assert_eq!(failing(&good), []);
+        let others = match method {
+            Method::Gumbel => {
+                vec![("temperature", json!(1.4)), ("top_k", json!(2)), ("sampler", json!("cdf"))]
+            }
+            Method::Cdf => vec![("seed", json!(12)), ("top_p", json!(0.2))],
+        };
+        for (key, other) in others {
+            let mut changed = good.clone();
+            changed[key] = other;
+            assert_eq!(failing(&changed), [CheckId::DrawnTokens], "{key}");
+        }
+        let mut always = good.clone();
+        always["cfg_interval"] = json!(-1);
+        assert!(failing(&always).contains(&CheckId::GreedyTokens), "guidance ends in the recorded images");
+    }
+}
+
+/// Models with a row for the end of an image: logits with its column are taken, and it is left out.
+#[test]
+fn logits_may_have_the_column_of_the_end_of_an_image() {
+    let temp = Temp::new();
+    let bundle = export("variants/eoi/dpar", &LoadOptions::default(), &temp.path("b"));
+    let folder = temp.path("golden");
+    fs_err::create_dir(&folder).unwrap();
+    for name in ["golden.safetensors", "golden.json"] {
+        fs_err::copy(fixture("variants/eoi").join(name), folder.join(name)).unwrap();
+    }
+    let widen = |columns: usize| {
+        change(&folder, "logits", |array| {
+            let Array::F32(a) = array else { panic!("{array:?}") };
+            let (n, t, v) = (a.shape()[0], a.shape()[1], a.shape()[2]);
+            let more = columns - v;
+            let rows = a.as_slice().unwrap().chunks(v);
+            let flat: Vec<f32> = rows.flat_map(|row| row.iter().copied().chain(vec![1e9; more])).collect();
+            *a = ndarray::ArrayD::from_shape_vec(vec![n, t, columns], flat).unwrap();
+        });
+    };
+    let vocab = bundle.system().vocab;
+    assert_eq!(bundle.system().dpar().unwrap().token_rows, vocab + 1);
+    widen(vocab + 1);
+    let runtime = on(&bundle, "tract");
+    let checks = verify_golden(&runtime, &folder, 2, &mut quiet).unwrap();
+    let logits = checks.iter().find(|c| c.id == CheckId::Logits).unwrap();
+    assert_eq!(logits.status, Status::Pass, "{logits:?}");
+    widen(vocab + 2);
+    let e = verify_golden(&runtime, &folder, 2, &mut quiet).unwrap_err().to_string();
+    assert!(e.contains("logits") && e.contains(&format!("{vocab}]")), "{e}");
 }
 
 #[test]
@@ -172,7 +252,18 @@ fn references_that_cannot_be_used_are_refused_with_the_reason() {
     refused(2, "cfg_scale");
     for (settings, code, message) in [
         ("{", 2, "golden.json"),
-        ("{\"cfg_scale\": \"two\"}", 2, "golden.json"),
+        ("{\"cfg_scale\": \"two\"}", 2, "golden.json: `cfg_scale`"),
+        (
+            "{\"cfg_scale\": -2}",
+            2,
+            "`cfg_scale`: the guidance scale must be a finite number of at least 0, not -2",
+        ),
+        ("{\"cfg_scale\": 1e39}", 2, "`cfg_scale`"),
+        ("{\"cfg_scale\": 2, \"cfg_scale\": 3}", 2, "cfg_scale"),
+        ("{\"cfg_scale\": 1, \"cfg_interval\": 4}", 2, "`cfg_interval`: a guidance interval has no effect"),
+        ("{\"cfg_scale\": 2, \"sampler\": \"gumbel\"}", 2, "`seed`: it is missing"),
+        ("{\"cfg_scale\": 2, \"top_p\": -1}", 2, "`top_p`"),
+        ("{\"cfg-scale\": 2}", 2, "is `cfg_scale` meant?"),
         (
             "{\"files\": [{\"name\": \"../golden.npz\", \"size\": 1, \"sha256\": \"\"}]}",
             5,

@@ -77,13 +77,13 @@ impl TractEngine {
         let executor = self.executor()?;
         let proto = file::read(graph)?;
         let folder = graph.path.parent().map_or("", |p| p.as_str());
-        let parsed = tract_onnx::onnx()
+        let mut parsed = file::reader()
             .parse(&proto, Some(folder))
             .map_err(|e| refuse("the graph could not be loaded", &e))?;
         if let [first, ..] = parsed.unresolved_inputs.as_slice() {
             return Err(refusal(graph, format!("no node, input or initializer makes `{first}`")));
         }
-        let inputs = file::input_order(graph, &parsed.model)?;
+        let inputs = file::take_inputs(graph, &mut parsed.model)?;
         let outputs = file::output_order(graph, &proto)?;
         drop(proto);
         let model = parsed.model.into_optimized().map_err(|e| refuse("tract refuses the graph", &e))?;

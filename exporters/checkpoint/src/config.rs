@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_spec::{PatchMode, PatchRope, PatchRule};
+use dpar_export_spec::{PatchMode, PatchRope, PatchRule, RuleChange};
 
 use crate::tree::Node;
 use crate::{CheckpointError, ErrorKind};
@@ -241,8 +241,13 @@ impl Config {
         }
     }
 
-    /// The patch rule of the `patcher` section on a grid of `grid` tokens per row.
-    pub(crate) fn patch_rule(&self, grid: usize) -> Result<PatchRule, CheckpointError> {
+    /// The patch rule of the `patcher` section on a grid of `grid` tokens per row with these changes, and as it was where they
+    /// changed it.
+    pub(crate) fn patch_rule(
+        &self,
+        grid: usize,
+        change: &RuleChange,
+    ) -> Result<(PatchRule, Option<PatchRule>), CheckpointError> {
         const MODES: &[&str] = &["entropy_row_boundary", "entropy", "static", "token"];
         let mode = match self.text("patcher.patching_mode")?.as_deref() {
             Some("entropy_row_boundary") => PatchMode::EntropyRowBoundary,
@@ -268,8 +273,10 @@ impl Config {
             monotonicity: monotonicity.unwrap_or(false),
             block_size: row.filter(|w| *w != grid),
         };
-        rule.validate().map_err(|e| CheckpointError::in_file(ErrorKind::PatchRule(e), &self.path))?;
-        Ok(rule)
+        let used = rule.changed(change);
+        let used = used.map_err(|e| CheckpointError::in_file(ErrorKind::PatchRule(e), &self.path))?;
+        let was = (used != rule).then_some(rule);
+        Ok((used, was))
     }
 
     /// Refuses what no engine here can do. Only the patch model reads it.

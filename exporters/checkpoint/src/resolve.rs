@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{
-    ComponentKind, ComponentSpec, DparSpec, GptSpec, Hinted, PatchRope, PatchRule, SystemKind, SystemSpec,
-    VqSpec,
+    ComponentKind, ComponentSpec, DparSpec, GptSpec, Hinted, PatchRope, PatchRule, RuleChange, SystemKind,
+    SystemSpec, VqSpec,
 };
 
 use crate::agree::{self, Classes, Sizes, Vocab};
@@ -18,7 +18,7 @@ use crate::weights::{Bare, Named, WeightSet, renamed};
 use crate::{CheckpointError, ErrorKind, TensorFile};
 
 /// Where to find what the checkpoint itself does not say. All paths are used as given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoadOptions {
     /// The entropy model: an experiment folder or a weight file. Without it the configuration's
     /// `patcher.entropy_model_checkpoint` and `..._config` are used.
@@ -33,6 +33,8 @@ pub struct LoadOptions {
     pub config: Option<Utf8PathBuf>,
     /// The key of the main checkpoint's state dict in a `.pt` that holds several (`ema`), keys in keys joined by dots.
     pub weights: Option<String>,
+    /// Other numbers for the patch rule than the configuration's.
+    pub rule: RuleChange,
 }
 
 /// A file that was read.
@@ -66,6 +68,8 @@ pub struct Loaded {
     pub components: Vec<LoadedComponent>,
     /// Every file that was read.
     pub sources: Vec<SourceFile>,
+    /// The patch rule as the configuration has it, where the options changed it.
+    pub configured_rule: Option<PatchRule>,
     /// What was taken for granted or taken off on the way, one sentence each; for people.
     pub notes: Vec<String>,
 }
@@ -258,7 +262,8 @@ impl Loader<'_> {
         let Some(grid) = config.grid()? else {
             return Err(config.error("dataset.image_size", "is needed for the token grid"));
         };
-        let rule = config.patch_rule(grid.width)?;
+        let (rule, configured_rule) = config.patch_rule(grid.width, &self.options.rule)?;
+        self.note_change(&config, &rule, configured_rule.as_ref());
         self.note_doubts(&config, &rule, grid);
         let spec = DparSpec {
             width: dims.width,
@@ -287,7 +292,7 @@ impl Loader<'_> {
         components.extend(self.vq(Some(&config), &vocab, grid)?);
         let system =
             self.system(SystemKind::Dpar, located, Some(&config), vocab.size, num_classes, grid, rule)?;
-        Ok(Loaded { system, components, sources: self.sources, notes: self.notes })
+        Ok(Loaded { system, components, sources: self.sources, configured_rule, notes: self.notes })
     }
 
     fn llamagen(
@@ -345,10 +350,12 @@ impl Loader<'_> {
         };
         let mut components = vec![LoadedComponent { spec: ComponentSpec::Llamagen(spec), weights }];
         components.extend(self.vq(config.as_ref(), &vocab, grid)?);
-        let rule = PatchRule::per_token(grid.width);
+        let rule = PatchRule::per_token(grid.width)
+            .changed(&self.options.rule)
+            .map_err(|e| CheckpointError::in_file(ErrorKind::PatchRule(e), &located.weights))?;
         let system =
             self.system(SystemKind::Llamagen, located, config.as_ref(), vocab.size, num_classes, grid, rule)?;
-        Ok(Loaded { system, components, sources: self.sources, notes: self.notes })
+        Ok(Loaded { system, components, sources: self.sources, configured_rule: None, notes: self.notes })
     }
 
     fn refuse_entropy(&self, why: &str, located: &Located) -> Result<(), CheckpointError> {
@@ -509,6 +516,23 @@ impl Loader<'_> {
             ));
         }
         Ok(classes)
+    }
+
+    /// Says which numbers of the rule are not the configuration's.
+    fn note_change(&mut self, config: &Config, rule: &PatchRule, configured: Option<&PatchRule>) {
+        let Some(was) = configured else { return };
+        let word = |n: Option<String>| n.unwrap_or_else(|| "none".to_owned());
+        let text = |r: &PatchRule| {
+            [
+                ("threshold", word(r.threshold.map(|n| n.to_string()))),
+                ("max_patch_length", word(r.max_patch_length.map(|n| n.to_string()))),
+                ("patch_size", word(r.patch_size.map(|n| n.to_string()))),
+            ]
+        };
+        for ((key, was), (_, is)) in text(was).into_iter().zip(text(rule)).filter(|(a, b)| a != b) {
+            self.notes
+                .push(format!("{}: patcher.{key} is {was}; {is} is exported, as asked", config.label()));
+        }
     }
 
     /// Says where a static rule hangs on rounding.

@@ -26,7 +26,7 @@ pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, Mo
 pub use graph::{AxisRange, Dim, GraphSpec, Port, is_name};
 pub use graph_name::GraphName;
 pub use hint::Hinted;
-pub use patch::{PatchMode, PatchRule, PatchRuleError};
+pub use patch::{PatchMode, PatchRule, PatchRuleError, RuleChange};
 pub use precision::Precision;
 pub use profile::{Override, Point, Profile, ProfileError};
 pub use role::{CachePart, Role};

@@ -17,6 +17,16 @@ pub enum PatchMode {
 }
 
 impl PatchMode {
+    /// Its word in a configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::EntropyRowBoundary => "entropy_row_boundary",
+            Self::Entropy => "entropy",
+            Self::Static => "static",
+            Self::Token => "token",
+        }
+    }
+
     /// Whether this mode reads entropies.
     pub fn uses_entropy(self) -> bool {
         matches!(self, Self::EntropyRowBoundary | Self::Entropy)
@@ -48,12 +58,38 @@ pub enum PatchRuleError {
         "`patcher.patch_size` {0} is fractional: it cannot be combined with `patcher.max_patch_length` (the research code fails there)"
     )]
     FractionalWithLimit(f64),
+    /// A number is set that the mode does not read.
+    #[error("{key} has no effect: patching mode `{}` does not read it", mode.word())]
+    NoEffect {
+        /// The number, as a configuration calls it.
+        key: &'static str,
+        /// The mode.
+        mode: PatchMode,
+    },
     /// A row length of 0.
     #[error("`patcher.block_size` must be at least 1")]
     BadBlockSize,
     /// A grid of 0 tokens per row.
     #[error("the token grid must be at least 1 wide")]
     BadGrid,
+}
+
+/// Other numbers for a rule: what trades steps for quality without touching a weight. `None` leaves a number as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct RuleChange {
+    /// Threshold in nats, of a mode that reads entropies.
+    pub threshold: Option<f32>,
+    /// Longest patch in tokens.
+    pub max_patch_length: Option<usize>,
+    /// Patch size of `static`.
+    pub patch_size: Option<f64>,
+}
+
+impl RuleChange {
+    /// Whether it leaves every rule as it is.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Decides, token by token and from earlier tokens only, where a patch begins.
@@ -89,6 +125,30 @@ impl PatchRule {
             monotonicity: false,
             block_size: None,
         }
+    }
+
+    /// The same rule with other numbers.
+    ///
+    /// # Errors
+    /// When the mode does not read one of them, or the rule cannot be evaluated with it.
+    pub fn changed(&self, change: &RuleChange) -> Result<Self, PatchRuleError> {
+        let RuleChange { threshold, max_patch_length, patch_size } = *change;
+        let mode = self.mode;
+        let read = |key, given: bool, reads: bool| match given && !reads {
+            true => Err(PatchRuleError::NoEffect { key, mode }),
+            false => Ok(()),
+        };
+        read("threshold", threshold.is_some(), mode.uses_entropy())?;
+        read("max_patch_length", max_patch_length.is_some(), mode != PatchMode::Token)?;
+        read("patch_size", patch_size.is_some(), mode == PatchMode::Static)?;
+        let rule = Self {
+            threshold: threshold.or(self.threshold),
+            max_patch_length: max_patch_length.or(self.max_patch_length),
+            patch_size: patch_size.or(self.patch_size),
+            ..self.clone()
+        };
+        rule.validate()?;
+        Ok(rule)
     }
 
     /// Row length of the row rule in tokens.
@@ -279,6 +339,33 @@ mod tests {
         assert_eq!(sized(1.2, None).fractional_size(), Some(1.2));
         let entropy = PatchRule { patch_size: Some(1.2), ..rule(PatchMode::Entropy) };
         assert_eq!((entropy.fractional_size(), entropy.doubtful_token(16)), (None, None));
+    }
+
+    #[test]
+    fn other_numbers_are_taken_where_the_mode_reads_them() {
+        let r = rule(PatchMode::EntropyRowBoundary);
+        let change = RuleChange { threshold: Some(2.5), max_patch_length: Some(4), ..RuleChange::default() };
+        let other = r.changed(&change).unwrap();
+        assert_eq!((other.threshold, other.max_patch_length, other.grid), (Some(2.5), Some(4), 4));
+        assert_eq!(r.changed(&RuleChange::default()), Ok(r.clone()));
+        let refused = |r: &PatchRule, change| r.changed(&change).unwrap_err();
+        let sized = RuleChange { patch_size: Some(2.0), ..RuleChange::default() };
+        let mode = PatchMode::EntropyRowBoundary;
+        assert_eq!(refused(&r, sized), PatchRuleError::NoEffect { key: "patch_size", mode });
+        let nan = RuleChange { threshold: Some(f32::NAN), ..RuleChange::default() };
+        assert!(matches!(refused(&r, nan), PatchRuleError::BadThreshold(_)));
+        let none = RuleChange { max_patch_length: Some(0), ..RuleChange::default() };
+        assert_eq!(refused(&r, none), PatchRuleError::BadMaxLength);
+        let mode = PatchMode::Token;
+        for (key, change) in [("threshold", nan), ("max_patch_length", none), ("patch_size", sized)] {
+            assert_eq!(refused(&PatchRule::per_token(4), change), PatchRuleError::NoEffect { key, mode });
+        }
+        // A threshold that the configuration lacks may come from elsewhere.
+        let bare = PatchRule { threshold: None, ..rule(PatchMode::Entropy) };
+        assert_eq!(bare.changed(&change).unwrap().threshold, Some(2.5));
+        let half = PatchRule { mode: PatchMode::Static, patch_size: Some(2.5), max_patch_length: None, ..r };
+        let limited = RuleChange { max_patch_length: Some(2), ..RuleChange::default() };
+        assert_eq!(refused(&half, limited), PatchRuleError::FractionalWithLimit(2.5));
     }
 
     #[test]

@@ -99,6 +99,17 @@ pub enum PatchRope {
     Index,
 }
 
+impl PatchRope {
+    /// As configurations have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dynamic4d => "dynamic_4d",
+            Self::Dynamic3d => "dynamic_3d",
+            Self::Index => "index",
+        }
+    }
+}
+
 /// What the decoder's cross-attention holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -107,6 +118,16 @@ pub enum DecoderCross {
     OutputOnly,
     /// `wq`, `wk`, `wv`, `cross_attn_norm_q` too; softmax over one key is 1, so it adds wo·wv·RMSNorm_kv(g).
     Full,
+}
+
+impl DecoderCross {
+    /// For people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::OutputOnly => "of wo only",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// The DPAR transformer.

@@ -48,14 +48,32 @@ const LONGEST_COMPARED: usize = 100;
 
 /// The name that is most like another, the first of equals in the order of the alphabet; none where at most half agrees.
 pub fn nearest<'o>(name: &str, others: &[&'o str]) -> Option<&'o str> {
+    nearer(name, others, 0.5)
+}
+
+/// The same where at least this share of the two agrees.
+fn nearer<'o>(name: &str, others: &[&'o str], share: f64) -> Option<&'o str> {
     let short = |name: &str| name.len() <= LONGEST_COMPARED;
     others
         .iter()
         .filter(|o| short(name) && short(o))
         .map(|o| (strsim::normalized_levenshtein(name, o), *o))
-        .filter(|(similarity, _)| *similarity >= 0.5)
+        .filter(|(similarity, _)| *similarity >= share)
         .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
         .map(|(_, o)| o)
+}
+
+/// The name that another is a slip of: the same word written otherwise (`top-k`, `TopK`), or a letter or two off.
+pub fn misspelt<'o>(name: &str, others: &[&'o str]) -> Option<&'o str> {
+    /// Of `cfgscal`, but not of `seeds`, which may be anything.
+    const ALIKE: f64 = 0.85;
+    let plain = |name: &str| -> String {
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    };
+    let words: Vec<String> = others.iter().map(|o| plain(o)).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let meant = nearer(&plain(name), &words, ALIKE)?;
+    others.iter().zip(words).find(|(_, word)| *word == meant).map(|(other, _)| *other)
 }
 
 #[cfg(test)]
@@ -80,6 +98,13 @@ mod tests {
         assert_eq!(nearest("patch_length", &known), Some("patch_lengths"));
         assert_eq!(nearest("weights", &known), None);
         assert_eq!(nearest("ab", &["ac", "aa"]), Some("aa"));
+        let keys = ["cfg_scale", "top_k", "seed"];
+        let slips =
+            ["cfg-scale", "CfgScale", "cfg_scal", "topK", "seeds", "scale"].map(|name| misspelt(name, &keys));
+        assert_eq!(
+            slips,
+            [Some("cfg_scale"), Some("cfg_scale"), Some("cfg_scale"), Some("top_k"), None, None]
+        );
         let long = "x".repeat(1 << 20);
         assert_eq!(nearest(&long, &[long.as_str()]), None);
     }

@@ -263,6 +263,7 @@ mod tests {
             precision: Precision::Fp32,
             opset: 17,
             patch_rule: None,
+            configured_rule: None,
             sources: Vec::new(),
             components: Vec::new(),
             graphs: Vec::new(),

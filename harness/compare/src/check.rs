@@ -35,6 +35,7 @@ ids! {
     PatchLengths "patch lengths"
     Logits "logits"
     MeanSteps "mean steps"
+    DrawnTokens "drawn tokens"
     GreedyTokens "greedy tokens"
     GreedyMeanSteps "greedy mean steps"
     Images "images"

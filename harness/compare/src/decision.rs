@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use dpar_export_decode::generate::Stream;
+use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
 use dpar_export_spec::PatchRule;
 use serde::Serialize;
 
@@ -187,9 +188,13 @@ impl Widths {
         }
     }
 
-    /// Where a draw is the largest of logits with the same noise on both sides: what is left is the gap of two logits.
-    pub(crate) fn perturbed(self, temperature: f32) -> Self {
-        Self { draw: self.arg_max / f64::from(temperature), ..self }
+    /// For tokens that are drawn so. With noise a draw is the largest of sums with the same noise on both sides, and what is
+    /// left is the gap of two logits over the temperature.
+    pub(crate) fn of_draws(self, sampler: &SamplerOptions) -> Self {
+        match sampler.method {
+            Method::Cdf => self,
+            Method::Gumbel => Self { draw: self.arg_max / f64::from(sampler.divisor()), ..self },
+        }
     }
 }
 
@@ -311,7 +316,10 @@ mod tests {
         assert_eq!(Widths::new(Rounding::FP32, &rising, 2.0, seen).boundary, 8e-6);
         assert_eq!(Widths::new(Rounding::FP32, &rising, 2.0, Observed::default()).boundary, 4e-5);
         assert_eq!(Widths::new(Rounding::FP32, &rule(), 3.5, seen).arg_max, 1e-4);
-        assert_eq!(widths.perturbed(0.5).draw, 1e-4);
+        let sampler = SamplerOptions { temperature: 0.5, ..SamplerOptions::default() };
+        assert_eq!(widths.of_draws(&sampler).draw, 1e-4);
+        let cdf = SamplerOptions { method: Method::Cdf, ..sampler };
+        assert_eq!(widths.of_draws(&cdf).draw, 1e-5);
     }
 
     #[test]

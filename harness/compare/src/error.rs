@@ -92,6 +92,24 @@ pub enum ReferenceError {
         /// Its arrays.
         has: String,
     },
+    /// Settings with a key twice: of two values one reader takes the first, and another the last.
+    #[error("{path}: {why}")]
+    Repeated {
+        /// The settings.
+        path: Utf8PathBuf,
+        /// Which key, and where.
+        why: String,
+    },
+    /// A setting that cannot be, or has nearly the name of one.
+    #[error("{path}: `{key}`: {why}")]
+    Key {
+        /// The settings.
+        path: Utf8PathBuf,
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        why: String,
+    },
     /// Settings that contradict themselves.
     #[error("{path}: arithmetic says {arithmetic}, provenance.precision says {provenance}")]
     Contradiction {
@@ -119,11 +137,11 @@ pub enum ReferenceError {
     #[error("greedy tokens need {GOLDEN_JSON} with their cfg_scale beside the arrays")]
     NoGuidance,
     /// Images without a class.
-    #[error("{file}: {images} greedy images but {labels} labels")]
+    #[error("{file}: {images} images but {labels} labels")]
     Labels {
         /// The array file.
         file: Utf8PathBuf,
-        /// Greedy images.
+        /// Images.
         images: usize,
         /// Their labels.
         labels: usize,

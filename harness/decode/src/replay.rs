@@ -30,6 +30,8 @@ pub struct Follow<'a> {
     pub null_class: Option<i64>,
     /// Guidance scale; guidance runs above 1.
     pub cfg_scale: f32,
+    /// Where guidance ends ([`DecodeOptions::cfg_interval`]).
+    pub cfg_interval: Option<usize>,
     /// Images in one call.
     pub batch: usize,
 }
@@ -38,7 +40,13 @@ impl<'a> Follow<'a> {
     /// For a system, at this guidance and batch.
     pub fn new(system: &'a SystemSpec, cfg_scale: f32, batch: usize) -> Self {
         let (rule, tokens, null_class) = (&system.patch_rule, system.tokens(), system.null_class());
-        Self { rule, tokens, null_class, cfg_scale, batch }
+        Self { rule, tokens, null_class, cfg_scale, cfg_interval: None, batch }
+    }
+
+    /// With guidance up to this decode index only.
+    #[must_use]
+    pub fn until(self, cfg_interval: Option<usize>) -> Self {
+        Self { cfg_interval, ..self }
     }
 }
 
@@ -51,7 +59,7 @@ pub struct Replay {
     pub entropy: Vec<f32>,
     /// `[N, T, V]`: conditional logits.
     pub conditional: Vec<f32>,
-    /// `[N, T, V]`: guided logits, where guidance ran.
+    /// `[N, T, V]`: guided logits, where guidance ran, and the conditional ones of the slots behind its end.
     pub guided: Option<Vec<f32>>,
 }
 
@@ -82,7 +90,7 @@ pub fn follow(
     };
     let options = DecodeOptions {
         cfg_scale: how.cfg_scale,
-        cfg_interval: None,
+        cfg_interval: how.cfg_interval,
         // The recorder gives logits of which the forced token is the largest.
         sampler: SamplerOptions { greedy: true, ..SamplerOptions::default() },
         seed: 0,
@@ -159,8 +167,10 @@ impl StepModel for Recorder<'_> {
                 return Err(EngineError::new(EngineErrorKind::Output, "decoding loop", message));
             }
             let to = at * vocab..(at + 1) * vocab;
-            if let (Some(guided), Some(u)) = (&mut self.replay.guided, unconditional) {
-                guide(conditional, u, self.how.cfg_scale, &mut guided[to.clone()]);
+            match (&mut self.replay.guided, unconditional) {
+                (Some(guided), Some(u)) => guide(conditional, u, self.how.cfg_scale, &mut guided[to.clone()]),
+                (Some(guided), None) => guided[to.clone()].copy_from_slice(conditional),
+                (None, _) => {}
             }
             self.replay.conditional[to].copy_from_slice(conditional);
             let token = self.forced.tokens[at] as usize;

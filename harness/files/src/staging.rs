@@ -14,7 +14,7 @@ mod tests;
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_spec::Hinted;
+use dpar_export_spec::{Hinted, text};
 
 use claim::Claim;
 use lock::is_ours;
@@ -25,9 +25,17 @@ use rename::{Identity, keep_beside, put, sync_folder, sync_tree};
 /// Why an output could not be prepared, or not be put in its place.
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
-    /// Something else is in the place.
+    /// An earlier output is in the place.
     #[error("{0} already exists")]
     Exists(Utf8PathBuf),
+    /// Something is in the place that is no earlier output, and is never replaced.
+    #[error("{output} {what}")]
+    Foreign {
+        /// The place.
+        output: Utf8PathBuf,
+        /// What it is instead, as the end of a sentence.
+        what: String,
+    },
     /// A file is to be written where a folder, a device or a pipe is.
     #[error("{0} is not a regular file")]
     NotAFile(Utf8PathBuf),
@@ -64,6 +72,9 @@ impl Hinted for StagingError {
         let hint = match self {
             Self::Exists(_) => {
                 "choose another --output, or replace an earlier output of this tool with --force"
+            }
+            Self::Foreign { .. } => {
+                "choose another --output: --force replaces nothing but earlier outputs of this tool"
             }
             Self::Busy(_) => "wait for it to end, or choose another --output",
             Self::Conflict { .. } => "it is whole: keep the one that you need",
@@ -127,7 +138,8 @@ impl Staged {
         let place = Place::of(output).map_err(StagingError::io(output))?;
         let output = place.path().to_owned();
         if output.file_name().is_none() {
-            return Err(StagingError::Exists(output));
+            let what = "is the root of the file system".to_owned();
+            return Err(StagingError::Foreign { output, what });
         }
         if recover_at(&output) {
             return Err(StagingError::Busy(output));
@@ -209,10 +221,11 @@ impl StagedFolder {
 
 fn look_for_folder(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Found, StagingError> {
     let io = StagingError::io(output);
+    let foreign = |what: String| StagingError::Foreign { output: output.to_owned(), what };
     match fs_err::symlink_metadata(output) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found { was: None, inside: false }),
         Err(e) => return Err(io(e)),
-        Ok(meta) if !meta.is_dir() => return Err(StagingError::Exists(output.to_owned())),
+        Ok(meta) if !meta.is_dir() => return Err(foreign("is no folder".to_owned())),
         Ok(_) => {}
     }
     let mut entries = Vec::new();
@@ -222,9 +235,13 @@ fn look_for_folder(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Foun
     }
     // A name is also looked at while this run holds it.
     entries.retain(|e| !is_ours(e));
-    let ours =
-        entries.iter().any(|e| kind.marks.contains(&e.as_str())) && entries.iter().all(|e| (kind.writes)(e));
-    if !(entries.is_empty() || replace && ours) {
+    if let Some(other) = entries.iter().filter(|e| !(kind.writes)(e)).min() {
+        return Err(foreign(format!("holds `{other}`, which is of no earlier output")));
+    }
+    if !(entries.is_empty() || entries.iter().any(|e| kind.marks.contains(&e.as_str()))) {
+        return Err(foreign(format!("is no earlier output: it has no {}", text::list(kind.marks))));
+    }
+    if !(entries.is_empty() || replace) {
         return Err(StagingError::Exists(output.to_owned()));
     }
     let inside = entries.is_empty() || stays(output);

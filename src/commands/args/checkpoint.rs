@@ -37,6 +37,7 @@ impl CheckpointArgs {
             map: self.map.clone(),
             config: self.config.clone(),
             weights: self.weights.clone(),
+            ..LoadOptions::default()
         }
     }
 

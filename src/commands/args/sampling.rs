@@ -42,13 +42,13 @@ pub(crate) struct SamplingArgs {
     greedy: bool,
     #[command(flatten)]
     sampler: SamplerArgs,
-    /// Divide the logits by this
+    /// Divide the logits by this, or by 1e-5 where it is less
     #[arg(long, value_name = "X", default_value = "1.0", value_parser = temperature, conflicts_with = "greedy", help_heading = "Sampling")]
     temperature: f32,
     /// Keep the K largest logits; 0 = all
     #[arg(long, value_name = "K", default_value = "0", conflicts_with = "greedy", help_heading = "Sampling")]
     top_k: usize,
-    /// Keep the most likely tokens up to this cumulative probability; 1 = all
+    /// Keep the most likely tokens up to this cumulative probability; 0 = one, 1 and more = all
     #[arg(
         long,
         value_name = "P",
@@ -96,6 +96,13 @@ impl SamplingArgs {
             greedy: self.greedy,
         };
         sampler.validate().map_err(|e| Failure::usage(e.to_string(), None))?;
+        if sampler.divisor() != sampler.temperature {
+            tracing::warn!(
+                "the temperature is {}: logits are divided by {}, as in the research code",
+                sampler.temperature,
+                sampler.divisor()
+            );
+        }
         let (cfg_scale, cfg_interval) = (self.draw.cfg_scale, self.cfg_interval.flatten());
         if cfg_interval.is_some() && cfg_scale <= 1.0 {
             return Err(Failure::usage(
@@ -128,7 +135,7 @@ fn guidance(text: &str) -> Result<f32, String> {
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
-    number(text, 1e-4..=1e4)
+    number(text, 0.0..=1e4)
 }
 
 #[cfg(test)]

@@ -58,7 +58,15 @@ fn engines() {
 #[test]
 fn runs() {
     let sample = |source| DecodeError::Sample { image: 0, slot: 0, source };
-    let options = || [SampleError::Temperature(0.0), SampleError::TopP(0.0), SampleError::Uniform(1.0)];
+    let options = || {
+        [
+            SampleError::Temperature(-1.0),
+            SampleError::TopP(-1.0),
+            SampleError::Guidance(-1.0),
+            SampleError::Interval,
+            SampleError::Uniform(1.0),
+        ]
+    };
     let logits =
         || [SampleError::Empty, SampleError::Nan(0), SampleError::Infinite(0), SampleError::NothingLeft];
     all(options(), Input);
@@ -120,7 +128,7 @@ fn going_wrong_is_the_same_everywhere() {
     }
     let decode = [
         DecodeError::Sample { image: 0, slot: 0, source: SampleError::NothingLeft },
-        DecodeError::Sample { image: 0, slot: 0, source: SampleError::TopP(2.0) },
+        DecodeError::Sample { image: 0, slot: 0, source: SampleError::TopP(-1.0) },
         DecodeError::Entropy { image: 0, slot: 0, value: f32::NAN },
         DecodeError::Interrupted,
     ];
@@ -141,7 +149,10 @@ fn bundles() {
             BundleError::Foreign { path: path(), message: text() },
             BundleError::Config { path: path(), message: text() },
             BundleError::NoGraph { folder: path(), graph: text(), known: text() },
+            BundleError::Rule(PatchRuleError::NoThreshold),
+            BundleError::OtherGraphs { folder: path(), message: text() },
             BundleError::Staging(StagingError::Exists(path())),
+            BundleError::Staging(StagingError::Foreign { output: path(), what: text() }),
             BundleError::Staging(StagingError::NotAFile(path())),
             BundleError::Staging(StagingError::Busy(path())),
             BundleError::Staging(StagingError::Conflict { output: path(), kept: path() }),
@@ -155,6 +166,7 @@ fn bundles() {
         [
             BundleError::Integrity { path: path(), message: text() },
             BundleError::Changed { path: path() },
+            BundleError::Linked { path: path() },
             BundleError::Precision { graph: text(), precision: Precision::Fp16, message: text() },
         ],
         Integrity,

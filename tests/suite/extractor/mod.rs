@@ -10,6 +10,8 @@ use dpar_export::engines;
 use dpar_export::features::{Activations, ExtractorOptions, FeatureExtractor};
 use dpar_export_checkpoint::load_extractor;
 use dpar_export_metrics::Resize;
+use dpar_export_onnx::derive::{read_model, write_model};
+use dpar_export_onnx::proto::DimensionValue;
 use dpar_export_spec::ComponentKind;
 use serde_json::Value;
 
@@ -226,4 +228,63 @@ fn an_onnx_file_is_an_extractor_named_after_itself() {
         results.push(found);
     }
     assert_eq!(results[0].count, 2);
+}
+
+#[test]
+fn axes_of_other_tools_have_any_name_or_none() {
+    let temp = Temp::new();
+    let pixels: Vec<u8> = (0..3 * 16 * 16 * 3).map(|i| (i * 7 % 256) as u8).collect();
+    let options = ExtractorOptions { input_size: Some(16), batch: 2, ..ExtractorOptions::default() };
+    let known = open(&fixture("features/tiny.onnx"), "tract", &options);
+    let known = { known }.run(&pixels, (16, 16), &mut quiet).unwrap();
+    let names = [
+        "",
+        " ",
+        "batch size",
+        "?",
+        "N:1",
+        "a/b",
+        "1st",
+        "16",
+        "изображения",
+        "批",
+        "N-1",
+        "n + 1",
+        "unk__0",
+        "floor(n/2) + 1",
+        "min(",
+        "-",
+        "Mod(s0, 8)",
+        "batch",
+    ];
+    for (i, name) in names.map(Some).into_iter().chain([None]).enumerate() {
+        let mut model = read_model(&fs_err::read(fixture("features/tiny.onnx")).unwrap()).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        for (port, axes) in [(&mut graph.input[0], &[0, 2, 3][..]), (&mut graph.output[0], &[0])] {
+            let tensor = port.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+            for axis in axes {
+                // An axis has one name wherever it is; height and width have others.
+                let param = |n: &str| {
+                    DimensionValue::Param(if *axis == 0 { n.to_owned() } else { format!("{n}{axis}") })
+                };
+                tensor.shape.as_mut().unwrap().dim[*axis].value = name.map(param);
+            }
+        }
+        let (file, bundle) = (temp.path(&format!("{i}.onnx")), temp.path(&format!("b{i}")));
+        fs_err::write(&file, write_model(&model)).unwrap();
+        let export = ["--component", "features", file.as_str(), "-o", bundle.as_str(), "--input-size", "16"];
+        let made = run(&export);
+        assert_eq!(made.code, 0, "{name:?}: {}", made.stderr);
+        for engine in ENGINES {
+            let bundled =
+                open(&bundle, engine, &ExtractorOptions { batch: 2, ..ExtractorOptions::default() });
+            for mut extractor in [bundled, open(&file, engine, &options)] {
+                let found = extractor.run(&pixels, (16, 16), &mut quiet).unwrap();
+                for (a, b) in found.features.iter().zip(&known.features) {
+                    assert!((a - b).abs() < 1e-5, "{name:?} on {engine}: {a} {b}");
+                }
+                assert_eq!(found.count, 3);
+            }
+        }
+    }
 }

@@ -14,7 +14,6 @@ use dpar_engine_api::{
     CachedSession, EngineError, EngineInfo, GraphFile, HostCache, Session, Tensor, TensorView,
 };
 use dpar_export_bundle::Bundle;
-use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
 use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
 use dpar_export_decode::runtime::{LoadedBundle, Progress};
@@ -25,7 +24,7 @@ use serde::Serialize;
 
 use super::decisions::{Sizes, teacher_forced};
 use super::shadow::{Limits, numbers};
-use super::sizes;
+use super::{sizes, usual};
 use crate::CompareError;
 use crate::check::{SCHEMA_VERSION, Status};
 use crate::decision::starts;
@@ -250,8 +249,7 @@ pub fn between(
     let second = keep(names[1], run(b, progress))?;
     let symptom = match (&first, &second) {
         (Some(x), Some(y)) => {
-            let sizes =
-                sizes(a.bundle(), (0, Method::default()), Rounding::engines(precisions[0]), cfg_scale);
+            let sizes = sizes(a.bundle(), &usual(), Rounding::engines(precisions[0]), cfg_scale);
             symptom(sizes, x, y, true)?
         }
         _ => None,

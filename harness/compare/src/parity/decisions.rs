@@ -2,7 +2,7 @@
 
 use dpar_export_decode::generate::Stream;
 use dpar_export_decode::generate::sampler::{
-    Method, SampleError, Sampler, SamplerOptions, image_key, noise, uniform,
+    Method, SampleError, Sampler, SamplerOptions, image_key, uniform,
 };
 use dpar_export_decode::replay::Replay;
 use dpar_export_spec::PatchRule;
@@ -29,7 +29,7 @@ pub(crate) struct Sizes<'a> {
     pub(crate) vocab: usize,
     pub(crate) seed: u64,
     /// How tokens are drawn.
-    pub(crate) sampler: Method,
+    pub(crate) sampler: SamplerOptions,
     /// How the two round.
     pub(crate) rounding: Rounding,
     /// Guidance of the logits that are compared; 1 for conditional ones.
@@ -45,11 +45,7 @@ impl Sizes<'_> {
     }
 
     fn widths(&self, observed: Observed) -> Widths {
-        let widths = Widths::new(self.rounding, self.rule, self.cfg_scale, observed);
-        match self.sampler {
-            Method::Cdf => widths,
-            Method::Gumbel => widths.perturbed(1.0),
-        }
+        Widths::new(self.rounding, self.rule, self.cfg_scale, observed).of_draws(&self.sampler)
     }
 }
 
@@ -124,9 +120,21 @@ pub(crate) fn teacher_forced(
     let steps = [a, b].map(|r| mean(r.patch_lengths[..n].iter().map(Vec::len)));
     let equal = n - parted.len();
     let mode = Mode::TeacherForced;
-    let ties_allowed = None;
-    let decisions =
-        Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, flips };
+    let (ties_allowed, expected) = (None, None);
+    let mut decisions = Decisions {
+        mode,
+        images: n,
+        equal,
+        slots,
+        mean_steps: steps,
+        first_off,
+        ties_allowed,
+        expected,
+        flips,
+    };
+    if sizes.rule.mode.uses_entropy() {
+        decisions.expected = sizes.rounding.boundaries_moved(decisions.compared());
+    }
     Ok(Compared { observed, entropy, logits, decisions })
 }
 
@@ -153,8 +161,8 @@ pub(crate) fn free_running(
     let lengths = a[..n].iter().map(|s| s.tokens.len());
     let slots = lengths.zip(&first_off).map(|(all, off)| off.unwrap_or(all)).sum();
     let steps = [a, b].map(|s| mean(s[..n].iter().map(Stream::steps)));
-    let (mode, equal, ties_allowed) = (Mode::FreeRunning, n - flips.len(), None);
-    Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, flips }
+    let (mode, equal, ties_allowed, expected) = (Mode::FreeRunning, n - flips.len(), None, None);
+    Decisions { mode, images: n, equal, slots, mean_steps: steps, first_off, ties_allowed, expected, flips }
 }
 
 fn raise(largest: &mut Option<f64>, value: f64) {
@@ -169,9 +177,7 @@ fn largest(a: &[f32], b: &[f32]) -> f64 {
 struct Draws {
     sampled: Sampler,
     greedy: Sampler,
-    method: Method,
     seed: u64,
-    sums: [Vec<f64>; 2],
 }
 
 struct Found {
@@ -183,16 +189,15 @@ struct Found {
 impl Draws {
     fn new(sizes: Sizes<'_>) -> Result<Self, SampleError> {
         Ok(Self {
-            sampled: Sampler::new(SamplerOptions { method: sizes.sampler, ..SamplerOptions::default() })?,
+            sampled: Sampler::new(sizes.sampler)?,
             greedy: Sampler::new(SamplerOptions { greedy: true, ..SamplerOptions::default() })?,
-            method: sizes.sampler,
             seed: sizes.seed,
-            sums: [vec![0.0; sizes.vocab], vec![0.0; sizes.vocab]],
         })
     }
 
     fn both(&mut self, a: &[f32], b: &[f32], image: usize, slot: usize) -> Result<Found, SampleError> {
         let (key, at) = (image_key(self.seed, image as u64), slot as u64);
+        let options = *self.sampled.options();
         let mut flips = Vec::new();
         for (sampler, kind) in
             [(&mut self.sampled, DecisionKind::Draw), (&mut self.greedy, DecisionKind::ArgMax)]
@@ -201,19 +206,17 @@ impl Draws {
             if x.token != y.token {
                 let tokens = [x.token, y.token];
                 let margin = match kind {
-                    DecisionKind::Draw => draw_gap(self.method, [a, b], tokens, (key, at)),
-                    _ => sum_gap([a, b], tokens, |_| 0.0),
+                    DecisionKind::Draw => draw_gap(&options, [a, b], tokens, (key, at))?,
+                    _ => sum_gap([a, b], tokens, |logit, _| f64::from(logit)),
                 };
                 flips.push(Decision::open(kind, image, slot, tokens.map(i64::from), Some(margin)));
             }
         }
-        let error = match self.method {
+        let error = match options.method {
             Method::Gumbel => largest(a, b),
             Method::Cdf => {
-                for (sums, logits) in self.sums.iter_mut().zip([a, b]) {
-                    cumulative(logits, sums);
-                }
-                let pairs = self.sums[0].iter().zip(&self.sums[1]);
+                let sums = self.sampled.distribution(a)?.to_vec();
+                let pairs = sums.iter().zip(self.sampled.distribution(b)?);
                 pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
             }
         };
@@ -221,11 +224,11 @@ impl Draws {
     }
 }
 
-/// How far two sources are from choosing each other's largest logit plus noise: the gap between the two chosen tokens, of both
-/// sources the larger. A third token that ties with one of them explains nothing.
-fn sum_gap([a, b]: [&[f32]; 2], tokens: [u32; 2], noise: impl Fn(u32) -> f64) -> f64 {
+/// How far two sources are from choosing each other's token as the one with the largest `sum(logit, token)`: the gap between
+/// the two chosen tokens, of both sources the larger. A third token that ties with one of them explains nothing.
+fn sum_gap([a, b]: [&[f32]; 2], tokens: [u32; 2], sum: impl Fn(f32, u32) -> f64) -> f64 {
     let gap = |logits: &[f32], chosen: u32, other: u32| {
-        let sum = |token: u32| f64::from(logits[token as usize]) + noise(token);
+        let sum = |token: u32| sum(logits[token as usize], token);
         sum(chosen) - sum(other)
     };
     gap(a, tokens[0], tokens[1]).max(gap(b, tokens[1], tokens[0]))
@@ -233,41 +236,37 @@ fn sum_gap([a, b]: [&[f32]; 2], tokens: [u32; 2], noise: impl Fn(u32) -> f64) ->
 
 /// How far two sources are from drawing each other's token at the slot of an image with that key: with noise the gap of the
 /// sums, otherwise the probability between the slot's random number and the interval of the other source's token, of both
-/// sources the larger.
+/// sources the larger. A token that only one of them keeps is judged like any other.
+///
+/// # Errors
+/// When nothing can be drawn from the logits.
 pub(crate) fn draw_gap(
-    method: Method,
+    options: &SamplerOptions,
     [a, b]: [&[f32]; 2],
     tokens: [u32; 2],
     (key, slot): (u64, u64),
-) -> f64 {
-    match method {
-        Method::Cdf => cdf_gap([a, b], tokens, uniform(key, slot)),
-        Method::Gumbel => sum_gap([a, b], tokens, |token| noise(key, slot, token)),
+) -> Result<f64, SampleError> {
+    match options.method {
+        Method::Cdf => cdf_gap(options, [a, b], tokens, uniform(key, slot)),
+        Method::Gumbel => {
+            Ok(sum_gap([a, b], tokens, |logit, token| options.perturbed(logit, (key, slot), token)))
+        }
     }
 }
 
-fn cdf_gap([a, b]: [&[f32]; 2], tokens: [u32; 2], u: f64) -> f64 {
-    let away = |logits: &[f32], other: u32| {
-        let mut sums = vec![0.0; logits.len()];
-        cumulative(logits, &mut sums);
-        let other = other as usize;
+fn cdf_gap(
+    options: &SamplerOptions,
+    [a, b]: [&[f32]; 2],
+    tokens: [u32; 2],
+    u: f64,
+) -> Result<f64, SampleError> {
+    let mut sampler = Sampler::new(*options)?;
+    let mut away = |logits: &[f32], other: u32| {
+        let (sums, other) = (sampler.distribution(logits)?, other as usize);
         let below = other.checked_sub(1).map_or(0.0, |i| sums[i]);
-        (below - u).max(u - sums[other]).max(0.0)
+        Ok((below - u).max(u - sums[other]).max(0.0))
     };
-    away(a, tokens[1]).max(away(b, tokens[0]))
-}
-
-/// The cumulative distribution of a softmax, in f64.
-fn cumulative(logits: &[f32], sums: &mut [f64]) {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0.0;
-    for (sum, logit) in sums.iter_mut().zip(logits) {
-        total += f64::from(logit - top).exp();
-        *sum = total;
-    }
-    for sum in sums {
-        *sum /= total;
-    }
+    Ok(away(a, tokens[1])?.max(away(b, tokens[0])?))
 }
 
 #[cfg(test)]
@@ -289,8 +288,12 @@ mod tests {
         }
     }
 
+    fn cdf() -> SamplerOptions {
+        SamplerOptions { method: Method::Cdf, ..SamplerOptions::default() }
+    }
+
     fn sizes(rule: &PatchRule) -> Sizes<'_> {
-        let (rounding, sampler) = (Rounding::FP32, Method::Cdf);
+        let (rounding, sampler) = (Rounding::FP32, cdf());
         Sizes { rule, tokens: 4, vocab: 2, seed: 0, sampler, rounding, cfg_scale: 1.0 }
     }
 
@@ -369,20 +372,30 @@ mod tests {
     fn a_margin_is_between_the_two_chosen_tokens() {
         // 0 and 1 tie in both; one source chose 2, which is far behind.
         let (a, b) = ([3.0, 3.000_001, 0.0], [3.000_001, 3.0, 0.0]);
-        let gap = |other: &[f32], tokens| sum_gap([&a, other], tokens, |_| 0.0);
+        let gap = |other: &[f32], tokens| sum_gap([&a, other], tokens, |logit, _| f64::from(logit));
         assert!(gap(&b, [1, 0]) < 2e-6);
         assert_eq!(gap(&[3.0, 3.0, 3.5], [1, 2]), f64::from(3.000_001_f32));
         // Noise makes up for what a logit lacks, in both sources alike.
-        let noise = |token: u32| if token == 2 { 3.0 } else { 0.0 };
+        let noise = |logit, token: u32| f64::from(logit) + if token == 2 { 3.0 } else { 0.0 };
         assert!(sum_gap([&a, &b], [1, 2], noise) < 2e-6);
         assert!((sum_gap([&a, &[3.0, 3.0, 0.5]], [1, 2], noise) - 0.5).abs() < 2e-6);
         // Thirds: u lies just below the boundary of 0 and 1 in one and just above it in the other.
         let (even, tilted) = ([0.0; 3], [-1e-4, 0.0, 0.0]);
         let u = 1.0 / 3.0 - 1e-6;
-        let near = cdf_gap([&even, &tilted], [0, 1], u);
+        let near = cdf_gap(&cdf(), [&even, &tilted], [0, 1], u).unwrap();
         assert!(near > 1e-6 && near < 3e-5, "{near}");
         // u lies at that boundary as well, but the other source drew the last token.
-        let far = cdf_gap([&even, &[0.0, -20.0, 0.0]], [0, 2], u);
+        let far = cdf_gap(&cdf(), [&even, &[0.0, -20.0, 0.0]], [0, 2], u).unwrap();
         assert!((far - (1.0 / 3.0 + 1e-6)).abs() < 1e-9, "{far}");
+        // Of two kept tokens: u is 1/6 before the boundary, and the third has no interval.
+        let two = SamplerOptions { top_k: 2, ..cdf() };
+        let kept =
+            |other| cdf_gap(&two, [&[0.0, 0.0, -1.0], &[0.0, 0.0, -1.0]], [0, other], 1.0 / 3.0).unwrap();
+        assert!((kept(1) - 1.0 / 6.0).abs() < 1e-9 && (kept(2) - 2.0 / 3.0).abs() < 1e-9);
+        // Twice the temperature is half the gap of two logits, with the same noise.
+        let warm = SamplerOptions { temperature: 2.0, ..SamplerOptions::default() };
+        let sum = |options: &SamplerOptions, logit| options.perturbed(logit, (1, 2), 3);
+        assert_eq!(sum(&warm, 3.0) - sum(&warm, 1.0), 1.0);
+        assert_eq!(sum(&warm, 0.0), sum(&SamplerOptions::default(), 0.0));
     }
 }

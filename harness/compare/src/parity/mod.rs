@@ -122,6 +122,7 @@ pub fn run(
             sampler: options.sampler,
             cfg_scale: options.cfg_scale,
             batch: options.batch,
+            reference_drawing: golden.as_ref().and_then(|g| g.drawing),
         },
         engines: Vec::new(),
         pairs: Vec::new(),
@@ -249,6 +250,11 @@ fn sampled(options: &ParityOptions) -> DecodeOptions {
         sampler: SamplerOptions { method: options.sampler, ..SamplerOptions::default() },
         seed: options.seed,
     }
+}
+
+/// How draws are asked about where nobody drew any.
+fn usual() -> DecodeOptions {
+    DecodeOptions { cfg_scale: 1.0, cfg_interval: None, sampler: SamplerOptions::default(), seed: 0 }
 }
 
 /// Streams as tokens to follow.
@@ -386,9 +392,11 @@ fn trace(outcomes: &mut [Outcome<'_>], forced: &Forced, tokens: usize) {
     }
 }
 
-fn sizes(bundle: &Bundle, (seed, sampler): (u64, Method), rounding: Rounding, cfg_scale: f32) -> Sizes<'_> {
+/// `cfg_scale`: of the logits that are compared.
+fn sizes<'a>(bundle: &'a Bundle, drawn: &DecodeOptions, rounding: Rounding, cfg_scale: f32) -> Sizes<'a> {
     let system = bundle.system();
     let (rule, tokens, vocab) = (&system.patch_rule, system.tokens(), system.vocab);
+    let DecodeOptions { seed, sampler, .. } = *drawn;
     Sizes { rule, tokens, vocab, seed, sampler, rounding, cfg_scale }
 }
 
@@ -403,8 +411,8 @@ fn pair(
 ) -> Result<Option<Pair>, CompareError> {
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
     let precision = bundle.manifest().precision;
-    let sizes =
-        sizes(bundle, (options.seed, options.sampler), Rounding::engines(precision), options.cfg_scale);
+    let decoding = sampled(options);
+    let sizes = sizes(bundle, &decoding, Rounding::engines(precision), options.cfg_scale);
     let forced = teacher_forced(sizes, x, y, true)?;
     let kinds = [a, b].map(|o| o.result.arithmetic.as_ref().map_or(ArithmeticKind::AsGraph, |a| a.kind));
     let limits = Limits::new(precision, kinds);
@@ -454,7 +462,7 @@ fn free(
         let at = (row.get(&image)? * t + slot) * vocab;
         let (x, y) = (first.deciding().get(at..at + vocab)?, second.deciding().get(at..at + vocab)?);
         let key = image_key(options.seed, a.streams[image].request.index);
-        Some(draw_gap(options.sampler, [x, y], tokens, (key, slot as u64)))
+        draw_gap(&sizes.sampler, [x, y], tokens, (key, slot as u64)).ok()
     };
     Ok(free_running(sizes, &a.streams, &b.streams, observed, &mut gap))
 }
@@ -479,7 +487,9 @@ fn against_reference(
     };
     let rounding = Rounding::between(golden.recorded, bundle.manifest().precision, arithmetic.kind);
     golden.follow(replay);
-    let sizes = sizes(bundle, (options.seed, options.sampler), rounding, 1.0);
+    // Which token a source draws is asked with the reference's own settings, where it says them.
+    let drawn = golden.drawing.map_or_else(|| sampled(options), DecodeOptions::from);
+    let sizes = sizes(bundle, &drawn, rounding, 1.0);
     let forced = teacher_forced(sizes, &golden.replay, replay, false)?;
     let mut notes: Vec<String> =
         conclusion(golden.recorded, bundle.manifest().precision, arithmetic).into_iter().collect();

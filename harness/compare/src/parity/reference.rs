@@ -8,7 +8,7 @@ use dpar_export_spec::SystemSpec;
 
 use crate::CompareError;
 use crate::tolerance::Recorded;
-use crate::verify::{not_compared, open};
+use crate::verify::{Drawing, logits_shape, not_compared, open, own_columns};
 
 /// Tokens that a reference gives, and what it computed for them.
 pub(crate) struct Reference {
@@ -19,6 +19,8 @@ pub(crate) struct Reference {
     pub(crate) has_patches: bool,
     /// What it was computed with.
     pub(crate) recorded: Recorded,
+    /// How its tokens were drawn, where it says so.
+    pub(crate) drawing: Option<Drawing>,
 }
 
 impl Reference {
@@ -43,7 +45,8 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
     let ids = file.i64_in("tokens", &[None, Some(t)], "token", 0..vocab as i64)?;
     let n = ids.shape()[0];
     let labels = file.i64_in("class_labels", &[Some(n)], "class label", system.class_labels())?;
-    let logits = file.f32("logits", &[Some(n), Some(t), Some(vocab)])?;
+    let logits = file.f32("logits", &logits_shape(&file, system, n)?)?;
+    let columns = logits.shape()[2];
     let tokens: Vec<u32> = ids.iter().map(|id| *id as u32).collect();
     let has_patches = file.contains("patch_lengths");
     let patch_lengths = match has_patches {
@@ -62,10 +65,11 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
         replay: Replay {
             patch_lengths,
             entropy,
-            conditional: logits.into_raw_vec_and_offset().0,
+            conditional: own_columns(logits.into_raw_vec_and_offset().0, columns, vocab),
             guided: None,
         },
         has_patches,
         recorded: settings.recorded(),
+        drawing: settings.drawing,
     })
 }

@@ -13,6 +13,7 @@ use crate::check::{Check, Status};
 use crate::decision::{Decision, DecisionKind, Observed, Ties};
 use crate::stats::TensorStats;
 use crate::tolerance::Rounding;
+use crate::verify::Drawing;
 
 /// Name of the reference where a comparison has one: no engine is called so.
 pub const REFERENCE: &str = "reference";
@@ -76,6 +77,8 @@ pub struct Settings {
     pub cfg_scale: f32,
     /// Images in one call.
     pub batch: usize,
+    /// How the reference's tokens were drawn, where it says so: its pairs are asked for draws with these settings.
+    pub reference_drawing: Option<Drawing>,
 }
 
 /// How an engine of a run ended.
@@ -186,6 +189,8 @@ pub struct Decisions {
     pub first_off: Vec<Option<usize>>,
     /// How many near-ties of one kind rounding explains; null = any number, as long as an image is equal to its end.
     pub ties_allowed: Option<usize>,
+    /// On given tokens, how many boundaries rounding is expected to move, where that was measured.
+    pub expected: Option<f64>,
     /// Every decision that differs.
     pub flips: Vec<Decision>,
 }
@@ -222,21 +227,29 @@ impl ParityReport {
 }
 
 impl Decisions {
+    /// Flips that end the comparison of their image, and are decisions too.
+    fn ended(&self) -> usize {
+        let ends = |f: &&Decision| self.mode == Mode::FreeRunning || f.kind == DecisionKind::Boundary;
+        self.flips.iter().filter(ends).count()
+    }
+
+    /// Decisions of a kind that were compared.
+    pub(crate) fn compared(&self) -> usize {
+        self.slots + self.ended()
+    }
+
     /// Holds the number of near-ties against what the precision allows; says what is too much, in words.
     fn count_ties(&mut self, rounding: Rounding) -> (Status, Option<String>) {
         let mut near: BTreeMap<DecisionKind, usize> = BTreeMap::new();
         for flip in self.flips.iter().filter(|f| f.near_tie) {
             *near.entry(flip.kind).or_default() += 1;
         }
-        // A flip that ends the comparison of its image is a decision too.
-        let ends = |f: &&Decision| self.mode == Mode::FreeRunning || f.kind == DecisionKind::Boundary;
-        let ended = self.flips.iter().filter(ends).count();
         // Streams part once, whatever the decision; on given tokens each kind is decided at every slot.
         let most = match self.mode {
             Mode::FreeRunning => near.values().sum::<usize>(),
             Mode::TeacherForced => near.values().copied().max().unwrap_or(0),
         };
-        let ties = Ties::count(rounding, (ended, self.images), (most, self.slots + ended));
+        let ties = Ties::count(rounding, (self.ended(), self.images), (most, self.compared()));
         self.ties_allowed = ties.allowed;
         let defect = self.flips.iter().any(|f| !f.near_tie);
         (if defect { Status::Fail } else { ties.status }, ties.why)
@@ -282,6 +295,7 @@ mod tests {
             mean_steps: [1.0; 2],
             first_off: Vec::new(),
             ties_allowed: None,
+            expected: None,
             flips: (0..near).map(flip).collect(),
         }
     }

@@ -94,14 +94,19 @@ fn decisions(pair: &Pair, found: &Decisions) -> Check {
     };
     let defects = found.flips.iter().any(|f| !f.near_tie);
     let allowed = found.ties_allowed.map(|n| format!("; {n} near-ties allowed")).unwrap_or_default();
+    let expected = found
+        .expected
+        .map(|n| format!("; {n:.1} boundaries expected to flip by rounding"))
+        .unwrap_or_default();
     let [baseline, steps] = found.mean_steps;
     let detail = format!(
-        "{} of {} images equal, {} slots; mean steps {baseline:.4} and {steps:.4}{allowed}",
+        "{} of {} images equal, {} slots; mean steps {baseline:.4} and {steps:.4}{expected}{allowed}",
         found.equal, found.images, found.slots
     );
     Check {
         name: format!("{} against {}", id.name(), pair.baseline),
         equal: Some([found.equal, found.images]),
+        expected: found.expected,
         flips: found.flips.clone(),
         ..Check::holds(id, detail, !defects)
     }

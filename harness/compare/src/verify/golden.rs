@@ -2,7 +2,7 @@
 //! code, or recorded from an engine.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_decode::generate::sampler::SamplerOptions;
+use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
 use dpar_export_decode::replay::{Follow, Forced, follow};
 use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
@@ -12,7 +12,7 @@ use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::{GraphName, Precision};
 use ndarray::ArrayD;
 
-use super::reference::{self, Settings};
+use super::reference::{self, Settings, logits_shape, own_columns};
 use crate::check::{Check, CheckId, Differences, Status, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart, starts};
 use crate::tolerance::{Quantity, Rounding, guidance_gain};
@@ -64,6 +64,14 @@ fn flat<T: Copy>(array: &ArrayD<T>) -> Vec<T> {
     array.iter().copied().collect()
 }
 
+/// Decisions that a reference holds of its images.
+struct Decided {
+    /// `[N, T]`.
+    tokens: Vec<i64>,
+    labels: Vec<i64>,
+    lengths: Option<Vec<Vec<usize>>>,
+}
+
 struct Golden<'a> {
     runtime: &'a LoadedBundle<'a>,
     file: ArrayFile,
@@ -95,6 +103,7 @@ impl<'a> Golden<'a> {
         let mut observed = Observed::default();
         let given = self.teacher_forced(&mut observed, progress);
         let mut checks = or_failed(CheckId::TeacherForced, given)?;
+        checks.extend(or_failed(CheckId::DrawnTokens, self.drawn(observed, progress))?);
         checks.extend(or_failed(CheckId::GreedyTokens, self.greedy(observed, progress))?);
         checks.extend(or_failed(CheckId::Images, self.images(progress).map(|c| vec![c]))?);
         checks.extend(or_failed(CheckId::Codes, self.codes(progress).map(|c| vec![c]))?);
@@ -139,7 +148,8 @@ impl<'a> Golden<'a> {
         let n = ids.shape()[0];
         let labels = self.file.i64("class_labels", &[Some(n)])?;
         let shape = [n, t, system.vocab];
-        self.file.fitting("logits", &shape.map(Some))?;
+        let stored = logits_shape(&self.file, system, n)?;
+        self.file.fitting("logits", &stored)?;
         let lengths = if self.has("patch_lengths") {
             let array = self.file.i64("patch_lengths", &[Some(n), None])?;
             Some(unpad(&array, t, self.file.path(), "patch_lengths")?)
@@ -159,9 +169,13 @@ impl<'a> Golden<'a> {
         let (ids, labels) = (ids.into_raw_vec_and_offset().0, labels.into_raw_vec_and_offset().0);
         let mut scoring = self.runtime.scoring(&ids, &labels, lengths.as_deref(), self.batch)?;
         let (mut logits, mut entropy, mut done) = (Differences::default(), None, 0);
-        self.file.f32_rows("logits", &shape.map(Some), scoring.batch(), &mut |reference| {
+        let columns = stored[2].unwrap_or(system.vocab);
+        self.file.f32_rows("logits", &stored, scoring.batch(), &mut |reference| {
             let Some(scores) = scoring.next_images()? else { return Ok(()) };
-            logits.add(reference, &scores.logits);
+            match columns == system.vocab {
+                true => logits.add(reference, &scores.logits),
+                false => logits.add(&own_columns(reference.to_vec(), columns, system.vocab), &scores.logits),
+            }
             done += scores.patch_lengths.len();
             if let Some(more) = scores.entropy {
                 entropy.get_or_insert_with(Vec::new).extend(more);
@@ -262,6 +276,25 @@ impl<'a> Golden<'a> {
         [self.judged(CheckId::PatchLengths, detail, flips, n), steps]
     }
 
+    /// The reference's tokens, drawn again from seed, class and settings, where it says that this project's sampler drew
+    /// them.
+    fn drawn(&self, observed: Observed, progress: Progress<'_>) -> Result<Vec<Check>, CompareError> {
+        let (id, names) = (CheckId::DrawnTokens, ["tokens", "class_labels", "patch_lengths"]);
+        let Some(drawing) = self.settings.drawing.filter(|_| self.has(names[0]) && self.has(names[1])) else {
+            return Ok(Vec::new());
+        };
+        let reference = self.decided(names)?;
+        let (flips, _) = self.decode(&reference, &drawing.into(), observed, progress)?;
+        let n = reference.labels.len();
+        let detail = format!(
+            "{} of {n} images equal, seed {}, cfg {}",
+            n - flips.len(),
+            drawing.seed,
+            drawing.cfg_scale
+        );
+        Ok(vec![self.judged(id, detail, flips, n)])
+    }
+
     /// Arg-max decoding with guidance, cached, from nothing but the class.
     fn greedy(&self, observed: Observed, progress: Progress<'_>) -> Result<Vec<Check>, CompareError> {
         if !self.has("greedy_tokens") {
@@ -270,55 +303,71 @@ impl<'a> Golden<'a> {
         let Some(cfg_scale) = self.settings.cfg_scale else {
             return Err(ReferenceError::NoGuidance.into());
         };
-        let t = self.tokens();
-        let reference = self.file.i64("greedy_tokens", &[None, Some(t)])?;
-        let n = reference.shape()[0];
-        let labels = if self.has("greedy_class_labels") {
-            flat(&self.file.i64("greedy_class_labels", &[Some(n)])?)
-        } else {
-            flat(&self.file.i64("class_labels", &[None])?)
-        };
-        if labels.len() < n {
-            let (file, labels) = (self.file.path().to_owned(), labels.len());
-            return Err(ReferenceError::Labels { file, images: n, labels }.into());
-        }
-        let requests: Vec<Request> =
-            labels[..n].iter().enumerate().map(|(i, c)| Request { index: i as u64, class: *c }).collect();
+        let own = "greedy_class_labels";
+        let labels = if self.has(own) { own } else { "class_labels" };
+        let reference = self.decided(["greedy_tokens", labels, "greedy_patch_lengths"])?;
         let options = DecodeOptions {
             cfg_scale,
-            cfg_interval: None,
+            cfg_interval: self.settings.cfg_interval,
             sampler: SamplerOptions { greedy: true, ..SamplerOptions::default() },
             seed: 0,
         };
-        let streams = self.runtime.decode(&requests, &options, self.batch, progress)?;
-        let lengths = if self.has("greedy_patch_lengths") {
-            let array = self.file.i64("greedy_patch_lengths", &[Some(n), None])?;
-            Some(unpad(&array, t, self.file.path(), "greedy_patch_lengths")?)
-        } else {
-            None
-        };
-        let reference = flat(&reference);
-        let widths = self.widths(cfg_scale, observed);
-        let rule = self.runtime.bundle().patch_rule();
-        let mut flips = Vec::new();
-        for (i, (stream, tokens)) in streams.iter().zip(reference.chunks(t)).enumerate() {
-            let lengths = lengths.as_ref().map(|l| &l[i][..]);
-            let recorded = Trace { tokens: tokens.into(), lengths, entropy: &[] };
-            // A token's margin is that of the stream, the gap of its two best logits, until `judge_by_gap`.
-            let margin = &mut |slot: usize, _| stream.margin.get(slot).map(|m| f64::from(*m));
-            let what = (i, DecisionKind::ArgMax);
-            flips.extend(first_apart(rule, &widths, what, [&recorded, &stream.into()], margin));
-        }
-        self.judge_by_gap(&mut flips, &streams, cfg_scale, &widths, progress)?;
+        let (flips, streams) = self.decode(&reference, &options, observed, progress)?;
+        let n = streams.len();
         let detail = format!("{} of {n} images equal, cfg {cfg_scale}", n - flips.len());
         let mut checks = vec![self.judged(CheckId::GreedyTokens, detail, flips.clone(), n)];
-        if let Some(lengths) = lengths {
+        if let Some(lengths) = reference.lengths {
             let own = self.settings.steps_greedy.clone();
             let counted = own.unwrap_or_else(|| lengths.iter().map(Vec::len).collect());
             let means = [mean(counted.into_iter()), mean(streams.iter().map(Stream::steps))];
             checks.push(Check::mean_steps(CheckId::GreedyMeanSteps, means, &flips));
         }
         Ok(checks)
+    }
+
+    /// What the reference decided: arrays of tokens, class labels (the first of as many or more) and, where it has them, patch
+    /// lengths.
+    fn decided(&self, [tokens, labels, lengths]: [&str; 3]) -> Result<Decided, CompareError> {
+        let t = self.tokens();
+        let ids = self.file.i64(tokens, &[None, Some(t)])?;
+        let n = ids.shape()[0];
+        let mut classes = flat(&self.file.i64(labels, &[None])?);
+        if classes.len() < n {
+            let (file, labels) = (self.file.path().to_owned(), classes.len());
+            return Err(ReferenceError::Labels { file, images: n, labels }.into());
+        }
+        classes.truncate(n);
+        let lengths = match self.has(lengths) {
+            true => Some(unpad(&self.file.i64(lengths, &[Some(n), None])?, t, self.file.path(), lengths)?),
+            false => None,
+        };
+        Ok(Decided { tokens: flat(&ids), labels: classes, lengths })
+    }
+
+    /// Decodes the images of what a reference decided; of each, the first decision that differs, judged.
+    fn decode(
+        &self,
+        reference: &Decided,
+        options: &DecodeOptions,
+        observed: Observed,
+        progress: Progress<'_>,
+    ) -> Result<(Vec<Decision>, Vec<Stream>), CompareError> {
+        let requests: Vec<Request> =
+            (0..).zip(&reference.labels).map(|(index, class)| Request { index, class: *class }).collect();
+        let streams = self.runtime.decode(&requests, options, self.batch, progress)?;
+        let kind = if options.sampler.greedy { DecisionKind::ArgMax } else { DecisionKind::Draw };
+        let widths = self.widths(options.cfg_scale, observed).of_draws(&options.sampler);
+        let rule = self.runtime.bundle().patch_rule();
+        let mut flips = Vec::new();
+        for (i, (stream, tokens)) in streams.iter().zip(reference.tokens.chunks(self.tokens())).enumerate() {
+            let lengths = reference.lengths.as_ref().map(|l| &l[i][..]);
+            let recorded = Trace { tokens: tokens.into(), lengths, entropy: &[] };
+            // A token's margin is that of the stream until `judge_by_gap`.
+            let margin = &mut |slot: usize, _| stream.margin.get(slot).map(|m| f64::from(*m));
+            flips.extend(first_apart(rule, &widths, (i, kind), [&recorded, &stream.into()], margin));
+        }
+        self.judge_by_gap(&mut flips, &streams, options, &widths, progress)?;
+        Ok((flips, streams))
     }
 
     /// A check of the decisions of `images` images, of which each is compared up to its first flip.
@@ -328,25 +377,34 @@ impl<'a> Golden<'a> {
 
     /// Judges tokens that look like near-ties by the gap of the two tokens that were chosen. The stream's own margin is
     /// the gap of its two best, and the reference's token need not be one of them; it is never the larger of the two, so
-    /// what it rules out stays ruled out. Each such image is followed alone: few flip, and their logits are large.
+    /// what it rules out stays ruled out. Each such image is followed alone: few flip, and their logits are large. Tokens
+    /// that are drawn by the running sum keep the stream's margin, as those of recorded streams do.
     fn judge_by_gap(
         &self,
         flips: &mut [Decision],
         streams: &[Stream],
-        cfg_scale: f32,
+        options: &DecodeOptions,
         widths: &Widths,
         progress: Progress<'_>,
     ) -> Result<(), CompareError> {
-        let system = self.runtime.bundle().system();
-        let how = Follow::new(system, cfg_scale, 1);
-        for flip in flips.iter_mut().filter(|f| f.near_tie && f.kind == DecisionKind::ArgMax) {
+        let (system, sampler) = (self.runtime.bundle().system(), &options.sampler);
+        if !sampler.greedy && sampler.method == Method::Cdf {
+            return Ok(());
+        }
+        let how = Follow::new(system, options.cfg_scale, 1).until(options.cfg_interval);
+        for flip in flips.iter_mut().filter(|f| f.near_tie && f.kind != DecisionKind::Boundary) {
             let stream = &streams[flip.image];
             let forced = Forced { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
             let mut model = self.runtime.model()?;
             let replay = follow(model.as_mut(), &how, &forced, progress)?;
             let row = replay.deciding().chunks(system.vocab).nth(flip.slot).unwrap_or_default();
-            let logit = |token: i64| usize::try_from(token).ok().and_then(|t| row.get(t)).copied();
-            let gap = logit(flip.found).zip(logit(flip.reference)).map(|(f, r)| f64::from((f - r).abs()));
+            let place = (image_key(options.seed, stream.request.index), flip.slot as u64);
+            let sum = |token: i64| {
+                let token = u32::try_from(token).ok()?;
+                let logit = *row.get(token as usize)?;
+                Some(if sampler.greedy { f64::from(logit) } else { sampler.perturbed(logit, place, token) })
+            };
+            let gap = sum(flip.found).zip(sum(flip.reference)).map(|(f, r)| (f - r).abs());
             // Alone an image is rounded otherwise than in its batch: the larger of the two.
             flip.margin = gap.zip(flip.margin).map(|(gap, own)| gap.max(own));
             *flip = flip.clone().judged(widths);

@@ -1,6 +1,7 @@
 //! Parity with reference outputs: tensors within named tolerances, decisions equal, every flip judged by its
 //! margin.
 
+mod drawing;
 mod golden;
 mod probes;
 mod record;
@@ -19,11 +20,12 @@ pub use crate::check::{Check, CheckId, Status};
 pub use crate::decision::{Decision, DecisionKind};
 pub use crate::names::{ARRAYS, GOLDEN_JSON};
 pub use crate::tolerance;
+pub use drawing::Drawing;
 pub use golden::{own_folder, verify_golden};
 pub use probes::probe;
 pub use record::{Golden, Provenance, Recording, record};
 pub use reference::{ArithmeticWord, RecordedFile, array_file, guidance_of};
-pub(crate) use reference::{conclusion, not_compared, open};
+pub(crate) use reference::{conclusion, logits_shape, not_compared, open, own_columns};
 pub use streams::{ReferenceStreams, verify_streams};
 
 /// The whole comparison.

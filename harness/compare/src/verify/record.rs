@@ -12,19 +12,18 @@ use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
 use dpar_export_spec::{GraphName, PatchRule, Precision, SystemSpec};
 use serde::Serialize;
 
+use super::drawing::Drawing;
 use super::reference::{ArithmeticWord, RecordedFile};
 use crate::CompareError;
 use crate::names::{ARRAYS, GOLDEN_JSON};
 
 /// What to record.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Recording {
     /// Images.
     pub num: u64,
-    /// Guidance of the sampled and the greedy images.
-    pub cfg_scale: f32,
-    /// Seed of the classes and of the sampled tokens.
-    pub seed: u64,
+    /// How the teacher-forced tokens are drawn; the greedy images have the same guidance.
+    pub decode: DecodeOptions,
     /// Images in one call of a graph.
     pub batch: usize,
 }
@@ -34,10 +33,9 @@ pub struct Recording {
 pub struct Golden {
     /// Name of the model.
     pub name: String,
-    /// Guidance of the greedy images.
-    pub cfg_scale: f32,
-    /// Seed of classes and teacher-forced tokens.
-    pub seed: u64,
+    /// How the teacher-forced tokens were drawn; the greedy images had the same guidance.
+    #[serde(flatten)]
+    pub drawing: Drawing,
     /// Smallest gap between the two largest guided logits of a greedy image; null where none is known.
     pub min_greedy_margin: Option<f32>,
     /// Smallest distance of a compared entropy to the threshold, in nats; null where none is compared.
@@ -89,12 +87,8 @@ pub fn record(
     let requests = requests(recording, system);
     let labels: Vec<i64> = requests.iter().map(|r| r.class).collect();
     let decode = |greedy: bool, progress: Progress<'_>| {
-        let options = DecodeOptions {
-            cfg_scale: recording.cfg_scale,
-            cfg_interval: None,
-            sampler: SamplerOptions { greedy, ..SamplerOptions::default() },
-            seed: recording.seed,
-        };
+        let sampler = SamplerOptions { greedy, ..recording.decode.sampler };
+        let options = DecodeOptions { sampler, ..recording.decode.clone() };
         runtime.decode(&requests, &options, recording.batch, progress)
     };
     let ids = flat_tokens(&decode(false, progress)?);
@@ -141,8 +135,7 @@ pub fn record(
     let distances = teacher.chain(greedy.iter().map(|s| s.entropy.clone()));
     let golden = Golden {
         name: system.name.clone(),
-        cfg_scale: recording.cfg_scale,
-        seed: recording.seed,
+        drawing: Drawing::from(&recording.decode),
         min_greedy_margin: smallest(greedy.iter().flat_map(|s| s.margin.iter().copied())),
         min_entropy_threshold_distance: smallest(
             distances.flat_map(|e| threshold_distances(&system.patch_rule, &e)),
@@ -247,7 +240,7 @@ fn requests(recording: &Recording, system: &SystemSpec) -> Vec<Request> {
     let null = system.null_class().filter(|_| recording.num > 1);
     let request = |index: u64| match null {
         Some(class) if index + 1 == recording.num => Request { index, class },
-        _ => Request::seeded(recording.seed, index, system.num_classes),
+        _ => Request::seeded(recording.decode.seed, index, system.num_classes),
     };
     (0..recording.num).map(request).collect()
 }

@@ -3,13 +3,14 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::Arithmetic;
 use dpar_export_bundle::digest;
+use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::runtime::RunError;
-use dpar_export_files::arrays::ArrayFile;
-use dpar_export_spec::{Precision, text};
-use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize};
+use dpar_export_files::arrays::{ArrayError, ArrayFile};
+use dpar_export_spec::{Precision, SystemSpec, text};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::drawing::{Drawing, Keys};
 use crate::names::{ARRAYS, GOLDEN_JSON};
 use crate::tolerance::Recorded;
 use crate::{CompareError, ReferenceError};
@@ -43,12 +44,32 @@ pub struct RecordedFile {
     pub sha256: String,
 }
 
-/// What `verify` reads of `golden.json`; all of it may be missing.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+/// The keys of `golden.json` that are read; all may be missing.
+const KEYS: [&str; 13] = [
+    "cfg_scale",
+    "cfg_interval",
+    "seed",
+    "sampler",
+    "temperature",
+    "top_k",
+    "top_p",
+    "steps_teacher",
+    "steps_greedy",
+    "files",
+    "arithmetic",
+    "device",
+    "provenance",
+];
+
+/// What is read of `golden.json`.
+#[derive(Debug, Default)]
 pub(crate) struct Settings {
     /// Guidance of the greedy images.
     pub(super) cfg_scale: Option<f32>,
+    /// Its last decode index.
+    pub(super) cfg_interval: Option<usize>,
+    /// How `tokens` were drawn, where the file says that this project's sampler did it.
+    pub(crate) drawing: Option<Drawing>,
     /// Steps of each teacher-forced and greedy image, where the reference counted them itself.
     pub(super) steps_teacher: Option<Vec<usize>>,
     pub(super) steps_greedy: Option<Vec<usize>>,
@@ -59,10 +80,8 @@ pub(crate) struct Settings {
     /// What computed it: `cpu`, or the name of a GPU.
     device: Option<String>,
     /// What it was computed with, where it says so.
-    #[serde(deserialize_with = "source")]
     provenance: Option<Source>,
     /// Arrays that nothing is compared with.
-    #[serde(skip)]
     pub(crate) others: Vec<String>,
 }
 
@@ -110,14 +129,6 @@ impl From<ArithmeticWord> for Precision {
 #[derive(Debug, Deserialize)]
 struct Source {
     precision: Option<Precision>,
-}
-
-/// What this tool records; or words for people, of which nothing is read.
-fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Source>, D::Error> {
-    match Value::deserialize(deserializer)? {
-        Value::Null | Value::String(_) => Ok(None),
-        recorded => Source::deserialize(recorded).map(Some).map_err(D::Error::custom),
-    }
 }
 
 /// What a reference was computed with that says this precision and device: float32 and a CPU where it says none.
@@ -203,6 +214,27 @@ pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), CompareEr
     Ok((file, settings))
 }
 
+/// Columns of the logits of a reference: V, or as many as the model has rows where research code kept that of the end of an
+/// image (`predict_eoi_token`), which no token is drawn from.
+pub(crate) fn logits_shape(
+    file: &ArrayFile,
+    system: &SystemSpec,
+    images: usize,
+) -> Result<[Option<usize>; 3], ArrayError> {
+    let rows = system.dpar().map(|d| d.token_rows).or(system.llamagen().map(|g| g.token_rows));
+    let last = file.info("logits")?.shape.last().copied();
+    let columns = rows.filter(|rows| Some(*rows) == last).unwrap_or(system.vocab);
+    Ok([images, system.tokens(), columns].map(Some))
+}
+
+/// The logits of V codes, of rows of `columns`.
+pub(crate) fn own_columns(logits: Vec<f32>, columns: usize, vocab: usize) -> Vec<f32> {
+    match columns == vocab {
+        true => logits,
+        false => logits.chunks(columns).flat_map(|row| &row[..vocab]).copied().collect(),
+    }
+}
+
 /// What a file of a reference holds beside what is compared, in words.
 pub(crate) fn not_compared(others: &[impl AsRef<str>]) -> String {
     format!("no array of these names is compared: {}", text::list(others))
@@ -226,8 +258,29 @@ fn settings(folder: &Utf8Path) -> Result<Settings, CompareError> {
     if !path.is_file() {
         return Ok(Settings::default());
     }
-    let text = dpar_export_inputs::read_to_string(&path, MOST_SETTINGS).map_err(CompareError::io(&path))?;
-    let settings: Settings = serde_json::from_str(&text).map_err(CompareError::json(&path))?;
+    let keys = Keys::read(&path, MOST_SETTINGS, &KEYS)?;
+    let cfg_scale = keys.cfg_scale()?;
+    let settings = Settings {
+        cfg_scale,
+        // No guidance where the file says none: an end of it contradicts that.
+        cfg_interval: keys.cfg_interval(cfg_scale.unwrap_or(1.0))?,
+        drawing: match keys.get("sampler")? {
+            Some(method) => Some(keys.drawing(method)?),
+            // Tokens that something else drew, with a seed of its own; what the file says of it makes sense at least.
+            None => keys.sampler(Method::default()).map(|_| None)?,
+        },
+        steps_teacher: keys.get("steps_teacher")?,
+        steps_greedy: keys.get("steps_greedy")?,
+        files: keys.get("files")?.unwrap_or_default(),
+        arithmetic: keys.get("arithmetic")?,
+        device: keys.get("device")?,
+        // What this tool records; or words for people, of which nothing is read.
+        provenance: match keys.get("provenance")? {
+            Some(Value::String(_)) => None,
+            _ => keys.get("provenance")?,
+        },
+        others: Vec::new(),
+    };
     if let Some((arithmetic, provenance)) =
         settings.arithmetic.map(Precision::from).zip(settings.provenance_precision())
         && arithmetic != provenance

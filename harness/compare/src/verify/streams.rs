@@ -2,7 +2,7 @@
 //! everything for every token.
 
 use camino::Utf8Path;
-use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
+use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::runtime::{LoadedBundle, Progress};
 use dpar_export_files::arrays::ArrayFile;
@@ -11,6 +11,7 @@ use dpar_export_inputs::limits;
 use dpar_export_spec::{PatchRule, Precision, SystemSpec};
 use serde::Deserialize;
 
+use super::drawing::{Drawing, Keys};
 use super::reference::{ArithmeticWord, not_compared, recorded};
 use crate::CompareError;
 use crate::check::{Check, CheckId, mean, or_failed};
@@ -20,20 +21,25 @@ use crate::tolerance::{Quantity, Recorded, Rounding};
 /// The arrays that are read of a streams file.
 const KNOWN: [&str; 5] = ["tokens", "class_labels", "patch_lengths", "entropy", "margin"];
 
+/// The keys of `reference.json` that are read.
+const KEYS: [&str; 11] = [
+    "seed",
+    "cfg_scale",
+    "cfg_interval",
+    "sampler",
+    "temperature",
+    "top_k",
+    "top_p",
+    "arithmetic",
+    "device",
+    "dpar",
+    "llamagen",
+];
+
 /// `reference.json` beside the streams.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 struct Settings {
-    seed: u64,
-    cfg_scale: f32,
-    /// Absent in references from before there was a choice.
-    #[serde(default = "cdf")]
-    sampler: Method,
-    #[serde(default = "one")]
-    temperature: f32,
-    #[serde(default)]
-    top_k: usize,
-    #[serde(default = "one_f64")]
-    top_p: f64,
+    drawing: Drawing,
     /// What it was computed in and by, as `golden.json` says it.
     arithmetic: Option<ArithmeticWord>,
     device: Option<String>,
@@ -46,18 +52,6 @@ struct Settings {
 struct Statistics {
     images: usize,
     mean_steps: f64,
-}
-
-fn cdf() -> Method {
-    Method::Cdf
-}
-
-fn one() -> f32 {
-    1.0
-}
-
-fn one_f64() -> f64 {
-    1.0
 }
 
 /// Sampled streams of a reference, with the settings they were drawn with.
@@ -85,9 +79,15 @@ impl ReferenceStreams {
     /// When a file cannot be read or does not fit the system.
     pub fn open(path: &Utf8Path, system: &SystemSpec) -> Result<Self, CompareError> {
         let settings_path = path.with_file_name("reference.json");
-        let text = dpar_export_inputs::read_to_string(&settings_path, limits::TEXT)
-            .map_err(CompareError::io(&settings_path))?;
-        let settings: Settings = serde_json::from_str(&text).map_err(CompareError::json(&settings_path))?;
+        let keys = Keys::read(&settings_path, limits::TEXT, &KEYS)?;
+        let settings = Settings {
+            // References from before there was a choice have no word for it.
+            drawing: keys.drawing(Method::Cdf)?,
+            arithmetic: keys.get("arithmetic")?,
+            device: keys.get("device")?,
+            dpar: keys.get("dpar")?,
+            llamagen: keys.get("llamagen")?,
+        };
         let file = ArrayFile::open(path)?;
         let others = file.others(&KNOWN)?;
         if !others.is_empty() {
@@ -127,19 +127,7 @@ impl ReferenceStreams {
 
     /// How they were decoded.
     pub fn options(&self) -> DecodeOptions {
-        let s = &self.settings;
-        DecodeOptions {
-            cfg_scale: s.cfg_scale,
-            cfg_interval: None,
-            sampler: SamplerOptions {
-                method: s.sampler,
-                temperature: s.temperature,
-                top_k: s.top_k,
-                top_p: s.top_p,
-                greedy: false,
-            },
-            seed: s.seed,
-        }
+        self.settings.drawing.into()
     }
 
     /// What they were computed with.
@@ -149,7 +137,7 @@ impl ReferenceStreams {
 
     /// The first `n` images with the classes that follow from the seed.
     pub fn requests(&self, n: usize, num_classes: usize) -> Vec<Request> {
-        Request::all_seeded(self.settings.seed, n as u64, num_classes)
+        Request::all_seeded(self.settings.drawing.seed, n as u64, num_classes)
     }
 
     /// The first decision of each stream that differs, judged; `streams` are the first images.
@@ -159,12 +147,9 @@ impl ReferenceStreams {
     /// is the error of a cumulative sum, u so near to a boundary is the tie; in half types the share of such flips is what
     /// bounds them ([`Rounding::ties`]).
     pub fn first_flips(&self, rule: &PatchRule, rounding: Rounding, streams: &[Stream]) -> Vec<Decision> {
-        let settings = &self.settings;
-        let widths = Widths::new(rounding, rule, settings.cfg_scale, Observed::default());
-        let widths = match settings.sampler {
-            Method::Cdf => widths,
-            Method::Gumbel => widths.perturbed(settings.temperature),
-        };
+        let drawing = &self.settings.drawing;
+        let widths = Widths::new(rounding, rule, drawing.cfg_scale, Observed::default());
+        let widths = widths.of_draws(&DecodeOptions::from(*drawing).sampler);
         let of = |(i, stream): (usize, &Stream)| {
             let row = i * self.length..(i + 1) * self.length;
             let entropy = self.entropy.as_ref().map_or(&[][..], |e| &e[row.clone()]);

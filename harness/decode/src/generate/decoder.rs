@@ -116,7 +116,8 @@ impl Active {
     }
 
     fn new(ticket: Ticket, request: Request, options: DecodeOptions) -> Result<Self, DecodeError> {
-        let sampler = Sampler::new(options.sampler).map_err(Self::sample_error(request.index, 0))?;
+        let refused = Self::sample_error(request.index, 0);
+        let sampler = options.validate().and_then(|()| Sampler::new(options.sampler)).map_err(refused)?;
         let guided = options.cfg_scale > 1.0;
         Ok(Self {
             ticket,

@@ -39,6 +39,22 @@ pub struct DecodeOptions {
     pub seed: u64,
 }
 
+impl DecodeOptions {
+    /// Checks that the loop can run with these, and that none of them is without effect.
+    ///
+    /// # Errors
+    /// The first that is no number in its range; an interval without guidance.
+    pub fn validate(&self) -> Result<(), SampleError> {
+        if !(self.cfg_scale.is_finite() && self.cfg_scale >= 0.0) {
+            return Err(SampleError::Guidance(self.cfg_scale));
+        }
+        if self.cfg_interval.is_some() && self.cfg_scale <= 1.0 {
+            return Err(SampleError::Interval);
+        }
+        self.sampler.validate()
+    }
+}
+
 /// One image to decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {

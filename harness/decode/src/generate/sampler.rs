@@ -3,10 +3,11 @@
 //! decoding spec.
 
 mod gumbel;
+mod options;
 
 use std::cmp::Ordering;
 
-use serde::{Deserialize, Serialize};
+pub use options::{LEAST_TEMPERATURE, Method, SampleError, SamplerOptions};
 
 /// 2⁶⁴ / golden ratio, SplitMix64's increment.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -35,7 +36,7 @@ pub fn uniform(key: u64, slot: u64) -> f64 {
 }
 
 /// The noise that [`Method::Gumbel`] adds to the logit of token `token` at slot `slot`.
-pub fn noise(key: u64, slot: u64, token: u32) -> f64 {
+fn noise(key: u64, slot: u64, token: u32) -> f64 {
     gumbel::noise(slot_key(key, slot), u64::from(token))
 }
 
@@ -53,93 +54,6 @@ pub fn guide(cond: &[f32], uncond: &[f32], scale: f32, out: &mut [f32]) {
     assert_eq!(cond.len(), out.len(), "guided logits");
     for ((o, &c), &u) in out.iter_mut().zip(cond).zip(uncond) {
         *o = u + scale * (c - u);
-    }
-}
-
-/// How a random number picks a token. Both draw from the same distribution.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// One number a slot, held against the running sum of probabilities. Its boundaries are V numbers, of which one lies
-    /// next to the random number often enough that rounding parts streams. References that name no sampler have it.
-    Cdf,
-    /// One number a token, as noise on its logit; the largest sum wins. Rounding parts streams where the two best tie.
-    #[default]
-    Gumbel,
-}
-
-/// How a token is drawn from logits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SamplerOptions {
-    /// How a random number picks a token; not used when greedy.
-    pub method: Method,
-    /// Logits are divided by this (f32) before anything else; greater than 0.
-    pub temperature: f32,
-    /// Keep every logit ≥ the k-th largest; 0 = off.
-    pub top_k: usize,
-    /// Of what top-k kept, keep the most probable tokens up to and including the one whose cumulative
-    /// probability first exceeds this; 1 = off.
-    pub top_p: f64,
-    /// Take the largest logit, the lowest index on ties; the other options are then not used.
-    pub greedy: bool,
-}
-
-impl Default for SamplerOptions {
-    /// The protocol of the published FIDs: temperature 1, no top-k, no top-p.
-    fn default() -> Self {
-        Self { method: Method::default(), temperature: 1.0, top_k: 0, top_p: 1.0, greedy: false }
-    }
-}
-
-impl SamplerOptions {
-    /// Checks that a token can be drawn with these options.
-    ///
-    /// # Errors
-    /// When the temperature is not a positive number or top-p is not in (0, 1].
-    pub fn validate(&self) -> Result<(), SampleError> {
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return Err(SampleError::Temperature(self.temperature));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(SampleError::TopP(self.top_p));
-        }
-        Ok(())
-    }
-}
-
-/// Why no token could be drawn.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum SampleError {
-    /// A temperature that is not a positive number.
-    #[error("the temperature must be a number above 0, not {0}")]
-    Temperature(f32),
-    /// A top-p outside (0, 1].
-    #[error("top-p must be above 0 and at most 1, not {0}")]
-    TopP(f64),
-    /// A uniform number outside [0, 1).
-    #[error("the uniform number of a draw must be in [0, 1), not {0}")]
-    Uniform(f64),
-    /// No logits.
-    #[error("there are no logits to draw from")]
-    Empty,
-    /// A logit that is not a number.
-    #[error("logit {0} is not a number (NaN)")]
-    Nan(usize),
-    /// A logit that is +∞, as it is or after the division by the temperature.
-    #[error("logit {0} is infinite at this temperature")]
-    Infinite(usize),
-    /// Every logit is −∞.
-    #[error("every logit is minus infinity at this temperature")]
-    NothingLeft,
-}
-
-impl SampleError {
-    /// Whether the logits are to blame, and not the options of the draw.
-    pub fn is_of_logits(&self) -> bool {
-        match self {
-            Self::Empty | Self::Nan(_) | Self::Infinite(_) | Self::NothingLeft => true,
-            Self::Temperature(_) | Self::TopP(_) | Self::Uniform(_) => false,
-        }
     }
 }
 
@@ -214,6 +128,22 @@ impl Sampler {
         if !(0.0..1.0).contains(&u) {
             return Err(SampleError::Uniform(u));
         }
+        let total = self.distribution(logits)?.last().copied().unwrap_or_default();
+        let bound = u * total;
+        // `total` is exactly the last running sum and u < 1, so one always exceeds; the last kept token otherwise.
+        let token = self.sums.partition_point(|&c| c <= bound);
+        let token = if token < self.sums.len() { token } else { self.last_kept() };
+        let below = if token == 0 { 0.0 } else { self.sums[token - 1] / total };
+        let margin = (u - below).min(self.sums[token] / total - u);
+        Ok(Draw { token: token as u32, margin: margin as f32 })
+    }
+
+    /// The cumulative distribution `[V]` that [`draw`](Self::draw) inverts: running sums in f64, in index order, of the
+    /// softmax over the kept logits.
+    ///
+    /// # Errors
+    /// When a logit is NaN or +∞, none is above −∞, there are none.
+    pub fn distribution(&mut self, logits: &[f32]) -> Result<&[f64], SampleError> {
         let max = self.keep(logits)?;
         self.weigh(max);
         if self.options.top_p < 1.0 {
@@ -225,13 +155,7 @@ impl Sampler {
             total += *value / weight;
             *value = total;
         }
-        let bound = u * total;
-        // `total` is exactly the last running sum and u < 1, so one always exceeds; the last kept token otherwise.
-        let token = self.sums.partition_point(|&c| c <= bound);
-        let token = if token < self.sums.len() { token } else { self.last_kept() };
-        let below = if token == 0 { 0.0 } else { self.sums[token - 1] / total };
-        let margin = (u - below).min(self.sums[token] / total - u);
-        Ok(Draw { token: token as u32, margin: margin as f32 })
+        Ok(&self.sums)
     }
 
     /// Fills `scaled` with what top-k keeps; returns its maximum.
@@ -252,7 +176,7 @@ impl Sampler {
     /// Fills `scaled`; returns its maximum.
     fn scale(&mut self, logits: &[f32]) -> Result<f32, SampleError> {
         check(logits)?;
-        let temperature = self.options.temperature;
+        let temperature = self.options.divisor();
         self.scaled.clear();
         self.scaled.extend(logits.iter().map(|&x| x / temperature));
         let max = self.scaled.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -462,14 +386,36 @@ mod tests {
             assert_eq!(s.draw(&[], 0.5), Err(SampleError::Empty));
             assert_eq!(s.draw(&[NEG, 0.0, NEG], 0.0).unwrap().token, 1);
         }
-        assert_eq!(sampler(1e-38, 0, 1.0).draw(&[0.0, 9.0], 0.5), Err(SampleError::Infinite(1)));
+        assert_eq!(sampler(1e-4, 0, 1.0).draw(&[0.0, 3e38], 0.5), Err(SampleError::Infinite(1)));
         assert_eq!(sampler(1.0, 0, 1.0).draw(&[0.0], 1.0), Err(SampleError::Uniform(1.0)));
-        for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        for temperature in [-1.0, f32::NAN, f32::INFINITY] {
             assert!(SamplerOptions { temperature, ..Default::default() }.validate().is_err());
         }
-        for top_p in [0.0, 1.5, f64::NAN] {
+        for top_p in [-0.5, f64::NAN, f64::INFINITY] {
             assert!(SamplerOptions { top_p, ..Default::default() }.validate().is_err());
         }
+    }
+
+    #[test]
+    fn the_ends_of_the_ranges_are_those_of_the_research_code() {
+        let logits = log(&[0.2, 0.5, 0.3]);
+        // top-p 0 keeps one token, whatever is drawn; 1 and more keep all.
+        for u in [0.0, 0.5, 0.999] {
+            assert_eq!(token(&mut sampler(1.0, 0, 0.0), &logits, u), 1);
+            assert_eq!(
+                sampler(1.0, 0, 1.5).draw(&logits, u).unwrap(),
+                sampler(1.0, 0, 1.0).draw(&logits, u).unwrap()
+            );
+        }
+        // No temperature is below 1e-5: there 2e-5 of a logit is worth e².
+        let near = [0.0, 2e-5];
+        for temperature in [0.0, 1e-7, 1e-5] {
+            let draw = sampler(temperature, 0, 1.0).draw(&near, 0.12).unwrap();
+            let margin = 0.12 - 1.0 / (1.0 + f32::exp(2.0));
+            assert!(draw.token == 1 && (draw.margin - margin).abs() < 1e-6, "{temperature}: {draw:?}");
+        }
+        let gumbel = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
+        assert_eq!(Sampler::new(gumbel).unwrap().draw_at(&logits, 1, 2).unwrap().token, 1);
     }
 
     #[test]

@@ -276,12 +276,32 @@ fn guidance_runs_above_one_and_stops_after_the_interval() {
         let dropped: Vec<&String> = calls.iter().filter(|c| c.starts_with("drop")).collect();
         assert_eq!(dropped, ["drop guidance of 0 at 3"]);
     }
-    let (_, calls) = decode(entropy.clone(), &options(1.0, Some(1)), 1, Schedule::Lockstep);
-    assert!(!calls.iter().any(|c| c.starts_with("drop")));
     let (mut decoder, _) = decoder(entropy, 1, Schedule::Lockstep);
     decoder.images.null_class = None;
     let refused = decoder.submit(requests(1)[0], &options(3.0, None));
     assert!(matches!(refused, Err(DecodeError::NoNullClass)));
+}
+
+#[test]
+fn options_that_the_loop_cannot_run_or_that_have_no_effect_are_refused() {
+    let refused = |options: &DecodeOptions| {
+        let (streams, _) = decode(vec![vec![0.0]], options, 1, Schedule::Lockstep);
+        let Err(DecodeError::Sample { source, .. }) = streams else { panic!("{options:?} runs") };
+        source
+    };
+    for scale in [-2.0, f32::NAN, f32::INFINITY] {
+        assert!(matches!(refused(&options(scale, None)), SampleError::Guidance(_)), "{scale}");
+    }
+    assert_eq!(refused(&options(1.0, Some(1))), SampleError::Interval);
+    let with = |sampler| refused(&DecodeOptions { sampler, ..options(2.0, Some(1)) });
+    assert_eq!(
+        with(SamplerOptions { temperature: -1.0, ..Default::default() }),
+        SampleError::Temperature(-1.0)
+    );
+    assert_eq!(with(SamplerOptions { top_p: -0.5, ..Default::default() }), SampleError::TopP(-0.5));
+    for scale in [0.0, 0.5, 1.0] {
+        assert_eq!(options(scale, None).validate(), Ok(()));
+    }
 }
 
 #[test]

@@ -410,11 +410,25 @@ impl ArrayFile {
         Ok(info)
     }
 
+    /// Refuses an element type that is none of these before a shape, which is seldom right where the type is not.
+    fn fits_in(&self, name: &str, wanted: &'static str, from: &[Kind]) -> Result<(), ArrayError> {
+        let info = self.info(name)?;
+        match Stored::named(&info.dtype) {
+            Some(stored) if !from.contains(&stored.kind()) => {
+                let (found, shape) = (info.dtype.clone(), info.shape.clone());
+                Err(ArrayErrorKind::Dtype { found, wanted, shape }.of(name).in_file(&self.path))
+            }
+            // What is not read at all is refused in better words.
+            _ => Ok(()),
+        }
+    }
+
     /// [`require`](Self::require), then [`Array::to_i64`].
     ///
     /// # Errors
     /// As both.
     pub fn i64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<i64>, ArrayError> {
+        self.fits_in(name, "int64", &[Kind::I64, Kind::I32, Kind::U8])?;
         match self.require(name, wanted)? {
             Array::I64(a) => Ok(a),
             other => self.widened(name, &other, Kind::I64, Array::to_i64),
@@ -448,6 +462,7 @@ impl ArrayFile {
     /// # Errors
     /// As both.
     pub fn f32(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f32>, ArrayError> {
+        self.fits_in(name, "float32", &[Kind::F32, Kind::U8])?;
         match self.require(name, wanted)? {
             Array::F32(a) => Ok(a),
             other => self.widened(name, &other, Kind::F32, Array::to_f32),
@@ -459,6 +474,7 @@ impl ArrayFile {
     /// # Errors
     /// As both.
     pub fn f64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f64>, ArrayError> {
+        self.fits_in(name, "float64", &[Kind::F64, Kind::F32, Kind::I32, Kind::U8])?;
         match self.require(name, wanted)? {
             Array::F64(a) => Ok(a),
             other => self.widened(name, &other, Kind::F64, Array::to_f64),
@@ -470,6 +486,7 @@ impl ArrayFile {
     /// # Errors
     /// As [`require`](Self::require), and when the elements are of another type.
     pub fn u8(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<u8>, ArrayError> {
+        self.fits_in(name, "uint8", &[Kind::U8])?;
         match self.require(name, wanted)? {
             Array::U8(a) => Ok(a),
             other => Err(self.as_stored(other.no_fit("uint8", name))),

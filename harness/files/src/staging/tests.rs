@@ -77,10 +77,17 @@ fn only_an_earlier_output_is_replaced_and_only_when_asked() {
     fs_err::write(out.join("precious"), "1").unwrap();
     for replace in [false, true] {
         let e = StagedFolder::create(&out, replace, &KIND).unwrap_err();
-        assert!(matches!(e, StagingError::Exists(_)), "{e}");
+        assert!(
+            matches!(e, StagingError::Foreign { .. }) && e.to_string().contains("holds `precious`"),
+            "{e}"
+        );
+        let file = out.join("precious");
+        let e = StagedFolder::create(&file, replace, &KIND).unwrap_err().to_string();
+        assert_eq!(e, format!("{file} is no folder"));
     }
     fs_err::remove_file(out.join("precious")).unwrap();
-    assert!(StagedFolder::create(&out, false, &KIND).is_err());
+    let e = StagedFolder::create(&out, false, &KIND).unwrap_err();
+    assert!(matches!(e, StagingError::Exists(_)), "{e}");
     let staged = StagedFolder::create(&out, true, &KIND).unwrap();
     fs_err::write(staged.path().join("new"), "2").unwrap();
     staged.commit().unwrap();

@@ -1,14 +1,13 @@
 //! An engine and recorded outputs: which of them differ names the graphs that can be at fault.
 
 use camino::Utf8Path;
-use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::replay::{Follow, Replay, follow};
 use dpar_export_decode::runtime::{LoadedBundle, Progress};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::GraphName;
 
 use super::super::decisions::Sizes;
-use super::super::reference;
+use super::super::{reference, usual};
 use super::{Bisection, Divergence, GraphFinding, Source, Symptom, sizes, source, symptom};
 use crate::CompareError;
 use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
@@ -40,7 +39,7 @@ pub fn against_recorded(
     golden.follow(&own);
     let precision = bundle.manifest().precision;
     let rounding = Rounding::between(golden.recorded, precision, runtime.arithmetic().kind);
-    let sizes = sizes(bundle, (0, Method::default()), rounding, 1.0);
+    let sizes = sizes(bundle, &usual(), rounding, 1.0);
     let symptom = symptom(sizes, &golden.replay, &own, false)?;
     let mut graph = None;
     let mut note = None;
@@ -108,7 +107,7 @@ fn graphs_of(runtime: &LoadedBundle<'_>, check: &Check) -> Vec<String> {
         CheckId::Entropy => &[GraphName::EntropyStep],
         // The step graphs agree: what is left is the graph that scores whole sequences.
         CheckId::Logits if system.dpar().is_some() => &[GraphName::Score],
-        CheckId::Logits | CheckId::GreedyTokens => step,
+        CheckId::Logits | CheckId::GreedyTokens | CheckId::DrawnTokens => step,
         _ => &[],
     };
     named(names)

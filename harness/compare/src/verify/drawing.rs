@@ -1,0 +1,222 @@
+//! What `golden.json` and `reference.json` say of how tokens were drawn, and how both are read.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_bundle::unique_keys;
+use dpar_export_decode::generate::DecodeOptions;
+use dpar_export_decode::generate::sampler::{Method, SampleError, SamplerOptions};
+use dpar_export_spec::text;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{CompareError, ReferenceError};
+
+/// How tokens were drawn, under the names that both files have for it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Drawing {
+    /// Seed of classes and draws.
+    pub seed: u64,
+    /// Guidance.
+    pub cfg_scale: f32,
+    /// The last decode index with guidance; null = all have it.
+    pub cfg_interval: Option<usize>,
+    /// How a random number picked a token.
+    pub sampler: Method,
+    /// What the logits were divided by.
+    pub temperature: f32,
+    /// Of the largest logits so many were kept; 0 = all.
+    pub top_k: usize,
+    /// The most likely tokens were kept up to this probability; 1 = all.
+    pub top_p: f64,
+}
+
+impl From<&DecodeOptions> for Drawing {
+    fn from(options: &DecodeOptions) -> Self {
+        let DecodeOptions { cfg_scale, cfg_interval, sampler, seed } = *options;
+        let SamplerOptions { method, temperature, top_k, top_p, greedy: _ } = sampler;
+        Self { seed, cfg_scale, cfg_interval, sampler: method, temperature, top_k, top_p }
+    }
+}
+
+impl From<Drawing> for DecodeOptions {
+    fn from(drawing: Drawing) -> Self {
+        let Drawing { seed, cfg_scale, cfg_interval, sampler: method, temperature, top_k, top_p } = drawing;
+        let sampler = SamplerOptions { method, temperature, top_k, top_p, greedy: false };
+        Self { cfg_scale, cfg_interval, sampler, seed }
+    }
+}
+
+/// A file of settings, read key by key: what is wrong with one is said with its name.
+pub(super) struct Keys {
+    path: Utf8PathBuf,
+    map: Map<String, Value>,
+}
+
+impl Keys {
+    /// Reads a file of at most `most` bytes, with keys that `known` has; keys of other names are for people, unless they are
+    /// nearly one of these.
+    pub(super) fn read(path: &Utf8Path, most: u64, known: &[&str]) -> Result<Self, CompareError> {
+        let text = dpar_export_inputs::read_to_string(path, most).map_err(CompareError::io(path))?;
+        let map: Map<String, Value> = serde_json::from_str(&text).map_err(CompareError::json(path))?;
+        if let Err(e) = unique_keys(text.as_bytes()) {
+            return Err(ReferenceError::Repeated { path: path.to_owned(), why: e.to_string() }.into());
+        }
+        let keys = Self { path: path.to_owned(), map };
+        let absent: Vec<&str> = known.iter().copied().filter(|k| !keys.map.contains_key(*k)).collect();
+        for key in keys.map.keys().filter(|k| !known.contains(&k.as_str())) {
+            if let Some(meant) = text::misspelt(key, &absent) {
+                return Err(
+                    keys.refuse(key, format_args!("no key of this name is read; is `{meant}` meant?"))
+                );
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The refusal of a key's value.
+    fn refuse(&self, key: &str, why: impl std::fmt::Display) -> CompareError {
+        let (path, key) = (self.path.clone(), text::cut(key, text::LONGEST_NAME).into_owned());
+        ReferenceError::Key { path, key, why: why.to_string() }.into()
+    }
+
+    /// The value of a key; `None` where it is absent or null.
+    pub(super) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CompareError> {
+        let Some(value) = self.map.get(key) else { return Ok(None) };
+        serde_json::from_value(value.clone()).map_err(|e| self.refuse(key, e))
+    }
+
+    /// The guidance scale, if the file says one that the loop can run.
+    pub(super) fn cfg_scale(&self) -> Result<Option<f32>, CompareError> {
+        let scale = self.get::<f32>("cfg_scale")?;
+        let alone = |cfg_scale| Self::undrawn(cfg_scale, None).validate();
+        scale.map_or(Ok(()), alone).map_err(|e| self.refuse("cfg_scale", e))?;
+        Ok(scale)
+    }
+
+    /// The end of guidance at this scale: −1 means that there is none, as in LlamaGen.
+    pub(super) fn cfg_interval(&self, cfg_scale: f32) -> Result<Option<usize>, CompareError> {
+        let key = "cfg_interval";
+        let interval = match self.get::<i64>(key)? {
+            None | Some(-1) => return Ok(None),
+            Some(i) => {
+                usize::try_from(i).map_err(|_| self.refuse(key, "a decode index, or -1, is wanted"))?
+            }
+        };
+        let options = Self::undrawn(cfg_scale, Some(interval));
+        options.validate().map_err(|e| self.refuse(key, e))?;
+        Ok(Some(interval))
+    }
+
+    /// Guidance of tokens that nothing draws.
+    fn undrawn(cfg_scale: f32, cfg_interval: Option<usize>) -> DecodeOptions {
+        DecodeOptions { cfg_scale, cfg_interval, sampler: SamplerOptions::default(), seed: 0 }
+    }
+
+    /// How a random number picks a token: `method` where no word says it.
+    pub(super) fn sampler(&self, method: Method) -> Result<SamplerOptions, CompareError> {
+        let usual = SamplerOptions::default();
+        let sampler = SamplerOptions {
+            method: self.get("sampler")?.unwrap_or(method),
+            temperature: self.get("temperature")?.unwrap_or(usual.temperature),
+            top_k: self.get("top_k")?.unwrap_or(usual.top_k),
+            top_p: self.get("top_p")?.unwrap_or(usual.top_p),
+            greedy: false,
+        };
+        let key = |e: &SampleError| if matches!(e, SampleError::TopP(_)) { "top_p" } else { "temperature" };
+        sampler.validate().map_err(|e| self.refuse(key(&e), &e))?;
+        Ok(sampler)
+    }
+
+    /// How tokens were drawn.
+    pub(super) fn drawing(&self, method: Method) -> Result<Drawing, CompareError> {
+        let needed = |key| self.refuse(key, "it is missing, and drawn tokens depend on it");
+        let cfg_scale = self.cfg_scale()?.ok_or_else(|| needed("cfg_scale"))?;
+        let options = DecodeOptions {
+            cfg_scale,
+            cfg_interval: self.cfg_interval(cfg_scale)?,
+            sampler: self.sampler(method)?,
+            seed: self.get("seed")?.ok_or_else(|| needed("seed"))?,
+        };
+        Ok(Drawing::from(&options))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: [&str; 7] =
+        ["seed", "cfg_scale", "cfg_interval", "sampler", "temperature", "top_k", "top_p"];
+
+    fn read(json: &str) -> Result<Keys, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("reference.json")).unwrap();
+        fs_err::write(&path, json).unwrap();
+        Keys::read(&path, 1 << 20, &KNOWN).map_err(|e| e.to_string())
+    }
+
+    fn drawing(json: &str) -> Result<Drawing, String> {
+        read(json)?.drawing(Method::Cdf).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_is_absent_is_as_it_was_before_there_was_a_choice() {
+        let plain = drawing(r#"{"seed": 3, "cfg_scale": 2.0, "note": "emoji"}"#).unwrap();
+        let usual = Drawing {
+            seed: 3,
+            cfg_scale: 2.0,
+            cfg_interval: None,
+            sampler: Method::Cdf,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+        };
+        assert_eq!(plain, usual);
+        let all = r#"{"seed": 3, "cfg_scale": 2, "cfg_interval": 7, "sampler": "gumbel", "temperature": 0.5, "top_k": 9,
+                      "top_p": 0.25}"#;
+        let said = Drawing {
+            cfg_interval: Some(7),
+            sampler: Method::Gumbel,
+            temperature: 0.5,
+            top_k: 9,
+            top_p: 0.25,
+            ..usual
+        };
+        assert_eq!(drawing(all).unwrap(), said);
+        assert_eq!(Drawing::from(&DecodeOptions::from(said)), said);
+        let none = r#"{"seed": 3, "cfg_scale": 2.0, "cfg_interval": -1, "temperature": null}"#;
+        assert_eq!(drawing(none).unwrap(), usual);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_name_of_its_key() {
+        for (more, key) in [
+            (r#""cfg_scale": -2"#, "cfg_scale"),
+            (r#""cfg_scale": 1e39"#, "cfg_scale"),
+            (r#""cfg_scale": "2""#, "cfg_scale"),
+            (r#""cfg_scale": null"#, "cfg_scale"),
+            (r#""cfg_scale": 2, "cfg_interval": -2"#, "cfg_interval"),
+            (r#""cfg_scale": 2, "cfg_interval": 1.5"#, "cfg_interval"),
+            (r#""cfg_scale": 1, "cfg_interval": 3"#, "cfg_interval"),
+            (r#""cfg_scale": 2, "temperature": -1"#, "temperature"),
+            (r#""cfg_scale": 2, "top_k": -1"#, "top_k"),
+            (r#""cfg_scale": 2, "top_p": -0.5"#, "top_p"),
+            (r#""cfg_scale": 2, "sampler": "nucleus""#, "sampler"),
+            (r#""cfg_scale": 2, "sampler_": "cdf""#, "sampler_"),
+            (r#""cfg_scale": 2, "top-k": 5"#, "top-k"),
+            (r#""cfg_scale": 2, "TopP": 0.5"#, "TopP"),
+            (r#""cfg_scale": 2, "temprature": 0.5"#, "temprature"),
+            (r#""cfg_scal": 2"#, "cfg_scal"),
+        ] {
+            let e = drawing(&format!(r#"{{"seed": 0, {more}}}"#)).unwrap_err();
+            assert!(e.contains(&format!("reference.json: `{key}`: ")), "{more}: {e}");
+        }
+        let e = drawing(r#"{"seed": -1, "cfg_scale": 2}"#).unwrap_err();
+        assert!(e.contains("`seed`: "), "{e}");
+        assert!(read("[1]").is_err() && read("{").is_err());
+        assert!(drawing(r#"{"seed": 1, "cfg_scale": 2, "seed": 2}"#).unwrap_err().contains("seed"));
+        // Words for people stay what they are.
+        assert!(drawing(r#"{"seed": 0, "cfg_scale": 1, "seeds": [1], "temp": "warm", "steps": 9}"#).is_ok());
+        assert_eq!(drawing("\u{feff}{\"seed\": 0, \"cfg_scale\": 1}").unwrap().cfg_scale, 1.0);
+    }
+}
