@@ -22,6 +22,14 @@ use super::{
     check_references, digest, json,
 };
 
+/// Names of FID-Inception, the first its own.
+const INCEPTION: [&str; 4] = ["inception", "fid-inception", "inception-2015-12-05", "inception-v3-compat"];
+
+/// Whether files of activations mean FID-Inception by this name, letters of either case.
+pub fn names_inception(name: &str) -> bool {
+    INCEPTION.contains(&name.to_ascii_lowercase().as_str())
+}
+
 /// Largest input side in pixels.
 const MAX_SIDE: usize = 4096;
 
@@ -32,6 +40,16 @@ pub struct Normalise {
     pub mean: [f32; 3],
     /// Divisors in steps of 1/255, above 0.
     pub std: [f32; 3],
+}
+
+impl Normalise {
+    /// What the tool whose resize rule this is gives FID-Inception.
+    fn usual(resize: Resize) -> Self {
+        match resize {
+            Resize::Tf1Bilinear | Resize::PilBicubic => Self { mean: [128.0; 3], std: [128.0; 3] },
+            Resize::HalfPixelBilinear => Self { mean: [127.5; 3], std: [127.5; 3] },
+        }
+    }
 }
 
 /// Which port is which.
@@ -113,14 +131,33 @@ impl ExtractorSpec {
         Ok(spec)
     }
 
-    /// Whether the distance on its features is called FID.
-    pub fn is_fid(&self) -> bool {
+    /// Whether its weights are FID-Inception's.
+    pub fn is_inception(&self) -> bool {
         matches!(self.component, ComponentSpec::Inception(_))
     }
 
-    /// The name of the Fréchet distance on its features: FID for FID-Inception only.
+    /// Whether the distance on its features is called FID: on FID-Inception, whose images are normalised as the tool does whose
+    /// resize rule this is.
+    pub fn is_fid(&self) -> bool {
+        self.is_inception() && self.normalise.is_none_or(|n| n == Normalise::usual(self.resize))
+    }
+
+    /// What numbers on its features are named after: FID-Inception with a normalisation of its own, and whatever else is called
+    /// like it, are other networks.
+    pub fn network_name(&self) -> String {
+        match self.normalise {
+            Some(n) if self.is_inception() && !self.is_fid() => {
+                format!("{} normalised by mean {:?}, std {:?}", INCEPTION[0], n.mean, n.std)
+            }
+            _ if self.is_inception() => INCEPTION[0].to_owned(),
+            _ if names_inception(&self.name) => format!("{} (another network)", self.name),
+            _ => self.name.clone(),
+        }
+    }
+
+    /// The name of the Fréchet distance on its features.
     pub fn distance_name(&self) -> String {
-        if self.is_fid() { "FID".to_owned() } else { format!("Fréchet distance on {}", self.name) }
+        if self.is_fid() { "FID".to_owned() } else { format!("Fréchet distance on {}", self.network_name()) }
     }
 
     fn check_values(&self) -> Result<(), String> {

@@ -29,8 +29,8 @@ use sha2::{Digest, Sha256};
 use files::Files;
 
 pub use extractor::{
-    ExtractorBundle, ExtractorPorts, ExtractorSpec, ForeignExtractor, Normalise, is_extractor, port_width,
-    write_extractor, write_features,
+    ExtractorBundle, ExtractorPorts, ExtractorSpec, ForeignExtractor, Normalise, is_extractor,
+    names_inception, port_width, write_extractor, write_features,
 };
 pub use json::{JsonError, unique_keys};
 pub use manifest::{

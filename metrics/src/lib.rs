@@ -56,6 +56,6 @@ pub use stats::{
     Bootstrap, BootstrapResult, Equivalence, KID_MARGIN_FLOOR, MARGIN_FLOOR, MARGIN_FRACTION, PRINTED_ERRORS,
     PRINTED_FRACTION, PRINTED_SEEDS, PrintedComparison, SINGLE_RUN_FRACTION, Verdict, Z90,
     compare_with_printed, equivalence, equivalence_margin, fraction_interval, kid_margin,
-    mean_and_standard_error, paired_standard_error,
+    mean_and_standard_error, paired_standard_error, relative_margin,
 };
 pub use variant::{InceptionScoreSplits, Variant};

@@ -6,7 +6,7 @@ use crate::{Compute, MetricError};
 /// 95 % quantile of the normal distribution: the half-width, in standard errors, of a two-sided 90 %
 /// interval.
 pub const Z90: f64 = 1.644_853_626_951_472_7;
-/// Smallest margin of the equivalence test, in units of the metric.
+/// Smallest margin of the equivalence test, in units of the metric: of an FID, or of steps.
 pub const MARGIN_FLOOR: f64 = 0.03;
 /// Margin of the equivalence test as a fraction of the reference value.
 pub const MARGIN_FRACTION: f64 = 0.01;
@@ -197,12 +197,19 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted[i] + (high - sorted[i]) * t
 }
 
-/// Margin of the equivalence test for a metric whose reference value is `reference`: max(0.03, 1 %).
+/// Margin of the equivalence test for a metric whose reference value is `reference`, on the scale of FID and of mean steps:
+/// max(0.03, 1 %).
 pub fn equivalence_margin(reference: f64) -> f64 {
     MARGIN_FLOOR.max(MARGIN_FRACTION * reference.abs())
 }
 
-/// The same for KID: max(1e-4, 1 %).
+/// The same for a distance on features of any other scale than FID-Inception's, of which no smallest margin is known: 1 %.
+/// Never 0: equal numbers are equivalent.
+pub fn relative_margin(reference: f64) -> f64 {
+    (MARGIN_FRACTION * reference.abs()).max(f64::MIN_POSITIVE)
+}
+
+/// The same for KID on FID-Inception: max(1e-4, 1 %).
 pub fn kid_margin(reference: f64) -> f64 {
     KID_MARGIN_FLOOR.max(MARGIN_FRACTION * reference.abs())
 }

@@ -6,6 +6,7 @@ use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 
 use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, SamplerArgs};
+use super::cause::Cause;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
 use super::report::{ReportArgs, ReportFiles};
@@ -13,11 +14,11 @@ use super::verify::{flip_row, word};
 use crate::bundle::Bundle;
 use crate::engines;
 use crate::parity::ParityOptions;
-use crate::parity::report::{EngineResult, EngineStatus, Mode, Pair, ParityReport};
+use crate::parity::report::{EngineResult, EngineStatus, Mode, Pair, ParityReport, Settings};
 use crate::report::{Draw, Page, Samples};
 use crate::runtime::LoadedBundle;
 use crate::stats::TensorStats;
-use crate::verify::{GOLDEN_JSON, Status, array_file};
+use crate::verify::{CheckId, GOLDEN_JSON, Status, array_file};
 
 #[derive(Debug, Args)]
 #[command(
@@ -93,41 +94,52 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let bundle = Bundle::open(&bundle)?;
     let contenders = engines.contenders(&bundle);
     let bar = printer.progress("comparing", "units");
-    let report =
+    let mut report =
         crate::parity::run(&bundle, contenders, reference.as_deref(), &options, &mut |done, total| {
             bar.advance(done, total)
         })?;
     drop(bar);
     if reports.any() {
+        let ran = report.engines.iter().find(|e| e.status == EngineStatus::Ran && !e.free_running.is_empty());
+        let mut shown = None;
+        if let (Some(num), Some(ran)) = (reports.images(), ran) {
+            shown = match samples(num, &engines, &bundle, (ran, &report.settings), printer) {
+                Ok(samples) => Some(samples),
+                // Outputs that cannot be: the report says so, without them.
+                Err(e) if e.cause == Cause::Run => {
+                    let engine = ran.engine.clone();
+                    report.fail(&engine, CheckId::SampleImages, e.error.to_string());
+                    None
+                }
+                Err(e) => return Err(e),
+            };
+            // A file that was swapped may be why.
+            bundle.unchanged()?;
+        }
         let mut page = Page::of_parity(&report, &bundle);
         if let Some(folder) = &reference {
             page.compared = super::report::compared(&[array_file(folder)?, folder.join(GOLDEN_JSON)])?;
         }
-        if let Some(num) = reports.images() {
-            page.samples = samples(num, &engines, &bundle, &report, printer)?;
-        }
+        page.samples = shown;
         files.write(&page)?;
     }
     printer.result(|| render(&report), &report)?;
     Ok(exit(&report))
 }
 
-/// The images that the first engine which ran has drawn, for the report.
+/// The images that an engine has drawn, for the report.
 fn samples(
     num: u16,
     engines: &EnginesPlan,
     bundle: &Bundle,
-    report: &ParityReport,
+    (ran, settings): (&EngineResult, &Settings),
     printer: Printer,
-) -> Result<Option<Samples>, Failure> {
-    let ran = report.engines.iter().find(|e| e.status == EngineStatus::Ran && !e.free_running.is_empty());
-    let Some(ran) = ran else { return Ok(None) };
+) -> Result<Samples, Failure> {
     let runtime = LoadedBundle::new(bundle, engines.create(&ran.engine)?)?;
-    let settings = &report.settings;
     let draw = Draw { num, seed: settings.seed, cfg_scale: settings.cfg_scale, batch: settings.batch };
     let bar = printer.progress("decoding", "images");
     let traces = &ran.free_running;
-    Ok(Some(Samples::of_traces(&runtime, draw, traces, &mut |done, total| bar.advance(done, total))?))
+    Ok(Samples::of_traces(&runtime, draw, traces, &mut |done, total| bar.advance(done, total))?)
 }
 
 /// A failure outweighs an engine that is missing, and a comparison that is. Nothing was compared for want of an engine here,

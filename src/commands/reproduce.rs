@@ -10,6 +10,7 @@ use super::args::{EngineArgs, ExtractorEngineArgs, ExtractorPlan, OnEngine, resi
 use super::failure::{Exit, Failure};
 use super::printer::{Phases, Printer, Text, fixed, table};
 use crate::bundle::{MANIFEST, Manifest};
+use crate::check::SCHEMA_VERSION;
 use crate::engines::DEFAULT_ENGINE;
 use crate::evaluate::EvaluateError;
 use crate::features::ExtractorOptions;
@@ -199,7 +200,7 @@ fn again(systems: Vec<OnEngine>, measure: Measure, printer: Printer) -> Result<E
         reports.push(report);
     }
     let verdict = Verdict::all(reports.iter().map(|r| r.verdict));
-    let value = json!({ "verdict": verdict, "systems": reports });
+    let value = json!({ "schema_version": SCHEMA_VERSION, "verdict": verdict, "systems": reports });
     printer.result(|| render(&reports, verdict), &value)?;
     Ok(verdict.into())
 }
@@ -259,8 +260,10 @@ fn against_paper(paper: &Paper, row: &str, runs: &[Run], printer: Printer) -> Re
         text.line(&paper.source);
         text
     };
-    let value =
-        json!({ "verdict": verdict, "row": row, "source": paper.source, "runs": runs, "gates": gates });
+    let value = json!({
+        "schema_version": SCHEMA_VERSION, "verdict": verdict, "row": row, "source": paper.source, "runs": runs,
+        "gates": gates,
+    });
     printer.result(text, &value)?;
     Ok(verdict.into())
 }

@@ -13,6 +13,7 @@ use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
 use super::report::{ReportArgs, ReportFiles};
 use crate::attest::Attested;
+use crate::check::SCHEMA_VERSION;
 use crate::report::{Column, Page};
 use crate::verify::{
     Check, CheckId, Decision, GOLDEN_JSON, RecordedFile, Report, Status, array_file, guidance_of, own_folder,
@@ -37,8 +38,8 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     no_probes: bool,
     /// Compare only the first N streams
-    #[arg(long, value_name = "N", requires = "streams")]
-    limit: Option<usize>,
+    #[arg(long, value_name = "N", requires = "streams", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
     #[command(flatten)]
     attested: AttestedArgs,
     #[command(flatten)]
@@ -82,7 +83,7 @@ impl VerifyArgs {
                 on: self.engine.on(&bundle)?,
                 reference: self.reference,
                 streams: self.streams,
-                limit: self.limit,
+                limit: self.limit.map(|n| n as usize),
                 probes: !self.no_probes,
                 reports: self.reports,
             }),
@@ -97,7 +98,10 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         // Without a comparison the parser asks for an attestation.
         let Some(attested) = &attested else { return Err(Failure::usage("nothing to verify with", None)) };
         let text = || attested_text(attested);
-        printer.result(text, &json!({ "verdict": Status::Pass, "attestation": attested }))?;
+        let value = json!({
+            "schema_version": SCHEMA_VERSION, "verdict": Status::Pass, "attestation": attested,
+        });
+        printer.result(text, &value)?;
         return Ok(Exit::Pass);
     };
     let Comparison { reference, streams, limit, probes, reports, files, on } = comparison;

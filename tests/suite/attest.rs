@@ -100,6 +100,9 @@ fn a_bundle_is_attested_and_every_difference_is_exit_5() {
 
     let out = verify(&bundle, &attestation, PUBLIC);
     assert!(out.code == 0 && out.stdout.starts_with("pass"), "{}{}", out.stdout, out.stderr);
+    let public = crate::attest::key(PUBLIC);
+    let args = ["verify", bundle.as_str(), "--key", public.as_str(), "--attestation", attestation.as_str()];
+    assert_eq!(json(&run(&[&args[..], &["--json"]].concat()))["schema_version"], 2);
     let refused = |attestation: &Utf8Path, public: &str, message: &str| {
         let out = verify(&bundle, attestation, public);
         assert_eq!(out.code, 5, "{message}: {}{}", out.stdout, out.stderr);

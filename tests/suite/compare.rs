@@ -1,5 +1,11 @@
 //! `parity`: every engine of this build against each other and against the golden outputs.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dpar_engine_api::{
+    Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, Tensor, TensorView,
+};
 use dpar_export::bundle::Bundle;
 use dpar_export::engines;
 use dpar_export::generate::sampler::Method;
@@ -8,6 +14,7 @@ use dpar_export::parity::{Contender, ParityOptions};
 use dpar_export::verify::Status;
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_metrics::Verdict;
+use dpar_export_spec::GraphSpec;
 
 use crate::cli::{json, run};
 use crate::common::{ENGINES, Temp, engine_options, export, fixture, llamagen, quiet};
@@ -103,6 +110,89 @@ fn every_engine_agrees_on_the_trained_llamagen() {
     let (file, options) = llamagen("emoji32");
     let bundle = export(file, &options, &temp.path("b"));
     check(&compare(&bundle, "emoji32/llamagen", 1, false), 1, 0);
+}
+
+/// A real engine whose logits come out negated, so that it draws other tokens, and whose graph of steps fails from the call of
+/// `prepare` on whose number is given.
+struct Turned {
+    engine: Box<dyn Engine>,
+    fails_from: usize,
+    prepared: Arc<AtomicUsize>,
+}
+
+struct TurnedSession {
+    session: Box<dyn Session>,
+    fails: bool,
+}
+
+impl Engine for Turned {
+    fn name(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    fn probe(&self) -> Result<EngineInfo, EngineError> {
+        self.engine.probe()
+    }
+
+    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
+        let session = self.engine.prepare(graph)?;
+        let fails = self.prepared.fetch_add(1, Ordering::Relaxed) >= self.fails_from;
+        Ok(Box::new(TurnedSession { session, fails }))
+    }
+}
+
+impl Session for TurnedSession {
+    fn spec(&self) -> &GraphSpec {
+        self.session.spec()
+    }
+
+    fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        if self.fails {
+            return Err(EngineError::new(EngineErrorKind::Run, "turned", "the device is gone"));
+        }
+        let mut outputs = self.session.run_unchecked(inputs)?;
+        if let Some(at) = self.spec().output_index("logits") {
+            let values = outputs[at].as_f32().unwrap().iter().map(|v| -v).collect();
+            outputs[at] = Tensor::f32(outputs[at].shape().to_vec(), values);
+        }
+        Ok(outputs)
+    }
+}
+
+/// What differs is judged by following the tokens once more. An engine that goes wrong there has failed, as one that goes wrong
+/// before it has, and the report is whole.
+#[test]
+fn an_engine_that_fails_while_draws_are_judged_does_not_end_the_run() {
+    let temp = Temp::new();
+    let (file, options) = llamagen("llamagen-small");
+    let bundle = export(file, &options, &temp.path("b"));
+    let engine = || engines::create("tract", &engine_options("tract")).unwrap();
+    let run = |fails_from| {
+        let prepared = Arc::new(AtomicUsize::new(0));
+        let turned = Turned { engine: engine(), fails_from, prepared: prepared.clone() };
+        let made: [(&str, Box<dyn Engine>); 2] = [("tract", engine()), ("turned", Box::new(turned))];
+        let contenders = made.map(|(name, engine)| Contender {
+            name: name.to_owned(),
+            asked_for: true,
+            engine: Ok(engine),
+        });
+        let (sampler, probes) = (Method::default(), false);
+        let options = ParityOptions { images: 2, seed: 5, sampler, cfg_scale: 2.0, batch: 2, probes };
+        let report =
+            dpar_export::parity::run(&bundle, contenders.into(), None, &options, &mut quiet).unwrap();
+        let free = report.pairs[0].decisions.iter().find(|d| d.mode == Mode::FreeRunning).unwrap().clone();
+        assert!(report.verdict == Verdict::Fail && free.flips.len() == 2, "{report:#?}");
+        (report, free, prepared.load(Ordering::Relaxed))
+    };
+    let (report, free, prepared) = run(usize::MAX);
+    assert_eq!(report.engines[1].status, EngineStatus::Ran);
+    assert!(free.flips.iter().all(|f| f.margin.is_some() && !f.near_tie), "{free:#?}");
+    // The last graph that is prepared is the one for the margins.
+    let (report, free, _) = run(prepared - 1);
+    let statuses: Vec<EngineStatus> = report.engines.iter().map(|e| e.status).collect();
+    assert_eq!(statuses, [EngineStatus::Ran, EngineStatus::Failed]);
+    assert!(report.engines[1].reason.as_ref().unwrap().contains("the device is gone"));
+    assert!(free.flips.iter().all(|f| f.margin.is_none() && !f.near_tie), "{free:#?}");
 }
 
 /// An engine that was asked for and cannot run is exit code 3, and the others' results are printed all the same.

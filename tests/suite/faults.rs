@@ -2,10 +2,16 @@
 //! had written it. `verify` must fail with exit code 1, and `bisect` must name the place.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export::CompareError;
 use dpar_export::arrays::{ArrayRef, write_safetensors};
 use dpar_export::bundle::{Bundle, digest};
+use dpar_export::generate::DecodeError;
+use dpar_export::parity::bisect::between;
 use dpar_export::patches::pad;
+use dpar_export::replay::Forced;
+use dpar_export::runtime::RunError;
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{read_model, write_model};
 use dpar_export_onnx::proto::{AttributeProto, INT64, ModelProto, NodeProto, TensorProto};
 use dpar_export_spec::Precision;
@@ -230,6 +236,45 @@ fn a_padded_row_that_leaks() {
     let found = pair.bisect("ort", "4");
     assert_eq!(found["graph"]["graphs"][0], "patch_embed", "{found:#}");
     assert_eq!(found["node"]["node"].as_str(), Some(name.as_str()), "{found:#}");
+}
+
+/// Ctrl-C is no finding, also where nothing else can be found: both sources go wrong at the same slot.
+#[test]
+fn an_interrupt_is_not_taken_for_outputs_that_are_no_numbers() {
+    let mut table = String::new();
+    let pair = Pair::new(|bundle| {
+        let model = read_model(&fs_err::read(bundle.join("onnx/decoder_step.onnx")).unwrap()).unwrap();
+        let names = model.graph.unwrap().initializer.into_iter().filter_map(|t| t.name);
+        table = names.into_iter().find(|name| name.starts_with("rotary.decoder")).unwrap();
+        // Row i of a table is slot i's.
+        weight(bundle, &table, |dims, values| {
+            let row = dims[1] as usize;
+            values[4 * row..5 * row].fill(f32::NAN);
+        });
+    });
+    let bundle = Bundle::open(&pair.bad).unwrap();
+    let runtime = on(&bundle, "tract");
+    let forced = Forced { tokens: vec![0; bundle.system().tokens()], labels: vec![0] };
+    let mut calls = 0;
+    let mut run = |most: usize| {
+        calls = 0;
+        let progress = &mut |_, _| {
+            calls += 1;
+            calls < most
+        };
+        between(["a", "b"], &runtime, &runtime, &forced, 1.0, progress).map(|found| (found, calls))
+    };
+    let (found, calls) = run(usize::MAX).unwrap();
+    assert_eq!((found.verdict, found.symptom), (Verdict::Fail, None));
+    assert_eq!(found.graph.unwrap().slot, Some(4));
+    // Both sources, and the run that looks for the graph, come as far: this is that run's first slot.
+    let first = calls / 3 * 2 + 1;
+    assert!(first > 1 && calls % 3 == 0, "{calls}");
+    let stopped = run(first).unwrap_err();
+    let CompareError::Run(RunError::Interrupted | RunError::Decode(DecodeError::Interrupted)) = stopped
+    else {
+        panic!("{stopped}");
+    };
 }
 
 /// Bundles of two types, and recorded outputs that were edited, are no case for a comparison.

@@ -16,6 +16,7 @@ mod device;
 mod doctor;
 mod engines;
 mod evaluate;
+mod evaluate_again;
 mod exit_codes;
 mod export;
 mod extractor;

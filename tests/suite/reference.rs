@@ -386,3 +386,24 @@ fn outputs_that_are_no_numbers_fail_a_check_and_every_report_says_so() {
     assert!(page.contains("Fail: verify of") && page.contains("NaN"));
     assert!(fs_err::read_to_string(&xml).unwrap().contains("<failure"));
 }
+
+/// The pictures of a report come last, and are no reason to write none.
+#[test]
+fn pictures_that_are_no_numbers_fail_a_check_of_parity_and_every_report_says_so() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    spoil(&bundle, "vq_decode", "onnx/vq.onnx_data");
+    let (html, xml) = (temp.path("r.html"), temp.path("r.xml"));
+    let args = ["parity", bundle.as_str(), "--engines", "tract,ort", "--num", "1", "--no-probes", "--json"];
+    let out = run(&[&args[..], &["--report", html.as_str(), "--junit", xml.as_str()]].concat());
+    assert_eq!(out.code, 1, "{}{}", out.stdout, out.stderr);
+    let report = json(&out);
+    let checks = report["engines"][0]["checks"].as_array().unwrap();
+    let check = checks.iter().find(|c| c["id"] == "sample_images").unwrap_or_else(|| panic!("{report:#}"));
+    assert!(check["status"] == "fail" && check["detail"].as_str().unwrap().contains("NaN"), "{check}");
+    assert_eq!(report["verdict"], "fail");
+    assert!(fs_err::read_to_string(&html).unwrap().contains("Fail: parity of"));
+    let xml = fs_err::read_to_string(&xml).unwrap();
+    assert!(xml.contains("sample images") && xml.contains("<failure"), "{xml}");
+}

@@ -9,10 +9,10 @@ use dpar_export::reproduce::paper::{Paper, gate};
 use dpar_export::reproduce::{ReferenceFolder, ReproduceOptions, SystemReport, reproduce, run_seed};
 use dpar_export_checkpoint::{LoadOptions, TensorFile, load_extractor};
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::ComponentKind;
+use dpar_export_spec::{ComponentKind, Precision};
 
 use crate::cli::{json, run};
-use crate::common::{Temp, export, fixture, llamagen, on};
+use crate::common::{Temp, export, export_as, fixture, llamagen, on};
 use crate::extractor::{efficientnet_weights, open};
 
 /// Fewest images that tell the trained system from the changed ones by every gate that must.
@@ -157,9 +157,8 @@ fn perturbed_weights_fail_and_the_distances_say_how_sure_they_are() {
     assert_ne!(verdict(&report, "KID"), Verdict::Pass);
 }
 
-#[test]
-fn perturbed_weights_of_the_baseline_fail_by_their_streams() {
-    let temp = Temp::new();
+/// The baseline with a weight of every layer one per cent off.
+fn changed_baseline(temp: &Temp) -> (Utf8PathBuf, LoadOptions) {
     let (file, parts) = llamagen("emoji32");
     let weights = TensorFile::open(&fixture(file)).unwrap();
     let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = weights
@@ -175,10 +174,34 @@ fn perturbed_weights_of_the_baseline_fail_by_their_streams() {
         tensors.iter().map(|(n, shape, v)| (n.as_str(), ArrayRef::f32(shape, v))).collect();
     let changed = temp.path("c2i.safetensors");
     write_safetensors(&changed, &arrays).unwrap();
+    (changed, parts)
+}
+
+#[test]
+fn perturbed_weights_of_the_baseline_fail_by_their_streams() {
+    let temp = Temp::new();
+    let (changed, parts) = changed_baseline(&temp);
     export(changed.as_str(), &parts, &temp.path("b"));
     let report = again(&temp.path("b"), None, IMAGES);
     assert_eq!((report.verdict, verdict(&report, "streams")), (Verdict::Fail, Verdict::Fail));
     assert_eq!(verdict(&report, "mean steps"), Verdict::Pass, "a baseline always takes a step a token");
+}
+
+/// Near-ties of fp16 are so wide that they tell no good bundle from a damaged one, and a baseline has no steps that could differ:
+/// without distances nothing says that the images are as good.
+#[test]
+fn perturbed_weights_of_an_fp16_baseline_do_not_pass_without_distances() {
+    let temp = Temp::new();
+    let (file, parts) = llamagen("emoji32");
+    export_as(file, Precision::Fp16, &parts, &temp.path("good"));
+    let good = again(&temp.path("good"), None, IMAGES);
+    assert_ne!(verdict(&good, "streams"), Verdict::Fail, "{:#?}", good.gates);
+    assert_eq!(verdict(&good, "mean steps"), Verdict::Pass);
+    let (changed, parts) = changed_baseline(&temp);
+    export_as(changed.as_str(), Precision::Fp16, &parts, &temp.path("bad"));
+    let bad = again(&temp.path("bad"), None, IMAGES);
+    let found = (bad.verdict, verdict(&bad, "streams"));
+    assert_eq!(found, (Verdict::Inconclusive, Verdict::Inconclusive), "{:#?}", bad.gates);
 }
 
 #[test]
@@ -215,6 +238,7 @@ fn the_command_prints_the_posters_table_and_its_exit_code_is_the_verdict() {
     assert!(!both.stdout.contains("FID"), "another network's distance is no FID: {}", both.stdout);
     let few = json(&with(&["--num", "4", "--engine", "ort", "--json"]));
     assert_eq!((&few["verdict"], &few["systems"][0]["images"]), (&"pass".into(), &4.into()));
+    assert_eq!(few["schema_version"], 2);
 
     let many = with(&["--num", "5000"]);
     assert!(many.code == 2 && many.stderr.contains("the reference has 1024"), "{}", many.stderr);
@@ -243,6 +267,7 @@ fn runs_are_held_against_the_published_table() {
     let good: Vec<&str> = good.iter().map(String::as_str).collect();
     let pass = paper(&good);
     assert_eq!((pass.code, &json(&pass)["gates"][0]["name"]), (0, &"FID".into()), "{}", pass.stderr);
+    assert_eq!(json(&pass)["schema_version"], 2);
     assert_eq!(paper(&good[..1]).code, 4, "one run within 1.3 % decides nothing");
     let off = report("d", 4.3, 50_000);
     assert_eq!(paper(&[&off]).code, 1);

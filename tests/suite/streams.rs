@@ -4,6 +4,7 @@ use dpar_export::bundle::Bundle;
 use dpar_export::verify::{Status, verify_streams};
 use dpar_export_checkpoint::LoadOptions;
 
+use crate::cli::run;
 use crate::common::{ENGINES, Temp, export, fixture, llamagen, on, quiet};
 
 /// The first 64 reference streams on one engine with every batch size.
@@ -17,6 +18,19 @@ fn check(bundle: &Bundle, streams: &str, engine: &str) {
             assert!(check.flips.len() <= 3, "{streams} {engine} batch {batch}: {check:#?}");
         }
     }
+}
+
+#[test]
+fn no_streams_are_nothing_to_compare() {
+    let temp = Temp::new();
+    let (file, options) = llamagen("emoji32");
+    let bundle = export(file, &options, &temp.path("b"));
+    let streams = fixture("emoji32/streams_llamagen.safetensors");
+    let e = verify_streams(&on(&bundle, ENGINES[0]), &streams, Some(0), 1, &mut quiet).unwrap_err();
+    assert!(e.to_string().contains("nothing to compare"), "{e}");
+    let none = ["verify", bundle.folder().as_str(), "--streams", streams.as_str(), "--limit", "0"];
+    let out = run(&none);
+    assert!(out.code == 2 && out.stderr.contains("--limit"), "{}{}", out.stdout, out.stderr);
 }
 
 fn dpar(engine: &str) {

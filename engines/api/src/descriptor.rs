@@ -77,9 +77,9 @@ pub struct BuiltFile<'a> {
 /// What was found on this machine.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
-    /// Libraries that were found and fit, first the one that runs graphs.
+    /// Libraries that were found and fit; the one that runs graphs is the first, unless it is [`missing`](Self::missing).
     pub libraries: Vec<LibraryFound>,
-    /// Why that one is not there, if it is not.
+    /// Why the library that runs graphs is not there, if it is not.
     pub missing: Option<EngineError>,
     /// Where it was looked for, the place that was taken last.
     pub searched: Vec<Place>,

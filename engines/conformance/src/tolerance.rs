@@ -10,8 +10,6 @@ use dpar_export_spec::Precision;
 pub struct Limit(f64);
 
 impl Limit {
-    /// Equal, and nothing else.
-    pub const EXACT: Self = Self(0.0);
     /// Anything passes.
     pub const NONE: Self = Self(f64::INFINITY);
 
@@ -263,7 +261,8 @@ impl Rounding {
             (Q::BoundariesMoved, ..) => return Limit::NONE,
 
             // Of the 1,024 images of the trained fixtures 7 to 12 part (about 1 %), on tract and on ONNX Runtime: more than a
-            // few times that is no rounding, whatever each flip looks like. Near-ties of coarser numbers explain anything.
+            // few times that is no rounding, whatever each flip looks like. Near-ties of coarser numbers are so wide that they
+            // would explain anything, so they explain nothing.
             (Q::PartedStreams, Fp32, _) => 5e-2,
             (Q::PartedStreams, ..) => 0.0,
 

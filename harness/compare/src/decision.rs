@@ -243,16 +243,27 @@ pub(crate) fn first_apart(
 }
 
 /// What the number of near-ties comes to.
-pub(crate) struct Ties {
-    /// Pass where there are no more than rounding makes.
-    pub(crate) status: Status,
-    /// How many the table allows; `None` = any number, as long as one image is compared to its end.
-    pub(crate) allowed: Option<usize>,
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ties {
+    /// Pass where there are no more than rounding makes, and one image is compared to its end.
+    pub status: Status,
+    /// Decisions compared.
+    pub compared: usize,
+    /// How many may differ by the table; `None` = any number.
+    pub allowed: Option<usize>,
     /// What is wrong.
-    pub(crate) why: Option<String>,
+    pub why: Option<String>,
 }
 
 impl Ties {
+    /// Of `images` streams of `slots` slots, each compared up to its first decision that differs, one of `flips`: a defect
+    /// among them counts like a near-tie.
+    pub fn of_streams(rounding: Rounding, flips: &[Decision], (images, slots): (usize, usize)) -> Self {
+        let skipped: usize = flips.iter().map(|f| slots.saturating_sub(f.slot + 1)).sum();
+        let compared = (images * slots).saturating_sub(skipped);
+        Self::count(rounding, (flips.len(), images), (flips.len(), compared))
+    }
+
     /// Of `compared` decisions `ties` differ by rounding, and the comparison of `ended` of `images` images ended at one.
     pub(crate) fn count(
         rounding: Rounding,
@@ -267,7 +278,7 @@ impl Ties {
                     "{ties} near-ties in {compared} decisions are more than the {allowed} that rounding explains"
                 )),
             ),
-            None if ended >= images => (
+            _ if images > 0 && ended >= images => (
                 Status::Inconclusive,
                 Some(
                     "no image is compared to its end: every one parts at a near-tie; take more images"
@@ -276,7 +287,7 @@ impl Ties {
             ),
             _ => (Status::Pass, None),
         };
-        Self { status, allowed, why }
+        Self { status, compared, allowed, why }
     }
 }
 
@@ -341,7 +352,9 @@ mod tests {
             Rounding::between(Precision::Fp32, Precision::Fp16, dpar_engine_api::ArithmeticKind::AsGraph);
         // 2 % of 100 decisions.
         let count = |rounding, ended, ties| Ties::count(rounding, (ended, 4), (ties, 100));
-        assert_eq!((count(fp16, 4, 2).status, count(fp16, 4, 2).allowed), (Status::Pass, Some(2)));
+        assert_eq!((count(fp16, 3, 2).status, count(fp16, 3, 2).allowed), (Status::Pass, Some(2)));
+        // So few may be near-ties; but nobody saw how an image ends.
+        assert_eq!(count(fp16, 4, 2).status, Status::Inconclusive);
         let three = count(fp16, 3, 3);
         assert_eq!(three.status, Status::Fail);
         assert!(
@@ -350,6 +363,7 @@ mod tests {
         assert_eq!(count(Rounding::FP32, 3, 50).status, Status::Pass);
         let none = count(Rounding::FP32, 4, 4);
         assert_eq!((none.status, none.allowed), (Status::Inconclusive, None));
+        assert_eq!(Ties::count(Rounding::FP32, (0, 0), (0, 0)).status, Status::Pass, "nothing ended");
         assert!(none.why.is_some_and(|why| why.contains("take more images")));
     }
 }

@@ -133,6 +133,16 @@ pub enum ReferenceError {
         /// What its settings say.
         says: Option<Precision>,
     },
+    /// Streams of which none is compared.
+    #[error("{file} holds {held} streams, and {asked} of them are asked for: nothing to compare")]
+    NoStreams {
+        /// The file of streams.
+        file: Utf8PathBuf,
+        /// Streams in it.
+        held: usize,
+        /// How many are to be compared.
+        asked: usize,
+    },
     /// Greedy tokens whose guidance is not known.
     #[error("greedy tokens need {GOLDEN_JSON} with their cfg_scale beside the arrays")]
     NoGuidance,

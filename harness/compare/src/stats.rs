@@ -64,6 +64,8 @@ impl TensorStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
+    /// `max_abs`: |a − b|.
+    Absolute,
     /// `smallest_tolerance`: |a − b| / (1 + |a|).
     Mixed,
     /// `max_abs / max(1, largest)`: for outputs of single graphs, which hold sums of large terms.
@@ -76,6 +78,7 @@ impl Measure {
     /// In words, for reports.
     pub fn text(self) -> &'static str {
         match self {
+            Self::Absolute => "|a − b|",
             Self::Mixed => "|a − b| / (1 + |a|)",
             Self::OfLargest => "|a − b| of the largest value",
             Self::Share => "share that differs",
@@ -126,7 +129,7 @@ pub(crate) struct Accumulator {
 }
 
 impl Accumulator {
-    /// Compares one call; returns the smallest tolerance that it alone needs (infinite for NaN and other sizes).
+    /// Compares one call; returns the largest |a − b| of it alone (infinite for NaN and other sizes).
     pub(crate) fn add(&mut self, baseline: &[f32], engine: &[f32]) -> f64 {
         let call = self.calls;
         self.calls += 1;
@@ -158,8 +161,8 @@ impl Accumulator {
             self.max_abs = self.max_abs.max(d);
             self.max_rel = self.max_rel.max(d / x.abs().max(y.abs()));
             self.max_ulp = self.max_ulp.max(ulps(a, b));
+            here = here.max(d);
             let needed = d / (1.0 + x.abs());
-            here = here.max(needed);
             if needed > self.needed {
                 self.needed = needed;
                 if self.non_finite == 0 {
@@ -170,8 +173,13 @@ impl Accumulator {
         here
     }
 
+    /// The result; |a − b| ≤ limit must hold for every element.
+    pub(crate) fn absolute(&self, name: &str, limit: Limit) -> TensorStats {
+        self.result(name, limit, Measure::Absolute, self.max_abs)
+    }
+
     /// The result; |a − b| ≤ limit + limit·|a| must hold for every element.
-    pub(crate) fn finish(&self, name: &str, limit: Limit) -> TensorStats {
+    pub(crate) fn mixed(&self, name: &str, limit: Limit) -> TensorStats {
         self.result(name, limit, Measure::Mixed, self.needed)
     }
 
@@ -245,9 +253,9 @@ mod tests {
     fn every_measure_of_a_small_example() {
         let mut sums = Accumulator::default();
         sums.add(&[1.0, 0.0, -2.0], &[1.0, 0.0, -2.0]);
-        let needed = sums.add(&[3.0], &[3.5]);
-        assert_eq!(needed, 0.125);
-        let s = sums.finish("x", at(0.1));
+        let largest = sums.add(&[3.0], &[3.5]);
+        assert_eq!(largest, 0.5);
+        let s = sums.mixed("x", at(0.1));
         assert_eq!((s.calls, s.elements, s.non_finite, s.status), (2, 4, 0, Status::Fail));
         assert_eq!((s.max_abs, s.mean_abs, s.smallest_tolerance), (0.5, 0.125, 0.125));
         assert_eq!(s.max_rel, 0.5 / 3.5);
@@ -256,12 +264,15 @@ mod tests {
         let counts: Vec<u64> = s.histogram.iter().map(|b| b.count).collect();
         assert_eq!(counts, [3, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(s.worst, Some(Worst { call: 1, index: 0, baseline: 3.0, engine: 3.5 }));
-        assert_eq!(sums.finish("x", at(0.125)).status, Status::Pass);
+        assert_eq!(sums.mixed("x", at(0.125)).status, Status::Pass);
+        assert_eq!([0.499, 0.5].map(|t| sums.absolute("x", at(t)).status), [Status::Fail, Status::Pass]);
         // 0.5 of a largest value of 3.
         assert_eq!(sums.scaled("x", at(0.17)).status, Status::Pass);
         assert_eq!(sums.scaled("x", at(0.16)).status, Status::Fail);
         let (mixed, scaled, share) =
-            (sums.finish("x", at(0.1)), sums.scaled("x", at(0.1)), sums.share("x", at(0.1)));
+            (sums.mixed("x", at(0.1)), sums.scaled("x", at(0.1)), sums.share("x", at(0.1)));
+        let absolute = sums.absolute("x", at(0.1));
+        assert_eq!((absolute.measure, absolute.measured), (Measure::Absolute, 0.5));
         assert_eq!((mixed.measure, mixed.measured), (Measure::Mixed, 0.125));
         assert_eq!((scaled.measure, scaled.measured), (Measure::OfLargest, 0.5 / 3.0));
         assert_eq!((share.measure, share.measured, share.status), (Measure::Share, 0.25, Status::Fail));
@@ -272,13 +283,13 @@ mod tests {
     fn nan_and_other_sizes_never_pass() {
         let mut sums = Accumulator::default();
         assert_eq!(sums.add(&[f32::NAN, 1.0], &[f32::NAN, 1.0]), f64::INFINITY);
-        let s = sums.finish("x", at(1.0));
+        let s = sums.absolute("x", at(1.0));
         assert_eq!((s.status, s.non_finite, s.measured), (Status::Fail, 1, f64::INFINITY));
         assert_eq!(sums.share("x", at(1.0)).status, Status::Fail);
         assert_eq!(sums.largest(), Some(f64::INFINITY));
         let mut sums = Accumulator::default();
         assert_eq!(sums.add(&[1.0], &[1.0, 2.0]), f64::INFINITY);
-        assert_eq!(sums.finish("x", at(1.0)).status, Status::Fail);
+        assert_eq!(sums.absolute("x", at(1.0)).status, Status::Fail);
         assert_eq!(Accumulator::default().largest(), None);
     }
 

@@ -3,7 +3,7 @@
 use dpar_export_metrics::Verdict;
 use serde::Serialize;
 
-/// Version of the documents of `verify`, `parity` and `bisect`. It changes when a field changes its meaning or goes; new
+/// Version of the documents of `verify`, `parity`, `bisect` and `reproduce`. It changes when a field changes its meaning or goes; new
 /// fields do not change it.
 pub const SCHEMA_VERSION: u32 = 2;
 

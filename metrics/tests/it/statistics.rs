@@ -200,6 +200,8 @@ fn equivalence_has_three_outcomes() {
     assert_eq!(verdict(-0.06, 0.01), Verdict::Fail);
     assert_eq!(verdict(0.05, 0.0), Verdict::Fail);
     assert_eq!((equivalence_margin(2.0), equivalence_margin(5.0)), (0.03, 0.05));
+    assert_eq!((relative_margin(-2.0), relative_margin(0.5)), (0.02, 0.005));
+    assert_eq!(equivalence(0.0, 0.0, relative_margin(0.0)).unwrap().verdict, Verdict::Pass);
     assert!(equivalence(f64::NAN, 0.0, 1.0).is_err());
     assert!(equivalence(0.0, -1.0, 1.0).is_err());
     assert!(equivalence(0.0, 0.0, 0.0).is_err());

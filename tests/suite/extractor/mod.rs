@@ -8,7 +8,8 @@ use dpar_export::arrays::ArrayFile;
 use dpar_export::bundle::{ExtractorBundle, ExtractorSpec, write_extractor};
 use dpar_export::engines;
 use dpar_export::features::{Activations, ExtractorOptions, FeatureExtractor};
-use dpar_export_checkpoint::load_extractor;
+use dpar_export::reproduce::paper::Paper;
+use dpar_export_checkpoint::{LoadOptions, load_extractor};
 use dpar_export_metrics::Resize;
 use dpar_export_onnx::derive::{read_model, write_model};
 use dpar_export_onnx::proto::DimensionValue;
@@ -17,6 +18,7 @@ use serde_json::Value;
 
 use crate::cli::{json, run};
 use crate::common::{ENGINES, Temp, engine_options, fixture, quiet};
+use crate::faults::{copy, rehash};
 
 /// Largest difference to the reference network, relative to the larger of the value and the root mean square of the
 /// output: 94 layers in float32, summed in another order.
@@ -99,6 +101,7 @@ fn inception_gives_what_pytorch_fid_gives() {
     assert_eq!(seeded::digest(&images), facts["images_sha256"], "the generators differ");
     let bundle = export(&weights, ComponentKind::Inception, &temp.path("b"));
     assert!(bundle.spec().is_fid() && bundle.manifest().patch_rule.is_none());
+    another_normalisation_is_another_network(&temp, bundle.folder());
     assert_eq!(bundle.manifest().components[0].parameters, 23_885_392);
     let (pads, can): (Vec<&str>, Vec<&str>) = ENGINES.into_iter().partition(|e| *e == "candle");
     check(&can, bundle.folder(), "inception", (&images, 299), "pool_3");
@@ -108,6 +111,37 @@ fn inception_gives_what_pytorch_fid_gives() {
         let e = FeatureExtractor::open(bundle.folder(), engine, &ExtractorOptions::default()).err().unwrap();
         assert!(e.to_string().contains("does not support padding"), "{e}");
     }
+}
+
+/// The bundle of FID-Inception with bytes for what it should see: its distance is no FID, and no row of the published table is
+/// held against it.
+fn another_normalisation_is_another_network(temp: &Temp, inception: &Utf8Path) {
+    let other = temp.path("other");
+    copy(inception, &other);
+    let config = other.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs_err::read(&config).unwrap()).unwrap();
+    spec["normalise"] = serde_json::json!({ "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0] });
+    fs_err::write(&config, serde_json::to_vec_pretty(&spec).unwrap()).unwrap();
+    rehash(&other);
+    let name = "Fréchet distance on inception normalised by mean [0.0, 0.0, 0.0], std [255.0, 255.0, 255.0]";
+    let shown = run(&["inspect", other.as_str()]);
+    assert!(shown.code == 0 && shown.stdout.contains(name), "{}{}", shown.stdout, shown.stderr);
+    let system = crate::common::export("emoji32/dpar", &LoadOptions::default(), &temp.path("dpar"));
+    let paper = Paper::table().unwrap();
+    let row = paper.row("DPAR-B").unwrap();
+    for (folder, distance, why) in [
+        (inception, "FID", "makes images of 32 px"),
+        (&other, name, "are on FID-Inception, the extractor is inception normalised by"),
+    ] {
+        let extractor = open(folder, "ort", &ExtractorOptions::default());
+        assert_eq!(extractor.identity().distance, distance);
+        let e = row.check_extractor(system.system(), &extractor).unwrap_err().to_string();
+        assert!(e.contains(why), "{e}");
+    }
+    // Another resize is another tool's, with a normalisation of its own.
+    let resize = Some(Resize::HalfPixelBilinear);
+    let moved = open(inception, "ort", &ExtractorOptions { resize, ..ExtractorOptions::default() });
+    assert_eq!((moved.identity().distance.as_str(), moved.spec().resize), ("FID", Resize::HalfPixelBilinear));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use dpar_engine_table as engines;
 
-use super::Tracked;
+use super::{Tracked, product};
 
 /// Files that name engines, with the reason.
 const NAMED: &[(&str, &str)] = &[
@@ -21,9 +21,8 @@ pub(crate) fn check(file: &Tracked) -> Vec<String> {
     if file.path.extension() != Some("rs") || test || NAMED.iter().any(|(p, _)| *p == path) {
         return Vec::new();
     }
-    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
     let mut problems = Vec::new();
-    for (i, line) in product.lines().enumerate() {
+    for (i, line) in product(text).lines().enumerate() {
         let code = line.split_once("//").map_or(line, |(code, _)| code);
         for name in engines::names().filter(|name| !path.starts_with(&format!("engines/{name}/"))) {
             // A feature decides what is compiled; it is not asked of an engine.
@@ -76,6 +75,9 @@ mod tests {
             let quiet = format!("#[cfg(feature = \"{name}\")]\n// \"{name}\"\n\"say {name},{name}\"\n");
             assert_eq!(found("src/a.rs", &quiet), 0);
             assert_eq!(found("src/a.rs", &format!("#[cfg(test)]\nmod tests {{ {line}")), 0);
+            for before in ["#[cfg(test)]\nmod tests;\n", "#[cfg(test)]\nfn only_tests() {}\n"] {
+                assert_eq!(found("src/a.rs", &format!("{before}{line}")), 1, "product code behind {before}");
+            }
         }
     }
 }

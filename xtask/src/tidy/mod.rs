@@ -25,6 +25,11 @@ pub(crate) struct Tracked {
     pub(crate) text: Option<String>,
 }
 
+/// The code of a file in front of its tests. `#[cfg(test)]` at another item, or at `mod tests;`, does not end it.
+pub(crate) fn product(text: &str) -> &str {
+    text.split_once("#[cfg(test)]\nmod tests {").map_or(text, |(code, _)| code)
+}
+
 /// Largest file that is read as text.
 const TEXT_LIMIT: u64 = 4 << 20;
 

@@ -1,6 +1,6 @@
 //! Numbers that decide whether two results agree stand in one table.
 
-use super::Tracked;
+use super::{Tracked, product};
 
 /// The table.
 const TABLE: &str = "engines/conformance/src/tolerance.rs";
@@ -23,8 +23,7 @@ pub(crate) fn check(file: &Tracked) -> Vec<String> {
     if !compares || other {
         return Vec::new();
     }
-    let code = text.split_once("#[cfg(test)]\nmod tests {").map_or(text.as_str(), |(code, _)| code);
-    let tokens = tokens(code);
+    let tokens = tokens(product(text));
     let mut problems = Vec::new();
     let (mut constant, mut depth) = (false, 0_i32);
     for (i, (line, token)) in tokens.iter().enumerate() {

@@ -8,12 +8,16 @@ use camino::Utf8Path;
 /// Bytes that are read for the header and the program headers.
 const HEAD: u64 = 1 << 16;
 
-/// Refuses a library that is cut short, or whose end was never written. Files of other formats, 32-bit and big-endian
-/// ones are left to the loader, which refuses them by itself.
+/// Refuses what is no regular file (to open a pipe without a writer would wait for one for ever), and a library that is cut
+/// short, or whose end was never written. Files of other formats, 32-bit and big-endian ones are left to the loader, which
+/// refuses them by itself.
 ///
 /// # Errors
 /// What is wrong.
 pub fn check_whole(path: &Utf8Path) -> Result<(), String> {
+    if !fs_err::metadata(path).map_err(|e| e.to_string())?.is_file() {
+        return Err("it is no regular file".to_owned());
+    }
     let mut file = fs_err::File::open(path).map_err(|e| e.to_string())?;
     let size = file.metadata().map_err(|e| e.to_string())?.len();
     let mut head = Vec::new();

@@ -44,7 +44,7 @@ fn what_is_no_library_is_refused_with_the_next_step() {
     for library in [FILE, FOLDER] {
         refused(&library, &root.join("absent"), "does not exist");
     }
-    refused(&FILE, root, "cannot be loaded");
+    refused(&FILE, root, "cannot be loaded: it is no regular file");
     refused(&FOLDER, root, "has no `libdpar-some.so.1`");
     let text = root.join(FILE.files[0]);
     fs::write(&text, b"not a library").unwrap();
@@ -53,6 +53,15 @@ fn what_is_no_library_is_refused_with_the_next_step() {
     refused(&FOLDER, &text, "is not a folder");
     let e = FILE.open(&Choice { origin: SYSTEM_LOADER, path: text }).unwrap_err();
     assert!(e.message.contains("third_party/some") && e.message.contains("system loader"), "{e}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = Utf8Path::from_path(dir.path()).unwrap().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    refused(&FILE, &pipe, "cannot be loaded: it is no regular file");
 }
 
 /// The C library's mathematics: small, and on every system of this kind.

@@ -315,7 +315,7 @@ fn symptom(sizes: Sizes<'_>, a: &Replay, b: &Replay, guided: bool) -> Result<Opt
     let divergence = if starts[0].get(slot) != starts[1].get(slot) {
         let entropies_agree = entropy[0].to_bits() == entropy[1].to_bits() || limit.holds((x - y).abs());
         Divergence::Boundary { entropies_agree, entropy, threshold: sizes.rule.threshold }
-    } else if (x - y).abs() > limit.value() {
+    } else if !x.is_nan() && !y.is_nan() && !limit.holds((x - y).abs()) {
         Divergence::Entropy { entropy }
     } else {
         let pick = |r: &Replay| {
@@ -471,6 +471,8 @@ fn first_call(
     let replay = match (ran, replay) {
         (Ok(_), Some(replay)) => replay,
         (Err(e), Some(_)) => return Err(e.into()),
+        // That the caller stopped is no finding.
+        (Err(e), None) if !e.went_wrong() => return Err(e.into()),
         (_, None) => return Ok(None),
     };
 

@@ -13,7 +13,7 @@ use crate::decision::{Decision, DecisionKind, Observed, Widths, first_apart, sta
 use crate::stats::Accumulator;
 use crate::tolerance::{Limit, Quantity, Rounding, guidance_gain};
 
-/// Largest errors between two sources that are no failure, |a − b| ≤ t + t·|a|.
+/// Largest errors between two sources that are no failure, |a − b|: the measure that the table has for them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tolerance {
     pub(crate) entropy: Limit,
@@ -319,6 +319,22 @@ mod tests {
         let other = replay(&[1, 1, 2], &[f32::NAN, 2.500_001, 2.5, 2.000_001], &EVEN);
         let flip = compare(&a, &other).decisions.flips.remove(0);
         assert_eq!((flip.margin, flip.near_tie), (None, false));
+    }
+
+    /// As `verify` measures: an entropy of 4.3 may not be off by more than one of 0 may.
+    #[test]
+    fn a_slot_is_off_by_the_distance_alone() {
+        let lengths = [1, 1, 1, 1];
+        let a = replay(&lengths, &[f32::NAN, 4.3, 4.3, 4.3], &EVEN);
+        let b = replay(&lengths, &[f32::NAN, 4.3, 4.3005, 4.3], &EVEN);
+        let compared = compare(&a, &b);
+        assert_eq!(compared.decisions.first_off, [Some(2)]);
+        let limit = Rounding::FP32.limit(Quantity::Entropy);
+        assert_eq!(compared.entropy.absolute("entropy", limit).status, crate::status::Status::Fail);
+        let mut far = EVEN;
+        far[1] = 3.0 + 4e-4;
+        let compared = compare(&a, &replay(&lengths, &a.entropy, &far));
+        assert_eq!(compared.decisions.first_off, [Some(0)]);
     }
 
     #[test]

@@ -36,9 +36,7 @@ use crate::tolerance::Rounding;
 use crate::verify::{conclusion, probe, verify_golden};
 use decisions::{Sizes, Tolerance, draw_gap, free_running, teacher_forced};
 use reference::Reference;
-use report::{
-    BundleId, Decisions, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE, Settings,
-};
+use report::{BundleId, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE, Settings};
 use shadow::{Limits, Shade, Shadowed, Sink};
 
 /// Images on which the graphs that the loop does not run are compared: two, so that patch counts differ.
@@ -139,7 +137,9 @@ pub fn run(
         let sinks = force(bundle, &mut outcomes, first, &forced, options, progress)?;
         for (i, sink) in sinks.iter().enumerate() {
             if i != first && outcomes[i].result.status != EngineStatus::NotRun {
-                report.pairs.extend(pair(bundle, &outcomes[first], &outcomes[i], sink, options, progress)?);
+                let again = again(bundle, &mut outcomes, [first, i], options, progress)?;
+                let both = [&outcomes[first], &outcomes[i]];
+                report.pairs.extend(pair(bundle, both, sink, again.as_ref(), options)?);
             }
         }
         if let Some(golden) = &mut golden {
@@ -403,11 +403,10 @@ fn sizes<'a>(bundle: &'a Bundle, drawn: &DecodeOptions, rounding: Rounding, cfg_
 /// Two engines.
 fn pair(
     bundle: &Bundle,
-    a: &Outcome<'_>,
-    b: &Outcome<'_>,
+    [a, b]: [&Outcome<'_>; 2],
     sink: &Sink,
+    again: Option<&Again>,
     options: &ParityOptions,
-    progress: Progress<'_>,
 ) -> Result<Option<Pair>, CompareError> {
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
     let precision = bundle.manifest().precision;
@@ -421,7 +420,12 @@ fn pair(
         tensors.extend(shade.outputs.iter().map(|o| o.finish(&limits)));
     }
     tensors.extend(loop_tensors(&forced, sizes.tolerance()));
-    let free = free(bundle, [a, b], sizes, &forced.observed, options, progress)?;
+    let gap = &mut |image: usize, slot: usize, tokens: [u32; 2]| {
+        let key = image_key(options.seed, a.streams[image].request.index);
+        let logits = again?.logits(image, slot, sizes)?;
+        draw_gap(&sizes.sampler, logits, tokens, (key, slot as u64)).ok()
+    };
+    let free = free_running(sizes, &a.streams, &b.streams, &forced.observed, gap);
     let mut pair = Pair {
         baseline: a.result.engine.clone(),
         engine: b.result.engine.clone(),
@@ -435,42 +439,57 @@ fn pair(
     Ok(Some(pair))
 }
 
-/// The free runs. A stream has no logits, so where draws differ both engines follow the baseline's tokens of that image again.
-fn free(
+/// What two engines compute for images that they draw otherwise.
+struct Again {
+    /// Row of each image in the replays.
+    rows: BTreeMap<usize, usize>,
+    replays: [Replay; 2],
+}
+
+impl Again {
+    /// The logits that decide in both at a slot.
+    fn logits(&self, image: usize, slot: usize, sizes: Sizes<'_>) -> Option<[&[f32]; 2]> {
+        let at = (self.rows.get(&image)? * sizes.tokens + slot) * sizes.vocab;
+        let [x, y] = self.replays.each_ref().map(|r| r.deciding().get(at..at + sizes.vocab));
+        Some([x?, y?])
+    }
+}
+
+/// A stream has no logits: where draws of the free runs differ, both engines follow the baseline's tokens of those images
+/// again. An engine that goes wrong on the way has failed, and the margins are not known.
+fn again(
     bundle: &Bundle,
-    [a, b]: [&Outcome<'_>; 2],
-    sizes: Sizes<'_>,
-    observed: &Observed,
+    outcomes: &mut [Outcome<'_>],
+    [a, b]: [usize; 2],
     options: &ParityOptions,
     progress: Progress<'_>,
-) -> Result<Decisions, CompareError> {
-    let found = free_running(sizes, &a.streams, &b.streams, observed, &mut |_, _, _| None);
-    let drawn_apart = found.flips.iter().filter(|f| f.kind == DecisionKind::Draw);
-    let images: Vec<usize> = drawn_apart.map(|f| f.image).collect();
-    let (Some(x), Some(y)) = (&a.runtime, &b.runtime) else { return Ok(found) };
-    if images.is_empty() {
-        return Ok(found);
+) -> Result<Option<Again>, CompareError> {
+    let rounding = Rounding::engines(bundle.manifest().precision);
+    let sizes = sizes(bundle, &sampled(options), rounding, options.cfg_scale);
+    let (x, y) = (&outcomes[a].streams, &outcomes[b].streams);
+    let found = free_running(sizes, x, y, &Observed::default(), &mut |_, _, _| None);
+    let apart = found.flips.iter().filter(|f| f.kind == DecisionKind::Draw).map(|f| f.image);
+    let rows: BTreeMap<usize, usize> = apart.enumerate().map(|(row, image)| (image, row)).collect();
+    if rows.is_empty() {
+        return Ok(None);
     }
-    let streams: Vec<Stream> = images.iter().map(|i| a.streams[*i].clone()).collect();
+    let streams: Vec<Stream> = rows.keys().map(|image| x[*image].clone()).collect();
     let forced = drawn(&streams);
     let how = Follow::new(bundle.system(), options.cfg_scale, options.batch);
-    let first = follow(x.model()?.as_mut(), &how, &forced, progress)?;
-    let second = follow(y.model()?.as_mut(), &how, &forced, progress)?;
-    let row: BTreeMap<usize, usize> = images.iter().enumerate().map(|(row, image)| (*image, row)).collect();
-    let (t, vocab) = (how.tokens, bundle.system().vocab);
-    let mut gap = |image: usize, slot: usize, tokens: [u32; 2]| {
-        let at = (row.get(&image)? * t + slot) * vocab;
-        let (x, y) = (first.deciding().get(at..at + vocab)?, second.deciding().get(at..at + vocab)?);
-        let key = image_key(options.seed, a.streams[image].request.index);
-        draw_gap(&sizes.sampler, [x, y], tokens, (key, slot as u64)).ok()
-    };
-    Ok(free_running(sizes, &a.streams, &b.streams, observed, &mut gap))
+    let mut replays = Vec::new();
+    for engine in [a, b] {
+        outcomes[engine].attempt(|runtime, _| {
+            replays.push(follow(runtime.model()?.as_mut(), &how, &forced, progress)?);
+            Ok(())
+        })?;
+    }
+    Ok(<[Replay; 2]>::try_from(replays).ok().map(|replays| Again { rows, replays }))
 }
 
 fn loop_tensors(compared: &decisions::Compared, tolerance: Tolerance) -> Vec<crate::stats::TensorStats> {
-    let mut tensors = vec![compared.logits.finish("logits", tolerance.logits)];
+    let mut tensors = vec![compared.logits.absolute("logits", tolerance.logits)];
     if compared.entropy.largest().is_some() {
-        tensors.push(compared.entropy.finish("entropy", tolerance.entropy));
+        tensors.push(compared.entropy.absolute("entropy", tolerance.entropy));
     }
     tensors
 }

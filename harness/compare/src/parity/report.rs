@@ -9,7 +9,7 @@ use dpar_export_metrics::Verdict;
 use dpar_export_spec::{PatchRule, Precision, SystemKind};
 use serde::Serialize;
 
-use crate::check::{Check, Status};
+use crate::check::{Check, CheckId, Status};
 use crate::decision::{Decision, DecisionKind, Observed, Ties};
 use crate::stats::TensorStats;
 use crate::tolerance::Rounding;
@@ -137,7 +137,8 @@ pub struct ImageTrace {
     pub patch_lengths: Vec<usize>,
     /// e_t in nats; null at 0 and where no entropy model runs.
     pub entropy: Vec<Option<f32>>,
-    /// Distance of each draw to the nearest other token (probability). Empty where tokens were given.
+    /// How far each draw was from another one, as [`Draw::margin`](dpar_export_decode::generate::sampler::Draw::margin) has it:
+    /// with noise the gap to the next token's sum, with `cdf` a probability. Empty where tokens were given.
     pub margin: Vec<f32>,
 }
 
@@ -210,6 +211,13 @@ impl ParityReport {
     pub fn compared(&self) -> bool {
         let checks = || self.engines.iter().flat_map(|e| &e.checks);
         !self.pairs.is_empty() || checks().any(|c| c.status != Status::NotRun)
+    }
+
+    /// Adds a check that an engine of this name failed, and judges again.
+    pub fn fail(&mut self, engine: &str, id: CheckId, why: impl Into<String>) {
+        let check = Check::failed(id, why);
+        self.engines.iter_mut().filter(|e| e.engine == engine).for_each(|e| e.checks.push(check.clone()));
+        self.judge();
     }
 
     /// The verdict over what is in the report.

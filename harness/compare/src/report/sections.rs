@@ -160,7 +160,8 @@ fn flips(page: &Page) -> Markup {
     html! {
         p {
             "The first decision of each image that differs: what follows it cannot be compared. A margin is the distance "
-            "to the tie: of an entropy to the threshold in nats, of the two best logits, or of a draw to the next token's share."
+            "to the tie: of an entropy to the threshold in nats, or of the logits of the two chosen tokens, to which a draw adds "
+            "the same noise on both sides (drawn by the inverse CDF, the probability between the draw and the other token's share)."
         }
         (scroll("Differing decisions", &table))
         @if flips.len() > MOST_FLIPS { p { "and " (flips.len() - MOST_FLIPS) " more; the JSON report has all." } }

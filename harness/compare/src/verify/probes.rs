@@ -186,7 +186,7 @@ fn prefix(
         }
     }
     let limit = rounding(runtime).limit(Quantity::Steps);
-    let found = sums.finish("", limit);
+    let found = sums.mixed("", limit);
     let same = steps.patch_lengths == lengths;
     let pass = found.status == Status::Pass && same;
     let mut detail = format!(

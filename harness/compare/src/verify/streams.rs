@@ -13,10 +13,10 @@ use serde::Deserialize;
 
 use super::drawing::{Drawing, Keys};
 use super::reference::{ArithmeticWord, not_compared, recorded};
-use crate::CompareError;
 use crate::check::{Check, CheckId, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart};
 use crate::tolerance::{Quantity, Recorded, Rounding};
+use crate::{CompareError, ReferenceError};
 
 /// The arrays that are read of a streams file.
 const KNOWN: [&str; 5] = ["tokens", "class_labels", "patch_lengths", "entropy", "margin"];
@@ -166,7 +166,7 @@ impl ReferenceStreams {
 /// it, and compares tokens, patch lengths and steps up to each image's first near-tie.
 ///
 /// # Errors
-/// When the reference cannot be read or does not fit the bundle, or the engine fails.
+/// When the reference cannot be read, does not fit the bundle or gives no image to compare, or the engine fails.
 pub fn verify_streams(
     runtime: &LoadedBundle<'_>,
     path: &Utf8Path,
@@ -180,6 +180,11 @@ pub fn verify_streams(
     let rounding = Rounding::between(reference.recorded(), precision, runtime.arithmetic().kind);
     let t = system.tokens();
     let n = limit.unwrap_or(reference.len()).min(reference.len());
+    if n == 0 {
+        let held = reference.len();
+        let (file, asked) = (path.to_owned(), limit.unwrap_or(held));
+        return Err(ReferenceError::NoStreams { file, held, asked }.into());
+    }
     let requests = reference.requests(n, system.num_classes);
     let label_flips = requests.iter().zip(&reference.labels).filter(|(r, l)| r.class != **l).count();
     let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {

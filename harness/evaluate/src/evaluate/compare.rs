@@ -2,7 +2,7 @@
 
 use dpar_export_metrics::{
     Bootstrap, Compute, FrechetInfluence, Moments, Rows, Verdict, equivalence, equivalence_margin,
-    paired_standard_error,
+    paired_standard_error, relative_margin,
 };
 use serde::Serialize;
 
@@ -27,7 +27,7 @@ pub struct Comparison {
     pub bootstrap_90: [f64; 2],
     /// Resamples and seed of the bootstrap.
     pub bootstrap: Bootstrap,
-    /// Differences within ± this are equivalent: max(0.03, 1 % of the other distance).
+    /// Differences within ± this are equivalent: 1 % of the other distance, of an FID at least 0.03.
     pub margin: f64,
     /// Whether every image is the same.
     pub same_images: bool,
@@ -35,7 +35,8 @@ pub struct Comparison {
     pub verdict: Verdict,
 }
 
-/// Compares the samples of two stores, whose distances to `reference` are `here` and `there`.
+/// Compares the samples of two stores, whose distances to `reference` are `here` and `there`: on FID-Inception (`fid`), or on
+/// features of another scale.
 ///
 /// # Errors
 /// When a store is damaged or the numbers of images differ.
@@ -43,6 +44,7 @@ pub fn compare(
     (own, here): (&Store, f64),
     (other, there): (&Store, f64),
     reference: &Moments,
+    fid: bool,
     seed: u64,
     compute: &Compute,
 ) -> Result<Comparison, EvaluateError> {
@@ -57,7 +59,7 @@ pub fn compare(
     let (a, b) = (influence(own)?, influence(other)?);
     let difference = here - there;
     let error = paired_standard_error(&a, &b).map_err(fail())?;
-    let margin = equivalence_margin(there);
+    let margin = if fid { equivalence_margin(there) } else { relative_margin(there) };
     let test = equivalence(difference, error, margin).map_err(fail())?;
     let bootstrap = Bootstrap { seed, ..Bootstrap::default() };
     let spread = bootstrap.paired(&a, &b, compute).map_err(fail())?;

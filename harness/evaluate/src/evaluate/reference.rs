@@ -36,7 +36,7 @@ impl Given {
             return Ok(Self::Images(ImageSet::open(path, reading)?));
         }
         let found = StoredActivations::read(path)?;
-        let (identity, network) = (extractor.identity(), Network::of(extractor.identity()).0);
+        let (identity, network) = (extractor.identity(), Network::of(extractor.spec()).0);
         let other = Some("give the reference as images, or the network it was made with");
         let unlike = |message, hint| Err(EvaluateError::input(InputKind::Network, message, hint));
         if found.network != network {

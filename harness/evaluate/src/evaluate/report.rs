@@ -2,14 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_bundle::Normalise;
-use dpar_export_metrics::{KidProtocol, PrMode, Resize, Variant};
+use dpar_export_bundle::{ExtractorSpec, names_inception};
+use dpar_export_metrics::{KidProtocol, PrMode, Variant};
 use serde::{Deserialize, Serialize};
-
-use crate::features::ExtractorIdentity;
-
-/// Names of FID-Inception.
-const INCEPTION: [&str; 4] = ["inception", "fid-inception", "inception-2015-12-05", "inception-v3-compat"];
 
 /// The feature network of a number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,44 +18,23 @@ pub struct Network {
 impl Network {
     /// FID-Inception.
     pub fn inception() -> Self {
-        Self { name: INCEPTION[0].to_owned(), inception: true }
+        Self { name: "inception".to_owned(), inception: true }
     }
 
     /// By the name that a file of activations gives.
     pub fn named(name: &str) -> Self {
-        if INCEPTION.contains(&name.to_ascii_lowercase().as_str()) {
-            return Self::inception();
+        if names_inception(name) {
+            Self::inception()
+        } else {
+            Self { name: name.to_owned(), inception: false }
         }
-        Self { name: name.to_owned(), inception: false }
     }
 
-    /// A network that is not FID-Inception, whatever it is called.
-    pub fn other(name: &str) -> Self {
-        let name =
-            if Self::named(name).inception { format!("{name} (another network)") } else { name.to_owned() };
-        Self { name, inception: false }
-    }
-
-    /// The network of an extractor, and the variant whose FID its preparation gives. FID-Inception with a normalisation
-    /// that no variant has is another network.
-    pub fn of(extractor: &ExtractorIdentity) -> (Self, Option<Variant>) {
-        if !extractor.is_fid() {
-            return (Self::other(&extractor.name), None);
-        }
-        let own = match extractor.resize {
-            Resize::Tf1Bilinear | Resize::PilBicubic => Normalise { mean: [128.0; 3], std: [128.0; 3] },
-            Resize::HalfPixelBilinear => Normalise { mean: [127.5; 3], std: [127.5; 3] },
-        };
-        match extractor.normalise {
-            Some(n) if n != own => {
-                let name = format!("{} normalised by mean {:?}, std {:?}", INCEPTION[0], n.mean, n.std);
-                (Self { name, inception: false }, None)
-            }
-            _ => {
-                let variant = Variant::ALL.into_iter().find(|v| v.resize() == extractor.resize);
-                (Self::inception(), variant)
-            }
-        }
+    /// The network of an extractor, and the variant whose FID its preparation gives.
+    pub fn of(extractor: &ExtractorSpec) -> (Self, Option<Variant>) {
+        let network = Self { name: extractor.network_name(), inception: extractor.is_fid() };
+        let variant = Variant::ALL.into_iter().find(|v| network.inception && v.resize() == extractor.resize);
+        (network, variant)
     }
 }
 
@@ -150,33 +124,53 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use dpar_export_bundle::{ExtractorPorts, Normalise};
+    use dpar_export_metrics::Resize;
+    use dpar_export_spec::{ComponentSpec, EfficientNetSpec, InceptionSpec, SystemKind};
+
     use super::*;
 
-    #[test]
-    fn fid_is_the_distance_of_fid_inception_with_a_known_preparation_only() {
-        let extractor = |distance: &str, resize, normalise| ExtractorIdentity {
+    fn extractor(component: ComponentSpec, resize: Resize, normalise: Option<Normalise>) -> ExtractorSpec {
+        let (image, features) = ("image".to_owned(), "pool_3".to_owned());
+        ExtractorSpec {
+            kind: SystemKind::Extractor,
             name: "inception".to_owned(),
-            distance: distance.to_owned(),
-            digest: String::new(),
+            component,
             input_size: 299,
             resize,
             normalise,
-            engine: String::new(),
-            device: "cpu".to_owned(),
+            ports: ExtractorPorts { image, features, spatial: None, logits: None },
+        }
+    }
+
+    #[test]
+    fn fid_is_the_distance_of_fid_inception_with_a_known_preparation_only() {
+        let inception = |resize, normalise| {
+            extractor(ComponentSpec::Inception(InceptionSpec { classes: 1008 }), resize, normalise)
         };
         for variant in [Variant::GuidedDiffusion, Variant::PytorchFid, Variant::CleanFid] {
-            let found = Network::of(&extractor("FID", variant.resize(), None));
-            assert_eq!(found, (Network::inception(), Some(variant)));
+            let spec = inception(variant.resize(), None);
+            assert_eq!(Network::of(&spec), (Network::inception(), Some(variant)));
+            assert_eq!((spec.is_fid(), spec.distance_name()), (true, "FID".to_owned()));
         }
         // Another network that is called like it.
-        let (network, variant) =
-            Network::of(&extractor("Fréchet distance on inception", Resize::Tf1Bilinear, None));
+        let lite = ComponentSpec::EfficientnetLite0(EfficientNetSpec { classes: 1000, input_size: 299 });
+        let other = extractor(lite, Resize::Tf1Bilinear, None);
+        let (network, variant) = Network::of(&other);
         assert!(!network.inception && variant.is_none());
         assert!(!Network::named(&network.name).inception, "its statistics are not FID-Inception's");
+        assert_eq!(other.distance_name(), "Fréchet distance on inception (another network)");
         let normalise = Normalise { mean: [128.0; 3], std: [128.0; 3] };
-        let own = Network::of(&extractor("FID", Resize::Tf1Bilinear, Some(normalise)));
+        let own = Network::of(&inception(Resize::Tf1Bilinear, Some(normalise)));
         assert_eq!(own, (Network::inception(), Some(Variant::GuidedDiffusion)));
-        let other = Network::of(&extractor("FID", Resize::HalfPixelBilinear, Some(normalise))).0;
-        assert!(!other.inception && !Network::named(&other.name).inception);
+        // Its weights alone do not make an FID, whoever asks: a report, a gate, the published table.
+        let bytes = Normalise { mean: [0.0; 3], std: [255.0; 3] };
+        for (resize, normalise) in [(Resize::HalfPixelBilinear, normalise), (Resize::Tf1Bilinear, bytes)] {
+            let spec = inception(resize, Some(normalise));
+            let (network, variant) = Network::of(&spec);
+            assert!(!network.inception && variant.is_none() && !Network::named(&network.name).inception);
+            assert!(!spec.is_fid() && spec.is_inception());
+            assert_eq!(spec.distance_name(), format!("Fréchet distance on {}", network.name));
+        }
     }
 }

@@ -70,11 +70,24 @@ struct Header {
 pub struct Store {
     folder: Utf8PathBuf,
     purpose: Purpose,
+    counted: Counted,
+}
+
+/// What is known of the counted rows. A step works on a copy, which takes its place when it is on the disk: what fails leaves
+/// the store as it was.
+#[derive(Debug, Clone)]
+struct Counted {
     count: u64,
-    /// Of the counted rows, by file.
+    /// Digests, by file.
     hashes: BTreeMap<&'static str, Sha256>,
     moments: MomentsAccumulator,
     spatial: Option<MomentsAccumulator>,
+}
+
+impl Counted {
+    fn hash(&mut self, name: &'static str, rows: &[u8]) {
+        self.hashes.entry(name).or_default().update(rows);
+    }
 }
 
 /// A mapped file and the length of its counted rows.
@@ -121,14 +134,15 @@ impl Store {
         let new = |width| MomentsAccumulator::new(width).map_err(EvaluateError::metric("features"));
         let moments = new(purpose.widths[0])?;
         let spatial = (purpose.widths[1] > 0).then(|| new(purpose.widths[1])).transpose()?;
-        let hashes = BTreeMap::new();
-        let mut store = Self { folder: folder.to_owned(), purpose, count: 0, hashes, moments, spatial };
+        let counted = Counted { count: 0, hashes: BTreeMap::new(), moments, spatial };
+        let mut store = Self { folder: folder.to_owned(), purpose, counted: counted.clone() };
+        let mut next = counted;
         for (name, _) in store.files() {
             let path = folder.join(name);
             fs_err::write(&path, b"").map_err(EvaluateError::io(&path))?;
-            store.hashes.insert(name, Sha256::new());
+            next.hash(name, b"");
         }
-        store.commit()?;
+        store.commit(next)?;
         Ok(store)
     }
 
@@ -172,8 +186,8 @@ impl Store {
         if !fits {
             return Err(damaged("its parts do not fit together"));
         }
-        let (purpose, count, hashes) = (header.purpose, header.count, BTreeMap::new());
-        let mut store = Self { folder: folder.to_owned(), purpose, count, hashes, moments, spatial };
+        let counted = Counted { count: header.count, hashes: BTreeMap::new(), moments, spatial };
+        let mut store = Self { folder: folder.to_owned(), purpose: header.purpose, counted };
         for (name, _) in store.files() {
             let (path, bytes) = (folder.join(name), store.committed(name)?);
             let hash = Sha256::new_with_prefix(bytes.rows());
@@ -184,7 +198,7 @@ impl Store {
                     "its rows were changed after they were committed".to_owned(),
                 ));
             }
-            store.hashes.insert(name, hash);
+            store.counted.hashes.insert(name, hash);
         }
         Ok(store)
     }
@@ -206,14 +220,14 @@ impl Store {
             let path = self.folder.join(name);
             let file =
                 fs_err::OpenOptions::new().write(true).open(&path).map_err(EvaluateError::io(&path))?;
-            file.set_len(self.count * bytes).map_err(EvaluateError::io(&path))?;
+            file.set_len(self.counted.count * bytes).map_err(EvaluateError::io(&path))?;
         }
         Ok(())
     }
 
     /// Adds the features of the next images, whose bytes are `pixels`, `[n, …]`, and whose `steps` of the large transformer,
-    /// `[n]`, where they are drawn; durable and atomic: a process that ends at any point leaves the store with or without all
-    /// of them.
+    /// `[n]`, where they are drawn; durable and atomic: a process that ends at any point, and a call that fails, leave the store
+    /// with or without all of them.
     ///
     /// # Errors
     /// When the features do not fit, or the disk refuses.
@@ -248,7 +262,7 @@ impl Store {
                 None,
             ));
         }
-        if self.count + n as u64 > self.purpose.to - self.purpose.from {
+        if self.counted.count + n as u64 > self.purpose.to - self.purpose.from {
             return Err(EvaluateError::input(
                 InputKind::Store,
                 format!("more than {} images", self.purpose.to),
@@ -266,6 +280,7 @@ impl Store {
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         let images = pixels.chunks((pixels.len() / n.max(1)).max(1));
         let digests: Vec<u8> = images.flat_map(|image| Sha256::digest(image).to_vec()).collect();
+        let mut next = self.counted.clone();
         for (name, _) in self.files() {
             let rows = match name {
                 POOL => bytes(&chunk.features),
@@ -274,14 +289,14 @@ impl Store {
                 _ => digests.clone(),
             };
             self.write_rows(name, 0, &rows)?;
-            self.hash(name, &rows);
+            next.hash(name, &rows);
         }
-        self.moments.push(rows, compute).map_err(fail())?;
-        if let (Some(all), Some(rows)) = (&mut self.spatial, spatial) {
+        next.moments.push(rows, compute).map_err(fail())?;
+        if let (Some(all), Some(rows)) = (&mut next.spatial, spatial) {
             all.push(rows, compute).map_err(fail())?;
         }
-        self.count += n as u64;
-        self.commit()
+        next.count += n as u64;
+        self.commit(next)
     }
 
     /// Writes bytes `skip` behind the committed rows.
@@ -290,24 +305,21 @@ impl Store {
         let bytes = self.files().iter().find(|f| f.0 == name).map_or(0, |f| f.1);
         let write = || {
             let mut file = fs_err::OpenOptions::new().write(true).open(&path)?;
-            file.seek(SeekFrom::Start(self.count * bytes + skip))?;
+            file.seek(SeekFrom::Start(self.counted.count * bytes + skip))?;
             file.write_all(rows)?;
             file.sync_data()
         };
         write().map_err(EvaluateError::io(&path))
     }
 
-    fn hash(&mut self, name: &'static str, rows: &[u8]) {
-        self.hashes.entry(name).or_default().update(rows);
-    }
-
-    fn commit(&self) -> Result<(), EvaluateError> {
-        let moments = self.moments.to_bytes();
-        let spatial = self.spatial.as_ref().map(MomentsAccumulator::to_bytes).unwrap_or_default();
+    /// Makes `next` what counts.
+    fn commit(&mut self, next: Counted) -> Result<(), EvaluateError> {
+        let moments = next.moments.to_bytes();
+        let spatial = next.spatial.as_ref().map(MomentsAccumulator::to_bytes).unwrap_or_default();
         let header = Header {
             purpose: self.purpose.clone(),
-            count: self.count,
-            rows: self
+            count: next.count,
+            rows: next
                 .hashes
                 .iter()
                 .map(|(name, hash)| ((*name).to_owned(), hex::encode(hash.clone().finalize())))
@@ -322,64 +334,84 @@ impl Store {
         bytes.extend((header.len() as u64).to_le_bytes());
         [header, moments, spatial].iter().for_each(|part| bytes.extend(part));
         bytes.extend(Sha256::digest(&bytes));
-        write_atomic(&path, &bytes).map_err(EvaluateError::io(&path))
+        write_atomic(&path, &bytes).map_err(EvaluateError::io(&path))?;
+        self.counted = next;
+        Ok(())
     }
 
-    /// Adds everything that `next` holds, the images behind these.
+    /// Joins what a shard holds: its images come next, or they are here already, as an interrupted merge leaves them, and then
+    /// they are the same, row by row.
     ///
     /// # Errors
     /// When it holds others, or the disk refuses.
-    pub fn append(&mut self, next: &Self, compute: &Compute) -> Result<(), EvaluateError> {
-        let (mine, other) = (&self.purpose, &next.purpose);
-        let at = mine.from + self.count;
+    pub fn merge(&mut self, shard: &Self, compute: &Compute) -> Result<(), EvaluateError> {
+        let (mine, other) = (&self.purpose, &shard.purpose);
+        let at = mine.from + self.counted.count;
+        let refuse = |message: String, hint| Err(EvaluateError::input(InputKind::Store, message, Some(hint)));
         let fits = (&other.key, other.total, other.widths, other.steps)
             == (&mine.key, mine.total, mine.widths, mine.steps);
         if !fits {
             let message =
-                format!("{} holds an evaluation of other images, or with other options", next.folder);
-            return Err(EvaluateError::input(
-                InputKind::Store,
-                message,
-                Some("merge the shards of one command line"),
-            ));
+                format!("{} holds an evaluation of other images, or with other options", shard.folder);
+            return refuse(message, "merge the shards of one command line");
         }
-        if other.from != at || next.count != other.to - other.from {
-            let (from, to, there) = (other.from, other.to, next.count);
+        let (from, to, there) = (other.from, other.to, shard.counted.count);
+        let whole = there == to - from;
+        if whole && from >= mine.from && to <= at {
+            if self.has_rows_of(shard)? {
+                return Ok(());
+            }
+            let message = format!(
+                "{} holds other features of the images {from} to {to} than those that were merged before",
+                shard.folder
+            );
+            return refuse(message, "merge into a new output folder");
+        }
+        if !whole || from != at {
             let message = format!(
                 "{} holds {there} of the images {from} to {to}, where image {at} comes next",
-                next.folder
+                shard.folder
             );
-            return Err(EvaluateError::input(
-                InputKind::Store,
-                message,
-                Some("merge every shard once, and finished"),
-            ));
+            return refuse(message, "merge every shard once, and finished");
         }
+        let mut next = self.counted.clone();
         for (name, _) in self.files() {
             // A part at a time: a shard is as large as the disk.
-            for (i, part) in next.values(name)?.chunks(PART).enumerate() {
+            for (i, part) in shard.values(name)?.chunks(PART).enumerate() {
                 self.write_rows(name, (i * PART) as u64, part)?;
-                self.hash(name, part);
+                next.hash(name, part);
             }
         }
         let fail = || EvaluateError::metric("merged features");
         // Pooled features are there: their sums are those of an evaluation that was never cut, bit for bit.
-        let pool = next.pool()?;
+        let pool = shard.pool()?;
         let rows =
-            Rows::new("features", pool.f32().unwrap_or_default(), next.purpose.widths[0]).map_err(fail())?;
-        self.moments.push(rows, compute).map_err(fail())?;
-        if let (Some(all), Some(part)) = (&mut self.spatial, &next.spatial) {
+            Rows::new("features", pool.f32().unwrap_or_default(), shard.purpose.widths[0]).map_err(fail())?;
+        next.moments.push(rows, compute).map_err(fail())?;
+        if let (Some(all), Some(part)) = (&mut next.spatial, &shard.counted.spatial) {
             all.merge(part.clone(), compute).map_err(fail())?;
         }
-        self.count += next.count;
-        self.commit()
+        next.count += there;
+        self.commit(next)
+    }
+
+    /// Whether the rows of these images are those of a store of some of them.
+    fn has_rows_of(&self, part: &Self) -> Result<bool, EvaluateError> {
+        for (name, bytes) in self.files() {
+            let first = (part.purpose.from - self.purpose.from) * bytes;
+            let rows = first as usize..(first + part.counted.count * bytes) as usize;
+            if self.values(name)?.get(rows) != Some(&*part.values(name)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A file with at least the counted rows.
     fn committed(&self, name: &str) -> Result<Committed, EvaluateError> {
         let path = self.folder.join(name);
         let mapped = Mapped::open(&path).map_err(EvaluateError::io(&path))?;
-        let wanted = self.count * self.files().iter().find(|f| f.0 == name).map_or(0, |f| f.1);
+        let wanted = self.counted.count * self.files().iter().find(|f| f.0 == name).map_or(0, |f| f.1);
         if (mapped.len() as u64) < wanted {
             let message = format!("it holds {} bytes, {wanted} were committed", mapped.len());
             return Err(unlike(&path, STATE, message));
@@ -403,7 +435,7 @@ impl Store {
 
     /// Images so far.
     pub fn count(&self) -> u64 {
-        self.count
+        self.counted.count
     }
 
     /// SHA-256 of the SHA-256 of every image's pixels (u8 `[H, W, 3]`), in order: what the images are.
@@ -435,12 +467,12 @@ impl Store {
     /// # Errors
     /// When the file is not as it was committed.
     pub fn mean_steps(&self) -> Result<Option<f64>, EvaluateError> {
-        if !self.purpose.steps || self.count == 0 {
+        if !self.purpose.steps || self.counted.count == 0 {
             return Ok(None);
         }
         let bytes = self.values(STEPS)?;
         let steps = bytes.as_chunks::<4>().0.iter().map(|s| u64::from(u32::from_le_bytes(*s)));
-        Ok(Some(steps.sum::<u64>() as f64 / self.count as f64))
+        Ok(Some(steps.sum::<u64>() as f64 / self.counted.count as f64))
     }
 
     /// Mean and covariance of the pooled features.
@@ -448,7 +480,7 @@ impl Store {
     /// # Errors
     /// Below two images.
     pub fn moments(&self, compute: &Compute) -> Result<Moments, EvaluateError> {
-        self.moments.finish(compute).map_err(EvaluateError::metric("features"))
+        self.counted.moments.finish(compute).map_err(EvaluateError::metric("features"))
     }
 
     /// Mean and covariance of the spatial features, where the network has them.
@@ -458,7 +490,7 @@ impl Store {
     pub fn spatial_moments(&self, compute: &Compute) -> Result<Option<Moments>, EvaluateError> {
         let finish =
             |m: &MomentsAccumulator| m.finish(compute).map_err(EvaluateError::metric("spatial features"));
-        self.spatial.as_ref().map(finish).transpose()
+        self.counted.spatial.as_ref().map(finish).transpose()
     }
 }
 

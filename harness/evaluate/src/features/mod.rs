@@ -68,13 +68,6 @@ pub struct ExtractorIdentity {
     pub device: String,
 }
 
-impl ExtractorIdentity {
-    /// Whether the network is FID-Inception: the distance on no other network's features is called FID.
-    pub fn is_fid(&self) -> bool {
-        self.distance == "FID"
-    }
-}
-
 /// Where an engine runs, as far as results depend on it: not the number of the device. On the processor it is `cpu`
 /// alone: an engine has one provider there, whose name may list what the machine can do.
 pub fn device(info: &EngineInfo) -> String {
@@ -151,7 +144,6 @@ pub struct FeatureExtractor {
     identity: ExtractorIdentity,
     info: EngineInfo,
     session: Box<dyn Session>,
-    resize: Resize,
     batch: usize,
     compute: Compute,
     /// Made for the size of the last images.
@@ -199,13 +191,13 @@ impl FeatureExtractor {
         let info = engine.probe()?;
         tracing::info!(graph = file.spec.name, engine = info.engine, "preparing");
         let session = engine.prepare(file)?;
-        let resize = options.resize.unwrap_or(spec.resize);
+        let spec = ExtractorSpec { resize: options.resize.unwrap_or(spec.resize), ..spec };
         let identity = ExtractorIdentity {
             name: spec.name.clone(),
             distance: spec.distance_name(),
             digest,
             input_size: spec.input_size,
-            resize,
+            resize: spec.resize,
             normalise: spec.normalise,
             engine: format!("{} {}", info.engine, info.version),
             device: device(&info),
@@ -213,7 +205,7 @@ impl FeatureExtractor {
         let compute = Compute::new(options.threads)?;
         let batch = options.batch.max(1);
         let path = path.to_owned();
-        Ok(Self { spec, path, source, identity, info, session, resize, batch, compute, resizer: None })
+        Ok(Self { spec, path, source, identity, info, session, batch, compute, resizer: None })
     }
 
     /// The bundle, or the file.
@@ -231,7 +223,7 @@ impl FeatureExtractor {
         &self.identity
     }
 
-    /// What it is.
+    /// What it is, with the resize rule that is used.
     pub fn spec(&self) -> &ExtractorSpec {
         &self.spec
     }
@@ -262,7 +254,7 @@ impl FeatureExtractor {
     ) -> Result<Activations, EvaluateError> {
         let resizer = match self.resizer.take() {
             Some((known, resizer)) if known == size => resizer,
-            _ => Resizer::new(self.resize, size, (self.spec.input_size, self.spec.input_size))
+            _ => Resizer::new(self.spec.resize, size, (self.spec.input_size, self.spec.input_size))
                 .map_err(EvaluateError::metric("images"))?,
         };
         let result = self.run_with(&resizer, images, progress);
@@ -289,7 +281,7 @@ impl FeatureExtractor {
             input.resize(rows * to, 0.0);
             resizer.run(chunk, &mut input, &self.compute).map_err(EvaluateError::metric("images"))?;
             if let Some(normalise) = self.spec.normalise {
-                renormalise(&mut input, side * side, self.resize, normalise);
+                renormalise(&mut input, side * side, self.spec.resize, normalise);
             }
             let view = TensorView::f32([rows, 3, side, side], &input);
             all.append(self.call(rows, view)?)?;

@@ -1,13 +1,15 @@
 //! The comparisons and their margins.
 
-use dpar_export_compare::decision::Decision;
+use dpar_export_compare::decision::{Decision, Ties};
 use dpar_export_compare::tolerance::{Quantity, Rounding};
+use dpar_export_compare::verify::Status;
 use dpar_export_metrics::{
     Compute, Equivalence, FrechetInfluence, MetricError, Verdict, equivalence, equivalence_margin,
-    kid_influence, kid_margin, mean_and_standard_error, paired_standard_error,
+    kid_influence, kid_margin, mean_and_standard_error, paired_standard_error, relative_margin,
 };
 
 use super::{Gate, ImageMetrics, Pair, Real, moments, rows};
+use crate::evaluate::report::Network;
 use crate::features::Activations;
 
 /// How the streams part.
@@ -17,17 +19,19 @@ pub(super) struct Parted<'a> {
     pub(super) flips: &'a [Decision],
     /// Streams.
     pub(super) of: usize,
-    /// Whether the bundle is float32. Near-ties of lower precisions are so wide that they explain any difference.
-    pub(super) exact: bool,
+    /// Slots of a stream.
+    pub(super) slots: usize,
+    /// How reference and bundle round.
+    pub(super) rounding: Rounding,
 }
 
 impl Parted<'_> {
-    /// Whether near-ties explain that the images differ: float32, few streams, and a near-tie in each of them.
+    /// Whether near-ties explain that the images differ: float32 on both sides, few streams, and a near-tie in each of them.
     fn explains(&self) -> bool {
+        let share = self.rounding.limit(Quantity::PartedStreams).value();
         // One stream always may, so that a few images can pass.
-        let share = Rounding::FP32.limit(Quantity::PartedStreams).value();
         let most = ((share * self.of as f64) as usize).max(1);
-        self.exact && (1..=most).contains(&self.flips.len()) && self.flips.iter().all(|f| f.near_tie)
+        share > 0.0 && (1..=most).contains(&self.flips.len()) && self.flips.iter().all(|f| f.near_tie)
     }
 }
 
@@ -38,21 +42,40 @@ pub(super) fn labels(differ: usize, n: usize) -> Gate {
     gate
 }
 
-/// Token streams. In float32 they are equal up to near-ties: anything else is a defect. Lower precisions part earlier, and
-/// the distances below decide alone.
-pub(super) fn streams(parted: Parted<'_>) -> Option<Gate> {
-    let Parted { flips, of: n, exact } = parted;
+/// Token streams: equal up to as many near-ties as `verify --streams` allows. In float32 on both sides any other difference is
+/// a defect. A lower precision may part where that does not explain it: then the `distances` that follow decide, and without any
+/// nothing does.
+pub(super) fn streams(parted: Parted<'_>, distances: &[Gate]) -> Gate {
+    let Parted { flips, of: n, slots, rounding } = parted;
     let defects = flips.iter().filter(|f| !f.near_tie).count();
-    let verdict = if defects == 0 { Verdict::Pass } else { Verdict::Fail };
-    let mut gate = Gate::new("streams", verdict);
-    gate.detail = format!("{} of {n} equal, {} part at a near-tie", n - flips.len(), flips.len() - defects);
+    let ties = Ties::of_streams(rounding, flips, (n, slots));
+    let mut detail =
+        format!("{} of {n} equal, {} part at a near-tie", n - flips.len(), flips.len() - defects);
     if defects > 0 {
-        gate.detail += &format!(", {defects} at a decision that rounding does not explain");
+        detail += &format!(", {defects} at a decision that rounding does not explain");
     }
-    (exact || defects == 0).then_some(gate)
+    if let Some(why) = ties.why {
+        detail += &format!("; {why}");
+    }
+    let verdict = match (defects, ties.status, rounding == Rounding::FP32) {
+        (0, Status::Pass, _) => Verdict::Pass,
+        (0, _, true) => Verdict::Inconclusive,
+        (_, _, true) => Verdict::Fail,
+        (_, _, false) if distances.is_empty() => {
+            detail += "; no distance says whether the images are as good: give an --extractor";
+            Verdict::Inconclusive
+        }
+        (_, _, false) => {
+            detail += "; the distances decide";
+            Verdict::all(distances.iter().map(|g| g.verdict))
+        }
+    };
+    let mut gate = Gate::new("streams", verdict);
+    gate.detail = detail;
+    gate
 }
 
-/// Where the few streams of a float32 bundle that part do so at near-ties, the images behind them are other draws of the
+/// Where the few streams that part in float32 do so at near-ties, the images behind them are other draws of the
 /// same distribution: a difference that the statistics cannot settle is explained by them, and is no reason to ask for more
 /// images.
 fn explained(mut gate: Gate, parted: Parted<'_>) -> Gate {
@@ -75,9 +98,10 @@ pub(super) fn steps(found: &[usize], reference: &[usize], parted: Parted<'_>) ->
     Ok(explained(tested("mean steps", reference, found, test), parted))
 }
 
-/// Distance and KID to the real images, of the generated and of the reference's images.
+/// Distance and KID to the real images, of the generated and of the reference's images: on FID-Inception (`network`), or on
+/// features of another scale.
 pub(super) fn distances(
-    name: &str,
+    (name, network): (&str, &Network),
     pair: &Pair,
     real: &Real,
     (found, wanted): (&ImageMetrics, &ImageMetrics),
@@ -89,12 +113,14 @@ pub(super) fn distances(
     let same = pair.found.features == pair.reference.features;
     if let (Some(a), Some(b)) = (found.distance, wanted.distance) {
         let error = if same { 0.0 } else { distance_error(pair, real, compute)? };
-        let gate = tested(name, b, a, equivalence(a - b, error, equivalence_margin(b))?);
+        let margin = if network.inception { equivalence_margin(b) } else { relative_margin(b) };
+        let gate = tested(name, b, a, equivalence(a - b, error, margin)?);
         gates.push(explained(gate, parted));
     }
     if let (Some(a), Some(b)) = (found.kid, wanted.kid) {
         let error = if same { 0.0 } else { kid_error(pair, &real.seen, compute)? };
-        gates.push(explained(tested("KID", b, a, equivalence(a - b, error, kid_margin(b))?), parted));
+        let margin = if network.inception { kid_margin(b) } else { relative_margin(b) };
+        gates.push(explained(tested("KID", b, a, equivalence(a - b, error, margin)?), parted));
     }
     Ok(gates)
 }
@@ -126,7 +152,9 @@ fn tested(name: &str, reference: f64, found: f64, test: Equivalence) -> Gate {
 
 #[cfg(test)]
 mod tests {
+    use dpar_engine_api::ArithmeticKind;
     use dpar_export_compare::decision::DecisionKind;
+    use dpar_export_spec::Precision;
 
     use super::*;
 
@@ -145,22 +173,44 @@ mod tests {
         }
     }
 
-    fn parted(flips: &[Decision], of: usize, exact: bool) -> Parted<'_> {
-        Parted { flips, of, exact }
+    fn half() -> Rounding {
+        Rounding::between(Precision::Fp32, Precision::Fp16, ArithmeticKind::AsGraph)
+    }
+
+    fn parted(flips: &[Decision], of: usize, rounding: Rounding) -> Parted<'_> {
+        Parted { flips, of, slots: 64, rounding }
     }
 
     #[test]
     fn a_defect_fails_float32_and_leaves_lower_precisions_to_the_distances() {
-        assert_eq!(streams(parted(&[flip(true)], 4, true)).unwrap().verdict, Verdict::Pass);
-        assert_eq!(streams(parted(&[flip(true), flip(false)], 4, true)).unwrap().verdict, Verdict::Fail);
-        assert_eq!(streams(parted(&[flip(false)], 4, false)), None);
+        let verdict = |flips: &[Decision], of, rounding, distances: &[Gate]| {
+            streams(parted(flips, of, rounding), distances).verdict
+        };
+        let exact = |flips: &[Decision]| verdict(flips, 4, Rounding::FP32, &[]);
+        assert_eq!((exact(&[]), exact(&[flip(true)])), (Verdict::Pass, Verdict::Pass));
+        assert_eq!(exact(&[flip(true), flip(false)]), Verdict::Fail);
+        assert_eq!(exact(&[(); 4].map(|()| flip(true))), Verdict::Inconclusive, "no stream is whole");
+        // Without distances nothing decides, and no verdict is a pass.
+        let gate = streams(parted(&[flip(false)], 16, half()), &[]);
+        assert!(gate.verdict == Verdict::Inconclusive && gate.detail.contains("--extractor"), "{gate:?}");
+        for decided in [Verdict::Pass, Verdict::Inconclusive, Verdict::Fail] {
+            let distance = [Gate::new("FID", decided)];
+            assert_eq!(verdict(&[flip(false)], 16, half(), &distance), decided);
+            assert_eq!(verdict(&[flip(true)], 16, half(), &distance), Verdict::Pass);
+            assert_eq!(verdict(&[flip(false)], 16, Rounding::FP32, &distance), Verdict::Fail);
+        }
+        // 2 % of the decisions up to slot 3 of 16 streams are 2: so many near-ties are not explained either.
+        let all: Vec<Decision> = (0..16).map(|_| flip(true)).collect();
+        let gate = |distances: &[Gate]| streams(parted(&all, 16, half()), distances);
+        assert!(gate(&[]).verdict == Verdict::Inconclusive && gate(&[]).detail.contains("more than the 2"));
+        assert_eq!(gate(&[Gate::new("FID", Verdict::Pass)]).verdict, Verdict::Pass);
         assert_eq!(labels(1, 4).verdict, Verdict::Fail);
     }
 
     #[test]
     fn steps_are_tested_in_pairs() {
         let reference: Vec<usize> = (0..64).map(|i| 30 + i % 13).collect();
-        let steps = |found: &[usize]| steps(found, &reference, parted(&[], 64, true)).unwrap();
+        let steps = |found: &[usize]| steps(found, &reference, parted(&[], 64, Rounding::FP32)).unwrap();
         let gate = steps(&reference);
         assert_eq!(
             (gate.verdict, gate.difference, gate.standard_error),
@@ -174,20 +224,21 @@ mod tests {
         let noisy: Vec<usize> = reference.iter().enumerate().map(|(i, s)| s + i % 7).map(|s| s - 3).collect();
         assert_eq!(steps(&noisy).verdict, Verdict::Inconclusive);
         // Near-ties explain what is undecided, never what fails; defects explain nothing.
-        let by = |found: &[usize], flips: &[Decision], exact| {
-            super::steps(found, &reference, parted(flips, 64, exact)).unwrap().verdict
+        let by = |found: &[usize], flips: &[Decision], rounding| {
+            super::steps(found, &reference, parted(flips, 64, rounding)).unwrap().verdict
         };
-        let with = |found: &[usize], near_tie| by(found, &[flip(near_tie)], true);
+        let exact = Rounding::FP32;
+        let with = |found: &[usize], near_tie| by(found, &[flip(near_tie)], exact);
         assert_eq!((with(&noisy, true), with(&noisy, false)), (Verdict::Pass, Verdict::Inconclusive));
         assert_eq!(with(&fewer, true), Verdict::Fail);
         // Three of 64 streams are 5 %; four are more than rounding does, and a half type's near-ties explain anything.
         let ties = |n: usize| (0..n).map(|_| flip(true)).collect::<Vec<_>>();
         assert_eq!(
-            (by(&noisy, &ties(3), true), by(&noisy, &ties(4), true)),
+            (by(&noisy, &ties(3), exact), by(&noisy, &ties(4), exact)),
             (Verdict::Pass, Verdict::Inconclusive)
         );
-        assert_eq!(by(&noisy, &ties(1), false), Verdict::Inconclusive);
-        let few = |flips: &[Decision], of| parted(flips, of, true).explains();
+        assert_eq!(by(&noisy, &ties(1), half()), Verdict::Inconclusive);
+        let few = |flips: &[Decision], of| parted(flips, of, exact).explains();
         assert!(few(&ties(1), 8) && !few(&ties(2), 8), "one stream may part however few there are");
         assert!(!few(&[], 8));
     }

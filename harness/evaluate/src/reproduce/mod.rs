@@ -122,7 +122,7 @@ impl StepSummary {
 pub struct ImageMetrics {
     /// Images.
     pub images: usize,
-    /// Fréchet distance; `distance_name` of the report says on what.
+    /// Fréchet distance; the extractor's `distance` says on what.
     pub distance: Option<f64>,
     /// KID.
     pub kid: Option<f64>,
@@ -207,28 +207,29 @@ pub fn reproduce(
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();
 
-    let mut gates = vec![gates::labels(labels, n)];
-    let exact = rounding == Rounding::FP32;
-    let parted = gates::Parted { flips: &flips, of: n, exact };
-    gates.extend(gates::streams(parted));
-    gates.push(gates::steps(&steps, &counted, parted).map_err(failed())?);
-
+    let parted = gates::Parted { flips: &flips, of: n, slots: system.tokens(), rounding };
+    let mut distances = Vec::new();
     let mut looked = None;
     if let Some(extractor) = extractor.as_deref_mut() {
         let pair = pair(runtime, extractor, &streams, &recorded, options.batch, step)?;
         let real = reference.real();
-        let network = Network::of(extractor.identity()).0;
+        let network = Network::of(extractor.spec()).0;
         let wanted = numbers(&pair.reference, real, &network, &compute, step)?;
         let same = pair.found == pair.reference;
         let found = if same { wanted.clone() } else { numbers(&pair.found, real, &network, &compute, step)? };
         if let Some(real) = real {
             let name = extractor.identity().distance.clone();
-            let found = (&found, &wanted);
-            let distances = gates::distances(&name, &pair, real, found, parted, &compute);
-            gates.extend(distances.map_err(failed())?);
+            let (on, found) = ((name.as_str(), &network), (&found, &wanted));
+            distances = gates::distances(on, &pair, real, found, parted, &compute).map_err(failed())?;
         }
         looked = Some((found, wanted));
     }
+    let mut gates = vec![
+        gates::labels(labels, n),
+        gates::streams(parted, &distances),
+        gates::steps(&steps, &counted, parted).map_err(failed())?,
+    ];
+    gates.extend(distances);
     let verdict = Verdict::all(gates.iter().map(|g| g.verdict));
     let (metrics, reference_metrics) = looked.unzip();
     Ok(SystemReport {
@@ -276,7 +277,7 @@ pub fn run_seed(
     let drawn = Drawn::new(runtime, n as u64, decode.clone(), options.batch)?;
     let (activations, steps) = collect(&drawn, CHUNK, extractor, &mut |at| step(Phase::Samples, at, n))?;
     let compute = Compute::new(options.threads).map_err(EvaluateError::metric("threads"))?;
-    let metrics = numbers(&activations, real, &Network::of(extractor.identity()).0, &compute, step)?;
+    let metrics = numbers(&activations, real, &Network::of(extractor.spec()).0, &compute, step)?;
     run.steps = mean(steps.iter().map(|s| f64::from(*s)).sum());
     run.fid = metrics.distance;
     run.inception_score = metrics.score;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::Gate;
 use crate::error::{EvaluateError, InputKind};
+use crate::evaluate::protocol::SCHEMA;
 use crate::features::FeatureExtractor;
 
 /// The data file.
@@ -118,7 +119,7 @@ impl Row {
         if !extractor.spec().is_fid() {
             return input(format!(
                 "the table's numbers are on FID-Inception, the extractor is {}: leave it out, or give FID-Inception",
-                identity.name
+                extractor.spec().network_name()
             ));
         }
         if identity.resize != Resize::Tf1Bilinear {
@@ -173,6 +174,10 @@ impl Run {
         let bad = |message: &dyn std::fmt::Display| report(format!("{path}: {message}"));
         let text = dpar_export_inputs::read_to_string(path, MOST_REPORT).map_err(|e| bad(&e))?;
         let json: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        // A report of another tool says no schema; of another schema a field may mean something else.
+        if json.get("schema").is_some_and(|found| *found != SCHEMA) {
+            return Err(bad(&format!("it has schema {}, this version reads {SCHEMA}", json["schema"])));
+        }
         let number = |v: &Value| v.as_f64().or_else(|| v["value"].as_f64()).filter(|v| v.is_finite());
         let metric = |name: &str| number(&json["metrics"][name]);
         // The table's numbers are on FID-Inception: those of another network are not comparable.

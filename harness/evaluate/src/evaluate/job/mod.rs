@@ -193,7 +193,7 @@ impl Job {
     ) -> Result<Self, EvaluateError> {
         let (identity, path) = (extractor.identity(), extractor.path());
         let unlike = |message, hint: &str| EvaluateError::input(InputKind::Network, message, Some(hint));
-        let (network, variant) = Network::of(identity);
+        let (network, variant) = Network::of(extractor.spec());
         if let Some(asked) = options.variant {
             let (own, wanted) = (identity.resize.name(), asked.resize().name());
             if own != wanted {
@@ -201,7 +201,7 @@ impl Job {
                 let hint = format!("leave out --variant, or export the extractor with --resize {wanted}");
                 return Err(unlike(message, &hint));
             }
-            if identity.is_fid() && !network.inception {
+            if extractor.spec().is_inception() && !network.inception {
                 let message = format!("{path} has its own normalisation, --variant {asked} another");
                 let hint = "leave out --variant, or export the extractor without --mean and --std";
                 return Err(unlike(message, hint));
@@ -262,6 +262,7 @@ impl Job {
             // All but the reference, which is known after it was looked at.
             let other = read_metrics(path)?.protocol;
             like(path, &self.protocol(source, other.reference.clone())?, &other)?;
+            self.other(path)?;
         }
         Ok(())
     }
@@ -316,14 +317,25 @@ impl Job {
     fn merge(&self, samples: &mut Store, folders: &[Utf8PathBuf]) -> Result<(), EvaluateError> {
         let mut shards = Vec::new();
         for folder in folders {
-            shards.push(Store::read(&folder.join(SAMPLES))?);
+            shards.push((folder, Store::read(&folder.join(SAMPLES))?));
         }
-        shards.sort_by_key(|s| s.purpose().from);
-        for shard in shards.iter().filter(|s| s.count() > 0) {
-            // Merged already, before an interruption.
-            if shard.purpose().to > samples.count() || shard.purpose().from >= samples.count() {
-                samples.append(shard, &self.compute)?;
+        shards.retain(|(_, s)| s.purpose().to > s.purpose().from);
+        shards.sort_by_key(|(_, s)| s.purpose().from);
+        for pair in shards.windows(2) {
+            let [(first, a), (second, b)] = pair else { continue };
+            if b.purpose().from < a.purpose().to {
+                let message = format!(
+                    "{first} has the images {} to {}, {second} those from {}: the same images twice",
+                    a.purpose().from,
+                    a.purpose().to,
+                    b.purpose().from
+                );
+                let hint = Some("merge every shard once, and finished");
+                return Err(EvaluateError::input(InputKind::Store, message, hint));
             }
+        }
+        for (_, shard) in &shards {
+            samples.merge(shard, &self.compute)?;
         }
         if samples.count() != samples.purpose().total {
             let (there, total) = (samples.count(), samples.purpose().total);
@@ -368,7 +380,8 @@ impl Job {
         let images = rows.as_ref().map(|f| f.rows().map(|r| r.count() as u64)).transpose()?;
         let sha256 =
             dpar_export_bundle::digest(&path).map_err(dpar_export_decode::runtime::RunError::from)?.1;
-        Ok(Reference { pool, spatial, rows, id: ReferenceId { stored_statistics: true, sha256, images } })
+        let stored_statistics = found.pool_moments.is_some();
+        Ok(Reference { pool, spatial, rows, id: ReferenceId { stored_statistics, sha256, images } })
     }
 
     fn reference_images(&mut self, set: &ImageSet, step: Step<'_>) -> Result<Store, EvaluateError> {
@@ -393,6 +406,12 @@ impl Job {
             Ok((numbers, samples, reference))
         };
         let (numbers, samples, reference) = apart(parts, work, step)?;
+        // The one of an earlier run would stand beside numbers that it is not about.
+        let old = self.options.output.join(COMPARISON);
+        match fs_err::remove_file(&old) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(EvaluateError::io(&old)(e)),
+            _ => {}
+        }
         self.write_statistics(&numbers.pool, numbers.spatial.as_ref())?;
         let file = MetricsFile {
             schema: SCHEMA,
@@ -463,6 +482,28 @@ impl Job {
         Ok(write_npz(&self.options.output.join(STATISTICS), &arrays)?)
     }
 
+    /// The evaluation to compare with: its report, the features of its samples, its Fréchet distance.
+    fn other(&self, path: &Utf8Path) -> Result<(MetricsFile, Store, f64), EvaluateError> {
+        let other = read_metrics(path)?;
+        let folder = samples_of(path);
+        let store = Store::read(&folder)?;
+        if store.pixels_sha256()? != other.samples.pixels_sha256 {
+            let message = format!("{folder} does not hold the samples of {path}");
+            return Err(EvaluateError::input(InputKind::Report, message, None));
+        }
+        let distance = self.distance(path, &other)?;
+        Ok((other, store, distance))
+    }
+
+    /// The Fréchet distance of a report.
+    fn distance(&self, path: &Utf8Path, file: &MetricsFile) -> Result<f64, EvaluateError> {
+        let metric = if self.network.inception { Metric::Fid } else { Metric::FrechetDistance };
+        file.report.metrics.get(&metric).map(|m| m.value).ok_or_else(|| {
+            let message = format!("{path}: no Fréchet distance to compare");
+            EvaluateError::input(InputKind::Report, message, None)
+        })
+    }
+
     fn compare(
         &self,
         path: &Utf8Path,
@@ -472,25 +513,16 @@ impl Job {
         parts: usize,
         step: Step<'_>,
     ) -> Result<Comparison, EvaluateError> {
-        let other = read_metrics(path)?;
+        let (other, store, there) = self.other(path)?;
         like(path, &own.protocol, &other.protocol)?;
-        let folder = samples_of(path);
-        let store = Store::read(&folder)?;
-        let report = |message| EvaluateError::input(InputKind::Report, message, None);
-        if store.pixels_sha256()? != other.samples.pixels_sha256 {
-            return Err(report(format!("{folder} does not hold the samples of {path}")));
-        }
-        let metric = if self.network.inception { Metric::Fid } else { Metric::FrechetDistance };
-        let value = |file: &MetricsFile| file.report.metrics.get(&metric).map(|m| m.value);
-        let (Some(here), Some(there)) = (value(own), value(&other)) else {
-            return Err(report(format!("{path}: no Fréchet distance to compare")));
-        };
+        let here = self.distance(&self.options.output, own)?;
+        let fid = self.network.inception;
         let (seed, compute) = (self.options.kid.seed, Arc::clone(&self.compute));
         let work = move |next: &mut dyn FnMut(&'static str) -> bool| -> Result<_, EvaluateError> {
             if !next("comparison") {
                 return Err(EvaluateError::Interrupted);
             }
-            compare((&samples, here), (&store, there), &reference, seed, &compute)
+            compare((&samples, here), (&store, there), &reference, fid, seed, &compute)
         };
         let found = apart(parts, work, &mut |phase, done, total| step(phase, PARTS + done, total))?;
         self.write(COMPARISON, &found)?;
@@ -532,10 +564,15 @@ pub fn samples_of(path: &Utf8Path) -> Utf8PathBuf {
 
 fn read_metrics(path: &Utf8Path) -> Result<MetricsFile, EvaluateError> {
     let text = dpar_export_inputs::read_to_string(path, limits::TEXT).map_err(EvaluateError::io(path))?;
-    serde_json::from_str(&text).map_err(|e| {
-        let message = format!("{path} is no metrics.json of this version: {e}");
+    let unlike = |why: &dyn std::fmt::Display| {
+        let message = format!("{path} is no metrics.json of this version: {why}");
         EvaluateError::input(InputKind::Report, message, None)
-    })
+    };
+    let file: MetricsFile = serde_json::from_str(&text).map_err(|e| unlike(&e))?;
+    match file.schema {
+        SCHEMA => Ok(file),
+        other => Err(unlike(&format!("it has schema {other}, this version reads {SCHEMA}"))),
+    }
 }
 
 /// Refuses to compare numbers of different protocols.

@@ -86,20 +86,58 @@ fn shards_are_merged_in_their_order_once_and_whole() {
     let elsewhere = Purpose { stamp: "another machine's".to_owned(), ..purpose(0, 24) };
     let mut copy = Store::open(&root.join("copy"), elsewhere).unwrap();
     add(&mut copy, 0, 24, &compute);
-    Store::open(&root.join("of copies"), purpose(0, 40)).unwrap().append(&copy, &compute).unwrap();
+    Store::open(&root.join("of copies"), purpose(0, 40)).unwrap().merge(&copy, &compute).unwrap();
     let (a, b, short) = (shard("a", 0, 24, 24), shard("b", 24, 40, 40), shard("c", 24, 40, 30));
     let mut merged = Store::open(&root.join("merged"), purpose(0, 40)).unwrap();
-    let wrong = merged.append(&b, &compute).unwrap_err().to_string();
+    let wrong = merged.merge(&b, &compute).unwrap_err().to_string();
     assert!(wrong.contains("where image 0 comes next"), "{wrong}");
-    merged.append(&a, &compute).unwrap();
-    assert!(merged.append(&a, &compute).is_err() && merged.append(&short, &compute).is_err());
-    merged.append(&b, &compute).unwrap();
+    merged.merge(&a, &compute).unwrap();
+    assert!(merged.merge(&short, &compute).is_err());
+    // Once more, as after an interruption: nothing is added, and nothing else passes for it.
+    merged.merge(&a, &compute).unwrap();
+    assert_eq!(merged.count(), 24);
+    let foreign = Purpose { key: "other".to_owned(), ..purpose(0, 24) };
+    let mut foreign = Store::open(&root.join("foreign"), foreign).unwrap();
+    add(&mut foreign, 0, 24, &compute);
+    let refused = merged.merge(&foreign, &compute).unwrap_err().to_string();
+    assert!(refused.contains("other images, or with other options"), "{refused}");
+    let mut changed = Store::open(&root.join("changed"), purpose(0, 24)).unwrap();
+    let (pixels, mut found, steps) = chunk(0, 24);
+    found.features[50] += 1.0;
+    changed.add(&pixels, &found, Some(&steps), &compute).unwrap();
+    let refused = merged.merge(&changed, &compute).unwrap_err().to_string();
+    assert!(refused.contains("other features of the images 0 to 24"), "{refused}");
+    merged.merge(&b, &compute).unwrap();
     let (all, want) = (whole(&merged, &compute), whole(&plain, &compute));
     assert_eq!((&all.0, &all.2, &all.3, &all.4), (&want.0, &want.2, &want.3, &want.4));
     for (a, b) in all.1.unwrap().covariance().iter().zip(want.1.unwrap().covariance()) {
         // Spatial features are not kept, their sums are merged: another order of summation.
         assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0));
     }
+}
+
+#[test]
+fn a_call_that_fails_leaves_the_store_as_it_was() {
+    let (_guard, root) = test_folder();
+    let compute = Compute::new(1).unwrap();
+    let mut plain = Store::open(&root.join("plain"), purpose(0, 40)).unwrap();
+    add(&mut plain, 0, 40, &compute);
+    let folder = root.join("x");
+    let mut store = Store::open(&folder, purpose(0, 40)).unwrap();
+    add(&mut store, 0, 16, &compute);
+    let (pixels, found, steps) = chunk(16, 40);
+    // A folder in the place of a file that comes after others: what came before it was written.
+    for name in [LOGITS, STEPS, STATE] {
+        let (path, aside) = (folder.join(name), root.join("aside"));
+        fs_err::rename(&path, &aside).unwrap();
+        fs_err::create_dir(&path).unwrap();
+        assert!(store.add(&pixels, &found, Some(&steps), &compute).is_err(), "{name}");
+        assert_eq!(store.count(), 16, "{name}");
+        fs_err::remove_dir(&path).unwrap();
+        fs_err::rename(&aside, &path).unwrap();
+    }
+    store.add(&pixels, &found, Some(&steps), &compute).unwrap();
+    assert_eq!(whole(&Store::read(&folder).unwrap(), &compute), whole(&plain, &compute));
 }
 
 #[test]
