@@ -3,7 +3,7 @@
 use dpar_export_checkpoint::LoadOptions;
 
 use crate::cli::run;
-use crate::common::{Temp, export, fixture};
+use crate::common::{Temp, export, fixture, on};
 
 #[test]
 fn a_comparison_is_reported_for_people_and_for_ci() {
@@ -61,7 +61,9 @@ fn a_failed_comparison_is_reported_too() {
 fn parity_is_reported_with_a_column_for_each_engine() {
     let temp = Temp::new();
     let bundle = temp.path("b");
-    export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    let opened = export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    // A library of one of the two is told to that one, also where the pictures are made again on the other.
+    let library = on(&opened, "ort").info().library.clone().unwrap();
     let golden = fixture("variants/combined");
     let (html, xml) = (temp.path("r.html"), temp.path("r.xml"));
     let args = [
@@ -71,8 +73,10 @@ fn parity_is_reported_with_a_column_for_each_engine() {
         "tract,ort",
         "--reference",
         golden.as_str(),
-        "--images",
+        "--num",
         "3",
+        "--ort-lib",
+        &library,
     ];
     let out = run(&[&args[..], &["--report", html.as_str(), "--junit", xml.as_str()]].concat());
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);

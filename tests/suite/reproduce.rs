@@ -303,6 +303,7 @@ fn runs_are_held_against_the_published_table() {
         ("tf1-bilinear", "pil-bicubic", "resized for the network by pil-bicubic"),
         ("[256, 256]", "[384, 384]", "[384,384] px; every row of the table is evaluated at 256 px"),
         (r#""image_size": [256, 256], "#, "", "evaluated at 256 px"),
+        (r#""mean_steps": 142,"#, r#""mean_steps": 142, "schema": 2,"#, "schema 2, this version reads 1"),
     ] {
         let text = fs_err::read_to_string(&one).unwrap().replace(from, to);
         let path = temp.path("other-protocol");
