@@ -2,8 +2,9 @@
 
 use camino::Utf8PathBuf;
 use clap::Args;
+use dpar_export_spec::RuleChange;
 
-use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan};
+use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, RuleArgs};
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text};
 use super::verify::word;
@@ -37,12 +38,15 @@ pub(crate) struct BisectArgs {
     #[command(flatten)]
     draw: DrawArgs,
     #[command(flatten)]
+    rule: RuleArgs,
+    #[command(flatten)]
     engines: EnginesArgs,
 }
 
 /// Two sources to follow, and what they follow.
 pub(super) struct Plan {
     bundle: Utf8PathBuf,
+    rule: RuleChange,
     sides: Sides,
     engines: EnginesPlan,
     images: u64,
@@ -78,6 +82,7 @@ impl BisectArgs {
         let sampler = SamplerOptions::default();
         Ok(Plan {
             bundle: self.bundle.bundle,
+            rule: self.rule.change(),
             sides,
             engines,
             images: u64::from(self.num),
@@ -97,7 +102,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
 impl Plan {
     fn find(&self, progress: Progress<'_>) -> Result<Bisection, Failure> {
         let Self { engines, options: DecodeOptions { cfg_scale, .. }, .. } = self;
-        let bundle = Bundle::open(&self.bundle)?;
+        let bundle = Bundle::open(&self.bundle)?.with_rule(&self.rule)?;
         match &self.sides {
             Sides::Engines([a, b]) => {
                 let x = LoadedBundle::new(&bundle, engines.create(a)?)?;
@@ -114,7 +119,7 @@ impl Plan {
                 if !folder.join(MANIFEST).is_file() {
                     return Ok(against_recorded(&own, folder, engines.batch, progress)?);
                 }
-                let good = Bundle::open(folder)?;
+                let good = Bundle::open(folder)?.with_rule(&self.rule)?;
                 let good = LoadedBundle::new(&good, engines.create(engine)?)?;
                 let forced = self.draw(&good, progress)?;
                 let names =

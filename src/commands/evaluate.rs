@@ -48,7 +48,7 @@ impl EvaluateArgs {
         let extractor_engine = own.unwrap_or(self.engine.name());
         let samples = match (&self.bundle, &self.samples) {
             (Some(bundle), _) => {
-                let on = self.engine.on_beside(bundle, &[extractor_engine])?;
+                let on = self.engine.on_beside(bundle, &[extractor_engine])?.with_rule(self.rule);
                 Samples::Drawn(on, self.num.unwrap_or_default(), self.sampling.resolve()?)
             }
             (None, Some(path)) => {

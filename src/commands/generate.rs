@@ -5,11 +5,11 @@ use std::time::Instant;
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use dpar_export_inputs::limits;
-use dpar_export_spec::GraphName;
+use dpar_export_spec::{GraphName, SystemSpec};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::args::{BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, SamplingArgs};
+use super::args::{BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, RuleArgs, SamplingArgs};
 use super::failure::{Exit, Failure};
 use super::pixels::{SAMPLE_FOLDER, write_images};
 use super::printer::Printer;
@@ -55,6 +55,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    rule: RuleArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -83,7 +85,7 @@ impl GenerateArgs {
         Ok(Plan {
             options: self.sampling.resolve()?,
             names: self.class_names.as_deref().map(class_names).transpose()?,
-            on: self.engine.on(&self.bundle.bundle)?,
+            on: self.engine.on(&self.bundle.bundle)?.with_rule(self.rule),
             which: self.num.map_or(Which::Classes(self.classes), Which::Number),
             images: !self.no_images,
             overlay: self.overlay,
@@ -113,7 +115,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
             runtime.decode(&requests, &options, batch, &mut |done, total| bar.advance(done, total))?;
         drop(bar);
         let seconds = started.elapsed().as_secs_f64();
-        write_trace(&staged.path().join(TRACE), &streams, system.tokens())?;
+        write_trace(&staged.path().join(TRACE), &streams, system)?;
         if images {
             let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
             let bar = printer.progress("decoding", "images");
@@ -148,6 +150,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
             "seed": options.seed, "cfg_scale": options.cfg_scale, "greedy": options.sampler.greedy,
             "sampler": options.sampler.method, "temperature": options.sampler.temperature,
             "top_k": options.sampler.top_k, "top_p": options.sampler.top_p,
+            "cfg_interval": options.cfg_interval, "patch_rule": system.patch_rule,
             "engine": runtime.info(), "bundle": runtime.bundle().manifest_sha256(),
         });
         printer.result(text, &value)?;
@@ -195,7 +198,8 @@ fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
 }
 
 /// `trace.npz`: what was decided for each image.
-fn write_trace(path: &Utf8Path, streams: &[Stream], t: usize) -> Result<(), Failure> {
+fn write_trace(path: &Utf8Path, streams: &[Stream], system: &SystemSpec) -> Result<(), Failure> {
+    let (t, rule) = (system.tokens(), system.patch_rule.numbers());
     let n = streams.len();
     let tokens: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
     let entropy: Vec<f32> = streams.iter().flat_map(|s| s.entropy.iter().copied()).collect();
@@ -204,7 +208,9 @@ fn write_trace(path: &Utf8Path, streams: &[Stream], t: usize) -> Result<(), Fail
     let labels: Vec<i64> = streams.iter().map(|s| s.request.class).collect();
     let (lengths, columns) = pad(streams.iter().map(|s| s.patch_lengths.as_slice()));
     let (matrix, rows, vector) = ([n, t], [n, columns], [n]);
-    let arrays = [
+    let (threshold, patch_size) = (rule.threshold.map(|n| [n]), rule.patch_size.map(|n| [n]));
+    let longest = rule.max_patch_length.map(|n| [n as i64]);
+    let mut arrays = vec![
         ("tokens", ArrayRef::i64(&matrix, &tokens)),
         ("patch_lengths", ArrayRef::i64(&rows, &lengths)),
         ("entropy", ArrayRef::f32(&matrix, &entropy)),
@@ -212,5 +218,9 @@ fn write_trace(path: &Utf8Path, streams: &[Stream], t: usize) -> Result<(), Fail
         ("steps", ArrayRef::i64(&vector, &steps)),
         ("class_labels", ArrayRef::i64(&vector, &labels)),
     ];
+    // The numbers of the rule that ran, each of one element.
+    arrays.extend(threshold.as_ref().map(|n| ("threshold", ArrayRef::f32(&[1], n))));
+    arrays.extend(longest.as_ref().map(|n| ("max_patch_length", ArrayRef::i64(&[1], n))));
+    arrays.extend(patch_size.as_ref().map(|n| ("patch_size", ArrayRef::f64(&[1], n))));
     Ok(write_npz(path, &arrays)?)
 }

@@ -3,9 +3,9 @@
 use camino::Utf8PathBuf;
 use clap::Args;
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Precision, RuleChange};
 
-use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, SamplerArgs};
+use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, RuleArgs, SamplerArgs};
 use super::cause::Cause;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
@@ -47,12 +47,15 @@ pub(crate) struct ParityArgs {
     #[command(flatten)]
     sampler: SamplerArgs,
     #[command(flatten)]
+    rule: RuleArgs,
+    #[command(flatten)]
     engines: EnginesArgs,
 }
 
 /// What to compare; the names of the reports are taken.
 pub(super) struct Plan {
     bundle: Utf8PathBuf,
+    rule: RuleChange,
     reference: Option<Utf8PathBuf>,
     engines: EnginesPlan,
     options: ParityOptions,
@@ -81,6 +84,7 @@ impl ParityArgs {
         Ok(Plan {
             files: self.reports.take()?,
             bundle: self.bundle.bundle,
+            rule: self.rule.change(),
             reference: self.reference,
             engines,
             options,
@@ -90,8 +94,8 @@ impl ParityArgs {
 }
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
-    let Plan { bundle, reference, engines, options, reports, files } = plan;
-    let bundle = Bundle::open(&bundle)?;
+    let Plan { bundle, rule, reference, engines, options, reports, files } = plan;
+    let bundle = Bundle::open(&bundle)?.with_rule(&rule)?;
     let contenders = engines.contenders(&bundle);
     let bar = printer.progress("comparing", "units");
     let mut report =
@@ -264,6 +268,9 @@ fn pair_row(pair: &Pair) -> Vec<String> {
                 let mut text = format!("{} of {} images equal", d.equal, d.images);
                 if near > 0 {
                     text += &format!(", {near} near-ties");
+                }
+                if let Some(expected) = d.expected {
+                    text += &format!(" ({expected:.1} boundaries expected)");
                 }
                 if defects > 0 {
                     text += &format!(", {defects} DEFECTS");

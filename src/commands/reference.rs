@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::args::{BundleArgs, DrawArgs, EngineArgs, OnEngine, OutputArgs};
+use super::args::{BundleArgs, DrawArgs, EngineArgs, OnEngine, OutputArgs, RuleArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::generate::DecodeOptions;
@@ -32,6 +32,8 @@ pub(crate) struct ReferenceArgs {
     #[command(flatten)]
     draw: DrawArgs,
     #[command(flatten)]
+    rule: RuleArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -45,7 +47,7 @@ pub(super) struct Plan {
 impl ReferenceArgs {
     /// Chooses the engine.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
-        let on = self.engine.on(&self.bundle.bundle)?;
+        let on = self.engine.on(&self.bundle.bundle)?.with_rule(self.rule);
         let DrawArgs { cfg_scale, seed } = self.draw;
         let decode =
             DecodeOptions { cfg_scale, cfg_interval: None, sampler: SamplerOptions::default(), seed };

@@ -6,7 +6,7 @@ use dpar_export_metrics::{Compute, Resize, Verdict};
 use dpar_export_spec::SystemKind;
 use serde_json::json;
 
-use super::args::{EngineArgs, ExtractorEngineArgs, ExtractorPlan, OnEngine, resize};
+use super::args::{EngineArgs, ExtractorEngineArgs, ExtractorPlan, OnEngine, RuleArgs, resize};
 use super::failure::{Exit, Failure};
 use super::printer::{Phases, Printer, Text, fixed, table};
 use crate::bundle::{MANIFEST, Manifest};
@@ -59,6 +59,8 @@ pub(crate) struct ReproduceArgs {
     /// Reports of runs (metrics.json) for --paper, one a seed
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "paper", conflicts_with_all = ["bundle", "reference", "num", "baseline"])]
     runs: Vec<Utf8PathBuf>,
+    #[command(flatten)]
+    rule: RuleArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -139,10 +141,11 @@ impl ReproduceArgs {
 
     /// A bundle on its engine, beside the extractor's.
     fn on(&self, bundle: &Utf8Path) -> Result<OnEngine, Failure> {
-        match &self.extractor {
+        let on = match &self.extractor {
             Some(_) => self.engine.on_beside(bundle, &[self.extractor_engine()]),
             None => self.engine.on(bundle),
-        }
+        };
+        Ok(on?.with_rule(self.rule))
     }
 
     fn extractor_engine(&self) -> &str {

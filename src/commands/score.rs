@@ -4,7 +4,7 @@ use camino::Utf8PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs};
+use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs, RuleArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::arrays::{ArrayFile, ArrayRef, Elements, NpzStream};
@@ -25,6 +25,8 @@ pub(crate) struct ScoreArgs {
     #[command(flatten)]
     many: ManyArgs,
     #[command(flatten)]
+    rule: RuleArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -40,7 +42,11 @@ impl ScoreArgs {
     pub(super) fn resolve(&self) -> Result<Plan, Failure> {
         let inputs = ArrayFile::open(&self.inputs)?;
         self.many.check(&inputs, "tokens")?;
-        Ok(Plan { inputs, output: self.output.array_file()?, on: self.engine.on(&self.bundle.bundle)? })
+        Ok(Plan {
+            inputs,
+            output: self.output.array_file()?,
+            on: self.engine.on(&self.bundle.bundle)?.with_rule(self.rule),
+        })
     }
 }
 
@@ -90,7 +96,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let names: Vec<&str> = std::iter::once("logits").chain(more.iter().map(|(name, _)| *name)).collect();
         let text = || format!("{name}: {} of {n} images of {t} tokens", names.join(", "));
         let info = runtime.info();
-        printer.result(text, &json!({ "output": name, "arrays": names, "images": n, "engine": info }))?;
+        printer.result(text, &json!({ "output": name, "arrays": names, "images": n, "patch_rule": system.patch_rule, "engine": info }))?;
         Ok(Exit::Pass)
     })
 }

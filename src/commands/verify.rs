@@ -6,7 +6,7 @@ use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 use serde_json::json;
 
-use super::args::{BundleArgs, EngineArgs, OnEngine};
+use super::args::{BundleArgs, EngineArgs, OnEngine, RuleArgs};
 use super::attest::AttestedArgs;
 use super::cause::Cause;
 use super::failure::{Exit, Failure};
@@ -45,6 +45,8 @@ pub(crate) struct VerifyArgs {
     #[command(flatten)]
     reports: ReportArgs,
     #[command(flatten)]
+    rule: RuleArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -80,7 +82,7 @@ impl VerifyArgs {
             false => None,
             true => Some(Comparison {
                 files: self.reports.take()?,
-                on: self.engine.on(&bundle)?,
+                on: self.engine.on(&bundle)?.with_rule(self.rule),
                 reference: self.reference,
                 streams: self.streams,
                 limit: self.limit.map(|n| n as usize),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use camino::Utf8Path;
 use dpar_export::bundle::{self, Bundle};
 use dpar_export_checkpoint::{LoadOptions, load};
-use dpar_export_spec::{ComponentKind, Precision};
+use dpar_export_spec::{ComponentKind, Precision, RuleChange};
 use sha2::{Digest, Sha256};
 
 use crate::common::{Temp, export, fixture};
@@ -72,6 +72,13 @@ fn the_manifest_follows_its_schema() {
     let errors: Vec<String> =
         schema.iter_errors(&manifest).map(|e| format!("{}: {e}", e.instance_path())).collect();
     assert!(errors.is_empty(), "{errors:#?}");
+    // One that was told another rule says both.
+    let rule = RuleChange { threshold: Some(4.0), ..RuleChange::default() };
+    export("emoji32/dpar", &LoadOptions { rule, ..LoadOptions::default() }, &temp.path("r"));
+    let told = read(&temp.path("r/manifest.json"));
+    assert!(
+        schema.is_valid(&told) && told["configured_rule"]["threshold"] != told["patch_rule"]["threshold"]
+    );
     // An extractor follows it too; a patch rule belongs to systems, and to them it must belong.
     let weights = crate::extractor::efficientnet_weights();
     crate::extractor::export(&weights, ComponentKind::EfficientnetLite0, &temp.path("e"));

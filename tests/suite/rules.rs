@@ -1,5 +1,6 @@
 //! Other numbers for a patch rule, at export and at run time.
 
+use camino::Utf8Path;
 use dpar_export::arrays::ArrayFile;
 use dpar_export::bundle::{Bundle, BundleError};
 use dpar_export::generate::sampler::SamplerOptions;
@@ -7,6 +8,7 @@ use dpar_export::generate::{DecodeOptions, Request, Stream};
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_spec::{PatchRule, RuleChange};
 
+use crate::cli::{json, run};
 use crate::common::{Temp, export, fixture, llamagen, on, quiet};
 
 const DPAR: &str = "emoji32/dpar";
@@ -115,4 +117,80 @@ fn what_the_graphs_or_the_mode_cannot_follow_is_refused() {
     let other = counted.clone().with_rule(&sized(1.5)).unwrap();
     assert_eq!(other.patch_rule(), &PatchRule { patch_size: Some(1.5), ..counted.patch_rule().clone() });
     assert!(streams(&other, "tract")[0].steps() > streams(&counted, "tract")[0].steps());
+}
+
+/// The options do at a run what they do at an export, and every output says what ran.
+#[test]
+fn the_command_line_takes_a_threshold_at_export_and_at_run_time() {
+    let temp = Temp::new();
+    let checkpoint = fixture("dpar-small/dpar");
+    let (plain, other) = (temp.path("plain"), temp.path("other"));
+    let made = run(&[checkpoint.as_str(), "-o", plain.as_str(), "--json"]);
+    assert!(made.code == 0 && json(&made)["manifest"].get("configured_rule").is_none(), "{}", made.stderr);
+    let made = run(&[checkpoint.as_str(), "--threshold", "4.5", "-o", other.as_str(), "--json"]);
+    let manifest = json(&made)["manifest"].clone();
+    assert_eq!(manifest["patch_rule"]["threshold"], 4.5);
+    assert!((manifest["configured_rule"]["threshold"].as_f64().unwrap() - 4.9).abs() < 1e-6);
+    assert!(made.stderr.contains("patcher.threshold is 4.9; 4.5 is exported, as asked"), "{}", made.stderr);
+
+    let generate = |bundle: &Utf8Path, more: &[&str], name: &str| {
+        let out = temp.path(name);
+        let args = ["generate", bundle.as_str(), "--num", "2", "--no-images", "--json", "-o", out.as_str()];
+        let done = run(&[&args[..], more].concat());
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        (json(&done), ArrayFile::open(out.join("trace.npz")).unwrap())
+    };
+    let (told, trace) = generate(&plain, &["--threshold", "4.5"], "a");
+    let (_, exported) = generate(&other, &[], "b");
+    for array in trace.arrays() {
+        // NaN is not itself: of entropies the numbers.
+        let [a, b] = [&trace, &exported].map(|file| format!("{:?}", file.get(&array.name).unwrap()));
+        assert_eq!(a, b, "{}", array.name);
+    }
+    assert_eq!(told["patch_rule"], manifest["patch_rule"]);
+    assert_eq!(trace.f32("threshold", &[Some(1)]).unwrap()[[0]], 4.5);
+    assert_eq!(trace.i64("max_patch_length", &[Some(1)]).unwrap()[[0]], 4);
+    assert!(!trace.contains("patch_size"));
+
+    // A recording says the rule, and is held against a bundle with the same numbers only.
+    let golden = temp.path("golden");
+    let record = ["reference", plain.as_str(), "--num", "1", "--threshold", "4.5", "-o", golden.as_str()];
+    assert_eq!(run(&record).code, 0);
+    let settings = fs_err::read_to_string(golden.join("golden.json")).unwrap();
+    assert!(
+        settings.contains("\"threshold\": 4.5") && settings.contains("\"max_patch_length\": 4"),
+        "{settings}"
+    );
+    let verify = |bundle: &Utf8Path, more: &[&str]| {
+        let args = ["verify", bundle.as_str(), "--reference", golden.as_str(), "--no-probes", "--json"];
+        run(&[&args[..], more].concat())
+    };
+    for (bundle, more, code) in [(&plain, &["--threshold", "4.5"][..], 0), (&other, &[], 0), (&plain, &[], 1)]
+    {
+        let done = verify(bundle, more);
+        assert_eq!(done.code, code, "{}{}", done.stdout, done.stderr);
+        let report = json(&done);
+        let rule = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == "patch rule").unwrap();
+        assert_eq!(rule["status"], if code == 0 { "pass" } else { "fail" });
+        if code != 0 {
+            let detail = rule["detail"].as_str().unwrap();
+            assert!(detail.contains("threshold is 4.5, here 4.9"), "{detail}");
+        }
+    }
+
+    let out = temp.path("none");
+    let refused = |args: &[&str], message: &str| {
+        let done = run(args);
+        assert!(done.code == 2 && done.stderr.contains(message), "{args:?}: {} {}", done.code, done.stderr);
+        assert!(!out.exists());
+    };
+    let draw = ["generate", plain.as_str(), "--num", "1", "--no-images", "-o", out.as_str()];
+    refused(
+        &[&draw[..], &["--max-patch-length", "5"]].concat(),
+        "export the checkpoint again with these numbers",
+    );
+    refused(&[&draw[..], &["--patch-size", "2"]].concat(), "patch_size has no effect");
+    refused(&[&draw[..], &["--threshold", "inf"]].concat(), "finite number");
+    refused(&[checkpoint.as_str(), "--patch-size", "2", "-o", out.as_str()], "patch_size has no effect");
+    refused(&["--target", "trt", plain.as_str(), "--threshold", "4", "-o", out.as_str()], "is a bundle");
 }

@@ -127,6 +127,40 @@ impl PatchRule {
         }
     }
 
+    /// The numbers that its mode reads.
+    pub fn numbers(&self) -> RuleChange {
+        RuleChange {
+            threshold: self.threshold.filter(|_| self.mode.uses_entropy()),
+            max_patch_length: self.max_patch_length.filter(|_| self.mode != PatchMode::Token),
+            patch_size: self.patch_size.filter(|_| self.mode == PatchMode::Static),
+        }
+    }
+
+    /// Which of these numbers, of those that the mode reads, are others than its own, in words.
+    pub fn unlike(&self, said: &RuleChange) -> Option<String> {
+        let own = self.numbers();
+        let word = |n: Option<String>| n.unwrap_or_else(|| "none".to_owned());
+        let pair = |key: &str, reads: bool, said: Option<String>, own: Option<String>| {
+            (reads && said.is_some() && said != own)
+                .then(|| format!("{key} is {}, here {}", word(said), word(own)))
+        };
+        let text = |n: Option<f64>| n.map(|n| n.to_string());
+        let float = |n: Option<f32>| n.map(|n| n.to_string());
+        let whole = |n: Option<usize>| n.map(|n| n.to_string());
+        let unlike = [
+            pair("threshold", self.mode.uses_entropy(), float(said.threshold), float(own.threshold)),
+            pair(
+                "max_patch_length",
+                self.mode != PatchMode::Token,
+                whole(said.max_patch_length),
+                whole(own.max_patch_length),
+            ),
+            pair("patch_size", self.mode == PatchMode::Static, text(said.patch_size), text(own.patch_size)),
+        ];
+        let unlike: Vec<String> = unlike.into_iter().flatten().collect();
+        (!unlike.is_empty()).then(|| unlike.join(", "))
+    }
+
     /// The same rule with other numbers.
     ///
     /// # Errors
@@ -356,6 +390,9 @@ mod tests {
         assert!(matches!(refused(&r, nan), PatchRuleError::BadThreshold(_)));
         let none = RuleChange { max_patch_length: Some(0), ..RuleChange::default() };
         assert_eq!(refused(&r, none), PatchRuleError::BadMaxLength);
+        assert_eq!(r.unlike(&r.numbers()), None);
+        assert_eq!(r.unlike(&sized), None, "the mode does not read it");
+        assert_eq!(r.unlike(&change).unwrap(), "threshold is 2.5, here 1, max_patch_length is 4, here 3");
         let mode = PatchMode::Token;
         for (key, change) in [("threshold", nan), ("max_patch_length", none), ("patch_size", sized)] {
             assert_eq!(refused(&PatchRule::per_token(4), change), PatchRuleError::NoEffect { key, mode });

@@ -1,11 +1,14 @@
 //! Where the parts of a checkpoint are.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use clap::Args;
+use clap::{Arg, Args};
 use dpar_export_checkpoint::LoadOptions;
+
+use super::rule::RuleArgs;
 
 /// Where the parts of a checkpoint are.
 #[derive(Debug, Args)]
+#[command(mut_args(of_an_export))]
 pub(crate) struct CheckpointArgs {
     /// Entropy model: experiment folder or weight file [default: the path in config.yaml]
     #[arg(long, value_name = "DIR", help_heading = "Checkpoint")]
@@ -25,6 +28,23 @@ pub(crate) struct CheckpointArgs {
     /// config.yaml of a single weight file [needed unless its name says that it is a published 256-px LlamaGen]
     #[arg(long, value_name = "FILE", help_heading = "Checkpoint")]
     config: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    rule: RuleArgs,
+}
+
+/// At export the numbers of the rule stand in place of the configuration's.
+fn of_an_export(arg: Arg) -> Arg {
+    let help = match arg.get_id().as_str() {
+        "threshold" => {
+            "Entropy in nats above which a token opens a patch [default: patcher.threshold of config.yaml]"
+        }
+        "max_patch_length" => {
+            "Most tokens of a patch, and of every later run [default: patcher.max_patch_length]"
+        }
+        "patch_size" => "Tokens of a patch in static patching [default: patcher.patch_size]",
+        _ => return arg,
+    };
+    arg.help(help)
 }
 
 impl CheckpointArgs {
@@ -37,7 +57,7 @@ impl CheckpointArgs {
             map: self.map.clone(),
             config: self.config.clone(),
             weights: self.weights.clone(),
-            ..LoadOptions::default()
+            rule: self.rule.change(),
         }
     }
 
@@ -49,6 +69,7 @@ impl CheckpointArgs {
     /// Whether any but the rename rules was given.
     pub(crate) fn any_but_map(&self) -> bool {
         self.epoch.is_some()
+            || !self.rule.change().is_empty()
             || self.weights.is_some()
             || [&self.entropy, &self.vq, &self.config].iter().any(|p| p.is_some())
     }

@@ -3,8 +3,10 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
+use dpar_export_spec::RuleChange;
 
 use super::libraries::LibraryArgs;
+use super::rule::RuleArgs;
 use super::threads::ThreadsArgs;
 use crate::bundle::Bundle;
 use crate::commands::failure::Failure;
@@ -79,25 +81,32 @@ impl EngineArgs {
         let options = self.settings.options();
         let own = engines::own(self.name(), others, &options);
         let engine = engines::create(self.name(), &EngineOptions { device: options.device, ..own })?;
-        Ok(OnEngine { bundle: bundle.to_owned(), engine, batch: self.settings.batch() })
+        let rule = RuleChange::default();
+        Ok(OnEngine { bundle: bundle.to_owned(), rule, engine, batch: self.settings.batch() })
     }
 }
 
 /// A bundle, and the engine that was chosen for it.
 pub(crate) struct OnEngine {
     bundle: Utf8PathBuf,
+    rule: RuleChange,
     engine: Box<dyn Engine>,
     /// Images in one call of a graph.
     pub(crate) batch: usize,
 }
 
 impl OnEngine {
+    /// With these numbers in the bundle's patch rule.
+    pub(crate) fn with_rule(self, rule: RuleArgs) -> Self {
+        Self { rule: rule.change(), ..self }
+    }
+
     /// Opens the bundle (checking its hashes) and calls `f` with it on the engine.
     pub(crate) fn run<T>(
         self,
         f: impl FnOnce(&LoadedBundle<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let bundle = Bundle::open(&self.bundle)?;
+        let bundle = Bundle::open(&self.bundle)?.with_rule(&self.rule)?;
         let runtime = LoadedBundle::new(&bundle, self.engine)?;
         if stopped() {
             return Err(RunError::Interrupted.into());

@@ -4,7 +4,7 @@ use camino::Utf8PathBuf;
 use clap::{Arg, Args, ValueEnum};
 
 use crate::commands::args::{
-    EngineArgs, ExtractorEngineArgs, MAX_IMAGES, ProtocolArgs, SAMPLING, SamplingArgs,
+    EngineArgs, ExtractorEngineArgs, MAX_IMAGES, ProtocolArgs, RULE, RuleArgs, SAMPLING, SamplingArgs,
 };
 use crate::evaluate::images::Reading;
 use crate::evaluate::job::Shard;
@@ -74,6 +74,8 @@ pub(crate) struct EvaluateArgs {
     pub(super) num: Option<u64>,
     #[command(flatten)]
     pub(super) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(super) rule: RuleArgs,
     /// Seed of the KID subsets and of the bootstrap
     #[arg(long, value_name = "K", default_value = "2020", value_parser = clap::value_parser!(u64).range(0..=u64::from(u32::MAX)), help_heading = "Protocol")]
     pub(super) metric_seed: u64,
@@ -88,7 +90,7 @@ pub(crate) struct EvaluateArgs {
 /// How to draw is for a bundle. Beside `--samples` it is refused by name: the parser drops a requirement whose option
 /// conflicts with one that is given.
 fn of_a_bundle(arg: Arg) -> Arg {
-    match SAMPLING.contains(&arg.get_id().as_str()) {
+    match SAMPLING.iter().chain(&RULE).any(|name| *name == arg.get_id().as_str()) {
         true => arg.requires("bundle").conflicts_with("samples"),
         false => arg,
     }

@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_bundle::unique_keys;
 use dpar_export_decode::generate::DecodeOptions;
 use dpar_export_decode::generate::sampler::{Method, SampleError, SamplerOptions};
-use dpar_export_spec::text;
+use dpar_export_spec::{PatchRule, RuleChange, text};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -127,6 +127,15 @@ impl Keys {
         Ok(sampler)
     }
 
+    /// The numbers of the patch rule that the file says.
+    pub(super) fn rule(&self) -> Result<RuleChange, CompareError> {
+        Ok(RuleChange {
+            threshold: self.get("threshold")?,
+            max_patch_length: self.get("max_patch_length")?,
+            patch_size: self.get("patch_size")?,
+        })
+    }
+
     /// How tokens were drawn.
     pub(super) fn drawing(&self, method: Method) -> Result<Drawing, CompareError> {
         let needed = |key| self.refuse(key, "it is missing, and drawn tokens depend on it");
@@ -139,6 +148,14 @@ impl Keys {
         };
         Ok(Drawing::from(&options))
     }
+}
+
+/// What a reference says of a rule whose numbers are not its own.
+pub(super) fn unlike(rule: &PatchRule, said: &RuleChange) -> Option<String> {
+    let what = rule.unlike(said)?;
+    Some(format!(
+        "the reference was made with another rule: {what}; options of these names run it with those numbers"
+    ))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::{GraphName, Precision};
 use ndarray::ArrayD;
 
+use super::drawing::unlike;
 use super::reference::{self, Settings, logits_shape, own_columns};
 use crate::check::{Check, CheckId, Differences, Status, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart, starts};
@@ -218,6 +219,9 @@ impl<'a> Golden<'a> {
         let skip = |why: &str| Ok(Check::not_run(CheckId::PatchRule, why));
         let system = self.runtime.bundle().system();
         let (rule, t) = (&system.patch_rule, self.tokens());
+        if let Some(why) = unlike(rule, &self.settings.rule) {
+            return Ok(Check::failed(CheckId::PatchRule, why));
+        }
         let Some(lengths) = lengths else { return skip("the reference has no patches") };
         let entropy = match (rule.mode.uses_entropy(), self.has("entropy")) {
             (true, false) => return skip("the reference has no entropies"),

@@ -12,7 +12,7 @@ use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_bundle::ToolEntry;
 use dpar_export_decode::runtime::LoadedBundle;
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::Precision;
+use dpar_export_spec::{PatchRule, Precision};
 use serde::Serialize;
 
 use crate::check::SCHEMA_VERSION;
@@ -43,6 +43,8 @@ pub struct Report {
     pub arithmetic: Arithmetic,
     /// SHA-256 of the bundle's manifest.
     pub bundle: String,
+    /// The patch rule that ran: the manifest's, but for numbers that it was told.
+    pub patch_rule: PatchRule,
     /// The program that compared.
     pub tool: ToolEntry,
     /// Files that were compared with.
@@ -64,6 +66,7 @@ impl Report {
             precision,
             arithmetic,
             bundle,
+            patch_rule: runtime.bundle().patch_rule().clone(),
             tool: ToolEntry::this(),
             references: Vec::new(),
             checks,

@@ -9,7 +9,7 @@ use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
 use dpar_export_files::arrays::{ArrayRef, Elements, Spool, Spooled, write_atomic, write_safetensors};
 use dpar_export_files::patches::pad;
 use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
-use dpar_export_spec::{GraphName, PatchRule, Precision, SystemSpec};
+use dpar_export_spec::{GraphName, PatchRule, Precision, RuleChange, SystemSpec};
 use serde::Serialize;
 
 use super::drawing::Drawing;
@@ -36,6 +36,9 @@ pub struct Golden {
     /// How the teacher-forced tokens were drawn; the greedy images had the same guidance.
     #[serde(flatten)]
     pub drawing: Drawing,
+    /// Numbers of the patch rule.
+    #[serde(flatten)]
+    pub rule: RuleChange,
     /// Smallest gap between the two largest guided logits of a greedy image; null where none is known.
     pub min_greedy_margin: Option<f32>,
     /// Smallest distance of a compared entropy to the threshold, in nats; null where none is compared.
@@ -136,6 +139,7 @@ pub fn record(
     let golden = Golden {
         name: system.name.clone(),
         drawing: Drawing::from(&recording.decode),
+        rule: system.patch_rule.numbers(),
         min_greedy_margin: smallest(greedy.iter().flat_map(|s| s.margin.iter().copied())),
         min_entropy_threshold_distance: smallest(
             distances.flat_map(|e| threshold_distances(&system.patch_rule, &e)),

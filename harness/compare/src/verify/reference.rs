@@ -6,7 +6,7 @@ use dpar_export_bundle::digest;
 use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::{ArrayError, ArrayFile};
-use dpar_export_spec::{Precision, SystemSpec, text};
+use dpar_export_spec::{Precision, RuleChange, SystemSpec, text};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -45,7 +45,10 @@ pub struct RecordedFile {
 }
 
 /// The keys of `golden.json` that are read; all may be missing.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 16] = [
+    "threshold",
+    "max_patch_length",
+    "patch_size",
     "cfg_scale",
     "cfg_interval",
     "seed",
@@ -70,6 +73,8 @@ pub(crate) struct Settings {
     pub(super) cfg_interval: Option<usize>,
     /// How `tokens` were drawn, where the file says that this project's sampler did it.
     pub(crate) drawing: Option<Drawing>,
+    /// Numbers of its patch rule, where it says them.
+    pub(super) rule: RuleChange,
     /// Steps of each teacher-forced and greedy image, where the reference counted them itself.
     pub(super) steps_teacher: Option<Vec<usize>>,
     pub(super) steps_greedy: Option<Vec<usize>>,
@@ -269,6 +274,7 @@ fn settings(folder: &Utf8Path) -> Result<Settings, CompareError> {
             // Tokens that something else drew, with a seed of its own; what the file says of it makes sense at least.
             None => keys.sampler(Method::default()).map(|_| None)?,
         },
+        rule: keys.rule()?,
         steps_teacher: keys.get("steps_teacher")?,
         steps_greedy: keys.get("steps_greedy")?,
         files: keys.get("files")?.unwrap_or_default(),

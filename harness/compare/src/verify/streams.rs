@@ -8,10 +8,10 @@ use dpar_export_decode::runtime::{LoadedBundle, Progress};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_inputs::limits;
-use dpar_export_spec::{PatchRule, Precision, SystemSpec};
+use dpar_export_spec::{PatchRule, Precision, RuleChange, SystemSpec};
 use serde::Deserialize;
 
-use super::drawing::{Drawing, Keys};
+use super::drawing::{Drawing, Keys, unlike};
 use super::reference::{ArithmeticWord, not_compared, recorded};
 use crate::check::{Check, CheckId, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart};
@@ -22,7 +22,10 @@ use crate::{CompareError, ReferenceError};
 const KNOWN: [&str; 5] = ["tokens", "class_labels", "patch_lengths", "entropy", "margin"];
 
 /// The keys of `reference.json` that are read.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
+    "threshold",
+    "max_patch_length",
+    "patch_size",
     "seed",
     "cfg_scale",
     "cfg_interval",
@@ -40,6 +43,7 @@ const KEYS: [&str; 11] = [
 #[derive(Debug)]
 struct Settings {
     drawing: Drawing,
+    rule: RuleChange,
     /// What it was computed in and by, as `golden.json` says it.
     arithmetic: Option<ArithmeticWord>,
     device: Option<String>,
@@ -83,6 +87,7 @@ impl ReferenceStreams {
         let settings = Settings {
             // References from before there was a choice have no word for it.
             drawing: keys.drawing(Method::Cdf)?,
+            rule: keys.rule()?,
             arithmetic: keys.get("arithmetic")?,
             device: keys.get("device")?,
             dpar: keys.get("dpar")?,
@@ -128,6 +133,11 @@ impl ReferenceStreams {
     /// How they were decoded.
     pub fn options(&self) -> DecodeOptions {
         self.settings.drawing.into()
+    }
+
+    /// What the reference says of a rule whose numbers are not its own.
+    pub fn other_rule(&self, rule: &PatchRule) -> Option<String> {
+        unlike(rule, &self.settings.rule)
     }
 
     /// What they were computed with.
@@ -226,6 +236,8 @@ pub fn verify_streams(
         Check::mean_steps(CheckId::StreamMeanSteps, [counted, found], &flips),
         Check::streams(CheckId::StreamTokens, detail, flips, (n, t), rounding),
     ];
+    let other = reference.other_rule(runtime.bundle().patch_rule());
+    checks.extend(other.map(|why| Check::failed(CheckId::PatchRule, why)));
     if reference.entropy.is_some() {
         let (shape, limit) = ([equal, t - 1], rounding.limit(Quantity::Entropy));
         checks.push(Check::tensor(CheckId::StreamEntropy, &shape, &entropies.0, &entropies.1, limit));

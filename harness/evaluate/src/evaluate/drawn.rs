@@ -58,7 +58,7 @@ impl<'a> Drawn<'a> {
             "bundle": self.runtime.bundle().manifest_sha256(), "engine": engine,
             "cfg_scale": options.cfg_scale, "cfg_interval": options.cfg_interval, "seed": options.seed,
             "sampler": sampler.method, "greedy": sampler.greedy, "temperature": sampler.temperature,
-            "top_k": sampler.top_k, "top_p": sampler.top_p,
+            "top_k": sampler.top_k, "top_p": sampler.top_p, "patch_rule": self.runtime.bundle().patch_rule(),
         })
     }
 }

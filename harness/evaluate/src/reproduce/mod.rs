@@ -17,7 +17,7 @@ use dpar_export_decode::runtime::LoadedBundle;
 use dpar_export_metrics::{
     Compute, MetricError, Moments, MomentsAccumulator, PrMode, Rows, Variant, Verdict,
 };
-use dpar_export_spec::SystemKind;
+use dpar_export_spec::{PatchRule, SystemKind};
 use serde::Serialize;
 
 use crate::error::{EvaluateError, InputKind};
@@ -145,6 +145,8 @@ pub struct SystemReport {
     pub parameters: u64,
     /// SHA-256 of the bundle's manifest.
     pub bundle: String,
+    /// The patch rule that ran.
+    pub patch_rule: PatchRule,
     /// What ran.
     pub engine: EngineInfo,
     /// Images.
@@ -230,6 +232,8 @@ pub fn reproduce(
         gates::steps(&steps, &counted, parted).map_err(failed())?,
     ];
     gates.extend(distances);
+    let other = recorded.other_rule(bundle.patch_rule());
+    gates.extend(other.map(|detail| Gate { detail, ..Gate::new("patch rule", Verdict::Fail) }));
     let verdict = Verdict::all(gates.iter().map(|g| g.verdict));
     let (metrics, reference_metrics) = looked.unzip();
     Ok(SystemReport {
@@ -237,6 +241,7 @@ pub fn reproduce(
         system: system.kind,
         parameters: generating_parameters(runtime),
         bundle: bundle.manifest_sha256().to_owned(),
+        patch_rule: bundle.patch_rule().clone(),
         engine: runtime.info().clone(),
         images: n,
         seed: recorded.options().seed,
