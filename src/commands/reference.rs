@@ -3,11 +3,9 @@
 use clap::Args;
 use serde_json::json;
 
-use super::args::{BundleArgs, DrawArgs, EngineArgs, OnEngine, OutputArgs, RuleArgs};
+use super::args::{BundleArgs, EngineArgs, OnEngine, OutputArgs, RuleArgs, SamplingArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
-use crate::generate::DecodeOptions;
-use crate::generate::sampler::SamplerOptions;
 use crate::staging::Kind;
 use crate::verify::{ARRAYS, GOLDEN_JSON, Recording, record};
 
@@ -18,6 +16,7 @@ const GOLDEN_FOLDER: Kind =
 #[derive(Debug, Args)]
 #[command(
     mut_arg("cfg_scale", |a| a.help("Guidance scale of the sampled and the greedy images; guidance runs above 1")),
+    mut_arg("greedy", |a| a.hide(true)),
     mut_arg("seed", |a| a.help("Seed of the classes and of the teacher-forced tokens")),
     mut_arg("output", |a| a.help("Output folder: golden.safetensors and golden.json"))
 )]
@@ -30,7 +29,7 @@ pub(crate) struct ReferenceArgs {
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
-    draw: DrawArgs,
+    sampling: SamplingArgs,
     #[command(flatten)]
     rule: RuleArgs,
     #[command(flatten)]
@@ -48,9 +47,11 @@ impl ReferenceArgs {
     /// Chooses the engine.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
         let on = self.engine.on(&self.bundle.bundle)?.with_rule(self.rule);
-        let DrawArgs { cfg_scale, seed } = self.draw;
-        let decode =
-            DecodeOptions { cfg_scale, cfg_interval: None, sampler: SamplerOptions::default(), seed };
+        let decode = self.sampling.resolve()?;
+        if decode.sampler.greedy {
+            let message = "--greedy has no effect: greedy images are recorded beside those that are drawn";
+            return Err(Failure::usage(message, Some("leave it out")));
+        }
         let recording = Recording { num: self.num, decode, batch: on.batch };
         Ok(Plan { recording, output: self.output, on })
     }

@@ -155,7 +155,21 @@ fn the_command_line_takes_a_threshold_at_export_and_at_run_time() {
     // A recording says the rule, and is held against a bundle with the same numbers only.
     let golden = temp.path("golden");
     let record = ["reference", plain.as_str(), "--num", "1", "--threshold", "4.5", "-o", golden.as_str()];
-    assert_eq!(run(&record).code, 0);
+    let greedy = run(&[&record[..], &["--greedy"]].concat());
+    assert!(greedy.code == 2 && greedy.stderr.contains("--greedy has no effect"), "{}", greedy.stderr);
+    let drawn = [
+        "--cfg-scale",
+        "2",
+        "--cfg-interval",
+        "9",
+        "--temperature",
+        "0.8",
+        "--top-k",
+        "30",
+        "--top-p",
+        "0.9",
+    ];
+    assert_eq!(run(&[&record[..], &drawn].concat()).code, 0);
     let settings = fs_err::read_to_string(golden.join("golden.json")).unwrap();
     assert!(
         settings.contains("\"threshold\": 4.5") && settings.contains("\"max_patch_length\": 4"),
