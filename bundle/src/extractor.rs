@@ -108,8 +108,12 @@ impl ExtractorSpec {
                 let normalise = Normalise { mean: [127.0; 3], std: [128.0; 3] };
                 (s.input_size, Resize::PilBicubic, Some(normalise), "features", None)
             }
-            other => {
-                let message = format!("`{}` is no feature network", other.kind().name());
+            ComponentSpec::Dpar(_)
+            | ComponentSpec::Entropy(_)
+            | ComponentSpec::Llamagen(_)
+            | ComponentSpec::Vq(_)
+            | ComponentSpec::Features(_) => {
+                let message = format!("`{}` is no feature network", component.kind().name());
                 return Err(BundleError::Config { path: CONFIG.into(), message });
             }
         };
@@ -188,9 +192,16 @@ impl ExtractorSpec {
         let [graph] = manifest.graphs.as_slice() else {
             return Err(format!("the manifest has {} graphs, an extractor has one", manifest.graphs.len()));
         };
-        let names = match kind {
-            ComponentKind::Features => vec![GraphName::Features],
-            _ => dpar_export_onnx::graph_names(&self.component).map_err(|e| e.to_string())?,
+        let names = match &self.component {
+            ComponentSpec::Features(_) => vec![GraphName::Features],
+            ComponentSpec::Dpar(_)
+            | ComponentSpec::Entropy(_)
+            | ComponentSpec::Llamagen(_)
+            | ComponentSpec::Vq(_)
+            | ComponentSpec::Inception(_)
+            | ComponentSpec::EfficientnetLite0(_) => {
+                dpar_export_onnx::graph_names(&self.component, None).map_err(|e| e.to_string())?
+            }
         };
         if !matches!(names.as_slice(), [only] if *only == *graph.spec.name) {
             return Err(format!("graph `{}` of the manifest is none of its component", graph.spec.name));
@@ -322,7 +333,7 @@ pub fn write_extractor(
     let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
     let onnx = onnx_folder(&staged)?;
     let mut manifest = empty(SystemKind::Extractor, &spec.name, Precision::Fp32);
-    add_component(&mut manifest, &loaded.component, &onnx, progress)?;
+    add_component(&mut manifest, &loaded.component, None, &onnx, progress)?;
     add_config(&mut manifest, staged.path(), spec)?;
     add_sources(&mut manifest, &loaded.sources)?;
     finish(staged, manifest)

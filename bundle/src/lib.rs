@@ -5,6 +5,7 @@
 //! to listed files only.
 
 pub mod attest;
+mod config;
 mod entries;
 mod extractor;
 mod files;
@@ -21,7 +22,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
 use dpar_export_inputs::limits;
 use dpar_export_spec::{
-    ComponentSpec, GraphName, GraphSpec, Hinted, PatchRope, PatchRule, PatchRuleError, Precision, RuleChange,
+    ComponentSpec, GraphName, GraphSpec, Hinted, PatchRule, PatchRuleError, Precision, RuleChange,
     SystemKind, SystemSpec, text,
 };
 use sha2::{Digest, Sha256};
@@ -276,7 +277,8 @@ impl Bundle {
         }
         let rule = self.system.patch_rule.changed(change)?;
         let refuse = |message| BundleError::OtherGraphs { folder: self.folder().to_owned(), message };
-        let longest = rule.longest_patch(self.system.tokens());
+        let system = SystemSpec { patch_rule: rule, ..self.system.clone() };
+        let longest = system.longest_patch();
         let range = self.manifest().graphs.iter().flat_map(|g| &g.spec.axes).find(|a| a.name == PATCH_LENGTH);
         if let Some(range) = range.filter(|range| longest > range.max) {
             return Err(refuse(format!(
@@ -284,20 +286,11 @@ impl Bundle {
                 range.max
             )));
         }
-        if let Some(dpar) = self.system.dpar() {
-            let size = rule.fractional_size().filter(|_| dpar.patch_rope != PatchRope::Index);
-            if size != dpar.fractional_size {
-                let word = |size: Option<f64>| size.map_or("whole".to_owned(), |s| s.to_string());
-                let (was, is) = (word(dpar.fractional_size), word(size));
-                return Err(refuse(format!("its patch size is {is}, they place patches of a {was} size")));
-            }
-        }
-        let mut system = self.system;
-        system.patch_rule = rule;
-        for component in &mut system.components {
-            if let ComponentSpec::Dpar(dpar) = component {
-                dpar.longest_patch = longest;
-            }
+        let [was, is] = [&self.system, &system].map(SystemSpec::fractional_size);
+        if was != is {
+            let word = |size: Option<f64>| size.map_or("whole".to_owned(), |s| s.to_string());
+            let (was, is) = (word(was), word(is));
+            return Err(refuse(format!("its patch size is {is}, they place patches of a {was} size")));
         }
         self.system = system;
         Ok(self)
@@ -323,12 +316,11 @@ impl Bundle {
     fn assemble(files: Files, config: &[u8]) -> Result<Self, BundleError> {
         let manifest = &files.manifest;
         let unlike = |message| BundleError::Integrity { path: files.folder.join(CONFIG), message };
-        let system: SystemSpec = json::read(config).map_err(|e| unlike(e.to_string()))?;
+        let system = config::read(config, manifest.schema_version).map_err(unlike)?;
         // Two files of one export say the same: the one that differs was changed, whatever its digest says.
         if Some(&system.patch_rule) != manifest.patch_rule.as_ref() || system.kind != manifest.system {
             return Err(unlike(format!("its system or patch rule is not the one in {MANIFEST}")));
         }
-        system.validate().map_err(unlike)?;
         check_graphs(manifest, &system).map_err(unlike)?;
         Ok(Self { files, system })
     }
@@ -337,7 +329,7 @@ impl Bundle {
     fn check_tables(&self, graph: &GraphEntry, tables: &[(String, Option<i64>)]) -> Result<(), BundleError> {
         let of = |c: &&ComponentSpec| c.kind().name() == graph.spec.component;
         let Some(component) = self.system.components.iter().find(of) else { return Ok(()) };
-        dpar_export_onnx::check_tables(tables, component)
+        dpar_export_onnx::check_tables(tables, component, &self.system)
             .map_err(|message| BundleError::Integrity { path: self.folder().join(&graph.file), message })
     }
 
@@ -437,7 +429,7 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
     }
     for component in &system.components {
         let name = component.kind().name();
-        let known = dpar_export_onnx::graph_names(component).map_err(|e| e.to_string())?;
+        let known = dpar_export_onnx::graph_names(component, Some(system)).map_err(|e| e.to_string())?;
         let graphs =
             || manifest.graphs.iter().filter(|g| g.spec.component == name).map(|g| g.spec.name.as_str());
         if let Some(other) = graphs().find(|g| known.iter().all(|k| *k != **g)) {
@@ -455,6 +447,13 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
         ("image", Some(system.image_size)),
     ];
     for graph in &manifest.graphs {
+        let longest = graph.spec.axis(PATCH_LENGTH).map(|a| a.max);
+        if let Some(longest) = longest.filter(|l| *l < system.longest_patch()) {
+            let (name, rule) = (&graph.spec.name, system.longest_patch());
+            return Err(format!(
+                "graph `{name}` takes patches of {longest} tokens, the patch rule makes {rule}"
+            ));
+        }
         for port in graph.spec.inputs.iter().chain(&graph.spec.outputs) {
             let wanted = sizes.iter().find(|(name, _)| *name == port.name).and_then(|(_, size)| *size);
             let last = port.dims.last();

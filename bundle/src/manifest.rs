@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::json::{self, JsonError};
 
-/// The manifest layout this version writes and reads.
-pub const SCHEMA_VERSION: u32 = 1;
+/// The layout of manifest and configuration that this version writes. It reads all before: 1 stored in `config.json` what
+/// components share once more in each.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// A file with its size and digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,7 +188,7 @@ pub enum ManifestError {
     #[error("not a manifest: {0}")]
     UnknownField(String),
     /// Written by a newer (or unknown) version.
-    #[error("schema version {0} is not supported (this version reads {SCHEMA_VERSION})")]
+    #[error("schema version {0} is not supported (this version reads 1 to {SCHEMA_VERSION})")]
     SchemaVersion(u64),
     /// A path that leaves the bundle or is not portable.
     #[error("`{0}` is not a path inside the bundle")]
@@ -271,7 +272,7 @@ impl Manifest {
         json::unique_keys(bytes)?;
         let version: Version =
             serde_json::from_slice(bytes).map_err(|e| ManifestError::Syntax(e.to_string()))?;
-        if version.schema_version != u64::from(SCHEMA_VERSION) {
+        if !(1..=u64::from(SCHEMA_VERSION)).contains(&version.schema_version) {
             return Err(ManifestError::SchemaVersion(version.schema_version));
         }
         let manifest: Self = json::read(bytes)?;
@@ -535,15 +536,15 @@ mod tests {
         };
         for (from, to) in [
             ("\"opset\": 17", "\"opset\": 17, \"opset\": 17"),
-            ("\"schema_version\": 1", "\"schema_version\": 1, \"schema_version\": 1"),
+            ("\"schema_version\": 2", "\"schema_version\": 2, \"schema_version\": 2"),
             ("\"path\": \"config.json\"", "\"path\": \"config.json\", \"path\": \"config.json\""),
         ] {
             let e = change(from, to);
             assert!(matches!(e, ManifestError::RepeatedField(_)) && e.is_tampering(), "{to}: {e}");
         }
         // Of another schema version it is a field that this version does not know.
-        let other = change("\"schema_version\": 1", "\"schema_version\": 2, \"more\": 1");
-        assert!(matches!(other, ManifestError::SchemaVersion(2)) && !other.is_tampering(), "{other}");
+        let other = change("\"schema_version\": 2", "\"schema_version\": 3, \"more\": 1");
+        assert!(matches!(other, ManifestError::SchemaVersion(3)) && !other.is_tampering(), "{other}");
         for (from, to) in [
             ("\"opset\": 17", "\"opset\": 17, \"more\": 1"),
             ("\"component\": \"dpar\"", "\"component\": \"dpar\", \"more\": 1"),

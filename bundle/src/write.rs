@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use dpar_export_checkpoint::{Loaded, LoadedComponent, SourceFile, WeightSet};
 use dpar_export_files::staging::{Kind, StagedFolder};
 use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
-use dpar_export_spec::{Precision, SystemKind};
+use dpar_export_spec::{Precision, SystemKind, SystemSpec};
 
 use super::files::check_file;
 use super::{
@@ -115,7 +115,7 @@ fn fill(
     manifest.patch_rule = Some(system.patch_rule.clone());
     manifest.configured_rule = loaded.configured_rule.clone().map(Box::new);
     for component in &loaded.components {
-        add_component(&mut manifest, component, onnx, progress)?;
+        add_component(&mut manifest, component, Some(system), onnx, progress)?;
     }
     add_config(&mut manifest, staging, system)?;
     add_sources(&mut manifest, &loaded.sources)?;
@@ -141,10 +141,11 @@ pub(super) fn empty(system: SystemKind, name: &str, precision: Precision) -> Man
     }
 }
 
-/// Writes the graphs of one component and lists them.
+/// Writes the graphs of one component, of a system or of none, and lists them.
 pub(super) fn add_component(
     manifest: &mut Manifest,
     component: &LoadedComponent,
+    system: Option<&SystemSpec>,
     onnx: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<(), BundleError> {
@@ -154,7 +155,7 @@ pub(super) fn add_component(
         sha256: f.sha256.clone(),
     };
     let weights = Float32(&component.weights);
-    let written = export_component(&component.spec, manifest.precision, &weights, onnx, progress)?;
+    let written = export_component(&component.spec, system, manifest.precision, &weights, onnx, progress)?;
     manifest.components.push(ComponentEntry {
         kind: component.spec.kind(),
         parameters: component.weights.parameters(),

@@ -127,7 +127,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
                 scale: (GRID_PIXELS / size).max(1),
                 labels: shown.iter().map(|s| label(s, names.as_deref())).collect(),
                 overlay: overlay.then(|| shown.iter().map(|s| s.patch_lengths.clone()).collect()),
-                grid_width: system.grid,
+                grid_width: system.grid(),
             };
             let picture = grid(&pixels, shown.len(), size, size, &sheet)?;
             picture.write_png(&staged.path().join(GRID))?;

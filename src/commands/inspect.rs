@@ -316,7 +316,7 @@ fn system_text(system: &SystemSpec) -> Text {
         system.name,
         system.image_size,
         system.tokens(),
-        system.grid,
+        system.grid(),
         system.vocab,
         system.num_classes,
     ));
@@ -345,7 +345,7 @@ fn rule_text(rule: &PatchRule) -> String {
     text
 }
 
-fn sizes_text(spec: &ComponentSpec) -> String {
+fn sizes_text(spec: &ComponentSpec, system: &SystemSpec) -> String {
     match spec {
         ComponentSpec::Dpar(d) => format!(
             "D {}, {} heads, E{} G{} D{}, ffn {}, patches by {}, decoder attention {}",
@@ -362,9 +362,12 @@ fn sizes_text(spec: &ComponentSpec) -> String {
             format!("D {}, {} heads, {} layers, ffn {}", g.width, g.heads, g.layers, g.ffn)
         }
         ComponentSpec::Vq(v) => {
-            format!("codebook {} x {}, z {}, 1/{} px", v.codebook, v.code_width, v.z_channels, v.downsample)
+            let (vocab, downsample) = (system.vocab, system.downsample());
+            format!("codebook {vocab} x {}, z {}, 1/{downsample} px", v.code_width, v.z_channels)
         }
-        _ => String::new(),
+        ComponentSpec::Inception(_) | ComponentSpec::EfficientnetLite0(_) | ComponentSpec::Features(_) => {
+            String::new()
+        }
     }
 }
 
@@ -373,7 +376,11 @@ fn component_table(system: &SystemSpec, components: &[(String, u64)]) -> Text {
         .iter()
         .map(|(name, parameters)| {
             let spec = system.components.iter().find(|c| c.kind().name() == name);
-            vec![name.clone(), parameters.to_string(), spec.map(sizes_text).unwrap_or_default()]
+            vec![
+                name.clone(),
+                parameters.to_string(),
+                spec.map(|s| sizes_text(s, system)).unwrap_or_default(),
+            ]
         })
         .collect();
     behind_gap(table(&["component", "parameters", "sizes"], &rows))

@@ -40,9 +40,9 @@ pub(crate) struct ReproduceArgs {
     /// How images are resized for the extractor [default: the extractor's own rule]
     #[arg(long, value_name = "RULE", value_parser = resize, requires = "extractor")]
     resize: Option<Resize>,
-    /// Real images, arr_0 u8 [N, H, W, 3]; stored statistics (mu, sigma) are used as they are [default: real_images.npz
-    /// of the reference]
-    #[arg(long, value_name = "FILE.npz", requires = "extractor")]
+    /// Real images: a folder of RGB PNGs, or an .npz with arr_0 u8 [N, H, W, 3], whose stored statistics (mu, sigma) are
+    /// used as they are [default: real_images.npz of the reference]
+    #[arg(long, value_name = "DIR|X.npz", requires = "extractor")]
     images: Option<Utf8PathBuf>,
     /// Take N of the real images, evenly spaced [default: all]
     #[arg(long, value_name = "N", requires = "extractor", value_parser = clap::value_parser!(u32).range(2..))]
@@ -158,7 +158,7 @@ impl ReproduceArgs {
         if self.extractor.is_some() && !reference.has_real_images() {
             return Err(Failure::usage(
                 format!("{folder} has no real_images.npz: --extractor has nothing to measure distances to"),
-                Some("give real images with --images FILE.npz, or leave --extractor out"),
+                Some("give real images with --images DIR|X.npz, or leave --extractor out"),
             ));
         }
         let prepared = ExtractorOptions { resize: self.resize, ..ExtractorOptions::default() };

@@ -465,7 +465,7 @@ fn another_network_called_inception_has_no_fid_and_a_bundle_its_own_preparation(
 }
 
 /// `tiny.onnx` whose means are multiplied by a weight.
-fn weighted(path: &Utf8Path, weight: f32) {
+pub(crate) fn weighted(path: &Utf8Path, weight: f32) {
     let part = |tag: u8, data: &[u8]| [&[tag, u8::try_from(data.len()).unwrap()], data].concat();
     let mut model = fs_err::read(fixture("features/tiny.onnx")).unwrap();
     // The node's output, which comes before the graph's.

@@ -87,7 +87,11 @@ fn what_no_export_writes_is_refused_whatever_its_hashes_say() {
         ("layers without number", "layers` of", &|b| {
             config(b, &|c| c["components"][0]["global_layers"] = (1_u64 << 40).into());
         }),
-        ("no grid", "patch rule", &|b| config(b, &|c| c["patch_rule"]["grid"] = 0.into())),
+        ("no grid", "`grid` is out of range", &|b| config(b, &|c| c["patch_rule"]["grid"] = 0.into())),
+        ("patches that the graphs do not take", "takes patches of 3 tokens, the patch rule makes 4", &|b| {
+            config(b, &|c| c["patch_rule"]["max_patch_length"] = 4.into());
+            manifest(b, &|m| m["patch_rule"]["max_patch_length"] = 4.into());
+        }),
         ("an unknown field", "unknown field", &|b| manifest(b, &|m| m["more"] = 1.into())),
         ("an unknown field of a graph", "unknown field `graphs[0].more`", &|b| {
             manifest(b, &|m| m["graphs"][0]["more"] = 1.into());

@@ -318,7 +318,7 @@ fn what_is_no_manifest_of_this_version_is_bad_input() {
     let manifest = bundle.join("manifest.json");
     let text = fs_err::read_to_string(&manifest).unwrap();
     for (from, to, message) in [
-        ("\"schema_version\": 1", "\"schema_version\": 9", "schema version 9"),
+        ("\"schema_version\": 2", "\"schema_version\": 9", "schema version 9"),
         ("\"opset\": 17,", "", "missing field `opset`"),
         ("{", "", "not a manifest"),
     ] {

@@ -410,7 +410,16 @@ fn what_cannot_be_honoured_is_an_error() {
     let base = ["reproduce", &bundle, "--reference", folder.as_str(), "--num", "4", "--engine", "ort"];
     let with = |more: &[&str]| run(&[&base[..], more].concat());
     let nothing = with(&["--extractor", &network]);
-    assert!(nothing.code == 2 && nothing.stderr.contains("--images FILE.npz"), "{}", nothing.stderr);
+    assert!(nothing.code == 2 && nothing.stderr.contains("--images DIR|X.npz"), "{}", nothing.stderr);
+    // A network whose features are no numbers is an input, whatever it was to be compared with.
+    let (nan, extractor) = (temp.path("nan.onnx"), temp.path("nan").to_string());
+    crate::evaluate::weighted(&nan, f32::NAN);
+    let made = ["--component", "features", nan.as_str(), "--input-size", "16", "-o", &extractor];
+    assert_eq!(run(&made).code, 0);
+    let real = fixture("emoji32/real_images.npz").to_string();
+    let broken = with(&["--extractor", &extractor, "--images", &real, "--real", "4"]);
+    assert!(broken.code == 2 && broken.stderr.contains("holds NaN"), "{}{}", broken.stdout, broken.stderr);
+    assert!(broken.stderr.contains("look at its weights") && broken.stdout.is_empty(), "{}", broken.stderr);
     let same = with(&["--baseline", &bundle]);
     assert!(same.code == 2 && same.stderr.contains("both dpar"), "{}", same.stderr);
     assert_eq!(with(&[]).code, 0);

@@ -96,7 +96,7 @@ fn what_the_graphs_or_the_mode_cannot_follow_is_refused() {
         other => panic!("{other:?}"),
     };
     let bundle = export(DPAR, &LoadOptions::default(), &temp.path("b"));
-    let most = bundle.system().dpar().unwrap().longest_patch;
+    let most = bundle.system().longest_patch();
     let e = refused(&bundle, &longest(most + 1));
     assert!(e.starts_with("graphs: ") && e.contains(&format!("exported for {most} at most")), "{e}");
     let shorter = bundle.clone().with_rule(&longest(1)).unwrap();

@@ -152,7 +152,9 @@ pub(crate) fn bad_inputs(session: &mut dyn Session, case: &Case) -> Found {
     };
     let swapped = match first.dtype() {
         DType::I64 => Tensor::f32(first.shape(), vec![0.0; first.shape().iter().product()]),
-        _ => Tensor::i64(first.shape(), vec![0; first.shape().iter().product()]),
+        DType::F32 | DType::F16 | DType::BF16 => {
+            Tensor::i64(first.shape(), vec![0; first.shape().iter().product()])
+        }
     };
     let mut deeper = first.shape().to_vec();
     deeper.push(1);

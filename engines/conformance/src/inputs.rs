@@ -126,7 +126,7 @@ fn float_tensor(dtype: DType, shape: Vec<usize>, values: Vec<f32>) -> Option<Ten
         DType::F32 => TensorData::F32(values),
         DType::F16 => TensorData::F16(values.into_iter().map(f16::from_f32).collect()),
         DType::BF16 => TensorData::BF16(values.into_iter().map(bf16::from_f32).collect()),
-        _ => return None,
+        DType::I64 => return None,
     };
     Some(Tensor::new(shape, data))
 }

@@ -90,7 +90,7 @@ fn tract_tensor(view: &TensorView<'_>) -> TractResult<TractTensor> {
         TensorSlice::F32(data) => TractTensor::from_shape(view.shape(), data),
         TensorSlice::F16(data) => TractTensor::from_shape(view.shape(), data),
         TensorSlice::I64(data) => TractTensor::from_shape(view.shape(), data),
-        _ => Err(tract_onnx::prelude::TractError::msg("a dtype this engine does not know")),
+        TensorSlice::BF16(_) => Err(tract_onnx::prelude::TractError::msg("it takes no bfloat16")),
     }
 }
 

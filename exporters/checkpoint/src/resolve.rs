@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{
-    ComponentKind, ComponentSpec, DparSpec, GptSpec, Hinted, PatchRope, PatchRule, RuleChange, SystemKind,
-    SystemSpec, VqSpec,
+    ComponentKind, ComponentSpec, DparSpec, GptSpec, Hinted, PatchRule, RuleChange, SystemKind, SystemSpec,
+    VqSpec,
 };
 
 use crate::agree::{self, Classes, Sizes, Vocab};
@@ -272,16 +272,11 @@ impl Loader<'_> {
             encoder_layers: dims.encoder_layers,
             global_layers: dims.global_layers,
             decoder_layers: dims.decoder_layers,
-            vocab: vocab.size,
             token_rows: dims.token_rows,
-            num_classes,
             null_class: classes.null,
-            grid: grid.width,
             patch_rope,
             encoder_block_causal: config.block_causal()?,
             decoder_cross: dims.decoder_cross,
-            longest_patch: rule.longest_patch(grid.width * grid.width),
-            fractional_size: rule.fractional_size().filter(|_| patch_rope != PatchRope::Index),
         };
         let mut components = vec![LoadedComponent { spec: ComponentSpec::Dpar(spec), weights }];
         if rule.mode.uses_entropy() {
@@ -342,11 +337,8 @@ impl Loader<'_> {
             heads,
             ffn: dims.ffn,
             layers: dims.layers,
-            vocab: vocab.size,
             token_rows: dims.token_rows,
-            num_classes: Some(num_classes),
             null_class: classes.null,
-            grid: grid.width,
         };
         let mut components = vec![LoadedComponent { spec: ComponentSpec::Llamagen(spec), weights }];
         components.extend(self.vq(config.as_ref(), &vocab, grid)?);
@@ -436,7 +428,7 @@ impl Loader<'_> {
             eoi: None,
         };
         let heads = sizes.heads(None)?;
-        let own = sizes.vocab_like(dims.token_rows, vocab)?;
+        sizes.vocab_like(dims.token_rows, vocab)?;
         if let Some(config) = &config
             && let Some(own_grid) = config.grid()?
             && own_grid.width != grid.width
@@ -451,11 +443,8 @@ impl Loader<'_> {
             heads,
             ffn: dims.ffn,
             layers: dims.layers,
-            vocab: own.size,
             token_rows: dims.token_rows,
-            num_classes: None,
             null_class: true,
-            grid: grid.width,
         };
         Ok(LoadedComponent { spec: ComponentSpec::Entropy(spec), weights })
     }
@@ -494,11 +483,8 @@ impl Loader<'_> {
         let (dims, weights) = expect::vq::resolve(named)?;
         agree::check_vq(main, &dims, &label, &path, vocab, grid)?;
         let spec = VqSpec {
-            codebook: dims.codebook,
             code_width: dims.code_width,
             z_channels: dims.z_channels,
-            grid: grid.width,
-            downsample: grid.factor,
             encoder: dims.encoder,
             decoder: dims.decoder,
         };
@@ -572,7 +558,6 @@ impl Loader<'_> {
         Ok(SystemSpec {
             kind,
             name,
-            grid: grid.width,
             vocab,
             num_classes,
             image_size: grid.image,

@@ -5,29 +5,30 @@ use dpar_export_spec::{DType, DecoderCross, Dim, DparSpec, GraphName, PatchRope}
 use crate::axes::Sizes;
 use crate::blocks::{Block, Causal, Past, Rotation};
 use crate::builder::{GraphBuilder, Value};
+use crate::part::Part;
 use crate::rope::Table;
-use crate::{ExportError, Parts};
+use crate::{ExportError, Graphs, Parts};
 
-fn sizes(spec: &DparSpec) -> (Sizes, Block) {
-    let sizes = Sizes::new(spec.grid * spec.grid, spec.longest_patch);
+fn sizes(spec: Part<'_, DparSpec>) -> (Sizes, Block) {
+    let sizes = Sizes::new(spec.system.tokens(), spec.system.longest_patch());
     (sizes, Block { width: spec.width, heads: spec.heads, ffn: spec.ffn })
 }
 
-fn width(spec: &DparSpec) -> Dim {
+fn width(spec: Part<'_, DparSpec>) -> Dim {
     Dim::Fixed(spec.width)
 }
 
 /// Token embedding and the encoder's blocks; returns the output of every layer.
 fn encoder(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &DparSpec,
+    spec: Part<'_, DparSpec>,
     tokens: &Value,
     positions: &Value,
     mask: &Value,
     past: Past<'_>,
 ) -> Result<Vec<Value>, ExportError> {
     let (_, block) = sizes(spec);
-    let table = Table::token(spec.grid, block.head_dim(), false);
+    let table = Table::token(spec.system.grid(), block.head_dim(), false);
     let rows = g.rotary_rows("rotary.encoder", &table, positions)?;
     let rotation = g.rotation(rows);
     let mut h = g.embedding(tokens, "tok_embeddings.weight", spec.token_rows, spec.width)?;
@@ -46,7 +47,7 @@ fn encoder(
 /// a token of the patch and a large negative number for padding. Result `[N, D]`.
 fn patch_embedding(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &DparSpec,
+    spec: Part<'_, DparSpec>,
     layers: &[Value],
     mask: &Value,
 ) -> Result<Value, ExportError> {
@@ -86,30 +87,32 @@ fn patch_embedding(
 /// Declares the inputs that place patches and makes their rotation.
 fn patch_rotation(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &DparSpec,
+    spec: Part<'_, DparSpec>,
     dims: &[Dim],
 ) -> Result<Rotation, ExportError> {
     let (_, block) = sizes(spec);
     let head_dim = block.head_dim();
-    let tokens = spec.grid * spec.grid;
+    let tokens = spec.system.tokens();
     let parts = match spec.patch_rope {
         PatchRope::Index => {
             let index = g.input("patch_index", DType::I64, dims.to_vec());
             let table = Table::patch_index(tokens, head_dim);
             g.rotary_rows("rotary.patch_index", &table, &index)?
         }
-        PatchRope::Dynamic4d | PatchRope::Dynamic3d if let Some(size) = spec.fractional_size => {
+        PatchRope::Dynamic4d | PatchRope::Dynamic3d if let Some(size) = spec.system.fractional_size() => {
             let index = g.input("patch_index", DType::I64, dims.to_vec());
             let four = spec.patch_rope == PatchRope::Dynamic4d;
-            let table = Table::fractional(spec.grid, head_dim, four, size);
+            let table = Table::fractional(spec.system.grid(), head_dim, four, size);
             g.rotary_rows("rotary.patch_fractional", &table, &index)?
         }
         PatchRope::Dynamic4d | PatchRope::Dynamic3d => {
             let first = g.input("patch_first", DType::I64, dims.to_vec());
             let last = g.input("patch_last", DType::I64, dims.to_vec());
             let four = spec.patch_rope == PatchRope::Dynamic4d;
-            let columns = Table::patch_column(spec.grid, if four { head_dim / 16 } else { head_dim / 8 });
-            let r = g.rotary_rows("rotary.patch_row", &Table::patch_row(spec.grid, head_dim), &first)?;
+            let columns =
+                Table::patch_column(spec.system.grid(), if four { head_dim / 16 } else { head_dim / 8 });
+            let r =
+                g.rotary_rows("rotary.patch_row", &Table::patch_row(spec.system.grid(), head_dim), &first)?;
             let a = g.rotary_rows("rotary.patch_column", &columns, &first)?;
             let b = g.rotary_rows("rotary.patch_column", &columns, &last)?;
             if four {
@@ -124,7 +127,7 @@ fn patch_rotation(
 
 fn global(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &DparSpec,
+    spec: Part<'_, DparSpec>,
     mut h: Value,
     rotation: Rotation,
     mask: &Value,
@@ -141,7 +144,7 @@ fn global(
 /// The decoder's layers and head. `hidden` and `global_hidden` are `[batch, tokens, D]`.
 fn decoder(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &DparSpec,
+    spec: Part<'_, DparSpec>,
     hidden: &Value,
     global_hidden: &Value,
     positions: &Value,
@@ -150,7 +153,7 @@ fn decoder(
 ) -> Result<Value, ExportError> {
     let (_, block) = sizes(spec);
     let d = spec.width;
-    let table = Table::token(spec.grid, block.head_dim(), true);
+    let table = Table::token(spec.system.grid(), block.head_dim(), true);
     let rows = g.rotary_rows("rotary.decoder", &table, positions)?;
     let rotation = g.rotation(rows);
     let causal = Causal { block, rotation, mask, past };
@@ -168,16 +171,16 @@ fn decoder(
         })?;
         h = g.block(&h, &format!("local_decoder.layers.{i}"), i, &causal)?;
     }
-    g.head(&h, d, spec.token_rows, spec.vocab)
+    g.head(&h, d, spec.token_rows, spec.system.vocab)
 }
 
 /// Class embedding `[batch, D]` and decoder start embedding `[batch, 1, D]`.
 fn start_states(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &DparSpec,
+    spec: Part<'_, DparSpec>,
     labels: &Value,
 ) -> Result<(Value, Value), ExportError> {
-    let table = g.tensor("cls_embedding.embedding_table.weight", &[spec.class_rows(), spec.width])?;
+    let table = g.tensor("cls_embedding.embedding_table.weight", &[spec.system.class_rows(), spec.width])?;
     let class = g.gather(&table, labels, 0);
     let start = g.tensor("decoder_start_embedding.weight", &[1, spec.width])?;
     let zero = g.const_int(0);
@@ -187,7 +190,7 @@ fn start_states(
 }
 
 /// `start`: the two states that exist before any token.
-fn start_graph(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportError> {
+fn start_graph(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let batch = sizes.batch(g, true);
     let labels = g.input("class_labels", DType::I64, vec![batch.clone()]);
@@ -201,7 +204,7 @@ fn start_graph(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Expo
 }
 
 /// `encoder_step`: new tokens in, every encoder layer's states out.
-fn encoder_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportError> {
+fn encoder_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.step_call(g, false);
     let tokens = g.input("tokens", DType::I64, call.slots());
@@ -216,7 +219,7 @@ fn encoder_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Exp
 }
 
 /// `patch_embed`: the encoder states of N patches in, their embeddings out.
-fn patch_embed(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportError> {
+fn patch_embed(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let patches = g.axis("patches", 1, 8, crate::MAX_BATCH * sizes.tokens);
     let length = g.axis("patch_length", 1, 2, sizes.longest_patch);
@@ -232,7 +235,7 @@ fn patch_embed(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Expo
 }
 
 /// `global_step`: new patches (or the class) of the cache rows in `rows` in, g out.
-fn global_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportError> {
+fn global_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.patch_call(g);
     let h = g.input("embeddings", DType::F32, call.slots_by(width(spec)));
@@ -247,7 +250,7 @@ fn global_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Expo
 }
 
 /// `decoder_step`: new slots with their patch's g in, logits out.
-fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportError> {
+fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.step_call(g, true);
     let hidden = g.input("hidden", DType::F32, call.slots_by(width(spec)));
@@ -256,7 +259,7 @@ fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Exp
     let mask = g.input("mask", DType::F32, call.mask());
     let (hidden, global_hidden) = (g.narrow(&hidden), g.narrow(&global_hidden));
     let logits = decoder(g, spec, &hidden, &global_hidden, &positions, &mask, call.past(None))?;
-    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.vocab)), &logits);
+    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.system.vocab)), &logits);
     Ok(())
 }
 
@@ -265,7 +268,7 @@ fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), Exp
 /// Patches of the whole batch stand in one list of N: `patch_tokens` `[N, L]` indexes the flattened tokens
 /// (`image · T + t`), `global_index` `[B, S]` indexes the list [class of each image, then the N patches],
 /// `slot_global` `[B, T]` indexes the flattened global outputs (`image · S + slot`).
-fn score(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportError> {
+fn score(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let d = spec.width;
     let call = sizes.score_call(g);
@@ -305,18 +308,23 @@ fn score(g: &mut GraphBuilder<'_, '_>, spec: &DparSpec) -> Result<(), ExportErro
     let before = g.all_but_last(&layers[spec.encoder_layers - 1]);
     let hidden = g.concat(&[&start, &before], 1);
     let logits = decoder(g, spec, &hidden, &per_slot, &positions, &decoder_mask, Past::None)?;
-    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.vocab)), &logits);
+    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.system.vocab)), &logits);
     Ok(())
 }
 
-/// The graphs of the DPAR transformer.
-pub(crate) fn graphs(spec: &DparSpec) -> Parts<'_> {
-    vec![
+/// What the DPAR transformer is exported to.
+pub(crate) fn parts(spec: Part<'_, DparSpec>) -> Parts<'_> {
+    let graphs: Graphs<'_> = vec![
         (GraphName::Start, Box::new(move |g| start_graph(g, spec))),
         (GraphName::EncoderStep, Box::new(move |g| encoder_step(g, spec))),
         (GraphName::PatchEmbed, Box::new(move |g| patch_embed(g, spec))),
         (GraphName::GlobalStep, Box::new(move |g| global_step(g, spec))),
         (GraphName::DecoderStep, Box::new(move |g| decoder_step(g, spec))),
         (GraphName::Score, Box::new(move |g| score(g, spec))),
-    ]
+    ];
+    let tables = vec![
+        ("tok_embeddings.weight", spec.token_rows),
+        ("cls_embedding.embedding_table.weight", spec.system.class_rows()),
+    ];
+    Parts { graphs, tables }
 }

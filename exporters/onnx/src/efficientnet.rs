@@ -7,7 +7,7 @@ use dpar_export_spec::{DType, Dim, EfficientNetSpec, GraphName, MobileBlock};
 use crate::axes::Sizes;
 use crate::builder::GraphBuilder;
 use crate::convnet::{FeatureMap, NormedConv};
-use crate::{ExportError, Parts};
+use crate::{ExportError, Graphs};
 
 /// Epsilon of every batch norm.
 const EPS: f64 = 1e-3;
@@ -84,6 +84,6 @@ fn network(g: &mut GraphBuilder<'_, '_>, spec: &EfficientNetSpec) -> Result<(), 
 }
 
 /// The one graph of the component.
-pub(crate) fn graphs(spec: &EfficientNetSpec) -> Parts<'_> {
+pub(crate) fn graphs(spec: &EfficientNetSpec) -> Graphs<'_> {
     vec![(GraphName::EfficientnetLite0, Box::new(move |g| network(g, spec)))]
 }

@@ -7,55 +7,57 @@ use dpar_export_spec::{DType, Dim, GptSpec, GraphName};
 use crate::axes::Sizes;
 use crate::blocks::{Block, Causal, Past, Rotation};
 use crate::builder::{GraphBuilder, Value};
+use crate::part::Part;
 use crate::rope::Table;
-use crate::{ExportError, Parts};
+use crate::{ExportError, Graphs, Parts};
 
-fn sizes(spec: &GptSpec) -> (Sizes, Block) {
-    let sizes = Sizes::new(spec.grid * spec.grid, 1);
+fn sizes(spec: Part<'_, GptSpec>) -> (Sizes, Block) {
+    let sizes = Sizes::new(spec.system.tokens(), 1);
     (sizes, Block { width: spec.width, heads: spec.heads, ffn: spec.ffn })
 }
 
 /// The token RoPE of `positions` [batch, tokens].
 fn token_rotation(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &GptSpec,
+    spec: Part<'_, GptSpec>,
     positions: &Value,
+    zero_slot: bool,
 ) -> Result<Rotation, ExportError> {
-    let zero_slot = spec.num_classes.is_some();
-    let table = Table::token(spec.grid, spec.width / spec.heads, zero_slot);
+    let table = Table::token(spec.system.grid(), spec.width / spec.heads, zero_slot);
     let rows = g.rotary_rows("rotary.token", &table, positions)?;
     Ok(g.rotation(rows))
 }
 
+/// The layers and the head; where a class is slot 0, `positions` count from the zero slot.
 fn layers(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &GptSpec,
+    spec: Part<'_, GptSpec>,
     mut h: Value,
-    positions: &Value,
+    (positions, zero_slot): (&Value, bool),
     mask: &Value,
     past: Past<'_>,
 ) -> Result<Value, ExportError> {
     let (_, block) = sizes(spec);
-    let rotation = token_rotation(g, spec, positions)?;
+    let rotation = token_rotation(g, spec, positions, zero_slot)?;
     let causal = Causal { block, rotation, mask, past };
     for i in 0..spec.layers {
         h = g.block(&h, &format!("layers.{i}"), i, &causal)?;
     }
-    g.head(&h, spec.width, spec.token_rows, spec.vocab)
+    g.head(&h, spec.width, spec.token_rows, spec.system.vocab)
 }
 
 /// `entropy_step`: tokens and their positions in, e_{j+1} in nats out for each token x_j.
 ///
 /// e = -Σ p ln p with p = softmax(logits) at temperature 1, float32, as ln Σ exp(z) - Σ exp(z)·z / Σ exp(z) with
 /// z = logits - max.
-pub(crate) fn entropy_step(g: &mut GraphBuilder<'_, '_>, spec: &GptSpec) -> Result<(), ExportError> {
+pub(crate) fn entropy_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, GptSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.step_call(g, false);
     let ids = g.input("tokens", DType::I64, call.slots());
     let positions = g.input("positions", DType::I64, call.slots());
     let mask = g.input("mask", DType::F32, call.mask());
     let h = g.embedding(&ids, "tok_embeddings.weight", spec.token_rows, spec.width)?;
-    let logits = layers(g, spec, h, &positions, &mask, call.past(None))?;
+    let logits = layers(g, spec, h, (&positions, false), &mask, call.past(None))?;
     let entropy = g.scoped("entropy", |g| {
         let max = g.reduce("ReduceMax", &logits, 2, true);
         let z = g.sub(&logits, &max);
@@ -72,7 +74,11 @@ pub(crate) fn entropy_step(g: &mut GraphBuilder<'_, '_>, spec: &GptSpec) -> Resu
 }
 
 /// The class table behind the token table: class c has id `token_rows + c`.
-fn slot_table(g: &mut GraphBuilder<'_, '_>, spec: &GptSpec, classes: usize) -> Result<Value, ExportError> {
+fn slot_table(
+    g: &mut GraphBuilder<'_, '_>,
+    spec: Part<'_, GptSpec>,
+    classes: usize,
+) -> Result<Value, ExportError> {
     let (rows, width) = (spec.token_rows, spec.width);
     g.weight("slot_embeddings", &[rows + classes, width], |store| {
         let mut table = store.read("tok_embeddings.weight", &[rows, width])?.into_owned();
@@ -85,7 +91,7 @@ fn slot_table(g: &mut GraphBuilder<'_, '_>, spec: &GptSpec, classes: usize) -> R
 /// `llamagen_step`: slot ids (a token, or `token_rows + class` at slot 0) and slot positions in, logits out.
 pub(crate) fn llamagen_step(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &GptSpec,
+    spec: Part<'_, GptSpec>,
     classes: usize,
 ) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
@@ -95,15 +101,15 @@ pub(crate) fn llamagen_step(
     let mask = g.input("mask", DType::F32, call.mask());
     let table = slot_table(g, spec, classes)?;
     let h = g.gather(&table, &ids, 0);
-    let logits = layers(g, spec, h, &positions, &mask, call.past(None))?;
-    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.vocab)), &logits);
+    let logits = layers(g, spec, h, (&positions, true), &mask, call.past(None))?;
+    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.system.vocab)), &logits);
     Ok(())
 }
 
 /// `score`: a whole token sequence and class labels in, logits out; slot t sees the class and x_<t.
 pub(crate) fn llamagen_score(
     g: &mut GraphBuilder<'_, '_>,
-    spec: &GptSpec,
+    spec: Part<'_, GptSpec>,
     classes: usize,
 ) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
@@ -119,21 +125,23 @@ pub(crate) fn llamagen_score(
     let before = g.all_but_last(&tokens);
     let ids = g.concat(&[&class_ids, &before], 1);
     let h = g.gather(&table, &ids, 0);
-    let logits = layers(g, spec, h, &positions, &mask, Past::None)?;
-    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.vocab)), &logits);
+    let logits = layers(g, spec, h, (&positions, true), &mask, Past::None)?;
+    g.output("logits", DType::F32, call.slots_by(Dim::Fixed(spec.system.vocab)), &logits);
     Ok(())
 }
 
-/// The graphs of the entropy model.
-pub(crate) fn entropy_graphs(spec: &GptSpec) -> Parts<'_> {
-    vec![(GraphName::EntropyStep, Box::new(move |g| entropy_step(g, spec)))]
+/// What the entropy model is exported to.
+pub(crate) fn entropy_parts(spec: Part<'_, GptSpec>) -> Parts<'_> {
+    let graphs: Graphs<'_> = vec![(GraphName::EntropyStep, Box::new(move |g| entropy_step(g, spec)))];
+    Parts { graphs, tables: vec![("tok_embeddings.weight", spec.token_rows)] }
 }
 
-/// The graphs of the baseline.
-pub(crate) fn llamagen_graphs(spec: &GptSpec) -> Parts<'_> {
-    let classes = spec.class_rows();
-    vec![
+/// What the baseline is exported to.
+pub(crate) fn llamagen_parts(spec: Part<'_, GptSpec>) -> Parts<'_> {
+    let classes = spec.system.class_rows();
+    let graphs: Graphs<'_> = vec![
         (GraphName::LlamagenStep, Box::new(move |g| llamagen_step(g, spec, classes))),
         (GraphName::Score, Box::new(move |g| llamagen_score(g, spec, classes))),
-    ]
+    ];
+    Parts { graphs, tables: vec![("slot_embeddings", spec.token_rows.saturating_add(classes))] }
 }

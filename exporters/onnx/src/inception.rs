@@ -12,7 +12,7 @@ use dpar_export_spec::{ConvLayer, DType, Dim, GraphName, InceptionSpec};
 use crate::axes::Sizes;
 use crate::builder::{GraphBuilder, Value};
 use crate::convnet::{FeatureMap, NormedConv};
-use crate::{ExportError, Parts};
+use crate::{ExportError, Graphs};
 
 /// Epsilon of every batch norm.
 const EPS: f64 = 1e-3;
@@ -204,6 +204,6 @@ fn network(g: Graph<'_, '_, '_>, spec: &InceptionSpec) -> Result<(), ExportError
 }
 
 /// The one graph of the component.
-pub(crate) fn graphs(spec: &InceptionSpec) -> Parts<'_> {
+pub(crate) fn graphs(spec: &InceptionSpec) -> Graphs<'_> {
     vec![(GraphName::Inception, Box::new(move |g| network(g, spec)))]
 }

@@ -33,6 +33,7 @@ mod external;
 mod foreign;
 mod gpt;
 mod inception;
+mod part;
 mod precision;
 pub mod proto;
 mod rope;
@@ -42,11 +43,12 @@ mod vq;
 mod walk;
 
 use camino::Utf8Path;
-use dpar_export_spec::{ComponentSpec, GraphName, GraphSpec, Precision};
+use dpar_export_spec::{ComponentSpec, GraphName, GraphSpec, Precision, SystemSpec};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use builder::GraphBuilder;
+use part::Part;
 use store::WeightStore;
 
 pub use axes::MAX_BATCH;
@@ -61,7 +63,21 @@ pub use tables::check_tables;
 /// Fills a graph builder.
 type Write<'a> = Box<dyn Fn(&mut GraphBuilder<'_, '_>) -> Result<(), ExportError> + 'a>;
 /// The graphs of a component: name and writer.
-type Parts<'a> = Vec<(GraphName, Write<'a>)>;
+type Graphs<'a> = Vec<(GraphName, Write<'a>)>;
+
+/// What a component is exported to.
+struct Parts<'a> {
+    graphs: Graphs<'a>,
+    /// The tables that its graphs share and look indices up in, with their rows: one for every index that the loop can ask
+    /// for. Feature networks look nothing up.
+    tables: Vec<(&'static str, usize)>,
+}
+
+impl<'a> From<Graphs<'a>> for Parts<'a> {
+    fn from(graphs: Graphs<'a>) -> Self {
+        Self { graphs, tables: Vec::new() }
+    }
+}
 
 /// A file that an export wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,45 +108,48 @@ pub struct WrittenComponent {
     pub data: WrittenFile,
 }
 
-/// The one table of components: which graphs each has.
-fn parts(spec: &ComponentSpec) -> Result<Parts<'_>, ExportError> {
-    match spec {
-        ComponentSpec::Dpar(s) => Ok(dpar::graphs(s)),
-        ComponentSpec::Entropy(s) => Ok(gpt::entropy_graphs(s)),
-        ComponentSpec::Llamagen(s) => Ok(gpt::llamagen_graphs(s)),
-        ComponentSpec::Vq(s) => Ok(vq::graphs(s)),
-        ComponentSpec::Inception(s) => Ok(inception::graphs(s)),
-        ComponentSpec::EfficientnetLite0(s) => Ok(efficientnet::graphs(s)),
-        other => Err(ExportError::Spec {
-            component: other.kind().name().to_owned(),
-            message: "no ONNX graphs are known for this component".to_owned(),
-        }),
-    }
+/// The one table of components: what each is exported to. Feature networks are of no system.
+fn parts<'a>(spec: &'a ComponentSpec, system: Option<&'a SystemSpec>) -> Result<Parts<'a>, ExportError> {
+    let refuse = |message: &str| ExportError::Spec {
+        component: spec.kind().name().to_owned(),
+        message: message.to_owned(),
+    };
+    let system = system.ok_or_else(|| refuse("its graphs follow from its system, and none is given"));
+    Ok(match spec {
+        ComponentSpec::Dpar(s) => dpar::parts(Part::new(s, system?)),
+        ComponentSpec::Entropy(s) => gpt::entropy_parts(Part::new(s, system?)),
+        ComponentSpec::Llamagen(s) => gpt::llamagen_parts(Part::new(s, system?)),
+        ComponentSpec::Vq(s) => vq::parts(Part::new(s, system?)),
+        ComponentSpec::Inception(s) => inception::graphs(s).into(),
+        ComponentSpec::EfficientnetLite0(s) => efficientnet::graphs(s).into(),
+        ComponentSpec::Features(_) => return Err(refuse("no ONNX graphs are known for this component")),
+    })
 }
 
-/// Names of the graphs that a component is exported to.
+/// Names of the graphs that a component is exported to; `system` as for [`export_component`].
 ///
 /// # Errors
 /// When the component has none.
-pub fn graph_names(spec: &ComponentSpec) -> Result<Vec<GraphName>, ExportError> {
-    Ok(parts(spec)?.into_iter().map(|(name, _)| name).collect())
+pub fn graph_names(spec: &ComponentSpec, system: Option<&SystemSpec>) -> Result<Vec<GraphName>, ExportError> {
+    Ok(parts(spec, system)?.graphs.into_iter().map(|(name, _)| name).collect())
 }
 
 /// Writes all graphs of one component into `folder`, with one external-data file `<component>.onnx_data`.
 ///
-/// `progress` is called with each graph's name before it is written, and returns false to stop.
+/// `system` is that of the component; feature networks have none. `progress` is called with each graph's name before it is written, and returns false to stop.
 ///
 /// # Errors
 /// When a tensor is missing, does not fit the spec or holds a value beyond `precision`, and when writing fails. Files may be left half-written:
 /// write into a temporary folder.
 pub fn export_component(
     spec: &ComponentSpec,
+    system: Option<&SystemSpec>,
     precision: Precision,
     weights: &dyn Weights,
     folder: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<WrittenComponent, ExportError> {
-    let parts = parts(spec)?;
+    let parts = parts(spec, system)?.graphs;
     let component = spec.kind().name();
     let precision = precision.of_component(component);
     let mut store = WeightStore::create(component, weights, folder)?.with_precision(precision);

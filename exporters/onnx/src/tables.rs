@@ -1,25 +1,8 @@
 //! The tables that a graph looks indices up in, against the sizes of its component.
 
-use dpar_export_spec::ComponentSpec;
-/// Names of the tables that a component's graphs share, with their rows: one for every index that the loop can ask for.
-fn rows(spec: &ComponentSpec) -> Vec<(&'static str, usize)> {
-    match spec {
-        ComponentSpec::Dpar(s) => vec![
-            ("tok_embeddings.weight", s.token_rows),
-            ("cls_embedding.embedding_table.weight", s.class_rows()),
-        ],
-        ComponentSpec::Entropy(s) => vec![("tok_embeddings.weight", s.token_rows)],
-        ComponentSpec::Llamagen(s) => {
-            let classes = s.class_rows();
-            vec![("slot_embeddings", s.token_rows.saturating_add(classes))]
-        }
-        ComponentSpec::Vq(s) => vec![("codebook", s.codebook)],
-        // Feature networks look nothing up.
-        ComponentSpec::Inception(_) | ComponentSpec::EfficientnetLite0(_) | ComponentSpec::Features(_) => {
-            Vec::new()
-        }
-    }
-}
+use dpar_export_spec::{ComponentSpec, SystemSpec};
+
+use crate::parts;
 
 /// Checks that the tables of tokens, classes and codes among the initializers of a graph of the component
 /// ([`Own::tables`](crate::Own::tables)) have the rows that the component promises: then no index within its ranges is beyond
@@ -27,8 +10,12 @@ fn rows(spec: &ComponentSpec) -> Vec<(&'static str, usize)> {
 ///
 /// # Errors
 /// The table, its rows and the rows promised.
-pub fn check_tables(tables: &[(String, Option<i64>)], component: &ComponentSpec) -> Result<(), String> {
-    let wanted = rows(component);
+pub fn check_tables(
+    tables: &[(String, Option<i64>)],
+    component: &ComponentSpec,
+    system: &SystemSpec,
+) -> Result<(), String> {
+    let wanted = parts(component, Some(system)).map_err(|e| e.to_string())?.tables;
     for (name, found) in tables {
         let Some((_, rows)) = wanted.iter().find(|(table, _)| table == name) else { continue };
         if *found != i64::try_from(*rows).ok() {

@@ -8,8 +8,9 @@ use dpar_export_spec::{DType, Dim, GraphName, VqSpec, VqStack};
 
 use crate::axes::Sizes;
 use crate::builder::{GraphBuilder, Value, ints};
+use crate::part::Part;
 use crate::precision::NEAREST_TABLE;
-use crate::{ExportError, Parts};
+use crate::{ExportError, Graphs, Parts};
 
 /// GroupNorm groups and epsilon.
 const GROUPS: usize = 32;
@@ -157,9 +158,12 @@ impl GraphBuilder<'_, '_> {
     }
 }
 
-fn codebook<'w>(store: &crate::store::WeightStore<'w>, spec: &VqSpec) -> Result<Vec<f32>, ExportError> {
+fn codebook<'w>(
+    store: &crate::store::WeightStore<'w>,
+    spec: Part<'_, VqSpec>,
+) -> Result<Vec<f32>, ExportError> {
     let width = spec.code_width;
-    let rows = store.read_unbounded("quantize.embedding.weight", &[spec.codebook, width])?;
+    let rows = store.read_unbounded("quantize.embedding.weight", &[spec.system.vocab, width])?;
     let mut out = Vec::with_capacity(rows.len());
     for row in rows.chunks_exact(width) {
         let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(MIN_NORM);
@@ -168,18 +172,18 @@ fn codebook<'w>(store: &crate::store::WeightStore<'w>, spec: &VqSpec) -> Result<
     Ok(out)
 }
 
-fn image_dims(batch: Dim, spec: &VqSpec) -> Vec<Dim> {
-    let size = spec.image_size();
+fn image_dims(batch: Dim, spec: Part<'_, VqSpec>) -> Vec<Dim> {
+    let size = spec.system.image_size;
     vec![batch, Dim::Fixed(3), Dim::Fixed(size), Dim::Fixed(size)]
 }
 
 /// `vq_decode`: codes `[batch, T]` in, image `[batch, 3, H, W]` out, about [-1, 1], not clamped.
-fn decode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError> {
-    let tokens = spec.grid * spec.grid;
+fn decode(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, VqSpec>) -> Result<(), ExportError> {
+    let tokens = spec.system.tokens();
     let batch = Sizes::new(tokens, 1).batch(g, false);
     let ids = g.input("tokens", DType::I64, vec![batch.clone(), Dim::Fixed(tokens)]);
-    let (width, size) = (spec.code_width, spec.grid);
-    let table = g.weight("codebook", &[spec.codebook, width], |s| codebook(s, spec).map(Cow::Owned))?;
+    let (width, size) = (spec.code_width, spec.system.grid());
+    let table = g.weight("codebook", &[spec.system.vocab, width], |s| codebook(s, spec).map(Cow::Owned))?;
     let z = g.gather(&table, &ids, 0);
     let z = g.transpose(&z, &[0, 2, 1]);
     let value = g.reshape(&z, &[0, width as i64, size as i64, size as i64]);
@@ -199,12 +203,12 @@ fn decode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
 ///
 /// The nearest row between normalised vectors is the row of the largest dot product, whatever the positive
 /// length of the encoded vector. That product is float32, and so is its table: in a half type many codes would tie.
-fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError> {
-    let tokens = spec.grid * spec.grid;
+fn encode(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, VqSpec>) -> Result<(), ExportError> {
+    let tokens = spec.system.tokens();
     let batch = Sizes::new(tokens, 1).batch(g, false);
     let value = g.input("image", DType::F32, image_dims(batch.clone(), spec));
     let value = g.narrow(&value);
-    let x = Map { value, channels: 3, size: spec.image_size() };
+    let x = Map { value, channels: 3, size: spec.system.image_size };
     let h = g.conv(&x, "encoder.conv_in", spec.encoder.conv_in, 3)?;
     let h = g.levels(h, "encoder", &spec.encoder)?;
     let h = g.mid(&h, "encoder")?;
@@ -214,7 +218,7 @@ fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
     let width = spec.code_width;
     let z = g.reshape(&z.value, &[0, width as i64, tokens as i64]);
     let z = g.transpose(&z, &[0, 2, 1]);
-    let table = g.float_table(NEAREST_TABLE, &[width, spec.codebook], |s| {
+    let table = g.float_table(NEAREST_TABLE, &[width, spec.system.vocab], |s| {
         let rows = codebook(s, spec)?;
         Ok(Cow::Owned(
             (0..width)
@@ -230,10 +234,11 @@ fn encode(g: &mut GraphBuilder<'_, '_>, spec: &VqSpec) -> Result<(), ExportError
     Ok(())
 }
 
-/// The graphs of the tokenizer.
-pub(crate) fn graphs(spec: &VqSpec) -> Parts<'_> {
-    vec![
+/// What the tokenizer is exported to.
+pub(crate) fn parts(spec: Part<'_, VqSpec>) -> Parts<'_> {
+    let graphs: Graphs<'_> = vec![
         (GraphName::VqDecode, Box::new(move |g| decode(g, spec))),
         (GraphName::VqEncode, Box::new(move |g| encode(g, spec))),
-    ]
+    ];
+    Parts { graphs, tables: vec![("codebook", spec.system.vocab)] }
 }

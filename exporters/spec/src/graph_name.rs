@@ -2,78 +2,63 @@
 
 use std::fmt;
 
-/// A graph of a component. Manifests, files and messages have its [name](Self::as_str); the graphs themselves are
-/// described in ARCHITECTURE.md.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum GraphName {
+/// Writes the one table of graphs: the name in the manifest, which is also the stem of the file.
+macro_rules! graphs {
+    ($($(#[$doc:meta])* $id:ident $name:literal;)*) => {
+        /// A graph of a component. Manifests, files and messages have its [name](Self::as_str); the graphs themselves are
+        /// described in ARCHITECTURE.md.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum GraphName {
+            $($(#[$doc])* $id,)*
+        }
+
+        impl GraphName {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$id),*];
+
+            /// The name in the manifest, also the stem of its file.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$id => $name,)*
+                }
+            }
+        }
+    };
+}
+
+graphs! {
     /// Entropies of the next tokens, with a KV cache.
-    EntropyStep,
+    EntropyStep "entropy_step";
     /// Class embeddings, and the decoder's input before the first patch.
-    Start,
+    Start "start";
     /// Hidden states of every encoder layer, with a KV cache.
-    EncoderStep,
+    EncoderStep "encoder_step";
     /// Patches from the hidden states of their tokens.
-    PatchEmbed,
+    PatchEmbed "patch_embed";
     /// The global transformer over patches, with a KV cache.
-    GlobalStep,
+    GlobalStep "global_step";
     /// Logits of the next tokens, with a KV cache.
-    DecoderStep,
+    DecoderStep "decoder_step";
     /// The whole transformer of a system, teacher-forced.
-    Score,
+    Score "score";
     /// LlamaGen over the next tokens, with a KV cache.
-    LlamagenStep,
+    LlamagenStep "llamagen_step";
     /// Codes to an image.
-    VqDecode,
+    VqDecode "vq_decode";
     /// An image to codes.
-    VqEncode,
+    VqEncode "vq_encode";
     /// The FID-Inception network.
-    Inception,
+    Inception "inception";
     /// EfficientNet-Lite0.
-    EfficientnetLite0,
+    EfficientnetLite0 "efficientnet-lite0";
     /// A feature network of others.
-    Features,
+    Features "features";
 }
 
 impl GraphName {
-    /// All of them.
-    pub const ALL: [Self; 13] = [
-        Self::EntropyStep,
-        Self::Start,
-        Self::EncoderStep,
-        Self::PatchEmbed,
-        Self::GlobalStep,
-        Self::DecoderStep,
-        Self::Score,
-        Self::LlamagenStep,
-        Self::VqDecode,
-        Self::VqEncode,
-        Self::Inception,
-        Self::EfficientnetLite0,
-        Self::Features,
-    ];
-
-    /// The name in the manifest, also the stem of its file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::EntropyStep => "entropy_step",
-            Self::Start => "start",
-            Self::EncoderStep => "encoder_step",
-            Self::PatchEmbed => "patch_embed",
-            Self::GlobalStep => "global_step",
-            Self::DecoderStep => "decoder_step",
-            Self::Score => "score",
-            Self::LlamagenStep => "llamagen_step",
-            Self::VqDecode => "vq_decode",
-            Self::VqEncode => "vq_encode",
-            Self::Inception => "inception",
-            Self::EfficientnetLite0 => "efficientnet-lite0",
-            Self::Features => "features",
-        }
-    }
-
     /// The graph of that name.
     pub fn of(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|g| g.as_str() == name)
+        Self::ALL.iter().copied().find(|g| g.as_str() == name)
     }
 }
 
@@ -101,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_name_means_one_graph() {
-        let names: std::collections::BTreeSet<&str> = GraphName::ALL.map(GraphName::as_str).into();
+        let names: std::collections::BTreeSet<&str> = GraphName::ALL.iter().map(|g| g.as_str()).collect();
         assert_eq!(names.len(), GraphName::ALL.len());
         assert!(names.iter().all(|n| crate::is_name(n) && GraphName::of(n).is_some_and(|g| g == **n)));
         assert_eq!(GraphName::of("decoder"), None);

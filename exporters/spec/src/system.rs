@@ -1,5 +1,7 @@
 //! Component specs: every size the exporter needs, as resolved from tensors and configuration.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{EfficientNetSpec, FeaturesSpec, InceptionSpec, PatchRule};
@@ -44,41 +46,77 @@ impl std::fmt::Display for SystemKind {
     }
 }
 
-/// Which component a weight set belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ComponentKind {
+/// Writes the one table of components: the word in manifests, which is also the stem of the weight file, and the sizes.
+macro_rules! components {
+    ($($(#[$doc:meta])* $id:ident $name:literal $sizes:ty;)*) => {
+        /// Which component a weight set belongs to.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum ComponentKind {
+            $($(#[$doc])* #[serde(rename = $name)] $id,)*
+        }
+
+        impl ComponentKind {
+            /// Lower-case name, also the stem of the component's weight file.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$id => $name,)*
+                }
+            }
+        }
+
+        /// One component with all its sizes.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind")]
+        pub enum ComponentSpec {
+            $($(#[$doc])* #[serde(rename = $name)] $id($sizes),)*
+        }
+
+        impl ComponentSpec {
+            /// Its kind.
+            pub fn kind(&self) -> ComponentKind {
+                match self {
+                    $(Self::$id(_) => ComponentKind::$id,)*
+                }
+            }
+
+            fn sizes(&self) -> &dyn Sizes {
+                match self {
+                    $(Self::$id(sizes) => sizes,)*
+                }
+            }
+        }
+    };
+}
+
+components! {
     /// The DPAR transformer (encoder, global, decoder).
-    Dpar,
+    Dpar "dpar" DparSpec;
     /// The unconditional entropy model.
-    Entropy,
+    Entropy "entropy" GptSpec;
     /// The LlamaGen baseline.
-    Llamagen,
+    Llamagen "llamagen" GptSpec;
     /// The VQ tokenizer.
-    Vq,
+    Vq "vq" VqSpec;
     /// The FID-Inception network.
-    Inception,
+    Inception "inception" InceptionSpec;
     /// EfficientNet-Lite0.
-    #[serde(rename = "efficientnet-lite0")]
-    EfficientnetLite0,
+    EfficientnetLite0 "efficientnet-lite0" EfficientNetSpec;
     /// A feature network given as ONNX.
-    Features,
+    Features "features" FeaturesSpec;
+}
+
+/// What the sizes of every component are checked for.
+trait Sizes {
+    /// Each with its name and what a model can have.
+    fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)>;
+
+    /// Width and heads of a transformer.
+    fn heads(&self) -> Option<(usize, usize)> {
+        None
+    }
 }
 
 impl ComponentKind {
-    /// Lower-case name, also the stem of the component's weight file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Dpar => "dpar",
-            Self::Entropy => "entropy",
-            Self::Llamagen => "llamagen",
-            Self::Vq => "vq",
-            Self::Inception => "inception",
-            Self::EfficientnetLite0 => "efficientnet-lite0",
-            Self::Features => "features",
-        }
-    }
-
     /// Whether it is a feature network, not a part of a system.
     pub fn is_extractor(self) -> bool {
         matches!(self, Self::Inception | Self::EfficientnetLite0 | Self::Features)
@@ -145,40 +183,17 @@ pub struct DparSpec {
     pub global_layers: usize,
     /// Patch decoder layers.
     pub decoder_layers: usize,
-    /// Codebook size V: logits have this many columns.
-    pub vocab: usize,
     /// Rows of `tok_embeddings` and `output`: V, or V + 1 with an end-of-image token.
     pub token_rows: usize,
-    /// Classes without the null class; the null class has this index.
-    pub num_classes: usize,
     /// Whether the class table has a row for the null class.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub null_class: bool,
-    /// Tokens per row W.
-    pub grid: usize,
     /// Rotary embedding of patches.
     pub patch_rope: PatchRope,
     /// Encoder self-attention limited to the token's own patch.
     pub encoder_block_causal: bool,
     /// Variant of the decoder's cross-attention.
     pub decoder_cross: DecoderCross,
-    /// Longest patch the rule can make.
-    pub longest_patch: usize,
-    /// Patch size of a static rule whose patches have fractional bounds: their coordinates follow from their index.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fractional_size: Option<f64>,
-}
-
-impl DparSpec {
-    /// Rows of the class table.
-    pub fn class_rows(&self) -> usize {
-        self.num_classes + usize::from(self.null_class)
-    }
-
-    /// Whether the graphs place patches by `patch_index` alone, not by `patch_first` and `patch_last`.
-    pub fn places_by_index(&self) -> bool {
-        self.patch_rope == PatchRope::Index || self.fractional_size.is_some()
-    }
 }
 
 /// A LlamaGen-style transformer: the entropy model (no classes) or the baseline.
@@ -192,24 +207,11 @@ pub struct GptSpec {
     pub ffn: usize,
     /// Layers.
     pub layers: usize,
-    /// Codebook size V: logits have this many columns.
-    pub vocab: usize,
     /// Rows of `tok_embeddings` and `output`.
     pub token_rows: usize,
-    /// Classes without the null class; `None` for the unconditional entropy model.
-    pub num_classes: Option<usize>,
     /// Whether the class table has a row for the null class (of no meaning without classes).
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub null_class: bool,
-    /// Tokens per row W.
-    pub grid: usize,
-}
-
-impl GptSpec {
-    /// Rows of the class table, 0 without one.
-    pub fn class_rows(&self) -> usize {
-        self.num_classes.map_or(0, |n| n + usize::from(self.null_class))
-    }
 }
 
 /// One resolution level of a VQ stack, in execution order.
@@ -239,63 +241,14 @@ pub struct VqStack {
 /// The VQ tokenizer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VqSpec {
-    /// Codebook size V.
-    pub codebook: usize,
     /// Width of a codebook row.
     pub code_width: usize,
     /// Latent channels z.
     pub z_channels: usize,
-    /// Tokens per row W.
-    pub grid: usize,
-    /// Pixels per token and axis.
-    pub downsample: usize,
     /// Encoder: image to latent.
     pub encoder: VqStack,
     /// Decoder: latent to image.
     pub decoder: VqStack,
-}
-
-impl VqSpec {
-    /// Image height and width in pixels.
-    pub fn image_size(&self) -> usize {
-        self.grid * self.downsample
-    }
-}
-
-/// One component with all its sizes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum ComponentSpec {
-    /// The DPAR transformer.
-    Dpar(DparSpec),
-    /// The entropy model.
-    Entropy(GptSpec),
-    /// The LlamaGen baseline.
-    Llamagen(GptSpec),
-    /// The VQ tokenizer.
-    Vq(VqSpec),
-    /// The FID-Inception network.
-    Inception(InceptionSpec),
-    /// EfficientNet-Lite0.
-    #[serde(rename = "efficientnet-lite0")]
-    EfficientnetLite0(EfficientNetSpec),
-    /// A feature network given as ONNX.
-    Features(FeaturesSpec),
-}
-
-impl ComponentSpec {
-    /// Its kind.
-    pub fn kind(&self) -> ComponentKind {
-        match self {
-            Self::Dpar(_) => ComponentKind::Dpar,
-            Self::Entropy(_) => ComponentKind::Entropy,
-            Self::Llamagen(_) => ComponentKind::Llamagen,
-            Self::Vq(_) => ComponentKind::Vq,
-            Self::Inception(_) => ComponentKind::Inception,
-            Self::EfficientnetLite0(_) => ComponentKind::EfficientnetLite0,
-            Self::Features(_) => ComponentKind::Features,
-        }
-    }
 }
 
 impl ComponentSpec {
@@ -304,72 +257,106 @@ impl ComponentSpec {
     /// # Errors
     /// The first that is not, in words.
     pub fn validate(&self) -> Result<(), String> {
-        let name = self.kind().name();
-        let sizes: &[(&str, usize, std::ops::RangeInclusive<usize>)] = match self {
-            Self::Dpar(s) => &[
-                ("width", s.width, 1..=MAX_WIDTH),
-                ("heads", s.heads, 1..=MAX_WIDTH),
-                ("ffn", s.ffn, 1..=MAX_WIDTH),
-                ("encoder_layers", s.encoder_layers, 1..=MAX_LAYERS),
-                ("global_layers", s.global_layers, 0..=MAX_LAYERS),
-                ("decoder_layers", s.decoder_layers, 0..=MAX_LAYERS),
-                ("token_rows", s.token_rows, 1..=MAX_ROWS),
-            ],
-            Self::Entropy(s) | Self::Llamagen(s) => &[
-                ("width", s.width, 1..=MAX_WIDTH),
-                ("heads", s.heads, 1..=MAX_WIDTH),
-                ("ffn", s.ffn, 1..=MAX_WIDTH),
-                ("layers", s.layers, 0..=MAX_LAYERS),
-                ("token_rows", s.token_rows, 1..=MAX_ROWS),
-                ("num_classes", s.num_classes.unwrap_or_default(), 0..=MAX_ROWS),
-            ],
-            Self::Vq(s) => {
-                let levels = s.encoder.levels.iter().chain(&s.decoder.levels);
-                let of = |f: fn(&VqLevel) -> usize| levels.clone().map(f).max().unwrap_or(1);
-                let least = levels.clone().map(|l| l.channels).min().unwrap_or(1);
-                &[
-                    ("code_width", s.code_width, 1..=MAX_WIDTH),
-                    ("z_channels", s.z_channels, 1..=MAX_WIDTH),
-                    ("conv_in", s.encoder.conv_in, 1..=MAX_WIDTH),
-                    ("conv_in", s.decoder.conv_in, 1..=MAX_WIDTH),
-                    ("levels", levels.clone().count(), 0..=MAX_LAYERS),
-                    ("channels", of(|l| l.channels), 1..=MAX_WIDTH),
-                    ("channels", least, 1..=MAX_WIDTH),
-                    ("index", of(|l| l.index), 0..=MAX_LAYERS),
-                    ("res_blocks", of(|l| l.res_blocks), 0..=MAX_LAYERS),
-                ]
+        let (name, sizes) = (self.kind().name(), self.sizes());
+        let ranges = sizes.ranges();
+        if let Some((what, size, _)) = ranges.iter().find(|(_, size, range)| !range.contains(size)) {
+            return Err(format!("`{what}` of `{name}` is {size}, which no model has"));
+        }
+        match sizes.heads() {
+            Some((width, heads)) if !width.is_multiple_of(heads) => {
+                Err(format!("the heads of `{name}` do not divide its width"))
             }
-            Self::Inception(s) => &[("classes", s.classes, 1..=MAX_ROWS)],
-            Self::EfficientnetLite0(s) => {
-                &[("classes", s.classes, 1..=MAX_ROWS), ("input_size", s.input_size, 1..=MAX_SIDE)]
-            }
-            Self::Features(s) => {
-                &[("width", s.width, 1..=MAX_ROWS), ("input_size", s.input_size, 1..=MAX_SIDE)]
-            }
-        };
-        match sizes.iter().find(|(_, size, range)| !range.contains(size)) {
-            None => Ok(()),
-            Some((what, size, _)) => Err(format!("`{what}` of `{name}` is {size}, which no model has")),
+            _ => Ok(()),
         }
     }
 }
 
-/// A whole system: what `config.json` in a bundle holds.
+impl Sizes for DparSpec {
+    fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
+        vec![
+            ("width", self.width, 1..=MAX_WIDTH),
+            ("heads", self.heads, 1..=MAX_WIDTH),
+            ("ffn", self.ffn, 1..=MAX_WIDTH),
+            ("encoder_layers", self.encoder_layers, 1..=MAX_LAYERS),
+            ("global_layers", self.global_layers, 0..=MAX_LAYERS),
+            ("decoder_layers", self.decoder_layers, 0..=MAX_LAYERS),
+            ("token_rows", self.token_rows, 1..=MAX_ROWS),
+        ]
+    }
+
+    fn heads(&self) -> Option<(usize, usize)> {
+        Some((self.width, self.heads))
+    }
+}
+
+impl Sizes for GptSpec {
+    fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
+        vec![
+            ("width", self.width, 1..=MAX_WIDTH),
+            ("heads", self.heads, 1..=MAX_WIDTH),
+            ("ffn", self.ffn, 1..=MAX_WIDTH),
+            ("layers", self.layers, 0..=MAX_LAYERS),
+            ("token_rows", self.token_rows, 1..=MAX_ROWS),
+        ]
+    }
+
+    fn heads(&self) -> Option<(usize, usize)> {
+        Some((self.width, self.heads))
+    }
+}
+
+impl Sizes for VqSpec {
+    fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
+        let levels = self.encoder.levels.iter().chain(&self.decoder.levels);
+        let of = |f: fn(&VqLevel) -> usize| levels.clone().map(f).max().unwrap_or(1);
+        let least = levels.clone().map(|l| l.channels).min().unwrap_or(1);
+        vec![
+            ("code_width", self.code_width, 1..=MAX_WIDTH),
+            ("z_channels", self.z_channels, 1..=MAX_WIDTH),
+            ("conv_in", self.encoder.conv_in, 1..=MAX_WIDTH),
+            ("conv_in", self.decoder.conv_in, 1..=MAX_WIDTH),
+            ("levels", levels.clone().count(), 0..=MAX_LAYERS),
+            ("channels", of(|l| l.channels), 1..=MAX_WIDTH),
+            ("channels", least, 1..=MAX_WIDTH),
+            ("index", of(|l| l.index), 0..=MAX_LAYERS),
+            ("res_blocks", of(|l| l.res_blocks), 0..=MAX_LAYERS),
+        ]
+    }
+}
+
+impl Sizes for InceptionSpec {
+    fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
+        vec![("classes", self.classes, 1..=MAX_ROWS)]
+    }
+}
+
+impl Sizes for EfficientNetSpec {
+    fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
+        vec![("classes", self.classes, 1..=MAX_ROWS), ("input_size", self.input_size, 1..=MAX_SIDE)]
+    }
+}
+
+impl Sizes for FeaturesSpec {
+    fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
+        vec![("width", self.width, 1..=MAX_ROWS), ("input_size", self.input_size, 1..=MAX_SIDE)]
+    }
+}
+
+/// A whole system: what `config.json` in a bundle holds. What its components share stands in it, once; what follows from
+/// that is a method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SystemSpec {
     /// DPAR or the baseline.
     pub kind: SystemKind,
     /// Name from the configuration (`exp_name`, else `model.gpt_model`), or the file stem.
     pub name: String,
-    /// Tokens per row W.
-    pub grid: usize,
-    /// Codebook size V.
+    /// Codebook size V: logits have this many columns.
     pub vocab: usize,
     /// Classes without the null class.
     pub num_classes: usize,
     /// Image height and width in pixels.
     pub image_size: usize,
-    /// Where patches begin.
+    /// Where patches begin, on which grid of tokens.
     pub patch_rule: PatchRule,
     /// The components, at most one of each kind.
     pub components: Vec<ComponentSpec>,
@@ -382,12 +369,11 @@ impl SystemSpec {
     /// What does not fit, in words.
     pub fn validate(&self) -> Result<(), String> {
         let fit = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
-        fit((1..=MAX_GRID).contains(&self.grid), "`grid` is out of range")?;
+        fit((1..=MAX_GRID).contains(&self.grid()), "`grid` is out of range")?;
         fit((1..=MAX_SIDE).contains(&self.image_size), "`image_size` is out of range")?;
-        fit(self.image_size.is_multiple_of(self.grid), "`image_size` is no multiple of `grid`")?;
+        fit(self.image_size.is_multiple_of(self.grid()), "`image_size` is no multiple of `grid`")?;
         fit((1..=MAX_ROWS).contains(&self.vocab), "`vocab` is out of range")?;
         fit(self.num_classes <= MAX_ROWS, "`num_classes` is out of range")?;
-        fit(self.patch_rule.grid == self.grid, "`patch_rule.grid` is not `grid`")?;
         self.patch_rule.validate().map_err(|e| e.to_string())?;
         let wanted = match self.kind {
             SystemKind::Dpar => self.dpar().is_some() && self.llamagen().is_none(),
@@ -404,34 +390,9 @@ impl SystemSpec {
             let name = component.kind().name();
             let again = self.components[..i].iter().any(|c| c.kind() == component.kind());
             fit(!again, &format!("there are two components `{name}`"))?;
-            component.validate()?;
-            let (grid, vocab, classes, width, heads) = match component {
-                ComponentSpec::Dpar(d) => (d.grid, d.vocab, Some(d.num_classes), d.width, d.heads),
-                ComponentSpec::Entropy(g) => (g.grid, g.vocab, None, g.width, g.heads),
-                ComponentSpec::Llamagen(g) => (g.grid, g.vocab, g.num_classes, g.width, g.heads),
-                ComponentSpec::Vq(v) => {
-                    let ok = v.codebook == self.vocab
-                        && v.grid == self.grid
-                        && v.downsample.checked_mul(v.grid) == Some(self.image_size);
-                    return fit(ok, &format!("`{name}` has other sizes than the system"));
-                }
-                _ => return fit(false, &format!("`{name}` is a feature extractor")),
-            };
-            let classes = classes.is_none_or(|c| c == self.num_classes);
-            let ok = grid == self.grid && vocab == self.vocab && classes;
-            fit(ok, &format!("`{name}` has other sizes than the system"))?;
-            fit(
-                heads > 0 && width > 0 && width.is_multiple_of(heads),
-                &format!("the heads of `{name}` do not divide its width"),
-            )
-        })?;
-        if let Some(d) = self.dpar() {
-            let longest = self.patch_rule.longest_patch(self.tokens());
-            fit(d.longest_patch == longest, "`longest_patch` is not that of the patch rule")?;
-            let size = self.patch_rule.fractional_size().filter(|_| d.patch_rope != PatchRope::Index);
-            fit(d.fractional_size == size, "`fractional_size` is not that of the patch rule")?;
-        }
-        Ok(())
+            fit(!component.kind().is_extractor(), &format!("`{name}` is a feature extractor"))?;
+            component.validate()
+        })
     }
 
     /// The class that stands for no class, which guidance runs on; `None` where the class table has none.
@@ -449,9 +410,40 @@ impl SystemSpec {
         0..self.null_class().map_or(self.num_classes as i64, |null| null + 1)
     }
 
+    /// Rows of the class table.
+    pub fn class_rows(&self) -> usize {
+        self.num_classes + usize::from(self.null_class().is_some())
+    }
+
+    /// Tokens per row W.
+    pub fn grid(&self) -> usize {
+        self.patch_rule.grid
+    }
+
     /// Tokens per image T = W².
     pub fn tokens(&self) -> usize {
-        self.grid * self.grid
+        self.grid() * self.grid()
+    }
+
+    /// Pixels per token and axis.
+    pub fn downsample(&self) -> usize {
+        self.image_size / self.grid()
+    }
+
+    /// Longest patch that the rule can make.
+    pub fn longest_patch(&self) -> usize {
+        self.patch_rule.longest_patch(self.tokens())
+    }
+
+    /// Patch size of a static rule whose patches have fractional bounds, where their coordinates follow from their index.
+    pub fn fractional_size(&self) -> Option<f64> {
+        let placed = self.dpar().is_some_and(|d| d.patch_rope != PatchRope::Index);
+        self.patch_rule.fractional_size().filter(|_| placed)
+    }
+
+    /// Whether the graphs place patches by `patch_index` alone, not by `patch_first` and `patch_last`.
+    pub fn places_by_index(&self) -> bool {
+        self.dpar().is_some_and(|d| d.patch_rope == PatchRope::Index) || self.fractional_size().is_some()
     }
 
     /// The DPAR transformer, if this is a DPAR system.

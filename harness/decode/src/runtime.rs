@@ -267,7 +267,7 @@ impl<'a> LoadedBundle<'a> {
             return Err(RequestError::Label { label: *label, image, end: classes.end }.into());
         }
         let Some(lengths) = patch_lengths else { return Ok(()) };
-        let longest = system.dpar().map_or(1, |d| d.longest_patch);
+        let longest = system.longest_patch();
         if lengths.len() != labels.len() {
             return Err(RequestError::PatchRows { rows: lengths.len(), images: labels.len() }.into());
         }

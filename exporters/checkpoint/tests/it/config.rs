@@ -38,9 +38,8 @@ fn a_configuration_that_disagrees_names_both() {
 
     // With an end-of-image token the same tensors are right.
     s.edit(DPAR, "  n_head: 1", "  n_head: 1\n  predict_eoi_token: true");
-    let d = s.load().unwrap();
-    let d = d.system.dpar().unwrap();
-    assert_eq!((d.vocab, d.token_rows), (12, 13));
+    let system = s.load().unwrap().system;
+    assert_eq!((system.vocab, system.dpar().unwrap().token_rows), (12, 13));
 
     for (name, from, to, text) in [
         (DPAR, "num_classes: 3", "num_classes: 4", "dataset.num_classes 4"),
@@ -158,10 +157,10 @@ fn patcher_keys_become_the_rule() {
     let l = s.load().unwrap();
     assert_eq!(l.system.patch_rule.mode, PatchMode::Entropy);
     assert!(l.system.patch_rule.monotonicity);
-    assert_eq!(l.system.dpar().unwrap().longest_patch, 16);
+    assert_eq!(l.system.longest_patch(), 16);
     s.edit(DPAR, "patching_mode: entropy", "patch_size: 2.5\n  patching_mode: static");
     let l = s.load().unwrap();
-    assert_eq!((l.components.len(), l.system.dpar().unwrap().longest_patch), (1, 3));
+    assert_eq!((l.components.len(), l.system.longest_patch()), (1, 3));
     s.edit(DPAR, "patching_mode: static", "patching_mode: token");
     assert_eq!(s.load().unwrap().system.patch_rule.mode, PatchMode::Token);
     let e = assert_kind!(
@@ -351,17 +350,17 @@ fn fractional_sizes_turn_patches_by_fractions_or_are_refused() {
     assert!(e.to_string().contains("2.5 is fractional"), "{e}");
     s.edit(DPAR, "  max_patch_length: 3\n", "");
     let l = s.load().unwrap();
-    assert_eq!(l.system.dpar().unwrap().fractional_size, Some(2.5));
+    assert_eq!(l.system.fractional_size(), Some(2.5));
     assert!(l.notes.is_empty(), "{:?}", l.notes);
     s.edit(DPAR, "patch_size: 2.5", "patch_size: 1.2");
     let notes = s.load().unwrap().notes;
     assert!(notes.len() == 1 && notes[0].contains("whether token 6 opens a patch"), "{notes:?}");
     // One-dimensional rotary embedding knows the index only; whole sizes their tokens.
     s.edit(DPAR, "dynamic_4d", "null");
-    assert_eq!(s.load().unwrap().system.dpar().unwrap().fractional_size, None);
+    assert_eq!(s.load().unwrap().system.fractional_size(), None);
     s.edit(DPAR, "embedding_type: null", "embedding_type: dynamic_3d");
     s.edit(DPAR, "patch_size: 1.2", "patch_size: 2.0");
-    assert_eq!(s.load().unwrap().system.dpar().unwrap().fractional_size, None);
+    assert_eq!(s.load().unwrap().system.fractional_size(), None);
 }
 
 #[test]

@@ -19,8 +19,9 @@ fn the_trained_dpar_system_resolves() {
     let l = load(&fixture("emoji32/dpar"), &LoadOptions::default()).unwrap();
     assert_eq!(kinds(&l), [ComponentKind::Dpar, ComponentKind::Entropy, ComponentKind::Vq]);
     let s = &l.system;
-    assert_eq!((s.kind, s.name.as_str(), s.grid, s.vocab), (SystemKind::Dpar, "emoji32", 8, 1024));
+    assert_eq!((s.kind, s.name.as_str(), s.grid(), s.vocab), (SystemKind::Dpar, "emoji32", 8, 1024));
     assert_eq!((s.num_classes, s.image_size), (9, 32));
+    assert_eq!((s.longest_patch(), s.fractional_size()), (4, None));
     assert_eq!(
         s.patch_rule,
         PatchRule {
@@ -42,23 +43,18 @@ fn the_trained_dpar_system_resolves() {
             encoder_layers: 1,
             global_layers: 4,
             decoder_layers: 2,
-            vocab: 1024,
             token_rows: 1024,
-            num_classes: 9,
             null_class: true,
-            grid: 8,
             patch_rope: PatchRope::Dynamic4d,
             encoder_block_causal: false,
             decoder_cross: DecoderCross::OutputOnly,
-            longest_patch: 4,
-            fractional_size: None,
         }
     );
     let e = s.entropy().unwrap();
-    assert_eq!((e.width, e.heads, e.layers, e.vocab, e.num_classes), (128, 2, 4, 1024, None));
+    assert_eq!((e.width, e.heads, e.layers), (128, 2, 4));
     let v = s.vq().unwrap();
-    assert_eq!((v.codebook, v.code_width, v.z_channels, v.grid, v.downsample), (1024, 8, 64, 8, 4));
-    assert_eq!(v.image_size(), 32);
+    assert_eq!((v.code_width, v.z_channels), (8, 64));
+    assert_eq!((l.system.downsample(), l.system.grid()), (4, 8));
     let channels = |levels: &[dpar_export_spec::VqLevel]| {
         levels.iter().map(|l| (l.channels, l.res_blocks, l.attention, l.resample)).collect::<Vec<_>>()
     };
@@ -110,18 +106,9 @@ fn the_trained_baseline_resolves() {
     assert_eq!(kinds(&l), [ComponentKind::Llamagen, ComponentKind::Vq]);
     assert_eq!(
         *l.system.llamagen().unwrap(),
-        GptSpec {
-            width: 192,
-            heads: 3,
-            ffn: 512,
-            layers: 7,
-            vocab: 1024,
-            token_rows: 1024,
-            num_classes: Some(9),
-            null_class: true,
-            grid: 8,
-        }
+        GptSpec { width: 192, heads: 3, ffn: 512, layers: 7, token_rows: 1024, null_class: true }
     );
+    assert_eq!((l.system.vocab, l.system.num_classes), (1024, 9));
     assert_eq!(l.system.name, "GPT-emoji32");
     assert_eq!(l.system.patch_rule, PatchRule::per_token(8));
     let names: Vec<(&str, &str)> = l.sources.iter().map(|s| (s.role.as_str(), s.name.as_str())).collect();
@@ -135,7 +122,7 @@ fn the_small_golden_systems_resolve() {
     let d = l.system.dpar().unwrap();
     assert_eq!((d.width, d.heads, d.encoder_layers, d.global_layers, d.decoder_layers), (64, 4, 1, 2, 2));
     let v = l.system.vq().unwrap();
-    assert_eq!((v.downsample, v.encoder.levels.len(), v.z_channels), (8, 4, 32));
+    assert_eq!((l.system.downsample(), v.encoder.levels.len(), v.z_channels), (8, 4, 32));
     let options =
         LoadOptions { config: Some(fixture("llamagen-small/config.yaml")), ..LoadOptions::default() };
     let l = load(&fixture("llamagen-small/c2i_tiny.pt"), &options).unwrap();

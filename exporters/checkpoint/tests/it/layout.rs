@@ -171,7 +171,7 @@ fn a_llamagen_file_needs_a_configuration_unless_it_is_a_published_one() {
             Ok(l) => {
                 assert!(ok);
                 assert_eq!(
-                    (l.system.grid, l.system.image_size, l.system.name.as_str()),
+                    (l.system.grid(), l.system.image_size, l.system.name.as_str()),
                     (16, 256, "c2i_L_256")
                 );
             }

@@ -129,7 +129,7 @@ impl Samples {
         Ok(Self {
             engine: runtime.info().engine.clone(),
             draw,
-            grid: system.grid,
+            grid: system.grid(),
             tokens: system.tokens(),
             size,
             threshold: system.patch_rule.threshold.filter(|_| system.patch_rule.mode.uses_entropy()),

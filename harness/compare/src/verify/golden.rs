@@ -158,7 +158,7 @@ impl<'a> Golden<'a> {
             None
         };
         let rule = self.rule_check(n, lengths.as_deref())?;
-        let longest = system.dpar().map_or(1, |d| d.longest_patch);
+        let longest = system.longest_patch();
         if lengths.iter().flatten().flatten().any(|l| *l > longest) {
             let why =
                 format!("the reference has patches of more than {longest} tokens, this bundle has none");

@@ -214,7 +214,7 @@ fn padding(
     let (ids, labels, mut lengths) = given(streams);
     let longest = match system.patch_rule.mode {
         PatchMode::Token => 1,
-        _ => system.dpar().map_or(1, |d| d.longest_patch),
+        _ => system.longest_patch(),
     };
     if !unequal(&mut lengths, tokens, longest) {
         return Ok(Check::not_run(CheckId::Padding, "every image has as many patches: nothing is padded"));
@@ -256,7 +256,7 @@ fn beyond_a_patch(runtime: &LoadedBundle<'_>) -> Result<Option<String>, CompareE
     const GRAPH: GraphName = GraphName::PatchEmbed;
     let system = runtime.bundle().system();
     let Some(spec) = system.dpar() else { return Ok(None) };
-    let length = spec.longest_patch;
+    let length = system.longest_patch();
     if length < 2 || system.patch_rule.mode == PatchMode::Token {
         return Ok(None);
     }

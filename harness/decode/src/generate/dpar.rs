@@ -11,6 +11,8 @@ use super::model::{After, GraphCalls, Opening, Pushed, SlotLogits, StepModel};
 #[derive(Debug)]
 pub struct DparModel {
     spec: DparSpec,
+    vocab: usize,
+    places_by_index: bool,
     entropy: Option<Counted>,
     start: Counted,
     encoder: Counted,
@@ -62,6 +64,8 @@ impl DparModel {
         let mut counted = |graph| Counted::prepare(graph, prepare);
         Ok(Self {
             spec: spec.clone(),
+            vocab: system.vocab,
+            places_by_index: system.places_by_index(),
             entropy: system.entropy().map(|_| counted(GraphName::EntropyStep)).transpose()?,
             start: counted(GraphName::Start)?,
             encoder: counted(GraphName::EncoderStep)?,
@@ -142,7 +146,7 @@ impl DparModel {
         };
         let (first, last, index) = (ints(&|l| l.place.0), ints(&|l| l.place.1), ints(&past));
         let mut inputs = vec![("embeddings", TensorView::f32([n, 1, d], &embeddings))];
-        if self.spec.places_by_index() {
+        if self.places_by_index {
             inputs.push(("patch_index", TensorView::i64([n, 1], &index)));
         } else {
             inputs.push(("patch_first", TensorView::i64([n, 1], &first)));
@@ -162,7 +166,7 @@ impl DparModel {
 
 impl StepModel for DparModel {
     fn vocab(&self) -> usize {
-        self.spec.vocab
+        self.vocab
     }
 
     fn reset(&mut self, rows: usize, null: Option<i64>) {
@@ -263,7 +267,7 @@ impl StepModel for DparModel {
             .collect();
         let logits = self.decoder.step(&inputs, &call)?.floats("logits")?;
         let guided = rows.iter().map(|row| self.rows[*row].guided).collect();
-        Ok(SlotLogits::new(self.spec.vocab, logits, guided))
+        Ok(SlotLogits::new(self.vocab, logits, guided))
     }
 
     fn drop_guidance(&mut self, row: usize) {

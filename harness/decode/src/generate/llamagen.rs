@@ -1,7 +1,7 @@
 //! The LlamaGen baseline as a [`StepModel`]: the same loop with patches of one token.
 
 use dpar_engine_api::{CallRow, EngineError, TensorView};
-use dpar_export_spec::{GptSpec, GraphName};
+use dpar_export_spec::{GptSpec, GraphName, SystemSpec};
 
 use super::Prepare;
 use super::counted::Counted;
@@ -11,6 +11,7 @@ use super::model::{After, GraphCalls, Opening, Pushed, SlotLogits, StepModel};
 #[derive(Debug)]
 pub struct LlamagenModel {
     spec: GptSpec,
+    vocab: usize,
     step: Counted,
     null: Option<i64>,
     rows: Vec<Row>,
@@ -30,9 +31,13 @@ impl LlamagenModel {
     ///
     /// # Errors
     /// When the graph is missing or the engine refuses it.
-    pub fn prepare<E: From<EngineError>>(spec: &GptSpec, prepare: &mut Prepare<'_, E>) -> Result<Self, E> {
+    pub fn prepare<E: From<EngineError>>(
+        system: &SystemSpec,
+        spec: &GptSpec,
+        prepare: &mut Prepare<'_, E>,
+    ) -> Result<Self, E> {
         let step = Counted::prepare(GraphName::LlamagenStep, prepare)?;
-        Ok(Self { spec: spec.clone(), step, null: None, rows: Vec::new() })
+        Ok(Self { spec: spec.clone(), vocab: system.vocab, step, null: None, rows: Vec::new() })
     }
 
     fn class_id(&self, class: i64) -> i64 {
@@ -42,7 +47,7 @@ impl LlamagenModel {
 
 impl StepModel for LlamagenModel {
     fn vocab(&self) -> usize {
-        self.spec.vocab
+        self.vocab
     }
 
     fn reset(&mut self, rows: usize, null: Option<i64>) {
@@ -86,7 +91,7 @@ impl StepModel for LlamagenModel {
             [("slots", TensorView::i64([n, 1], &ids)), ("positions", TensorView::i64([n, 1], &positions))];
         let logits = self.step.step(&inputs, &call)?.floats("logits")?;
         let guided = rows.iter().map(|row| self.rows[*row].guided).collect();
-        Ok(SlotLogits::new(self.spec.vocab, logits, guided))
+        Ok(SlotLogits::new(self.vocab, logits, guided))
     }
 
     fn drop_guidance(&mut self, row: usize) {

@@ -144,7 +144,7 @@ pub fn prepare_model<E: From<EngineError>>(
 ) -> Result<Box<dyn StepModel>, E> {
     match (system.kind, system.dpar(), system.llamagen()) {
         (SystemKind::Dpar, Some(spec), _) => Ok(Box::new(DparModel::prepare(system, spec, prepare)?)),
-        (SystemKind::Llamagen, _, Some(spec)) => Ok(Box::new(LlamagenModel::prepare(spec, prepare)?)),
+        (SystemKind::Llamagen, _, Some(spec)) => Ok(Box::new(LlamagenModel::prepare(system, spec, prepare)?)),
         _ => Err(no_transformer(system).into()),
     }
 }

@@ -119,7 +119,7 @@ impl TeacherForced {
             inputs.push(("global_index", TensorView::i64([n, slots], &layout.global_index)));
             inputs.push(("global_mask", TensorView::f32([n, 1, slots, slots], &layout.global_mask)));
             inputs.push(("slot_global", TensorView::i64([n, tokens], &layout.slot_global)));
-            if spec.places_by_index() {
+            if self.system.places_by_index() {
                 inputs.push(("patch_index", TensorView::i64([n, slots], &layout.patch_index)));
             } else {
                 inputs.push(("patch_first", TensorView::i64([n, slots], &layout.patch_first)));

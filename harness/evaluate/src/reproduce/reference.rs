@@ -3,7 +3,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_compare::verify::ReferenceStreams;
 use dpar_export_metrics::{Compute, Moments};
-use dpar_export_spec::SystemSpec;
+use dpar_export_spec::{SystemKind, SystemSpec};
 
 use super::{CHUNK, failed, moments};
 use crate::error::{EvaluateError, InputKind};
@@ -75,8 +75,8 @@ impl ReferenceFolder {
     /// When they cannot be read or do not fit the system.
     pub fn streams(&self, system: &SystemSpec) -> Result<ReferenceStreams, EvaluateError> {
         let kind = match system.kind {
-            dpar_export_spec::SystemKind::Llamagen => "llamagen",
-            _ => "dpar",
+            SystemKind::Llamagen => "llamagen",
+            SystemKind::Dpar | SystemKind::Extractor => "dpar",
         };
         Ok(ReferenceStreams::open(&self.folder.join(format!("streams_{kind}.safetensors")), system)?)
     }

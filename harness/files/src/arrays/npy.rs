@@ -280,7 +280,12 @@ pub(super) fn floats(reader: &mut impl Read, n: usize, stored: Stored) -> Result
     match stored {
         Stored::F16 => values(reader, n, |b| f16::from_le_bytes(b).to_f32()),
         Stored::Bf16 => values(reader, n, |b| bf16::from_le_bytes(b).to_f32()),
-        _ => values(reader, n, f32::from_le_bytes),
+        Stored::Same(Kind::F32) => values(reader, n, f32::from_le_bytes),
+        Stored::Same(Kind::F64 | Kind::I64 | Kind::I32 | Kind::U8)
+        | Stored::I8
+        | Stored::I16
+        | Stored::U16
+        | Stored::U32 => Err(ArrayErrorKind::Malformed("elements that are no float32 in memory".to_owned())),
     }
 }
 
