@@ -14,7 +14,7 @@ use super::printer::{Phases, Printer, fixed, signed};
 use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::job::{Drawn, Evaluation, Job, JobOptions, Outcome, Part, Source, samples_of};
 use crate::features::ExtractorOptions;
-use crate::generate::DecodeOptions;
+use crate::generate::{Batching, DecodeOptions};
 pub(crate) use args::EvaluateArgs;
 
 /// Samples, the network that looks at them, and the job.
@@ -30,7 +30,7 @@ enum Samples {
     /// Images that are there.
     Images(ImageSet),
     /// A bundle draws so many.
-    Drawn(OnEngine, u64, DecodeOptions),
+    Drawn(OnEngine, u64, DecodeOptions, Batching),
 }
 
 impl EvaluateArgs {
@@ -49,7 +49,8 @@ impl EvaluateArgs {
         let samples = match (&self.bundle, &self.samples) {
             (Some(bundle), _) => {
                 let on = self.engine.on_beside(bundle, &[extractor_engine])?.with_rule(self.rule);
-                Samples::Drawn(on, self.num.unwrap_or_default(), self.sampling.resolve()?)
+                let batching = Batching { rows: on.batch, schedule: self.schedule.schedule };
+                Samples::Drawn(on, self.num.unwrap_or_default(), self.sampling.resolve()?, batching)
             }
             (None, Some(path)) => {
                 if self.engine.engine.is_some() && self.engine.name() != extractor_engine {
@@ -107,9 +108,8 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     };
     match samples {
         Samples::Images(set) => evaluate(&Source::Images(set)),
-        Samples::Drawn(on, num, decode) => {
-            let batch = on.batch;
-            on.run(|runtime| evaluate(&Source::Drawn(Drawn::new(runtime, num, decode, batch)?)))
+        Samples::Drawn(on, num, decode, batching) => {
+            on.run(|runtime| evaluate(&Source::Drawn(Drawn::new(runtime, num, decode, batching)?)))
         }
     }
 }

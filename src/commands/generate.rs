@@ -9,12 +9,14 @@ use dpar_export_spec::{GraphName, SystemSpec};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::args::{BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, RuleArgs, SamplingArgs};
+use super::args::{
+    BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, RuleArgs, SamplingArgs, ScheduleArgs,
+};
 use super::failure::{Exit, Failure};
 use super::pixels::{SAMPLE_FOLDER, write_images};
 use super::printer::Printer;
 use crate::arrays::{ArrayRef, write_npz};
-use crate::generate::{DecodeOptions, Request, Stream};
+use crate::generate::{Batching, DecodeOptions, Request, Schedule, Stream};
 use crate::patches::pad;
 use crate::picture::{GridOptions, grid};
 use crate::samples::{GRID, TRACE};
@@ -58,6 +60,8 @@ pub(crate) struct GenerateArgs {
     rule: RuleArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
 }
 
 /// What to draw, how, and what of it to show.
@@ -69,6 +73,7 @@ pub(super) struct Plan {
     names: Option<Vec<String>>,
     output: OutputArgs,
     on: OnEngine,
+    schedule: Schedule,
 }
 
 /// The images asked for.
@@ -90,13 +95,15 @@ impl GenerateArgs {
             images: !self.no_images,
             overlay: self.overlay,
             output: self.output,
+            schedule: self.schedule.schedule,
         })
     }
 }
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
-    let Plan { which, options, images, overlay, names, output, on } = plan;
+    let Plan { which, options, images, overlay, names, output, on, schedule } = plan;
     let batch = on.batch;
+    let batching = Batching { rows: batch, schedule };
     on.run(|runtime| {
         let system = runtime.bundle().system();
         if images {
@@ -111,8 +118,8 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let requests = which.requests(options.seed, system.num_classes);
         let started = Instant::now();
         let bar = printer.progress("generating", "tokens");
-        let streams =
-            runtime.decode(&requests, &options, batch, &mut |done, total| bar.advance(done, total))?;
+        let advance = &mut |done, total| bar.advance(done, total);
+        let (streams, calls) = runtime.decode_counted(&requests, &options, batching, advance)?;
         drop(bar);
         let seconds = started.elapsed().as_secs_f64();
         write_trace(&staged.path().join(TRACE), &streams, system)?;
@@ -151,6 +158,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
             "sampler": options.sampler.method, "temperature": options.sampler.temperature,
             "top_k": options.sampler.top_k, "top_p": options.sampler.top_p,
             "cfg_interval": options.cfg_interval, "patch_rule": system.patch_rule,
+            "schedule": schedule, "calls": calls,
             "engine": runtime.info(), "bundle": runtime.bundle().manifest_sha256(),
         });
         printer.result(text, &value)?;

@@ -6,6 +6,7 @@
 //!
 //! The library's telemetry is off before it is loaded, or it is not loaded: see [`disable_telemetry`].
 
+mod attention;
 mod descriptor;
 mod device;
 mod library;
@@ -17,9 +18,10 @@ mod telemetry;
 use camino::Utf8PathBuf;
 
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, Engine, EngineError, EngineInfo, GraphFile, Session, check_graph,
-    no_precision,
+    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineInfo, GraphFile, HostCache,
+    Session, check_graph, no_precision,
 };
+use dpar_engine_kv::{InPlace, in_place};
 use dpar_export_spec::Precision;
 
 pub use descriptor::ENGINE;
@@ -115,7 +117,24 @@ impl Engine for OrtEngine {
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
         let runtime = runtime::start(self.options.library.as_deref())?;
         check_graph(NAME, graph)?;
-        Ok(Box::new(session::OrtSession::load(&runtime, graph, &self.options)?))
+        Ok(Box::new(session::OrtSession::load(&runtime, graph, None, &self.options)?))
+    }
+
+    /// With its caches in place, where the graph is one that this can be derived from; the operator runs on the CPU only.
+    fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
+        if self.options.device == OrtDevice::Cpu {
+            let runtime = runtime::start(self.options.library.as_deref())?;
+            check_graph(NAME, graph)?;
+            if let Some(edited) = in_place(NAME, graph)?
+                && let Some(session) = InPlace::new(graph.spec, |cache| {
+                    let derived = Some((&edited, cache));
+                    Ok(Box::new(session::OrtSession::load(&runtime, graph, derived, &self.options)?))
+                })?
+            {
+                return Ok(Box::new(session));
+            }
+        }
+        Ok(Box::new(HostCache::new(self.prepare(graph)?)?))
     }
 }
 

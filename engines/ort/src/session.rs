@@ -1,10 +1,12 @@
 //! A prepared graph.
 
 use std::num::NonZero;
+use std::sync::Arc;
 
 use dpar_engine_api::{
     EngineError, EngineErrorKind, GraphFile, Session, Tensor, TensorSlice, TensorView, threads,
 };
+use dpar_engine_kv::{Cache, Edited};
 use dpar_export_spec::GraphSpec;
 use half::{bf16, f16};
 use ort::ErrorCode;
@@ -15,7 +17,7 @@ use ort::session::{Session as RawSession, SessionInputValue};
 use ort::value::{DynValue, TensorElementType, TensorRef};
 
 use crate::runtime::Runtime;
-use crate::{NAME, OrtDevice, OrtOptions};
+use crate::{NAME, OrtDevice, OrtOptions, attention};
 
 /// Stack of a thread where nobody says otherwise, as ONNX Runtime does not.
 const STACK: usize = 8 << 20;
@@ -30,6 +32,7 @@ impl OrtSession {
     pub(crate) fn load(
         runtime: &Runtime,
         graph: GraphFile<'_>,
+        derived: Option<(&Edited, Arc<Cache>)>,
         options: &OrtOptions,
     ) -> Result<Self, EngineError> {
         // On another device only what names the file is the file's fault.
@@ -42,8 +45,9 @@ impl OrtSession {
         };
         options.device.check(runtime).map_err(|e| e.in_graph(&graph.spec.name))?;
         check_threads(options.threads).map_err(|e| e.in_graph(&graph.spec.name))?;
-        let session = build(&runtime.environment, graph, options).map_err(refuse)?;
-        Ok(Self { spec: graph.spec.clone(), session })
+        let spec = derived.as_ref().map_or(graph.spec, |(edited, _)| &edited.spec).clone();
+        let session = build(&runtime.environment, graph, derived, options).map_err(refuse)?;
+        Ok(Self { spec, session })
     }
 }
 
@@ -57,7 +61,13 @@ fn check_threads(threads: Option<usize>) -> Result<(), EngineError> {
     })
 }
 
-fn build(environment: &Environment, graph: GraphFile<'_>, options: &OrtOptions) -> ort::Result<RawSession> {
+/// Loads the file, or what was derived from it with the caches that its operators use.
+fn build(
+    environment: &Environment,
+    graph: GraphFile<'_>,
+    derived: Option<(&Edited, Arc<Cache>)>,
+    options: &OrtOptions,
+) -> ort::Result<RawSession> {
     let mut builder = RawSession::builder(environment)?
         .with_no_environment_execution_providers()?
         .with_execution_providers([options.device.dispatch(Some(graph.spec))])?
@@ -77,7 +87,13 @@ fn build(environment: &Environment, graph: GraphFile<'_>, options: &OrtOptions) 
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads.max(1))?;
     }
-    builder.commit_from_file(graph.path)
+    let Some((edited, cache)) = derived else { return builder.commit_from_file(graph.path) };
+    // The weights lie beside the file.
+    let folder = graph.path.parent().map_or(".", |p| if p.as_str().is_empty() { "." } else { p.as_str() });
+    builder
+        .with_config_entry("session.model_external_initializers_file_folder_path", folder)?
+        .with_operators(attention::domain(cache)?)?
+        .commit_from_memory(&edited.model)
 }
 
 impl Session for OrtSession {

@@ -4,6 +4,7 @@
 //! copied once out of the map, so loading a graph costs what its own weights weigh, however large the data file
 //! it shares with other graphs is.
 
+mod attention;
 mod file;
 mod session;
 
@@ -11,14 +12,14 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, Engine, EngineDescriptor, EngineError, EngineErrorKind, EngineInfo,
-    GraphFile, Session, check_graph, no_precision, panics,
+    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineDescriptor, EngineError, EngineErrorKind,
+    EngineInfo, GraphFile, HostCache, Session, check_graph, no_precision, panics,
 };
+use dpar_engine_kv::{Cache, Edited, InPlace, in_place};
 use dpar_export_spec::Precision;
 use tract_linalg::isa;
 use tract_linalg::multithread::Executor;
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::plan::SimpleState;
 use tract_onnx::tract_core::runtime::RunOptions;
 
 use session::TractSession;
@@ -72,14 +73,28 @@ impl TractEngine {
         self.executor.get_or_init(start).clone()
     }
 
-    fn load(&self, graph: GraphFile<'_>) -> Result<TractSession, EngineError> {
+    /// Loads a graph, or what was derived from it with the caches that its operators use.
+    fn load(
+        &self,
+        graph: GraphFile<'_>,
+        derived: Option<(&Edited, Arc<Cache>)>,
+    ) -> Result<TractSession, EngineError> {
+        let graph =
+            GraphFile { spec: derived.as_ref().map_or(graph.spec, |(edited, _)| &edited.spec), ..graph };
         let refuse = |what: &str, e: &TractError| refusal(graph, format!("{what}: {e:#}"));
         let executor = self.executor()?;
-        let proto = file::read(graph)?;
+        let mut onnx = file::reader();
+        let proto = match &derived {
+            Some((edited, _)) => {
+                attention::register(&mut onnx);
+                let read = onnx.proto_model_for_read(&mut edited.model.as_slice());
+                read.map_err(|e| refuse("the derived graph could not be read", &e))?
+            }
+            None => file::read(graph)?,
+        };
         let folder = graph.path.parent().map_or("", |p| p.as_str());
-        let mut parsed = file::reader()
-            .parse(&proto, Some(folder))
-            .map_err(|e| refuse("the graph could not be loaded", &e))?;
+        let mut parsed =
+            onnx.parse(&proto, Some(folder)).map_err(|e| refuse("the graph could not be loaded", &e))?;
         if let [first, ..] = parsed.unresolved_inputs.as_slice() {
             return Err(refusal(graph, format!("no node, input or initializer makes `{first}`")));
         }
@@ -90,8 +105,21 @@ impl TractEngine {
         let options = RunOptions { executor: Some(executor), ..RunOptions::default() };
         let plan = TypedSimplePlan::new_with_options(model, &options)
             .map_err(|e| refuse("tract made no plan", &e))?;
-        let state = SimpleState::new(&plan).map_err(|e| refuse("the plan cannot be run", &e))?;
-        Ok(TractSession::new(graph.spec.clone(), state, inputs, outputs))
+        let caches = derived.map(|(_, cache)| attention::Caches(cache));
+        TractSession::new(graph.spec.clone(), &plan, inputs, outputs, caches)
+            .map_err(|e| refuse("the plan cannot be run", &e))
+    }
+
+    /// tract's readers and rewrites assert in places: a graph it cannot take is refused, not a crash.
+    fn open(
+        &self,
+        graph: GraphFile<'_>,
+        derived: Option<(&Edited, Arc<Cache>)>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        match panics::guard(|| self.load(graph, derived)) {
+            Ok(session) => Ok(Box::new(session?)),
+            Err(panic) => Err(refusal(graph, format!("tract gave up on the graph: {panic}"))),
+        }
     }
 }
 
@@ -132,11 +160,18 @@ impl Engine for TractEngine {
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
         check_graph(NAME, graph)?;
-        // tract's readers and rewrites assert in places: a graph it cannot take is refused, not a crash.
-        match panics::guard(|| self.load(graph)) {
-            Ok(session) => Ok(Box::new(session?)),
-            Err(panic) => Err(refusal(graph, format!("tract gave up on the graph: {panic}"))),
+        self.open(graph, None)
+    }
+
+    /// With its caches in place, where the graph is one that this can be derived from.
+    fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
+        check_graph(NAME, graph)?;
+        if let Some(edited) = in_place(NAME, graph)?
+            && let Some(session) = InPlace::new(graph.spec, |cache| self.open(graph, Some((&edited, cache))))?
+        {
+            return Ok(Box::new(session));
         }
+        Ok(Box::new(HostCache::new(self.open(graph, None)?)?))
     }
 }
 

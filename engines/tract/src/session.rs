@@ -1,15 +1,19 @@
 //! A prepared graph.
 
+use std::sync::Arc;
+
 use dpar_engine_api::{EngineError, EngineErrorKind, Session, Tensor, TensorSlice, TensorView, panics};
 use dpar_export_spec::{DType, GraphSpec};
 use tract_onnx::prelude::f16;
 use tract_onnx::prelude::tract_itertools::Itertools;
 use tract_onnx::prelude::{
-    Datum, IntoTValue, TDim, TValue, TVec, Tensor as TractTensor, TractResult, TypedSimpleState,
+    Datum, IntoTValue, TDim, TValue, TVec, Tensor as TractTensor, TractResult, TypedSimplePlan,
+    TypedSimpleState,
 };
 use tract_onnx::tract_core::plan::SimpleState;
 
 use crate::NAME;
+use crate::attention::Caches;
 
 /// One symbolic plan and its running state.
 pub(crate) struct TractSession {
@@ -19,16 +23,29 @@ pub(crate) struct TractSession {
     inputs: Vec<String>,
     /// Where the plan has each output of the spec, in the order of the spec.
     outputs: Vec<usize>,
+    /// What its operators over caches use.
+    caches: Option<Caches>,
+}
+
+/// A state of a plan, in which its operators find their caches.
+fn state(plan: &Arc<TypedSimplePlan>, caches: Option<&Caches>) -> TractResult<TypedSimpleState> {
+    let mut state = SimpleState::new(plan)?;
+    if let Some(caches) = caches {
+        state.turn_state.shared.insert(caches.clone());
+    }
+    Ok(state)
 }
 
 impl TractSession {
     pub(crate) fn new(
         spec: GraphSpec,
-        state: TypedSimpleState,
+        plan: &Arc<TypedSimplePlan>,
         inputs: Vec<String>,
         outputs: Vec<usize>,
-    ) -> Self {
-        Self { spec, state, inputs, outputs }
+        caches: Option<Caches>,
+    ) -> TractResult<Self> {
+        let state = state(plan, caches.as_ref())?;
+        Ok(Self { spec, state, inputs, outputs, caches })
     }
 
     fn fail(&self, kind: EngineErrorKind, message: String) -> EngineError {
@@ -56,8 +73,8 @@ impl Session for TractSession {
 
     fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
         let inputs = self.gather(inputs)?;
-        let state = &mut self.state;
-        let failure = match panics::guard(|| state.run(inputs)) {
+        let running = &mut self.state;
+        let failure = match panics::guard(|| running.run(inputs)) {
             Ok(Ok(values)) => {
                 let take = |(port, &at): (&dpar_export_spec::Port, &usize)| {
                     let value = values.get(at).map(|v| host_tensor(v, port.dtype));
@@ -76,7 +93,7 @@ impl Session for TractSession {
         };
         // What a failed run left behind must not reach the next one.
         let plan = self.state.plan().clone();
-        match SimpleState::new(&plan) {
+        match state(&plan, self.caches.as_ref()) {
             Ok(fresh) => self.state = fresh,
             Err(e) => return Err(self.fail(EngineErrorKind::Run, format!("{failure}; and then {e:#}"))),
         }

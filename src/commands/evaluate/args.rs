@@ -5,6 +5,7 @@ use clap::{Arg, Args, ValueEnum};
 
 use crate::commands::args::{
     EngineArgs, ExtractorEngineArgs, MAX_IMAGES, ProtocolArgs, RULE, RuleArgs, SAMPLING, SamplingArgs,
+    ScheduleArgs, is_schedule,
 };
 use crate::evaluate::images::Reading;
 use crate::evaluate::job::Shard;
@@ -84,13 +85,16 @@ pub(crate) struct EvaluateArgs {
     #[command(flatten)]
     pub(super) engine: EngineArgs,
     #[command(flatten)]
+    pub(super) schedule: ScheduleArgs,
+    #[command(flatten)]
     pub(super) extractor_engine: ExtractorEngineArgs,
 }
 
 /// How to draw is for a bundle. Beside `--samples` it is refused by name: the parser drops a requirement whose option
 /// conflicts with one that is given.
 fn of_a_bundle(arg: Arg) -> Arg {
-    match SAMPLING.iter().chain(&RULE).any(|name| *name == arg.get_id().as_str()) {
+    let id = arg.get_id().as_str();
+    match is_schedule(&arg) || SAMPLING.iter().chain(&RULE).any(|name| *name == id) {
         true => arg.requires("bundle").conflicts_with("samples"),
         false => arg,
     }

@@ -24,6 +24,7 @@ const EVERY_ENGINE: &str = "every engine of the table";
 const LAYERS: &[&[&str]] = &[
     &["dpar-export-spec", "dpar-export-inputs", "dpar-export-metrics", "dpar-export-fixtures"],
     &["dpar-engine-api", "dpar-export-checkpoint", "dpar-export-files"],
+    &["dpar-engine-kv"],
     &[EVERY_ENGINE],
     &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],
     &["dpar-export-bundle"],
@@ -41,8 +42,8 @@ const EXPORTERS: &[&str] = &["dpar-export-checkpoint", "dpar-export-onnx"];
 const OWNERS: &[(&str, &[&str])] = &[
     ("clang-sys", &["dpar-engine-tensorrt"]),
     ("libloading", &["dpar-engine-api", "dpar-engine-tensorrt"]),
-    // The contract reads of a graph what it says of sizes.
-    ("prost", &["dpar-export-onnx", "dpar-engine-api"]),
+    // The contract reads of a graph what it says of sizes; caches in place are an edit of a graph that is loaded.
+    ("prost", &["dpar-export-onnx", "dpar-engine-api", "dpar-engine-kv"]),
 ];
 
 /// What `dpar-export-spec` must not use: it does no I/O.

@@ -26,6 +26,15 @@ pub enum Schedule {
 impl Schedule {
     /// Every schedule.
     pub const ALL: [Self; 3] = [Self::Lockstep, Self::Patch, Self::Continuous];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lockstep => "lockstep",
+            Self::Patch => "patch",
+            Self::Continuous => "continuous",
+        }
+    }
 }
 
 /// How many images are decoded together, and how.

@@ -1,6 +1,6 @@
 //! Pictures that a bundle makes: drawn from classes and seeds, or decoded from given tokens.
 
-use dpar_export_decode::generate::{DecodeOptions, Request};
+use dpar_export_decode::generate::{Batching, DecodeOptions, Request};
 use dpar_export_decode::runtime::{LoadedBundle, RunError};
 use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::GraphName;
@@ -15,11 +15,11 @@ pub struct Drawn<'a> {
     runtime: &'a LoadedBundle<'a>,
     requests: Vec<Request>,
     options: DecodeOptions,
-    batch: usize,
+    batching: Batching,
 }
 
 impl<'a> Drawn<'a> {
-    /// `n` pictures whose classes follow from the seed of `options`, `batch` in one call of a graph.
+    /// `n` pictures whose classes follow from the seed of `options`, decoded so many at a time.
     ///
     /// # Errors
     /// When the bundle has no tokenizer.
@@ -27,12 +27,12 @@ impl<'a> Drawn<'a> {
         runtime: &'a LoadedBundle<'a>,
         n: u64,
         options: DecodeOptions,
-        batch: usize,
+        batching: impl Into<Batching>,
     ) -> Result<Self, EvaluateError> {
         // Asked first: decoding thousands of pictures to find no tokenizer would waste hours.
         runtime.bundle().with_graph(GraphName::VqDecode.as_str(), |_| Ok::<_, RunError>(()))?;
         let requests = Request::all_seeded(options.seed, n, runtime.bundle().system().num_classes);
-        Ok(Self { runtime, requests, options, batch })
+        Ok(Self { runtime, requests, options, batching: batching.into() })
     }
 
     /// Class of every picture.
@@ -47,7 +47,7 @@ impl<'a> Drawn<'a> {
 
     /// Images in one call of a graph.
     pub(crate) fn batch(&self) -> usize {
-        self.batch
+        self.batching.rows
     }
 
     /// What pixels depend on: neither threads nor paths, so that machines share the work.
@@ -75,12 +75,13 @@ impl Pictures for Drawn<'_> {
     fn chunks(&self, range: (usize, usize), chunk: usize, sink: &mut dyn Sink) -> Result<(), EvaluateError> {
         for requests in self.requests[range.0..range.1].chunks(chunk.max(1)) {
             let n = requests.len();
-            let streams = self.runtime.decode(requests, &self.options, self.batch, &mut |done, total| {
-                sink.drawing(done * n / total.max(1))
-            })?;
+            let streams =
+                self.runtime.decode(requests, &self.options, self.batching, &mut |done, total| {
+                    sink.drawing(done * n / total.max(1))
+                })?;
             let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
             let steps: Vec<u32> = streams.iter().map(|s| s.steps() as u32).collect();
-            let pixels = pixels(self.runtime, &ids, self.batch, &mut || sink.drawing(n))?;
+            let pixels = pixels(self.runtime, &ids, self.batch(), &mut || sink.drawing(n))?;
             sink.take(&pixels, Some(&steps))?;
         }
         Ok(())
