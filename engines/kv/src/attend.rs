@@ -1,6 +1,6 @@
 //! softmax(q·K)·V of one head of one row, float32.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Lanes of an accumulator: two vectors of AVX2.
 const LANES: usize = 16;
@@ -21,28 +21,42 @@ pub(crate) fn attend(
 ) {
     weights.clear();
     weights.resize(keys.len() / q.len().max(1), 0.0);
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            scores(q, keys, weights);
-            softmax(weights);
-            out.fill(0.0);
-            let width = q.len();
-            let mut done = 0;
-            while done + 4 * LANES <= width {
-                weigh::<{ 4 * LANES }>(weights, values, width, done, out);
-                done += 4 * LANES;
-            }
-            while done + LANES <= width {
-                weigh::<LANES>(weights, values, width, done, out);
-                done += LANES;
-            }
-            while done < width {
-                weigh::<1>(weights, values, width, done, out);
-                done += 1;
-            }
-        },
-    );
+    arch.dispatch(Attend { q, keys, values, weights, out });
+}
+
+/// A type of its own and not a closure: the call of a closure is not inlined into the function that has the processor's
+/// instructions, and fused products become calls of a library.
+struct Attend<'a> {
+    q: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    weights: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { q, keys, values, weights, out } = self;
+        scores(q, keys, weights);
+        softmax(weights);
+        let width = q.len();
+        let mut done = 0;
+        while done + 4 * LANES <= width {
+            weigh::<{ 4 * LANES }>(weights, values, width, done, out);
+            done += 4 * LANES;
+        }
+        while done + LANES <= width {
+            weigh::<LANES>(weights, values, width, done, out);
+            done += LANES;
+        }
+        while done < width {
+            weigh::<1>(weights, values, width, done, out);
+            done += 1;
+        }
+    }
 }
 
 /// q·k of each slot.
