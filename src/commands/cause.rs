@@ -2,6 +2,7 @@
 //! a new kind does not compile before it has a place here.
 
 use dpar_engine_api::{EngineError, EngineErrorKind};
+use dpar_export_bench::BenchError;
 use dpar_export_checkpoint::{CheckpointError, ErrorKind};
 use dpar_export_metrics::MetricError;
 use dpar_export_onnx::ExportError;
@@ -131,6 +132,14 @@ impl Caused for SampleError {
     }
 }
 
+impl Caused for BenchError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Threads(_) | Self::Version(_) | Self::Machine { .. } | Self::NoCase(_) => Cause::Input,
+        }
+    }
+}
+
 impl Caused for BundleError {
     fn cause(&self) -> Cause {
         match self {
@@ -217,6 +226,7 @@ impl Caused for CheckpointError {
             ErrorKind::Io(_)
             | ErrorKind::NotFound { .. }
             | ErrorKind::Layout(_)
+            | ErrorKind::Synth(_)
             | ErrorKind::Option { .. }
             | ErrorKind::Truncated { .. }
             | ErrorKind::Malformed { .. }

@@ -71,6 +71,16 @@ pub(crate) enum Command {
     Parity(super::parity::ParityArgs),
     /// Find the first slot, graph and node at which two engines, or a bundle and a reference, part
     Bisect(super::bisect::BisectArgs),
+    /// Time decoding, graph by graph, with memory and the part of the read bandwidth that it takes
+    ///
+    /// Each case (bundle, engine, batch) runs in a process of its own. The first figure is this machine's read bandwidth: with
+    /// few rows, decoding is bound by reading all weights at each step.
+    Bench(super::bench::BenchArgs),
+    /// Write a full-size checkpoint with seeded random weights, to size a machine before there are trained ones
+    ///
+    /// In the authors' layout, ready to export. Weights have the scale of training's start; entropies are spread around the
+    /// threshold so that images need about as many steps of the large transformer as the published ones. Pictures are noise.
+    Synth(super::synth::SynthArgs),
     /// Print a shell completion script
     Completions {
         /// The shell
@@ -96,8 +106,8 @@ mod tests {
     /// they read and write has the shape that each needs, and the numbers of `metrics` are computed by no engine.
     #[test]
     fn shared_options_are_alike() {
-        const OWN: [&str; 8] =
-            ["output", "images", "reference", "key", "extractor", "bundle", "engines", "samples"];
+        const OWN: [&str; 9] =
+            ["output", "images", "reference", "key", "extractor", "bundle", "engines", "samples", "compare"];
         let mut command = Cli::command();
         command.build();
         let mut seen = BTreeMap::new();

@@ -2,6 +2,7 @@
 
 mod args;
 mod attest;
+mod bench;
 mod bisect;
 mod bus;
 mod cause;
@@ -22,6 +23,7 @@ mod reference;
 mod report;
 mod reproduce;
 mod score;
+mod synth;
 mod verify;
 
 use std::process::ExitCode;
@@ -105,6 +107,8 @@ fn compares(command: &Command) -> bool {
         | Command::Reference(_)
         | Command::Attest(_)
         | Command::Metrics(_)
+        | Command::Bench(_)
+        | Command::Synth(_)
         | Command::Completions { .. } => false,
     }
 }
@@ -130,6 +134,8 @@ fn dispatch(
         (Some(Command::Attest(a)), _) => attest::run(a.resolve()?, printer),
         (Some(Command::Evaluate(a)), _) => evaluate::run(a.resolve()?, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(a.resolve()?, printer),
+        (Some(Command::Bench(a)), _) => bench::run(a.resolve()?, printer),
+        (Some(Command::Synth(a)), _) => synth::run(a.resolve()?, printer),
         (Some(Command::Parity(a)), _) => parity::run(a.resolve()?, printer),
         (Some(Command::Bisect(a)), _) => bisect::run(a.resolve()?, printer),
         (Some(Command::Completions { shell }), _) => {

@@ -7,6 +7,7 @@
 mod arguments;
 mod attest;
 mod autocast;
+mod bench;
 mod bombs;
 mod cached;
 mod cli;

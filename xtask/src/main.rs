@@ -1,7 +1,6 @@
 //! Development tasks; `cargo xtask help` lists them.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-mod bench_model;
 mod browser;
 mod check;
 mod demo;
@@ -189,7 +188,7 @@ fn run() -> Result<()> {
             let [encoder, global, decoder, entropy] = layers[..] else {
                 bail!("--layers takes four numbers: encoder, global transformer, decoder, entropy model")
             };
-            let layers = bench_model::Layers { dpar: [encoder, global, decoder], entropy };
+            let layers = samplers::Layers { dpar: [encoder, global, decoder], entropy };
             samplers::run(&root, &engines, images, &scales, layers, built)
         }
         Task::Tidy => step("tidy", || tidy::run(&root)),

@@ -4,14 +4,26 @@ use std::io::Read;
 
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_checkpoint::{Synth, SynthSize};
+use dpar_export_spec::SystemKind;
 
-use crate::bench_model::Layers;
-use crate::{bench_model, command, onnx};
+use crate::{command, onnx};
 
 /// Below the workspace's folder, ignored by git.
 const OUT: &str = "out/samplers";
 /// Tokens of an image of 256 pixels.
 const TOKENS: usize = 256;
+
+/// Steps of the published DPAR-B.
+pub(crate) const STEPS: f64 = 142.0;
+
+/// How deep a system is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layers {
+    /// Of encoder, global transformer and decoder.
+    pub(crate) dpar: [usize; 3],
+    pub(crate) entropy: usize,
+}
 
 /// Draws the same images on both engines and prints a Markdown table.
 pub(crate) fn run(
@@ -26,15 +38,27 @@ pub(crate) fn run(
     let program = onnx::program(root, built)?;
     let out = root.join(OUT);
     fs_err::create_dir_all(&out)?;
-    let (checkpoint, [dpar, entropy]) = bench_model::write(&out.join("checkpoint"), layers)?;
+    let full = Synth::published(SystemKind::Dpar, "B", 256, STEPS)?;
+    let made = Synth {
+        transformer: SynthSize { layers: layers.dpar.to_vec(), ..full.transformer.clone() },
+        entropy: SynthSize { layers: vec![layers.entropy], ..full.entropy.clone() },
+        vq: false,
+        ..full
+    }
+    .write(&out.join("checkpoint"), &mut |_| {})?;
+    let parts: Vec<String> =
+        made.parameters.iter().map(|(name, n)| format!("{name} {:.0}M", *n as f64 / 1e6)).collect();
     let bundle = out.join("bundle");
-    command(root, program.as_str(), &[checkpoint.as_str(), "-o", bundle.as_str(), "--force", "--quiet"])?;
+    command(
+        root,
+        program.as_str(),
+        &[made.checkpoint.as_str(), "-o", bundle.as_str(), "--force", "--quiet"],
+    )?;
     println!(
-        "DPAR with seeded weights, {:?} + {} layers ({:.0}M + {:.0}M parameters), V = 16384, {images} images\n",
+        "DPAR with seeded weights, {:?} + {} layers ({} parameters), V = 16384, {images} images\n",
         layers.dpar,
         layers.entropy,
-        dpar as f64 / 1e6,
-        entropy as f64 / 1e6
+        parts.join(", "),
     );
     println!("| guidance | sampler | images that part | draws compared |\n|---|---|---|---|");
     for scale in scales {

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
+use dpar_export_checkpoint::Synth;
+use dpar_export_spec::SystemKind;
 use serde_json::Value;
 
 use crate::all_engines;
-use crate::{bench_model, cargo, command, onnx};
+use crate::{cargo, command, onnx, samplers};
 
 /// Below the workspace's folder, ignored by git.
 const OUT: &str = "out/trt-bench";
@@ -52,11 +54,13 @@ pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result
         Case { name: "dpar-small".to_owned(), export: words(&["fixtures/dpar-small/dpar"]), limited: false },
     ];
     if !small {
-        let (checkpoint, parameters) = bench_model::write(&out.join("dpar-b"), bench_model::DPAR_B)?;
-        let [dpar, entropy] = parameters.map(|n| n as f64 / 1e6);
+        let full = Synth::published(SystemKind::Dpar, "B", 256, samplers::STEPS)?;
+        let made = Synth { vq: false, ..full }.write(&out.join("dpar-b"), &mut |_| {})?;
+        let parts: Vec<String> =
+            made.parameters.iter().map(|(name, n)| format!("{name} {:.1}M", *n as f64 / 1e6)).collect();
         cases.push(Case {
-            name: format!("DPAR-B {dpar:.1}M + entropy {entropy:.1}M (random weights)"),
-            export: vec![checkpoint.into_string()],
+            name: format!("DPAR-B: {} (random weights)", parts.join(", ")),
+            export: vec![made.checkpoint.into_string()],
             limited: true,
         });
     }

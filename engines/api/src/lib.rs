@@ -30,7 +30,7 @@ use serde::Serialize;
 pub use cached::{CachePort, CacheState, CachedSession, CallRow, CheckedStep, MASKED, Outputs};
 pub use descriptor::{BuiltFile, Devices, Driver, EngineDescriptor, EngineFiles, Gpu, LibraryFound, Survey};
 pub use error::{EngineError, EngineErrorKind};
-pub use graph::check_graph;
+pub use graph::{check_graph, graph_bytes};
 pub use host_cache::HostCache;
 pub use options::{EngineOption, EngineOptions};
 pub use ports::{FilePort, check_ports};

@@ -37,6 +37,9 @@ pub enum ErrorKind {
     /// A folder without what a checkpoint folder must hold.
     #[error("{0}")]
     Layout(String),
+    /// A seeded checkpoint that cannot be made.
+    #[error("{0}")]
+    Synth(String),
     /// An option that cannot be fulfilled with this checkpoint.
     #[error("`{option}` cannot be fulfilled: {problem}")]
     Option {

@@ -64,6 +64,11 @@ pub(crate) fn by_name(name: &str) -> Option<Size> {
     SIZES.iter().find(|(n, _)| *n == name).map(|(_, s)| *s)
 }
 
+/// The name of a published size.
+pub(crate) fn name_of(size: &Size) -> Option<&'static str> {
+    SIZES.iter().find(|(_, s)| s == size).map(|(n, _)| *n)
+}
+
 /// Heads of the published model of that width and depth.
 pub(crate) fn heads_of(width: usize, layers: Layers) -> Option<usize> {
     SIZES.iter().find(|(_, s)| s.width == width && s.layers == layers).map(|(_, s)| s.heads)

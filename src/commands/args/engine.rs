@@ -165,6 +165,11 @@ impl EnginesPlan {
         self.names.iter().map(String::as_str).collect()
     }
 
+    /// Threads of one run, where they were given.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        self.options.threads
+    }
+
     /// One of them.
     pub(crate) fn create(&self, name: &str) -> Result<Box<dyn Engine>, EngineError> {
         engines::create(name, &engines::own(name, &self.among(), &self.options))

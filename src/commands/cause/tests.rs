@@ -238,6 +238,7 @@ fn checkpoints_and_exports() {
         ErrorKind::Io(io()),
         ErrorKind::NotFound { what: text() },
         ErrorKind::Layout(text()),
+        ErrorKind::Synth(text()),
         ErrorKind::Option { option: "--epoch", problem: text() },
         ErrorKind::Truncated { format, problem: text() },
         ErrorKind::Malformed { format, problem: text() },

@@ -30,7 +30,7 @@ const LAYERS: &[&[&str]] = &[
     &["dpar-export-bundle"],
     &["dpar-export-trt", "dpar-export-decode"],
     &["dpar-export-compare"],
-    &["dpar-export-evaluate"],
+    &["dpar-export-evaluate", "dpar-export-bench"],
     &["dpar-export"],
     &["xtask"],
 ];

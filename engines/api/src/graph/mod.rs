@@ -44,8 +44,50 @@ const DATA_HINT: &str =
 /// [`EngineErrorKind::Graph`](crate::EngineErrorKind::Graph) naming the port, the node or the tensor.
 pub fn check_graph(engine: &str, graph: GraphFile<'_>) -> Result<(), EngineError> {
     let refuse = |message: String| EngineError::refused(engine, graph, message);
-    let export_again = |message: String| refuse(message).hint("export the graph again");
-    let unreadable = |e: String| export_again(format!("not a readable ONNX file: {e}"));
+    let model = read(engine, graph)?;
+    for function in &model.functions {
+        nodes(&function.node, Constants::default()).map_err(refuse)?;
+    }
+    let Some(found) = &model.graph else {
+        return Err(export_again(engine, graph, "the file holds no graph".to_owned()));
+    };
+    ports(engine, graph, found)?;
+    body(found, None).map_err(refuse)?;
+    data::check(found, graph.path.parent().unwrap_or(Utf8Path::new(""))).map_err(|fault| match fault {
+        DataFault::Place(message) => refuse(message),
+        DataFault::Missing(message) => refuse(message).hint(DATA_HINT),
+    })
+}
+
+/// Bytes of weights that a call of the graph reads whole: its initializers but the tables that rows are picked from.
+///
+/// # Errors
+/// [`EngineErrorKind::Graph`](crate::EngineErrorKind::Graph) when the file cannot be read.
+pub fn graph_bytes(graph: GraphFile<'_>) -> Result<u64, EngineError> {
+    let model = read("engine contract", graph)?;
+    let Some(found) = model.graph else { return Ok(0) };
+    let tables: BTreeSet<&str> = found
+        .node
+        .iter()
+        .filter(|n| n.op_type.as_deref() == Some("Gather"))
+        .filter_map(|n| n.input.first().map(String::as_str))
+        .collect();
+    let read = found.initializer.iter().filter(|t| !t.name.as_deref().is_some_and(|n| tables.contains(n)));
+    Ok(read
+        .map(|t| {
+            let elements = t.dims.iter().map(|d| u64::try_from(*d).unwrap_or(0)).product::<u64>();
+            elements * t.data_type.and_then(bytes_of).unwrap_or(0)
+        })
+        .sum())
+}
+
+fn export_again(engine: &str, graph: GraphFile<'_>, message: String) -> EngineError {
+    EngineError::refused(engine, graph, message).hint("export the graph again")
+}
+
+/// The file, its weights left where they are.
+fn read(engine: &str, graph: GraphFile<'_>) -> Result<Model, EngineError> {
+    let unreadable = |e: String| export_again(engine, graph, format!("not a readable ONNX file: {e}"));
     let metadata = std::fs::metadata(graph.path).map_err(|e| unreadable(e.to_string()))?;
     if !metadata.is_file() {
         return Err(unreadable("it is no regular file".to_owned()));
@@ -54,19 +96,7 @@ pub fn check_graph(engine: &str, graph: GraphFile<'_>) -> Result<(), EngineError
         return Err(unreadable(format!("{} bytes, at most {MOST_BYTES} are read", metadata.len())));
     }
     let bytes = std::fs::read(graph.path).map_err(|e| unreadable(e.to_string()))?;
-    let model = Model::decode(Bytes::from(bytes)).map_err(|e| unreadable(e.to_string()))?;
-    for function in &model.functions {
-        nodes(&function.node, Constants::default()).map_err(refuse)?;
-    }
-    let Some(found) = &model.graph else {
-        return Err(export_again("the file holds no graph".to_owned()));
-    };
-    ports(engine, graph, found)?;
-    body(found, None).map_err(refuse)?;
-    data::check(found, graph.path.parent().unwrap_or(Utf8Path::new(""))).map_err(|fault| match fault {
-        DataFault::Place(message) => refuse(message),
-        DataFault::Missing(message) => refuse(message).hint(DATA_HINT),
-    })
+    Model::decode(Bytes::from(bytes)).map_err(|e| unreadable(e.to_string()))
 }
 
 /// The ports of the file against those of the spec. An input with an initializer is a weight.

@@ -1,62 +1,19 @@
-//! The page's frame: head, verdict, summary figures, sections, foot.
+//! The page of a comparison: verdict, summary figures, sections, foot.
 
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::escape::visible;
-use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
+use maud::{Markup, html as markup};
 
 use super::Page;
+use super::frame::frame;
 use super::sections;
 use crate::check::{CheckId, Status};
-
-/// Nothing is loaded and nothing runs, whatever a text in the page says.
-const POLICY: &str =
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 /// The page as one HTML file.
 pub fn html(page: &Page) -> String {
     let parts = sections::all(page);
     let title = format!("{} {}: {}", page.job, page.provenance.name, word(page.verdict));
-    let document = markup! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="referrer" content="no-referrer";
-                // Without it a browser asks for one.
-                link rel="icon" href="data:,";
-                title { (title) }
-                style { (PreEscaped(include_str!("style.css").replace('\n', " "))) }
-            }
-            body {
-                a.skip href="#checks" { "Skip to the checks" }
-                header.top {
-                    (verdict(page))
-                    nav aria-label="Sections" {
-                        ul { @for part in &parts { li { a href={ "#" (part.id) } { (part.title) } } } }
-                    }
-                    (tiles(page))
-                }
-                main {
-                    @for part in &parts {
-                        section id=(part.id) aria-labelledby={ (part.id) "-title" } {
-                            h2 id={ (part.id) "-title" } { (part.title) }
-                            (part.body)
-                        }
-                    }
-                }
-                footer {
-                    p {
-                        "Made by " (page.provenance.tool.name) " " (env!("CARGO_PKG_VERSION"))
-                        ". This file loads nothing from anywhere. Bundle " code { (page.bundle) } "."
-                    }
-                }
-            }
-        }
-    };
-    // The macro escapes markup. What hides is shown here: the page is one line, so a line break is a value's too.
-    visible(&document.into_string()).into_owned()
+    let foot = markup! { "Bundle " code { (page.bundle) } "." };
+    frame(&title, &verdict(page), &tiles(page), &parts, &foot)
 }
 
 fn word(verdict: Verdict) -> &'static str {

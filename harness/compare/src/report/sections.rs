@@ -4,19 +4,13 @@ use dpar_export_bundle::SourceEntry;
 use maud::{Markup, html};
 
 use super::chart::{histogram, outline};
+use super::frame::Part;
 use super::pixels::{gradient, heat, images};
 use super::{Column, MOST_FLIPS, Page, Samples};
 use crate::check::{Check, Status};
 
 /// Bars of the histogram of steps.
 const BARS: usize = 32;
-
-/// A section with its anchor.
-pub(super) struct Part {
-    pub(super) id: &'static str,
-    pub(super) title: &'static str,
-    pub(super) body: Markup,
-}
 
 /// The sections that have something to say.
 pub(super) fn all(page: &Page) -> Vec<Part> {

@@ -3,14 +3,14 @@
 use std::collections::VecDeque;
 
 use dpar_export_spec::PatchRule;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::model::{After, GraphCalls, Opening, Pushed, StepModel};
 use super::sampler::{Sampler, guide, image_key};
 use super::{DecodeError, DecodeOptions, Request, Stream};
 
 /// Which rows advance together. Streams are the same under every schedule: rows do not see each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// All images of a batch are at the same token, and the global transformer runs whenever some open a patch.

@@ -1,0 +1,315 @@
+//! One case: a bundle on an engine at one batch size.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use dpar_engine_api::{Engine, EngineInfo, graph_bytes};
+use dpar_export_bundle::Bundle;
+use dpar_export_decode::generate::sampler::SamplerOptions;
+use dpar_export_decode::generate::{Batching, DecodeOptions, Request, Schedule, Stream};
+use dpar_export_decode::runtime::{LoadedBundle, RunError};
+use serde::{Deserialize, Serialize};
+
+use crate::memory::{Memory, resident};
+use crate::meter::{GraphCost, metered};
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    /// Images that are decoded together.
+    pub batch: usize,
+    /// Which of them advance together.
+    pub schedule: Schedule,
+    /// Images of a round, of which `batch` are under way at a time.
+    pub images: usize,
+    /// Guidance scale.
+    pub cfg_scale: f32,
+    /// Seed of the images; all rounds decode the same ones.
+    pub seed: u64,
+    /// Rounds before the first that counts.
+    pub warmup: usize,
+    /// Rounds that count.
+    pub rounds: usize,
+}
+
+/// Where a measurement is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Graphs are loaded.
+    Opening,
+    /// Rounds that do not count.
+    Warmup,
+    /// This round of so many.
+    Round(usize),
+}
+
+/// The images of a case, decoded once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Wall time in seconds.
+    pub seconds: f64,
+    /// Until the first token of the first images was drawn, in seconds.
+    pub first_token: f64,
+    /// Wall time of each step of the loop (a token of every image that takes part in it), in seconds.
+    pub steps: Vec<f64>,
+    /// What each graph cost.
+    pub graphs: BTreeMap<String, GraphCost>,
+}
+
+/// The median and two high quantiles.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Half of the values are below.
+    pub p50: f64,
+    /// 90 %.
+    pub p90: f64,
+    /// 99 %.
+    pub p99: f64,
+}
+
+impl Quantiles {
+    /// By the nearest rank; `None` without values.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut sorted: Vec<f64> = values.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let rank = |p: f64| {
+            let at = (p * sorted.len() as f64).ceil() as usize;
+            sorted.get(at.saturating_sub(1)).copied()
+        };
+        Some(Self { p50: rank(0.5)?, p90: rank(0.9)?, p99: rank(0.99)? })
+    }
+}
+
+/// What one graph took of the whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GraphShare {
+    /// Of all rounds.
+    pub cost: GraphCost,
+    /// Part of the time of all rounds, in percent.
+    pub percent: f64,
+    /// Bytes of weights that one call reads: all initializers but tables that rows are picked from.
+    pub weight_bytes: u64,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// Name of the system.
+    pub system: String,
+    /// SHA-256 of the bundle's manifest.
+    pub bundle: String,
+    /// Precision of the graphs.
+    pub precision: String,
+    /// Name of the engine.
+    pub engine: String,
+    /// Version of the library that runs the graphs.
+    pub engine_version: String,
+    /// Device and provider.
+    pub device: String,
+    /// Threads of one run; `None` = the engine's choice.
+    pub threads: Option<usize>,
+    /// Images that are decoded together.
+    pub batch: usize,
+    /// Which of them advance together.
+    pub schedule: Schedule,
+    /// Images of a round.
+    pub images: usize,
+    /// Tokens of an image.
+    pub tokens: usize,
+    /// Guidance scale.
+    pub cfg_scale: f32,
+    /// Mean number of patches of an image: steps of the large transformer.
+    pub mean_steps: f64,
+    /// Loading of all graphs, in seconds.
+    pub opening: f64,
+    /// Images per second, over all rounds.
+    pub images_per_second: f64,
+    /// Milliseconds of a step of the loop, over all rounds.
+    pub step_ms: Quantiles,
+    /// Every graph by name.
+    pub graphs: BTreeMap<String, GraphShare>,
+    /// What is not in a graph: the loop, sampling, the books of the caches, in percent.
+    pub loop_percent: f64,
+    /// Bytes of weights that all calls read, per second of wall time. Caches and activations are not counted.
+    pub weight_bytes_per_second: f64,
+    /// The largest seen at the end of a slot, where the system says it.
+    pub memory: Option<Memory>,
+    /// The batches.
+    pub rounds: Vec<Round>,
+}
+
+impl Measurement {
+    /// What distinguishes it in a report.
+    pub fn name(&self) -> String {
+        let images = match self.images == self.batch {
+            true => String::new(),
+            false => format!(", {} images", self.images),
+        };
+        format!(
+            "{} {} on {}, batch {}, {}{images}",
+            self.system,
+            self.precision,
+            self.engine,
+            self.batch,
+            self.schedule.as_str()
+        )
+    }
+
+    /// Images of all rounds.
+    pub fn all_images(&self) -> usize {
+        self.images * self.rounds.len()
+    }
+
+    /// Milliseconds until every image of a batch has its first token: the median round.
+    pub fn first_token_ms(&self) -> f64 {
+        Quantiles::of(self.rounds.iter().map(|r| 1e3 * r.first_token)).map_or(f64::NAN, |q| q.p50)
+    }
+
+    /// Times that a graph was called.
+    pub fn calls(&self, graph: &str) -> u64 {
+        self.graphs.get(graph).map_or(0, |g| g.cost.calls)
+    }
+}
+
+/// Measures a case. `progress` is told where it is after every step of the loop, and returns false to stop.
+///
+/// # Errors
+/// When the engine cannot run the bundle or fails; [`RunError::Interrupted`].
+pub fn measure(
+    bundle: &Bundle,
+    engine: Box<dyn Engine>,
+    case: &Case,
+    progress: &mut dyn FnMut(Phase) -> bool,
+) -> Result<Measurement, RunError> {
+    let system = bundle.system();
+    let (engine, ledger) = metered(engine);
+    if !progress(Phase::Opening) {
+        return Err(RunError::Interrupted);
+    }
+    let opening = Instant::now();
+    let loaded = LoadedBundle::new(bundle, engine)?;
+    let batching = Batching { rows: case.batch.min(case.images).max(1), schedule: case.schedule };
+    let mut decoder = loaded.decoder(batching, case.cfg_scale > 1.0)?;
+    let opening = opening.elapsed().as_secs_f64();
+    let requests = Request::all_seeded(case.seed, case.images as u64, system.num_classes);
+    let options = DecodeOptions {
+        cfg_scale: case.cfg_scale,
+        cfg_interval: None,
+        sampler: SamplerOptions::default(),
+        seed: case.seed,
+    };
+    let mut memory = None;
+    let mut streams = Vec::new();
+    let mut rounds = Vec::new();
+    for round in 0..case.warmup + case.rounds {
+        let phase = round.checked_sub(case.warmup).map_or(Phase::Warmup, Phase::Round);
+        let before = ledger.costs();
+        let mut ends = Vec::new();
+        let started = Instant::now();
+        streams = decoder.run(&requests, &options, &mut |_| {
+            ends.push(started.elapsed().as_secs_f64());
+            memory = memory.max_with(resident());
+            progress(phase)
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        if phase == Phase::Warmup {
+            continue;
+        }
+        let graphs = ledger.costs().into_iter().map(|(graph, cost)| {
+            let earlier = before.get(&graph).copied().unwrap_or_default();
+            (graph, cost.since(earlier))
+        });
+        let starts = std::iter::once(0.0).chain(ends.iter().copied());
+        rounds.push(Round {
+            seconds,
+            first_token: ends.first().copied().unwrap_or(seconds),
+            steps: ends.iter().zip(starts).map(|(end, start)| end - start).collect(),
+            graphs: graphs.collect(),
+        });
+    }
+    bundle.unchanged()?;
+    gather(&loaded, case, opening, memory, &streams, rounds)
+}
+
+trait MaxWith {
+    fn max_with(self, other: Self) -> Self;
+}
+
+impl MaxWith for Option<Memory> {
+    fn max_with(self, other: Self) -> Self {
+        match (self, other) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+fn gather(
+    loaded: &LoadedBundle<'_>,
+    case: &Case,
+    opening: f64,
+    memory: Option<Memory>,
+    streams: &[Stream],
+    rounds: Vec<Round>,
+) -> Result<Measurement, RunError> {
+    let bundle = loaded.bundle();
+    let total: f64 = rounds.iter().map(|r| r.seconds).sum();
+    let mut graphs: BTreeMap<String, GraphShare> = BTreeMap::new();
+    for (name, cost) in rounds.iter().flat_map(|r| &r.graphs) {
+        let share = match graphs.get_mut(name) {
+            Some(share) => share,
+            None => {
+                let weight_bytes = bundle.with_graph(name, |file| Ok::<_, RunError>(graph_bytes(file)?))?;
+                let none = GraphShare { cost: GraphCost::default(), percent: 0.0, weight_bytes };
+                graphs.entry(name.clone()).or_insert(none)
+            }
+        };
+        share.cost.calls += cost.calls;
+        share.cost.rows += cost.rows;
+        share.cost.seconds += cost.seconds;
+    }
+    for share in graphs.values_mut() {
+        share.percent = 100.0 * share.cost.seconds / total;
+    }
+    let in_graphs: f64 = graphs.values().map(|g| g.percent).sum();
+    let read: f64 = graphs.values().map(|g| g.cost.calls as f64 * g.weight_bytes as f64).sum();
+    let steps = rounds.iter().flat_map(|r| &r.steps).map(|s| s * 1e3);
+    let EngineInfo { engine, version, device, provider, threads, .. } = loaded.info().clone();
+    Ok(Measurement {
+        system: bundle.system().name.clone(),
+        bundle: bundle.manifest_sha256().to_owned(),
+        precision: bundle.manifest().precision.to_string(),
+        engine,
+        engine_version: version,
+        device: format!("{device}, {provider}"),
+        threads,
+        batch: case.batch,
+        schedule: case.schedule,
+        images: case.images,
+        tokens: bundle.system().tokens(),
+        cfg_scale: case.cfg_scale,
+        mean_steps: streams.iter().map(|s| s.steps() as f64).sum::<f64>() / streams.len().max(1) as f64,
+        opening,
+        images_per_second: (case.images * rounds.len()) as f64 / total,
+        step_ms: Quantiles::of(steps).unwrap_or(Quantiles { p50: f64::NAN, p90: f64::NAN, p99: f64::NAN }),
+        graphs,
+        loop_percent: 100.0 - in_graphs,
+        weight_bytes_per_second: read / total,
+        memory,
+        rounds,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_were_seen() {
+        let q = Quantiles::of((1..=200).rev().map(f64::from)).unwrap();
+        assert_eq!(q, Quantiles { p50: 100.0, p90: 180.0, p99: 198.0 });
+        let one = Quantiles::of([3.0]).unwrap();
+        assert_eq!(one, Quantiles { p50: 3.0, p90: 3.0, p99: 3.0 });
+        assert_eq!(Quantiles::of([]), None);
+    }
+}
