@@ -3,7 +3,8 @@
 
 use dpar_engine_api::library::Place;
 use dpar_engine_api::{
-    BuiltFile, Driver, EngineDescriptor, EngineError, EngineErrorKind, EngineInfo, LibraryFound, Survey,
+    BuiltFile, Driver, Engine, EngineDescriptor, EngineError, EngineErrorKind, EngineInfo, LibraryFound,
+    Survey,
 };
 use serde::Serialize;
 
@@ -90,6 +91,13 @@ pub fn examine(options: &EngineOptions, bundle: Option<&Bundle>) -> Report {
     report
 }
 
+/// Whether an engine computes with a bundle's numbers.
+fn computes(engine: &dyn Engine, bundle: &Bundle) -> Result<(), EngineError> {
+    let manifest = bundle.manifest();
+    engine.arithmetic(manifest.precision)?;
+    manifest.numbers().weights.map_or(Ok(()), |weights| engine.quantized(weights).map(drop))
+}
+
 impl EngineReport {
     fn new(entry: &Entry) -> Self {
         Self {
@@ -131,8 +139,7 @@ impl EngineReport {
         match engines::create(descriptor.name, &options).and_then(|e| e.probe().map(|info| (e, info))) {
             Ok((engine, info)) => {
                 (self.works, self.info) = (true, Some(info));
-                let precision = bundle.map(|b| b.manifest().precision);
-                if let Some(Err(e)) = precision.map(|p| engine.arithmetic(p)) {
+                if let Some(Err(e)) = bundle.map(|b| computes(engine.as_ref(), b)) {
                     self.fails(&e);
                 }
             }

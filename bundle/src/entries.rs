@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dpar_export_spec::{GraphSpec, Profile, SystemKind, is_name};
+use dpar_export_spec::{GraphSpec, Precision, Profile, SystemKind, is_name};
 
 use super::{ComponentEntry, EngineEntry, Manifest, ManifestError, ProfileEntry};
 
@@ -25,8 +25,8 @@ impl Manifest {
         let mut files = BTreeSet::from([super::CONFIG]);
         for graph in &self.graphs {
             let name = &graph.spec.name;
-            if !files.insert(&graph.file) {
-                return Err(ManifestError::Duplicate(graph.file.clone()));
+            if let Some((_, file)) = graph.files().find(|(_, file)| !files.insert(file)) {
+                return Err(ManifestError::Duplicate(file.to_owned()));
             }
             let of = self.components.iter().find(|c| c.kind.name() == graph.spec.component);
             fit(of.is_some(), || format!("`{name}` is no graph of a component"))?;
@@ -50,6 +50,11 @@ impl Manifest {
         fit(component.parameters <= MAX_PARAMETERS, || {
             format!("component `{name}` has {} parameters", component.parameters)
         })?;
+        if let Some(quantized) = &component.quantized {
+            let sizes = [quantized.opset, quantized.accuracy_level];
+            let fits = sizes.iter().all(|n| (0..=MAX_OPSET).contains(n)) && self.precision == Precision::Fp32;
+            fit(fits, || format!("component `{name}` is quantized as no export does it"))?;
+        }
         let listed: BTreeSet<&str> = component.graphs.iter().map(String::as_str).collect();
         let graphs = self.graphs.iter().filter(|g| g.spec.component == name);
         let found: BTreeSet<&str> = graphs.map(|g| g.spec.name.as_str()).collect();

@@ -8,8 +8,8 @@ use dpar_export_inputs::limits;
 use dpar_export_metrics::Resize;
 use dpar_export_onnx::{Foreign, ForeignPort, MAX_BATCH, read_foreign};
 use dpar_export_spec::{
-    AxisRange, ComponentKind, ComponentSpec, DType, Dim, FeaturesSpec, GraphName, GraphSpec, Port, Precision,
-    SystemKind,
+    AxisRange, ComponentKind, ComponentSpec, DType, Dim, FeaturesSpec, Form, GraphName, GraphSpec, Port,
+    Precision, SystemKind,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -260,13 +260,13 @@ impl ExtractorBundle {
             SystemKind::Extractor => Ok(()),
             SystemKind::Dpar | SystemKind::Llamagen => Err(BundleError::NotAnExtractor(folder.to_owned())),
         };
-        let graph = |manifest: &Manifest, entry: &GraphEntry, bytes: &[u8]| match manifest
+        let graph = |manifest: &Manifest, entry: &GraphEntry, dialect, bytes: &[u8]| match manifest
             .components
             .iter()
             .any(|c| c.kind == ComponentKind::Features)
         {
             true => check_foreign(folder, manifest, entry, bytes),
-            false => check_references(folder, manifest, entry, bytes).map(drop),
+            false => check_references(folder, manifest, (entry, dialect), bytes).map(drop),
         };
         let (files, config) = Files::open(folder, system, graph)?;
         let bad = |message: String| BundleError::Integrity { path: folder.join(CONFIG), message };
@@ -315,7 +315,7 @@ impl ExtractorBundle {
         let Some(entry) = self.manifest().graphs.first() else {
             return Err(BundleError::NotAnExtractor(self.folder().to_owned()).into());
         };
-        self.files.with(entry, f)
+        self.files.with(entry, &[], f)
     }
 }
 
@@ -333,7 +333,7 @@ pub fn write_extractor(
     let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
     let onnx = onnx_folder(&staged)?;
     let mut manifest = empty(SystemKind::Extractor, &spec.name, Precision::Fp32);
-    add_component(&mut manifest, &loaded.component, None, &onnx, progress)?;
+    add_component(&mut manifest, &loaded.component, None, &Form::default(), &onnx, progress)?;
     add_config(&mut manifest, staged.path(), spec)?;
     add_sources(&mut manifest, &loaded.sources)?;
     finish(staged, manifest)
@@ -366,8 +366,9 @@ pub fn write_features(
         parameters: features.parameters,
         weights: path.clone(),
         graphs: vec![features.graph.name.clone()],
+        quantized: None,
     });
-    manifest.graphs.push(GraphEntry { file: path, spec: features.graph.clone() });
+    manifest.graphs.push(GraphEntry { file: path, dialects: Vec::new(), spec: features.graph.clone() });
     add_config(&mut manifest, staged.path(), &features.spec)?;
     let (role, name) = (ComponentKind::Features.name().to_owned(), features.spec.name.clone());
     manifest.sources.push(SourceEntry { role, name, size, sha256, weights: None });
@@ -483,7 +484,7 @@ fn check_foreign(
 ) -> Result<(), BundleError> {
     let wrong = |message: String| BundleError::Integrity { path: folder.join(&graph.file), message };
     let foreign = read_foreign(bytes).map_err(wrong)?;
-    check_opset(foreign.opset, manifest).map_err(wrong)
+    check_opset(foreign.opset, manifest.opset).map_err(wrong)
 }
 
 /// Input side and feature width.

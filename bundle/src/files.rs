@@ -6,7 +6,7 @@ use std::io::Read;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{EngineFile, GraphFile};
 use dpar_export_inputs::limits;
-use dpar_export_spec::SystemKind;
+use dpar_export_spec::{Dialect, SystemKind};
 use sha2::{Digest, Sha256};
 
 use super::held::{Changed, Held};
@@ -39,7 +39,7 @@ impl Files {
     pub(super) fn open(
         folder: &Utf8Path,
         system: impl FnOnce(SystemKind) -> Result<(), BundleError>,
-        graph: impl FnMut(&Manifest, &GraphEntry, &[u8]) -> Result<(), BundleError>,
+        graph: impl FnMut(&Manifest, &GraphEntry, Dialect, &[u8]) -> Result<(), BundleError>,
     ) -> Result<(Self, Vec<u8>), BundleError> {
         let mut held = Held::default();
         let opened = Self::read(folder, system, graph, &mut held);
@@ -53,14 +53,14 @@ impl Files {
     fn read(
         folder: &Utf8Path,
         system: impl FnOnce(SystemKind) -> Result<(), BundleError>,
-        mut graph: impl FnMut(&Manifest, &GraphEntry, &[u8]) -> Result<(), BundleError>,
+        mut graph: impl FnMut(&Manifest, &GraphEntry, Dialect, &[u8]) -> Result<(), BundleError>,
         held: &mut Held,
     ) -> Result<(Self, Vec<u8>), BundleError> {
         let place = place(folder)?;
         let (manifest, manifest_sha256) = read_manifest(folder, &place, held)?;
         system(manifest.system)?;
-        let graphs: BTreeMap<&str, &GraphEntry> =
-            manifest.graphs.iter().map(|g| (g.file.as_str(), g)).collect();
+        let graphs: BTreeMap<&str, (&GraphEntry, Dialect)> =
+            manifest.graphs.iter().flat_map(|g| g.files().map(move |(d, file)| (file, (g, d)))).collect();
         let mut config = Vec::new();
         for file in &manifest.files {
             let path = folder.join(&file.path);
@@ -85,7 +85,7 @@ impl Files {
             };
             check_digest(&path, file, &sha256)?;
             match entry {
-                Some(entry) => graph(&manifest, entry, &bytes)?,
+                Some((entry, dialect)) => graph(&manifest, entry, *dialect, &bytes)?,
                 None if whole => config = bytes,
                 None => {}
             }
@@ -111,14 +111,17 @@ impl Files {
         Ok(self.held.check()?)
     }
 
-    /// Calls `f` with a graph, and then checks that what it read is what was hashed.
+    /// Calls `f` with a graph in the first of `dialects` that it has, else the portable one, and then checks that what it
+    /// read is what was hashed.
     pub(super) fn with<T, E: From<BundleError>>(
         &self,
         entry: &GraphEntry,
+        dialects: &[Dialect],
         f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let (path, engine) = (self.path(&entry.file), self.engine_file(&entry.spec.name));
-        let made = f(GraphFile { spec: &entry.spec, path: &path, engine: engine.as_ref() });
+        let (dialect, file) = entry.file_for(dialects);
+        let (path, engine) = (self.path(file), self.engine_file(&entry.spec.name));
+        let made = f(GraphFile { spec: &entry.spec, path: &path, dialect, engine: engine.as_ref() });
         // First: a file that was swapped may be why `f` failed.
         self.unchanged()?;
         made

@@ -21,8 +21,9 @@ use std::io::Read;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::GraphFile;
 use dpar_export_inputs::limits;
+use dpar_export_onnx::Said;
 use dpar_export_spec::{
-    ComponentSpec, GraphName, GraphSpec, Hinted, PatchRule, PatchRuleError, Precision, RuleChange,
+    ComponentSpec, Dialect, GraphName, GraphSpec, Hinted, PatchRule, PatchRuleError, Precision, RuleChange,
     SystemKind, SystemSpec, text,
 };
 use sha2::{Digest, Sha256};
@@ -35,7 +36,7 @@ pub use extractor::{
 };
 pub use json::{JsonError, unique_keys};
 pub use manifest::{
-    ComponentEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, ProfileEntry,
+    ComponentEntry, DialectEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, ProfileEntry,
     SCHEMA_VERSION, SourceEntry, ToolEntry,
 };
 pub use provenance::{ComponentChain, EngineLink, GraphLink, Link, Provenance};
@@ -255,8 +256,8 @@ impl Bundle {
             SystemKind::Dpar | SystemKind::Llamagen => Ok(()),
         };
         let mut tables = Vec::new();
-        let graph = |manifest: &Manifest, entry: &GraphEntry, bytes: &[u8]| {
-            tables.push((entry.clone(), check_references(folder, manifest, entry, bytes)?));
+        let graph = |manifest: &Manifest, entry: &GraphEntry, dialect, bytes: &[u8]| {
+            tables.push((entry.clone(), check_references(folder, manifest, (entry, dialect), bytes)?));
             Ok(())
         };
         let (files, config) = Files::open(folder, system, graph)?;
@@ -391,31 +392,39 @@ impl Bundle {
         })
     }
 
-    /// Calls `f` with the graph of that name, and then checks that the files are those that were hashed.
+    /// Calls `f` with the graph of that name, in the first of `dialects` that it has, else the portable one, and then checks
+    /// that the files are those that were hashed.
     ///
     /// # Errors
     /// When there is none; [`BundleError::Changed`]; what `f` returns.
     pub fn with_graph<T, E: From<BundleError>>(
         &self,
         name: &str,
+        dialects: &[Dialect],
         f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        self.files.with(self.graph(name)?, f)
+        self.files.with(self.graph(name)?, dialects, f)
     }
 
-    /// Interface and bytes of a graph, as they were hashed, after its weights were copied into `folder`, an empty one:
-    /// what is derived from the bytes loads from there.
+    /// Interface, form and bytes of a graph, as they were hashed, after its weights were copied into `folder`, an empty one:
+    /// what is derived from the bytes loads from there. The form is that of [`with_graph`](Self::with_graph).
     ///
     /// # Errors
     /// When there is no such graph; [`BundleError::Changed`]; when the copy cannot be written.
-    pub fn copy_graph(&self, name: &str, folder: &Utf8Path) -> Result<(GraphSpec, Vec<u8>), BundleError> {
+    pub fn copy_graph(
+        &self,
+        name: &str,
+        dialects: &[Dialect],
+        folder: &Utf8Path,
+    ) -> Result<(GraphSpec, Dialect, Vec<u8>), BundleError> {
         let entry = self.graph(name)?;
-        let bytes = self.files.bytes(&entry.file)?;
+        let (dialect, file) = entry.file_for(dialects);
+        let bytes = self.files.bytes(file)?;
         // Checked when the bundle was opened: no graph refers to any other file.
         if let Some(weights) = weights_beside(self.manifest(), entry) {
             self.files.copy(weights.as_str(), folder)?;
         }
-        Ok((entry.spec.clone(), bytes))
+        Ok((entry.spec.clone(), dialect, bytes))
     }
 }
 
@@ -507,10 +516,11 @@ fn weights_beside<'m>(manifest: &'m Manifest, graph: &GraphEntry) -> Option<&'m 
 fn check_references(
     folder: &Utf8Path,
     manifest: &Manifest,
-    graph: &GraphEntry,
+    (graph, dialect): (&GraphEntry, Dialect),
     bytes: &[u8],
 ) -> Result<Vec<(String, Option<i64>)>, BundleError> {
-    let wrong = |message: String| BundleError::Integrity { path: folder.join(&graph.file), message };
+    let path = folder.join(graph.file_for(&[dialect]).1);
+    let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
     let own = dpar_export_onnx::read_own(bytes).map_err(wrong)?;
     let listed = weights_beside(manifest, graph).and_then(Utf8Path::file_name);
     if let Some(file) = own.external.iter().find(|file| Some(file.as_str()) != listed) {
@@ -518,16 +528,21 @@ fn check_references(
             "it takes weights from `{file}`, which the manifest does not list for it"
         )));
     }
-    check_opset(own.opset, manifest).map_err(wrong)?;
+    let quantized = manifest.quantized(&graph.spec.component);
+    let opset = match (quantized, dialect) {
+        (Some(quantized), Dialect::Portable) => quantized.opset,
+        _ => manifest.opset,
+    };
+    check_opset(own.opset, opset).map_err(wrong)?;
     let (name, precision) = (graph.spec.name.clone(), manifest.precision);
-    dpar_export_onnx::check_precision(bytes, &graph.spec, precision)
+    dpar_export_onnx::check_precision(bytes, &graph.spec, Said { precision, quantized, dialect })
         .map_err(|message| BundleError::Precision { graph: name, precision, message })?;
     Ok(own.tables)
 }
 
-fn check_opset(found: i64, manifest: &Manifest) -> Result<(), String> {
-    match found == manifest.opset {
+fn check_opset(found: i64, said: i64) -> Result<(), String> {
+    match found == said {
         true => Ok(()),
-        false => Err(format!("its opset is {found}, the manifest says {}", manifest.opset)),
+        false => Err(format!("its opset is {found}, the manifest says {said}")),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Dialect, Precision};
 use serde::{Deserialize, Serialize};
 
 use super::{EngineEntry, Manifest, SourceEntry, ToolEntry};
@@ -53,6 +53,9 @@ pub struct GraphLink {
     /// Its file.
     #[serde(flatten)]
     pub link: Link,
+    /// The form that the file is in, where it is not portable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialect: Option<Dialect>,
     /// Engines built from exactly this graph and these weights.
     pub engines: Vec<EngineLink>,
 }
@@ -109,10 +112,17 @@ impl Manifest {
                 sources: own.cloned().collect(),
                 weights: link(&c.weights),
                 graphs: graphs
-                    .map(|g| GraphLink {
+                    .flat_map(|g| g.files().map(move |(dialect, file)| (g, dialect, file)))
+                    .map(|(g, dialect, file)| GraphLink {
                         graph: g.spec.name.clone(),
-                        link: link(&g.file),
-                        engines: engines(&g.spec.name),
+                        link: link(file),
+                        // Engines are built from the portable form.
+                        engines: if dialect == Dialect::Portable {
+                            engines(&g.spec.name)
+                        } else {
+                            Vec::new()
+                        },
+                        dialect: Some(dialect).filter(|d| *d != Dialect::Portable),
                     })
                     .collect(),
             }

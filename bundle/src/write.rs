@@ -6,12 +6,12 @@ use camino::Utf8Path;
 use dpar_export_checkpoint::{Loaded, LoadedComponent, SourceFile, WeightSet};
 use dpar_export_files::staging::{Kind, StagedFolder};
 use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
-use dpar_export_spec::{Precision, SystemKind, SystemSpec};
+use dpar_export_spec::{Form, Precision, SystemKind, SystemSpec};
 
 use super::files::check_file;
 use super::{
-    Bundle, BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, MANIFEST, Manifest, ONNX,
-    SCHEMA_VERSION, SourceEntry, TRT, ToolEntry, digest,
+    Bundle, BundleError, CONFIG, ComponentEntry, DialectEntry, FileEntry, GraphEntry, MANIFEST, Manifest,
+    ONNX, SCHEMA_VERSION, SourceEntry, TRT, ToolEntry, digest,
 };
 
 /// What an export writes.
@@ -33,16 +33,16 @@ impl Weights for Float32<'_> {
 /// Adds what a target needs to the folder of a bundle and to its manifest, which is written afterwards.
 pub type Extend<'a> = &'a mut dyn FnMut(&Utf8Path, &mut Manifest) -> Result<(), BundleError>;
 
-/// Writes a bundle with graphs of `precision` to `output`, atomically: a temporary folder beside it is renamed when complete.
+/// Writes a bundle with graphs of that form to `output`, atomically: a temporary folder beside it is renamed when complete.
 ///
 /// `output` may be missing or an empty folder; with `replace`, an existing bundle is replaced. `progress` is
 /// called with the graph about to be written and returns false to stop. `target` adds engines, say.
 ///
 /// # Errors
-/// When the checkpoint cannot be exported, when writing fails, when `output` exists; nothing is left behind.
+/// When the checkpoint cannot be exported in that form, when writing fails, when `output` exists; nothing is left behind.
 pub fn write(
     loaded: &Loaded,
-    precision: Precision,
+    form: impl Into<Form>,
     output: &Utf8Path,
     replace: bool,
     progress: &mut dyn FnMut(&str) -> bool,
@@ -51,7 +51,7 @@ pub fn write(
     let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
     let onnx = staged.path().join(ONNX);
     fs_err::create_dir(&onnx).map_err(|e| BundleError::io(&onnx, e))?;
-    let mut manifest = fill(loaded, precision, staged.path(), &onnx, progress)?;
+    let mut manifest = fill(loaded, &form.into(), staged.path(), &onnx, progress)?;
     target(staged.path(), &mut manifest)?;
     finish(staged, manifest)
 }
@@ -105,17 +105,17 @@ pub(super) fn finish(staged: StagedFolder, mut manifest: Manifest) -> Result<Man
 /// Writes every file of the bundle into `staging`.
 fn fill(
     loaded: &Loaded,
-    precision: Precision,
+    form: &Form,
     staging: &Utf8Path,
     onnx: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Manifest, BundleError> {
     let system = &loaded.system;
-    let mut manifest = empty(system.kind, &system.name, precision);
+    let mut manifest = empty(system.kind, &system.name, form.precision);
     manifest.patch_rule = Some(system.patch_rule.clone());
     manifest.configured_rule = loaded.configured_rule.clone().map(Box::new);
     for component in &loaded.components {
-        add_component(&mut manifest, component, Some(system), onnx, progress)?;
+        add_component(&mut manifest, component, Some(system), form, onnx, progress)?;
     }
     add_config(&mut manifest, staging, system)?;
     add_sources(&mut manifest, &loaded.sources)?;
@@ -146,6 +146,7 @@ pub(super) fn add_component(
     manifest: &mut Manifest,
     component: &LoadedComponent,
     system: Option<&SystemSpec>,
+    form: &Form,
     onnx: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<(), BundleError> {
@@ -155,17 +156,25 @@ pub(super) fn add_component(
         sha256: f.sha256.clone(),
     };
     let weights = Float32(&component.weights);
-    let written = export_component(&component.spec, system, manifest.precision, &weights, onnx, progress)?;
+    let written = export_component(&component.spec, system, form, &weights, onnx, progress)?;
     manifest.components.push(ComponentEntry {
         kind: component.spec.kind(),
         parameters: component.weights.parameters(),
         weights: format!("{ONNX}/{}", written.data.name),
         graphs: written.graphs.iter().map(|g| g.spec.name.clone()).collect(),
+        quantized: written.quantized,
     });
     manifest.files.push(entry(&written.data));
     for graph in written.graphs {
         manifest.files.push(entry(&graph.file));
-        manifest.graphs.push(GraphEntry { file: format!("{ONNX}/{}", graph.file.name), spec: graph.spec });
+        manifest.files.extend(graph.dialects.iter().map(|(_, file)| entry(file)));
+        let path = |file: &WrittenFile| format!("{ONNX}/{}", file.name);
+        let dialects = graph.dialects.iter().map(|(d, file)| DialectEntry { dialect: *d, file: path(file) });
+        manifest.graphs.push(GraphEntry {
+            file: path(&graph.file),
+            dialects: dialects.collect(),
+            spec: graph.spec,
+        });
     }
     Ok(())
 }

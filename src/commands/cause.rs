@@ -109,6 +109,7 @@ impl Caused for CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
+            | Self::Quantized(_)
             | Self::Derive { .. } => Cause::Input,
         }
     }
@@ -135,7 +136,7 @@ impl Caused for SampleError {
 impl Caused for BenchError {
     fn cause(&self) -> Cause {
         match self {
-            Self::Threads(_) | Self::Version(_) | Self::Machine { .. } | Self::NoCase(_) => Cause::Input,
+            Self::Threads(_) | Self::Version { .. } | Self::Machine { .. } | Self::NoCase(_) => Cause::Input,
         }
     }
 }
@@ -213,6 +214,8 @@ impl Caused for ExportError {
             Self::Weight { .. }
             | Self::Shape { .. }
             | Self::Overflow { .. }
+            | Self::NotFinite { .. }
+            | Self::QuantizedPrecision { .. }
             | Self::Spec { .. }
             | Self::Write { .. } => Cause::Input,
             Self::Interrupted => Cause::Stopped,

@@ -114,7 +114,10 @@ mod tests {
         let all = command.get_subcommands().flat_map(|c| c.get_arguments().map(move |a| (c, a)));
         for (command, arg) in all {
             let Some(long) = arg.get_long().filter(|long| !OWN.contains(long)) else { continue };
-            if command.get_name() == "metrics" && ["threads", "seed"].contains(&long) {
+            // Threads of the metrics, and seeds of resampling and of weights, are other things.
+            if ["metrics threads", "metrics seed", "synth seed"]
+                .contains(&&*format!("{} {long}", command.get_name()))
+            {
                 continue;
             }
             let values: Vec<&str> = arg.get_value_names().into_iter().flatten().map(|n| n.as_str()).collect();

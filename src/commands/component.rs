@@ -64,6 +64,10 @@ pub(super) fn resolve(component: Component, file: &Utf8Path, args: &ExportArgs) 
         let message = "feature extractors are float32: a metric of other features could not be compared";
         return Err(Failure::usage(message, Some("leave --precision out")));
     }
+    if args.quantize.is_some() {
+        let message = "feature extractors are convolutions, which are not quantized";
+        return Err(Failure::usage(message, Some("leave --quantize out")));
+    }
     let map = args.parts.map().map(Utf8Path::to_owned);
     let from = match component {
         Component::Inception => From::Weights(ComponentKind::Inception, map),

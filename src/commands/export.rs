@@ -5,7 +5,7 @@ use std::time::Instant;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::Engine;
 use dpar_export_checkpoint::{LoadOptions, Loaded};
-use dpar_export_spec::{Precision, SystemSpec, Tuning};
+use dpar_export_spec::{Precision, Quantize, SystemSpec, Tuning};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target};
@@ -13,7 +13,7 @@ use super::component;
 use super::failure::{Exit, Failure};
 use super::paths::apart;
 use super::printer::{Bar, Printer, Text};
-use super::say;
+use super::{quantize, say};
 #[cfg(not(feature = "tensorrt"))]
 use crate::bundle::TargetErrorKind;
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest, TargetError};
@@ -40,6 +40,8 @@ pub(super) struct SystemPlan {
     checkpoint: Option<LoadOptions>,
     /// `None`: that of the bundle, or float32.
     precision: Option<Precision>,
+    /// Weights to keep in whole numbers.
+    quantize: Quantize,
     engines: Option<Engines>,
     /// `None`: the bundle itself.
     output: Option<Utf8PathBuf>,
@@ -77,6 +79,10 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
         let message = format!("{from} is a bundle: its parts cannot be chosen any more");
         return Err(Failure::usage(message, Some("leave the checkpoint options out")));
     }
+    if from_bundle && args.quantize.is_some() {
+        let message = format!("{from} is a bundle: its weights are what they are");
+        return Err(Failure::usage(message, Some("export the checkpoint with --quantize")));
+    }
     let plan = args.trt.plan();
     plan.check_words()?;
     let emit = args.trt.emit_trtexec;
@@ -84,6 +90,7 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
         from: from.to_owned(),
         checkpoint: (!from_bundle).then(|| args.parts.options()),
         precision,
+        quantize: args.quantize.clone().unwrap_or_default(),
         engines: (args.target == Target::Trt).then_some(Engines { plan, emit }),
         output,
         force: args.output.replace.force,
@@ -93,7 +100,7 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
 
 pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let SystemPlan { from, checkpoint, precision, engines, output, force, dry_run: dry } = plan;
+    let SystemPlan { from, checkpoint, precision, quantize, engines, output, force, dry_run: dry } = plan;
     let emits = engines.as_ref().is_some_and(|e| e.emit);
     let bar = printer.progress("exporting", "steps");
     let (mut built, mut commands, mut script) = (Vec::new(), Vec::new(), String::new());
@@ -129,6 +136,7 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
             say(&loaded.notes);
             let summary = summary(&loaded);
             let precision = precision.unwrap_or_default();
+            let form = quantize::form(precision, quantize, &loaded)?;
             if *dry {
                 engines.iter().try_for_each(|e| e.check(&loaded.system, precision))?;
                 return dry_run(printer, from, &summary, &loaded.system);
@@ -141,10 +149,11 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
                 loaded.sources.iter().map(|s| ("a file of the checkpoint", s.path.as_path())).collect();
             apart(output, &sources)?;
             let progress = &mut |graph: &str| bar.step(graph);
-            (summary, bundle::write(&loaded, precision, output, *force, progress, &mut add)?, output)
+            (summary, bundle::write(&loaded, form, output, *force, progress, &mut add)?, output)
         }
     };
     drop(bar);
+    say(&quantize::notes(&manifest));
     let bytes: u64 = manifest.files.iter().map(|f| f.size).sum();
     let text = || {
         let engines = match built.len() {
@@ -156,7 +165,7 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
             manifest.graphs.len(),
             bytes as f64 / 1e6,
             manifest.opset,
-            manifest.precision,
+            manifest.numbers(),
             started.elapsed().as_secs_f64(),
         )
     };

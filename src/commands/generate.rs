@@ -108,7 +108,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let system = runtime.bundle().system();
         if images {
             // Asked first: decoding thousands of images to find no tokenizer would waste hours.
-            runtime.bundle().with_graph(GraphName::VqDecode.as_str(), |_| Ok::<_, Failure>(()))?;
+            runtime.bundle().with_graph(GraphName::VqDecode.as_str(), &[], |_| Ok::<_, Failure>(()))?;
         }
         if let Some(names) = names.as_ref().filter(|n| n.len() < system.num_classes) {
             let message = format!("{} class names for {} classes", names.len(), system.num_classes);

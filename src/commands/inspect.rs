@@ -5,6 +5,7 @@ use std::fmt::Write;
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use dpar_export_checkpoint::LoadOptions;
+use dpar_export_spec::text::names;
 use dpar_export_spec::{ComponentSpec, PatchRule, Port, SystemSpec, Tuning, TuningSource};
 use serde_json::{Value, json};
 
@@ -220,16 +221,28 @@ fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: Text, sha256: &st
     let mut text = Text::from(format!("bundle {folder} (every hash matches)"));
     text.line(format_args!(
         "written by {} {}, opset {}, {}",
-        manifest.tool.name, manifest.tool.version, manifest.opset, manifest.precision
+        manifest.tool.name,
+        manifest.tool.version,
+        manifest.opset,
+        manifest.numbers()
     ));
     if manifest.precision.rounds_to() != manifest.precision.dtype() {
         let (numbers, held) = (manifest.precision.rounds_to(), manifest.precision.dtype());
         text.line(format_args!("matrices, products and KV caches are numbers of {numbers}, held in {held}"));
     }
     text += what;
+    for component in &manifest.components {
+        let Some(quantized) = &component.quantized else { continue };
+        text.line(format_args!("{} is quantized: {quantized}", component.kind.name()));
+        if !quantized.kept.is_empty() {
+            text.line(format_args!("  as they are: {}", names(&quantized.kept)));
+        }
+    }
     for graph in &manifest.graphs {
         text.gap();
-        text.line(format_args!("graph {} ({})", graph.spec.name, graph.file));
+        let others =
+            graph.dialects.iter().map(|d| format!(", {}: {}", d.dialect, d.file)).collect::<String>();
+        text.line(format_args!("graph {} ({}{others})", graph.spec.name, graph.file));
         let ports = [("in", &graph.spec.inputs), ("out", &graph.spec.outputs)];
         let rows: Vec<Vec<String>> =
             ports.iter().flat_map(|(side, ports)| ports.iter().map(|p| port_row(side, p))).collect();
@@ -293,7 +306,8 @@ fn provenance_text(chain: &Provenance) -> Text {
         }
         row(" → weights", component.weights.file.clone(), &component.weights.sha256);
         for graph in &component.graphs {
-            row("   → graph", graph.link.file.clone(), &graph.link.sha256);
+            let form = graph.dialect.map(|d| format!(" ({d})")).unwrap_or_default();
+            row("   → graph", format!("{}{form}", graph.link.file), &graph.link.sha256);
             for engine in &graph.engines {
                 let file = format!("{} ({} {})", engine.link.file, engine.builder, engine.version);
                 row("     → engine", file, &engine.link.sha256);

@@ -19,6 +19,7 @@ mod parity;
 mod paths;
 mod pixels;
 mod printer;
+mod quantize;
 mod reference;
 mod report;
 mod reproduce;

@@ -39,6 +39,7 @@ fn fails_while_it_runs(bundle: &Utf8Path) {
             name: Some("f/Add".to_owned()),
             op_type: Some("Add".to_owned()),
             attribute: Vec::new(),
+            ..NodeProto::default()
         };
         graph.node.insert(0, add);
     });

@@ -204,6 +204,7 @@ fn a_past_that_is_one_slot_too_short() {
                     name: Some(format!("f/Slice/{past}")),
                     op_type: Some("Slice".to_owned()),
                     attribute: Vec::<AttributeProto>::new(),
+                    ..NodeProto::default()
                 };
                 graph.node.insert(at, cut);
             }
@@ -318,6 +319,7 @@ fn a_tokenizer_at_fault_is_named_by_recorded_outputs() {
                 name: Some("f/Neg".to_owned()),
                 op_type: Some("Neg".to_owned()),
                 attribute: Vec::<AttributeProto>::new(),
+                ..NodeProto::default()
             });
         });
     });

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use camino::Utf8Path;
-use dpar_export::bundle::{ForeignExtractor, Manifest, write_features};
+use dpar_export::bundle::{ForeignExtractor, GraphEntry, Manifest, write_features};
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_metrics::Resize;
 use dpar_export_spec::{ComponentKind, Precision};
@@ -36,6 +36,9 @@ const SYSTEMS: &[(&str, &[Precision])] = &[
 const BASELINES: &[(&str, &[Precision])] =
     &[("llamagen-small", &Precision::ALL), ("emoji32", &[Precision::Fp32, Precision::Fp16])];
 
+/// Systems with quantized weights, as `--quantize` has them.
+const QUANTIZED: &[(&str, &str)] = &[("emoji32/dpar", "entropy=int8,dpar=int4"), ("emoji32/dpar", "int8:32")];
+
 /// A line for the manifest and one for each graph, as `sha256sum` writes them.
 fn lines(name: &str, folder: &Utf8Path, manifest: &Manifest) -> String {
     let mut text = String::new();
@@ -44,7 +47,7 @@ fn lines(name: &str, folder: &Utf8Path, manifest: &Manifest) -> String {
         writeln!(text, "{sha256}  {name}/{file}").unwrap();
     };
     line("manifest.json");
-    manifest.graphs.iter().for_each(|graph| line(&graph.file));
+    manifest.graphs.iter().flat_map(GraphEntry::files).for_each(|(_, file)| line(file));
     text
 }
 
@@ -66,6 +69,10 @@ pub(crate) fn every_export(mut look: impl FnMut(&str, &Utf8Path, &Manifest)) {
             let bundle = export_as(checkpoint, *precision, &options, &out);
             add(&format!("{name} {precision}"), bundle.manifest());
         }
+    }
+    for (name, quantize) in QUANTIZED {
+        let bundle = crate::quantize::export_quantized(name, quantize, &out);
+        add(&format!("{name} {}", quantize.replace(['=', ',', ':'], "-")), bundle.manifest());
     }
     let efficientnet = crate::extractor::efficientnet_weights();
     let bundle = crate::extractor::export(&efficientnet, ComponentKind::EfficientnetLite0, &out);

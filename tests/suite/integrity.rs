@@ -86,6 +86,8 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
             ),
         ),
         ("doctor", reads(&[&["doctor", b]])),
+        ("bench", reads(&[&["bench", b, "--rounds", "1", "--warmup", "0", "--threads", "1"]])),
+        ("synth", Reads::Nothing("it makes a checkpoint of nothing")),
         ("metrics", Reads::Nothing("it computes from activations, which come from any program")),
         ("completions", Reads::Nothing("it prints a script of the shell")),
     ]

@@ -34,6 +34,7 @@ mod network;
 mod outputs;
 mod parity;
 mod precision;
+mod quantize;
 mod readers;
 mod reference;
 mod report;

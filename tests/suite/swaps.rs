@@ -65,7 +65,7 @@ fn a_graph_that_was_swapped_after_it_was_hashed_is_refused_also_if_it_is_back() 
     let temp = Temp::new();
     let [a, b] = two(&temp);
     let load = |bundle: &Bundle, change: &dyn Fn()| {
-        bundle.with_graph("score", |file| {
+        bundle.with_graph("score", &[], |file| {
             change();
             Ok::<_, BundleError>(file.path.to_owned())
         })
@@ -222,17 +222,17 @@ fn a_copy_for_bisection_is_what_was_hashed_and_goes_nowhere_else() {
     };
     let bundle = Bundle::open(&a).unwrap();
     let first = folder("first");
-    let (spec, bytes) = bundle.copy_graph("score", &first).unwrap();
+    let (spec, _, bytes) = bundle.copy_graph("score", &[], &first).unwrap();
     assert_eq!((spec.name.as_str(), bytes), ("score", fs_err::read(a.join("onnx/score.onnx")).unwrap()));
     let names: Vec<String> =
         first.read_dir_utf8().unwrap().map(|e| e.unwrap().file_name().to_owned()).collect();
     assert_eq!(names, ["dpar.onnx_data"]);
     assert_eq!(fs_err::read(first.join("dpar.onnx_data")).unwrap(), fs_err::read(a.join(WEIGHTS)).unwrap());
     // A file that is there already is not written over.
-    assert!(bundle.copy_graph("score", &first).is_err());
+    assert!(bundle.copy_graph("score", &[], &first).is_err());
     // Other weights in their place; then a graph in its place that names a file outside.
     fs_err::copy(b.join(WEIGHTS), a.join(WEIGHTS)).unwrap();
-    let e = bundle.copy_graph("score", &folder("second")).unwrap_err();
+    let e = bundle.copy_graph("score", &[], &folder("second")).unwrap_err();
     assert!(matches!(e, BundleError::Changed { .. }), "{e}");
     let graph = a.join("onnx/score.onnx");
     let mut bytes = fs_err::read(&graph).unwrap();
@@ -242,7 +242,7 @@ fn a_copy_for_bisection_is_what_was_hashed_and_goes_nowhere_else() {
     }
     fs_err::write(&graph, bytes).unwrap();
     fs_err::write(temp.path("victim_data"), "precious").unwrap();
-    let e = bundle.copy_graph("score", &folder("third")).unwrap_err();
+    let e = bundle.copy_graph("score", &[], &folder("third")).unwrap_err();
     assert!(matches!(e, BundleError::Changed { .. }), "{e}");
     assert_eq!(fs_err::read_to_string(temp.path("victim_data")).unwrap(), "precious");
 }

@@ -24,7 +24,7 @@ pub mod threads;
 mod validate;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_spec::{GraphSpec, Precision, Profile};
+use dpar_export_spec::{Dialect, GraphSpec, Precision, Profile, WeightBits};
 use serde::Serialize;
 
 pub use cached::{CachePort, CacheState, CachedSession, CallRow, CheckedStep, MASKED, Outputs};
@@ -73,6 +73,8 @@ pub enum ArithmeticKind {
     NarrowSums,
     /// Operators compute in a wider type, and results that only other operators see are not rounded.
     Wider,
+    /// As the graph says, but for products with quantized weights, whose other factor is rounded to 8 bits.
+    NarrowActivations,
 }
 
 impl Arithmetic {
@@ -99,14 +101,16 @@ pub struct GraphFile<'a> {
     pub spec: &'a GraphSpec,
     /// The `.onnx` file; its external data lies beside it.
     pub path: &'a Utf8Path,
+    /// The form that it is in.
+    pub dialect: Dialect,
     /// What was built from it, where it was and for engines that run nothing else.
     pub engine: Option<&'a EngineFile>,
 }
 
 impl<'a> GraphFile<'a> {
-    /// A graph from which nothing was built.
+    /// A portable graph from which nothing was built.
     pub fn new(spec: &'a GraphSpec, path: &'a Utf8Path) -> Self {
-        Self { spec, path, engine: None }
+        Self { spec, path, dialect: Dialect::Portable, engine: None }
     }
 }
 
@@ -144,6 +148,19 @@ pub trait Engine: Send + Sync {
         }
     }
 
+    /// The forms of a graph that the engine takes rather than the portable one, the best first.
+    fn dialects(&self) -> &'static [Dialect] {
+        &[]
+    }
+
+    /// What the engine really computes products with quantized weights with. Without an implementation it cannot.
+    ///
+    /// # Errors
+    /// [`EngineErrorKind::Unavailable`] when it cannot compute with such weights, with what to use instead.
+    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+        Err(no_weights(self.name(), weights, "it has no operator for them"))
+    }
+
     /// Level 2: loads a graph. One session serves every shape within the graph's axis ranges.
     ///
     /// # Errors
@@ -171,6 +188,16 @@ pub fn no_precision(engine: &str, precision: Precision, why: &str) -> EngineErro
     };
     EngineError::new(EngineErrorKind::Unavailable, engine, format!("cannot run {precision} graphs: {why}"))
         .hint(format!("{instead}, or export the checkpoint with --precision fp32"))
+}
+
+/// The refusal of an engine that cannot compute with quantized weights.
+pub fn no_weights(engine: &str, weights: WeightBits, why: &str) -> EngineError {
+    EngineError::new(
+        EngineErrorKind::Unavailable,
+        engine,
+        format!("cannot run graphs with {weights} weights: {why}"),
+    )
+    .hint("run it on another engine (tract and ort take quantized weights), or export without --quantize")
 }
 
 /// A prepared graph.

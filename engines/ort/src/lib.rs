@@ -19,10 +19,10 @@ use camino::Utf8PathBuf;
 
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineInfo, GraphFile, HostCache,
-    Session, check_graph, no_precision,
+    Session, check_graph, no_precision, no_weights,
 };
 use dpar_engine_kv::{InPlace, in_place};
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Dialect, Precision, WeightBits};
 
 pub use descriptor::ENGINE;
 pub use device::OrtDevice;
@@ -110,6 +110,27 @@ impl Engine for OrtEngine {
             (OrtDevice::Cpu, Precision::Bf16AutocastExplicit) => Ok(Arithmetic::explicit()),
             (OrtDevice::Cpu, Precision::Bf16 | Precision::Bf16Autocast) => {
                 Err(no_precision(NAME, precision, NO_BFLOAT16))
+            }
+        }
+    }
+
+    fn dialects(&self) -> &'static [Dialect] {
+        match self.options.device {
+            OrtDevice::Cpu => &[Dialect::Packed],
+            OrtDevice::Cuda(_) | OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_) => &[],
+        }
+    }
+
+    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+        match self.options.device {
+            // What its operator does at the accuracy level that the packed graphs ask for.
+            OrtDevice::Cpu => {
+                let text = "activations rounded to 8 bits a block, sums in int32 and float32";
+                Ok(Arithmetic::new(ArithmeticKind::NarrowActivations, text))
+            }
+            OrtDevice::Cuda(_) | OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_) => {
+                let why = format!("no graph with them has run on {}", self.options.device.provider());
+                Err(no_weights(NAME, weights, &why))
             }
         }
     }

@@ -77,6 +77,9 @@ fn build(
         .with_parallel_execution(false)?
         .with_inter_threads(1)?
         .with_deterministic_compute(true)?
+        // Left alone, it turns a float matrix that is made of whole numbers into a product with 8-bit activations. Graphs that
+        // allow it say so themselves; for others, in float32.
+        .with_config_entry("session.qdq_matmulnbits_accuracy_level", "1")?
         // The sessions of a bundle take turns: the threads of the one that is done must not spin on.
         .with_config_entry("session.force_spinning_stop", "1")?
         .with_log_id(&graph.spec.name)?

@@ -6,6 +6,7 @@
 
 mod attention;
 mod file;
+mod nbits;
 mod session;
 
 use std::num::NonZeroUsize;
@@ -16,7 +17,7 @@ use dpar_engine_api::{
     EngineInfo, GraphFile, HostCache, Session, check_graph, no_precision, panics,
 };
 use dpar_engine_kv::{Cache, Edited, InPlace, in_place};
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Dialect, Precision, WeightBits};
 use tract_linalg::isa;
 use tract_linalg::multithread::Executor;
 use tract_onnx::prelude::*;
@@ -93,6 +94,7 @@ impl TractEngine {
             None => file::read(graph)?,
         };
         let folder = graph.path.parent().map_or("", |p| p.as_str());
+        nbits::register(&mut onnx, &proto).map_err(|e| refuse("the graph could not be read", &e))?;
         let mut parsed =
             onnx.parse(&proto, Some(folder)).map_err(|e| refuse("the graph could not be loaded", &e))?;
         if let [first, ..] = parsed.unresolved_inputs.as_slice() {
@@ -156,6 +158,20 @@ impl Engine for TractEngine {
             Precision::Bf16AutocastExplicit => Ok(Arithmetic::explicit()),
             Precision::Bf16 | Precision::Bf16Autocast => Err(no_precision(NAME, precision, NO_BFLOAT16)),
         }
+    }
+
+    fn dialects(&self) -> &'static [Dialect] {
+        &[Dialect::Packed]
+    }
+
+    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+        let text = match weights {
+            WeightBits::Int8 => "float32 matrices, made of them when a graph is loaded",
+            WeightBits::Int4 => {
+                "blocks of 32 stay packed and become float32 as a product reads them, others when a graph is loaded"
+            }
+        };
+        Ok(Arithmetic::new(ArithmeticKind::AsGraph, text))
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {

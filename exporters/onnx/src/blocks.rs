@@ -85,34 +85,6 @@ impl GraphBuilder<'_, '_> {
         Ok(self.operand(&scaled))
     }
 
-    /// x · Wᵀ for an operand x and a checkpoint weight `[rows, columns]`, of which the first `keep` rows are used; the
-    /// weight is stored transposed.
-    pub(crate) fn linear_rows(
-        &mut self,
-        x: &Value,
-        weight: &str,
-        rows: usize,
-        columns: usize,
-        keep: usize,
-    ) -> Result<Value, ExportError> {
-        let w = self.matrix(&format!("{weight}.T"), &[columns, keep], |store| {
-            let data = store.read_matrix(weight, &[rows, columns])?;
-            Ok(Cow::Owned(transposed(&data, columns, 0..keep)))
-        })?;
-        Ok(self.product(x, &w))
-    }
-
-    /// x · Wᵀ for a checkpoint weight `[rows, columns]`.
-    pub(crate) fn linear(
-        &mut self,
-        x: &Value,
-        weight: &str,
-        rows: usize,
-        columns: usize,
-    ) -> Result<Value, ExportError> {
-        self.linear_rows(x, weight, rows, columns, rows)
-    }
-
     /// Token embedding rows for `ids` of rank 2: `[batch, tokens, width]`.
     pub(crate) fn embedding(
         &mut self,
@@ -195,16 +167,12 @@ impl GraphBuilder<'_, '_> {
         let block = causal.block;
         let Block { width, heads, .. } = block;
         let head_dim = block.head_dim();
-        let weight = format!("{prefix}.attention.wqkv.weight");
-        let w = self.matrix(&format!("{weight}.T"), &[width, 3 * width], |store| {
-            let data = store.read_matrix(&weight, &[3 * width, width])?;
-            let turned = |base: usize| {
-                (0..heads).flat_map(move |h| half_split(head_dim).map(move |r| base + h * head_dim + r))
-            };
-            let rows = turned(0).chain(turned(width)).chain(2 * width..3 * width);
-            Ok(Cow::Owned(transposed(&data, width, rows)))
-        })?;
-        let qkv = self.product(x, &w);
+        let turned = |base: usize| {
+            (0..heads).flat_map(move |h| half_split(head_dim).map(move |r| base + h * head_dim + r))
+        };
+        let rows = turned(0).chain(turned(width)).chain(2 * width..3 * width).collect();
+        let qkv =
+            self.linear_rows(x, &format!("{prefix}.attention.wqkv.weight"), [3 * width, width], rows)?;
         let parts = self.split(&qkv, 3, 2);
         let [h, d] = block.head_shape();
         let q = self.reshape(&parts[0], &[0, 0, h, d]);
@@ -301,7 +269,7 @@ impl GraphBuilder<'_, '_> {
     ) -> Result<Value, ExportError> {
         self.scoped("head", |g| {
             let n = g.rms_norm(h, 3, "norm.weight", width)?;
-            let logits = g.linear_rows(&n, "output.weight", token_rows, width, vocab)?;
+            let logits = g.linear_rows(&n, "output.weight", [token_rows, width], (0..vocab).collect())?;
             Ok(g.unround(&logits))
         })
     }
@@ -320,40 +288,5 @@ impl GraphBuilder<'_, '_> {
                 text("nearest_mode", "floor"),
             ],
         )
-    }
-}
-
-/// The given rows of a row-major matrix with `columns` columns, as columns of the result.
-fn transposed(data: &[f32], columns: usize, rows: impl Iterator<Item = usize>) -> Vec<f32> {
-    let rows: Vec<usize> = rows.collect();
-    let n = rows.len();
-    let mut out = vec![0.0; n * columns];
-    // 32 × 32 tiles: reads and writes both stay within a few cache lines.
-    for (j0, tile) in rows.chunks(32).enumerate() {
-        for c0 in (0..columns).step_by(32) {
-            for (j, row) in tile.iter().enumerate() {
-                for c in c0..(c0 + 32).min(columns) {
-                    out[c * n + j0 * 32 + j] = data[row * columns + c];
-                }
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::transposed;
-
-    #[test]
-    fn rows_become_columns_in_the_given_order() {
-        let data: Vec<f32> = (0..70 * 40).map(|i| i as f32).collect();
-        let order: Vec<usize> = (0..70).rev().collect();
-        let out = transposed(&data, 40, order.iter().copied());
-        for (j, row) in order.iter().enumerate() {
-            for c in 0..40 {
-                assert_eq!(out[c * 70 + j], data[row * 40 + c]);
-            }
-        }
     }
 }

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{AxisRange, DType, Dim, GraphSpec, Port, Precision};
+use dpar_export_spec::{AxisRange, DType, Dialect, Dim, GraphSpec, Port, Precision};
 
 use crate::ExportError;
+use crate::packed::QUANTIZED_OPSET;
 use crate::proto::{
-    AttributeProto, AttributeType, DimensionProto, DimensionValue, FLOAT, GraphProto, INT64, ModelProto,
-    NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
-    elem_type,
+    AttributeProto, AttributeType, DimensionProto, DimensionValue, FLOAT, GraphProto, INT64, MICROSOFT,
+    ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
+    ValueInfoProto, elem_type,
 };
 use crate::store::WeightStore;
 
@@ -31,6 +32,9 @@ pub fn opset(precision: Precision) -> i64 {
         Precision::Bf16 => BF16_OPSET,
     }
 }
+
+/// The version of the operators in [`MICROSOFT`].
+pub(crate) const MICROSOFT_OPSET: i64 = 1;
 
 /// 2^16 + 1: splits the 24 bits of a float32 into the 8 of a bfloat16 and the rest.
 const SPLIT_BF16: f32 = 65537.0;
@@ -73,6 +77,7 @@ pub(crate) fn text(name: &str, value: &str) -> AttributeProto {
 /// A graph under construction.
 pub(crate) struct GraphBuilder<'s, 'w> {
     pub(crate) store: &'s mut WeightStore<'w>,
+    dialect: Dialect,
     name: String,
     scope: Vec<String>,
     used: BTreeMap<String, usize>,
@@ -84,9 +89,10 @@ pub(crate) struct GraphBuilder<'s, 'w> {
 }
 
 impl<'s, 'w> GraphBuilder<'s, 'w> {
-    pub(crate) fn new(name: &str, store: &'s mut WeightStore<'w>) -> Self {
+    pub(crate) fn new(name: &str, store: &'s mut WeightStore<'w>, dialect: Dialect) -> Self {
         Self {
             store,
+            dialect,
             name: name.to_owned(),
             scope: Vec::new(),
             used: BTreeMap::new(),
@@ -99,7 +105,20 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     fn opset(&self) -> i64 {
-        opset(self.precision())
+        match (self.store.blocks(), self.dialect) {
+            (Some(_), Dialect::Portable) => QUANTIZED_OPSET,
+            _ => opset(self.precision()),
+        }
+    }
+
+    /// The form that it is written in.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Whether it has operators that only its dialect has.
+    pub(crate) fn is_own(&self) -> bool {
+        self.nodes.iter().any(|n| n.domain.is_some())
     }
 
     /// Declares a dynamic axis; a name is declared once.
@@ -162,8 +181,28 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             name: Some(name),
             op_type: Some(op.to_owned()),
             attribute,
+            domain: None,
         });
         output
+    }
+
+    /// A node with one output whose operator is not of the standard.
+    pub(crate) fn microsoft_op(
+        &mut self,
+        op: &str,
+        inputs: &[&Value],
+        attributes: Vec<AttributeProto>,
+    ) -> Value {
+        let output = self.op(op, inputs, attributes);
+        if let Some(node) = self.nodes.last_mut() {
+            node.domain = Some(MICROSOFT.to_owned());
+        }
+        output
+    }
+
+    /// Adds an initializer.
+    pub(crate) fn insert(&mut self, name: &str, tensor: TensorProto) {
+        self.initializers.insert(name.to_owned(), tensor);
     }
 
     /// A node with one output.
@@ -269,7 +308,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
     ) -> Result<Value, ExportError> {
         let proto = self.store.initializer(name, shape, dtype, make)?;
-        self.initializers.insert(name.to_owned(), proto);
+        self.insert(name, proto);
         Ok(name.to_owned())
     }
 
@@ -425,6 +464,11 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             doc_string: None,
         };
         let opset = self.opset();
+        let import = |domain: &str, version| OperatorSetIdProto {
+            domain: Some(domain.to_owned()),
+            version: Some(version),
+        };
+        let microsoft = self.is_own().then(|| import(MICROSOFT, MICROSOFT_OPSET));
         let graph = GraphProto {
             node: self.nodes,
             name: Some(self.name.clone()),
@@ -439,7 +483,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             doc_string: None,
             graph: Some(graph),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(opset) }],
+            opset_import: [import("", opset)].into_iter().chain(microsoft).collect(),
         };
         let spec = GraphSpec {
             name: self.name,

@@ -166,10 +166,10 @@ fn output(
     };
     Some(match node.op_type.as_deref()? {
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "MatMul" | "Max" | "Min" => (elem, rank.max(of(1)?.1)),
-        "AveragePool" | "Concat" | "Conv" | "Exp" | "Identity" | "Log" | "MaxPool" | "Neg" | "Relu"
-        | "Resize" | "Sigmoid" | "Slice" | "Softmax" | "Split" | "Sqrt" | "Tanh" | "Transpose" => {
-            (elem, rank)
-        }
+        "AveragePool" | "Concat" | "Conv" | "Exp" | "Identity" | "Log" | "MatMulNBits" | "MaxPool"
+        | "Neg" | "Relu" | "Resize" | "Sigmoid" | "Slice" | "Softmax" | "Split" | "Sqrt" | "Tanh"
+        | "Transpose" => (elem, rank),
+        "DequantizeLinear" => (of(1)?.0, rank),
         "Cast" => (i32::try_from(attribute(node, "to")?).ok()?, rank),
         "Reshape" => (elem, length(1)?),
         "Unsqueeze" => (elem, rank.checked_add(length(1)?)?),
@@ -177,7 +177,7 @@ fn output(
         "ArgMax" | "ArgMin" => (INT64, kept(1)?),
         "ReduceMax" | "ReduceMean" => {
             let axes = node.attribute.iter().find(|a| a.name.as_deref() == Some("axes"));
-            (elem, kept(axes.map(|a| a.ints.len())?)?)
+            (elem, kept(axes.map(|a| a.ints.len()).or_else(|| length(1))?)?)
         }
         "ReduceSum" => (elem, kept(length(1)?)?),
         _ => return None,
@@ -196,6 +196,7 @@ mod tests {
             name: Some(format!("n/{output}")),
             op_type: Some(op.to_owned()),
             attribute,
+            domain: None,
         }
     }
 

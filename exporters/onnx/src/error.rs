@@ -46,6 +46,26 @@ pub enum ExportError {
         /// Its largest number.
         largest: f32,
     },
+    /// A weight that no whole number stands for.
+    #[error("{component}: tensor `{tensor}` holds {value} in column {column}: it cannot be quantized")]
+    NotFinite {
+        /// Component name.
+        component: String,
+        /// Tensor name in the checkpoint.
+        tensor: String,
+        /// The value.
+        value: f32,
+        /// The column of its row.
+        column: usize,
+    },
+    /// Quantized weights in graphs that are not float32.
+    #[error("{component}: weights are quantized in fp32 graphs only, not in {precision}")]
+    QuantizedPrecision {
+        /// Component name.
+        component: String,
+        /// The precision that was asked for.
+        precision: Precision,
+    },
     /// Sizes that cannot be exported (an odd head width, say).
     #[error("{component}: {message}")]
     Spec {
@@ -79,6 +99,8 @@ impl Hinted for ExportError {
             Self::Overflow { .. } => "use --precision fp32",
             Self::Weight { .. }
             | Self::Shape { .. }
+            | Self::NotFinite { .. }
+            | Self::QuantizedPrecision { .. }
             | Self::Spec { .. }
             | Self::Interrupted
             | Self::Write { .. } => return None,

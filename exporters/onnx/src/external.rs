@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::builder::MICROSOFT_OPSET;
 use crate::derive::{DeriveError, read_model};
-use crate::proto::TensorProto;
+use crate::proto::{MICROSOFT, TensorProto};
 
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: i32 = 1;
@@ -32,11 +33,13 @@ pub fn read_own(model: &[u8]) -> Result<Own, String> {
         DeriveError::Unreadable(e) => format!("it is no ONNX model: {e}"),
         DeriveError::Foreign => "it holds fields that this exporter does not write".to_owned(),
     })?;
-    let opset = match parsed.opset_import.as_slice() {
-        [only] if only.domain.as_deref().unwrap_or_default().is_empty() => only.version,
+    let imports: Vec<_> =
+        parsed.opset_import.iter().map(|o| (o.domain.as_deref().unwrap_or_default(), o.version)).collect();
+    let opset = match imports.as_slice() {
+        [("", own)] | [("", own), (MICROSOFT, Some(MICROSOFT_OPSET))] => *own,
         _ => None,
     };
-    let opset = opset.ok_or("it does not name the one opset that this exporter writes")?;
+    let opset = opset.ok_or("it does not name the opsets that this exporter writes")?;
     let mut external = BTreeSet::new();
     for tensor in parsed.graph.iter().flat_map(|g| &g.initializer) {
         // Of two locations one reader takes the first, and another the last.

@@ -9,6 +9,11 @@
 //! GroupNorm, rotary embedding, the attention scale of queries, masking and softmax, the maximum over a patch,
 //! the entropy, the product with the codebook that picks codes, and the logits once they are computed.
 //!
+//! Quantized weights (fp32 graphs): the matrices of linear layers are whole numbers in blocks of columns, each with a float32
+//! scale; embeddings, norms, convolutions and small matrices stay in float32. Portable graphs have a blocked
+//! `DequantizeLinear` before each product (opset 21); the [packed](Dialect::Packed) ones `com.microsoft::MatMulNBits`, over
+//! the same bytes.
+//!
 //! In autocast graphs only the matrices of linear layers, their products and KV caches have the half type: operands are
 //! rounded before a product and its result after it, and everything else is float32, the tokenizer included. Where the
 //! rounding is explicit, these numbers are held in float32 and no value has a half type.
@@ -33,9 +38,12 @@ mod external;
 mod foreign;
 mod gpt;
 mod inception;
+mod linear;
+mod packed;
 mod part;
 mod precision;
 pub mod proto;
+mod quantize;
 mod rope;
 mod store;
 mod tables;
@@ -43,7 +51,9 @@ mod vq;
 mod walk;
 
 use camino::Utf8Path;
-use dpar_export_spec::{ComponentSpec, GraphName, GraphSpec, Precision, SystemSpec};
+use dpar_export_spec::{
+    ComponentSpec, Dialect, Form, GraphName, GraphSpec, Precision, Quantized, SystemSpec,
+};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
@@ -56,7 +66,8 @@ pub use builder::{OPSET, opset};
 pub use error::ExportError;
 pub use external::{Own, read_own};
 pub use foreign::{Foreign, ForeignPort, read_foreign};
-pub use precision::check_precision;
+pub use packed::QUANTIZED_OPSET;
+pub use precision::{Said, check_precision};
 pub use store::{Weights, WeightsError};
 pub use tables::check_tables;
 
@@ -95,8 +106,10 @@ pub struct WrittenFile {
 pub struct WrittenGraph {
     /// Its interface.
     pub spec: GraphSpec,
-    /// The `.onnx` file.
+    /// The portable `.onnx` file.
     pub file: WrittenFile,
+    /// The same graph in other dialects, where it has operators of theirs.
+    pub dialects: Vec<(Dialect, WrittenFile)>,
 }
 
 /// What an export of one component wrote.
@@ -106,6 +119,8 @@ pub struct WrittenComponent {
     pub graphs: Vec<WrittenGraph>,
     /// The external data that they share.
     pub data: WrittenFile,
+    /// What quantization made of its matrices.
+    pub quantized: Option<Quantized>,
 }
 
 /// The one table of components: what each is exported to. Feature networks are of no system.
@@ -134,42 +149,79 @@ pub fn graph_names(spec: &ComponentSpec, system: Option<&SystemSpec>) -> Result<
     Ok(parts(spec, system)?.graphs.into_iter().map(|(name, _)| name).collect())
 }
 
-/// Writes all graphs of one component into `folder`, with one external-data file `<component>.onnx_data`.
+/// Writes all graphs of one component into `folder`, with one external-data file `<component>.onnx_data`: `<graph>.onnx`, and
+/// `<graph>.<dialect>.onnx` where it has operators of another dialect.
 ///
 /// `system` is that of the component; feature networks have none. `progress` is called with each graph's name before it is written, and returns false to stop.
 ///
 /// # Errors
-/// When a tensor is missing, does not fit the spec or holds a value beyond `precision`, and when writing fails. Files may be left half-written:
+/// When a tensor is missing, does not fit the spec or holds a value beyond the precision; when quantization is asked for
+/// beside another precision than fp32, or finds nothing to quantize; when writing fails. Files may be left half-written:
 /// write into a temporary folder.
 pub fn export_component(
     spec: &ComponentSpec,
     system: Option<&SystemSpec>,
-    precision: Precision,
+    form: &Form,
     weights: &dyn Weights,
     folder: &Utf8Path,
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<WrittenComponent, ExportError> {
     let parts = parts(spec, system)?.graphs;
-    let component = spec.kind().name();
-    let precision = precision.of_component(component);
-    let mut store = WeightStore::create(component, weights, folder)?.with_precision(precision);
+    let kind = spec.kind();
+    let component = kind.name();
+    let precision = form.precision.of_component(component);
+    let blocks = form.quantize.of(kind);
+    if blocks.is_some() && precision != Precision::Fp32 {
+        return Err(ExportError::QuantizedPrecision { component: component.to_owned(), precision });
+    }
+    let store = WeightStore::create(component, weights, folder)?.with_precision(precision);
+    let mut store = store.with_blocks(blocks, packed::nothing_yet);
     let mut graphs = Vec::with_capacity(parts.len());
     for (name, write) in parts {
         if !progress(name.as_str()) {
             return Err(ExportError::Interrupted);
         }
-        let mut builder = GraphBuilder::new(name.as_str(), &mut store);
-        write(&mut builder)?;
-        let (model, spec) = builder.finish();
-        let bytes = model.encode_to_vec();
-        let file_name = format!("{name}.onnx");
-        let path = folder.join(&file_name);
-        fs_err::write(&path, &bytes).map_err(|source| ExportError::Write { path, source })?;
-        let sha256 = hex::encode(Sha256::digest(&bytes));
-        let file = WrittenFile { name: file_name, size: bytes.len() as u64, sha256 };
-        graphs.push(WrittenGraph { spec, file });
+        let (model, spec) = build(name, &write, &mut store, Dialect::Portable)?.finish();
+        let file = write_file(folder, format!("{name}.onnx"), &model)?;
+        let mut dialects = Vec::new();
+        for dialect in Dialect::ALL.into_iter().filter(|d| blocks.is_some() && *d != Dialect::Portable) {
+            let builder = build(name, &write, &mut store, dialect)?;
+            if builder.is_own() {
+                let (model, _) = builder.finish();
+                dialects.push((dialect, write_file(folder, format!("{name}.{dialect}.onnx"), &model)?));
+            }
+        }
+        graphs.push(WrittenGraph { spec, file, dialects });
     }
     let data = store.finish()?;
+    if let Some(quantized) = data.quantized.as_ref().filter(|q| q.matrices.is_empty()) {
+        let message = format!("it has no matrix to quantize: {} are small", quantized.kept.len());
+        return Err(ExportError::Spec { component: component.to_owned(), message });
+    }
+    let quantized = data.quantized;
     let data = WrittenFile { name: data.file_name, size: data.size, sha256: data.sha256 };
-    Ok(WrittenComponent { graphs, data })
+    Ok(WrittenComponent { graphs, data, quantized })
+}
+
+fn build<'s, 'w>(
+    name: GraphName,
+    write: &Write<'_>,
+    store: &'s mut WeightStore<'w>,
+    dialect: Dialect,
+) -> Result<GraphBuilder<'s, 'w>, ExportError> {
+    let mut builder = GraphBuilder::new(name.as_str(), store, dialect);
+    write(&mut builder)?;
+    Ok(builder)
+}
+
+fn write_file(
+    folder: &Utf8Path,
+    name: String,
+    model: &proto::ModelProto,
+) -> Result<WrittenFile, ExportError> {
+    let bytes = model.encode_to_vec();
+    let path = folder.join(&name);
+    fs_err::write(&path, &bytes).map_err(|source| ExportError::Write { path, source })?;
+    let sha256 = hex::encode(Sha256::digest(&bytes));
+    Ok(WrittenFile { name, size: bytes.len() as u64, sha256 })
 }

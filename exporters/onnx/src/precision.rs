@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{DType, GraphSpec, Port, Precision, Role};
+use dpar_export_spec::{DType, Dialect, GraphSpec, Port, Precision, Quantized, Role, WeightBits};
 use prost::Message;
 
-use crate::proto::{BFLOAT16, FLOAT, FLOAT16, INT64, ModelProto, ValueInfoProto, elem_type};
+use crate::proto::{
+    BFLOAT16, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, UINT4, UINT8, ValueInfoProto,
+    elem_type,
+};
 
 /// The name of the constant that graphs with explicit rounding to bfloat16 have, and no others.
 pub(crate) const EXPLICIT_BF16: &str = "const/f32(65537.0)";
@@ -23,22 +26,47 @@ pub(crate) fn is_matrix(name: &str) -> bool {
     name.ends_with(".weight.T")
 }
 
+/// Initializers that are codes of quantized weights, or the codes of their zeros.
+fn is_coded(name: &str) -> bool {
+    name.ends_with(".weight.codes") || name.starts_with("const/zeros/")
+}
+
+/// Initializers that are scales of quantized weights.
+fn is_scales(name: &str) -> bool {
+    name.ends_with(".weight.scales")
+}
+
 fn word(data_type: i32) -> String {
     match data_type {
         FLOAT => "float32".to_owned(),
         FLOAT16 => "float16".to_owned(),
         BFLOAT16 => "bfloat16".to_owned(),
         INT64 => "int64".to_owned(),
+        UINT8 => "uint8".to_owned(),
+        UINT4 => "uint4".to_owned(),
         other => format!("ONNX type {other}"),
     }
 }
 
-/// Checks that `bytes`, an `.onnx` file with this interface, holds a graph of a bundle of `precision`: weights, KV caches
-/// and every other port have the types that the exporter gives them, and rounding is explicit where it is said to be.
+/// What the manifest of a bundle says of a graph's file.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    /// Precision of the bundle's graphs.
+    pub precision: Precision,
+    /// What quantization made of its component.
+    pub quantized: Option<&'a Quantized>,
+    /// The form that the file is in.
+    pub dialect: Dialect,
+}
+
+/// Checks that `bytes`, an `.onnx` file with this interface, holds such a graph: weights, KV caches and every other port
+/// have the types that the exporter gives them, rounding is explicit where it is said to be, and quantized weights and
+/// their products are of the kind, blocks and accuracy that are said.
 ///
 /// # Errors
-/// What is not of that precision: the weight or port, its type, and the type that `precision` has there.
-pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> Result<(), String> {
+/// What is not as it is said: the weight, port or node, its type, and the type that the exporter has there.
+pub fn check_precision(bytes: &[u8], spec: &GraphSpec, said: Said<'_>) -> Result<(), String> {
+    let precision = said.precision;
     let model = ModelProto::decode(bytes).map_err(|e| format!("not a readable ONNX file: {e}"))?;
     let Some(graph) = model.graph else { return Err("the file holds no graph".to_owned()) };
     let wrong = |what: &str, name: &str, found: i32, wanted: i32| {
@@ -50,6 +78,11 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> 
         let name = weight.name.as_deref().unwrap_or_default();
         let found = weight.data_type.unwrap_or_default();
         let wanted = match name {
+            _ if is_coded(name) && said.quantized.is_some() => code_type(said),
+            _ if is_scales(name) && said.quantized.is_some() => FLOAT,
+            _ if is_coded(name) || is_scales(name) => {
+                return Err(format!("weight `{name}` is quantized, the manifest says of no such weights"));
+            }
             _ if is_float_table(name) => FLOAT,
             _ if is_matrix(name) => elem_type(own.dtype()),
             _ => elem_type(own.stream()),
@@ -60,6 +93,7 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> 
         products |= is_matrix(name);
         explicit |= name == EXPLICIT_BF16;
     }
+    check_quantized(&graph, said)?;
     match (explicit, own == Precision::Bf16AutocastExplicit) {
         (true, false) => return Err(format!("it rounds to bfloat16 in float32, in {precision} it does not")),
         (false, true) if products => {
@@ -84,6 +118,69 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, precision: Precision) -> 
         }
     }
     Ok(())
+}
+
+/// The type of codes in a file.
+fn code_type(said: Said<'_>) -> i32 {
+    match (said.dialect, said.quantized.map(|q| q.weights)) {
+        (Dialect::Portable, Some(WeightBits::Int4)) => UINT4,
+        _ => UINT8,
+    }
+}
+
+/// The matrices of a quantized component are, but for those that are said to stay, and no node is another dialect's.
+fn check_quantized(graph: &GraphProto, said: Said<'_>) -> Result<(), String> {
+    for node in &graph.node {
+        let name = node.name.as_deref().unwrap_or_default();
+        let wrong = |what: &str| Err(format!("node `{name}` {what}"));
+        let int = |key: &str| attribute(node, key);
+        let (packed, blocked) = match (node.domain.is_some(), node.op_type.as_deref()) {
+            (true, Some("MatMulNBits")) => (true, false),
+            (true, _) => return wrong("is no operator that this exporter writes"),
+            (false, op) => (false, op == Some("DequantizeLinear")),
+        };
+        if packed && said.dialect == Dialect::Portable {
+            return wrong("is not of the ONNX standard, and the file is said to be portable");
+        }
+        let Some(quantized) = said.quantized else {
+            if packed || blocked {
+                return wrong("has quantized weights, the manifest says of none");
+            }
+            continue;
+        };
+        if (packed || blocked)
+            && !int("block_size")
+                .is_some_and(|b| usize::try_from(b).is_ok_and(|b| quantized.matrices.contains_key(&b)))
+        {
+            return wrong("has blocks that the manifest does not know");
+        }
+        if packed && int("bits") != Some(quantized.weights.bits() as i64) {
+            return wrong(&format!("has no {} weights, as the manifest says", quantized.weights));
+        }
+        if packed && int("accuracy_level") != Some(quantized.accuracy_level) {
+            return wrong(&format!(
+                "has not the accuracy level {} of the manifest",
+                quantized.accuracy_level
+            ));
+        }
+        if blocked && said.dialect != Dialect::Portable {
+            return wrong("makes a float matrix, which is for portable graphs");
+        }
+    }
+    let Some(quantized) = said.quantized else { return Ok(()) };
+    let names = graph.initializer.iter().filter_map(|w| w.name.as_deref()?.strip_suffix(".T"));
+    for matrix in names.filter(|name| name.ends_with(".weight")) {
+        if quantized.kept.iter().all(|kept| kept != matrix) {
+            return Err(format!(
+                "weight `{matrix}` is not quantized, and is none that the manifest says stays"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn attribute(node: &NodeProto, name: &str) -> Option<i64> {
+    node.attribute.iter().find(|a| a.name.as_deref() == Some(name)).and_then(|a| a.i)
 }
 
 fn data_type(info: &ValueInfoProto) -> Option<i32> {
@@ -133,6 +230,10 @@ mod tests {
         graph(matrix, stream, [FLOAT, matrix], precision == Precision::Bf16AutocastExplicit)
     }
 
+    fn plain(precision: Precision) -> Said<'static> {
+        Said { precision, quantized: None, dialect: Dialect::Portable }
+    }
+
     fn spec(component: &str, past: DType) -> GraphSpec {
         GraphSpec {
             name: "g".into(),
@@ -147,10 +248,10 @@ mod tests {
     #[test]
     fn a_graph_is_of_one_precision() {
         for (a, b) in Precision::ALL.iter().flat_map(|a| Precision::ALL.map(|b| (*a, b))) {
-            let found = check_precision(&own(a), &spec("dpar", a.dtype()), b);
+            let found = check_precision(&own(a), &spec("dpar", a.dtype()), plain(b));
             assert_eq!(found.is_ok(), a == b, "{a} as {b}: {found:?}");
             if b.is_autocast() {
-                let found = check_precision(&own(a), &spec("vq", a.dtype()), b);
+                let found = check_precision(&own(a), &spec("vq", a.dtype()), plain(b));
                 assert_eq!(found.is_ok(), a == Precision::Fp32, "{a} as the tokenizer of {b}: {found:?}");
             }
         }
@@ -159,7 +260,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let refused = |bytes: &[u8], past, precision, text: &str| {
-            let e = check_precision(bytes, &spec("dpar", past), precision).unwrap_err();
+            let e = check_precision(bytes, &spec("dpar", past), plain(precision)).unwrap_err();
             assert_eq!(e, text);
         };
         let half = own(Precision::Fp16);
@@ -178,6 +279,6 @@ mod tests {
         refused(&own(Precision::Bf16AutocastExplicit), DType::F32, Precision::Fp32, text);
         let text = "it does not round, in bf16-autocast-explicit every product is rounded to bfloat16";
         refused(&own(Precision::Fp32), DType::F32, Precision::Bf16AutocastExplicit, text);
-        assert!(check_precision(b"\xff", &spec("dpar", DType::F32), Precision::Fp32).is_err());
+        assert!(check_precision(b"\xff", &spec("dpar", DType::F32), plain(Precision::Fp32)).is_err());
     }
 }

@@ -10,12 +10,19 @@ use dpar_export_spec::DType;
 
 /// `TensorProto.DataType.FLOAT`.
 pub const FLOAT: i32 = 1;
+/// `TensorProto.DataType.UINT8`.
+pub const UINT8: i32 = 2;
 /// `TensorProto.DataType.INT64`.
 pub const INT64: i32 = 7;
 /// `TensorProto.DataType.FLOAT16`.
 pub const FLOAT16: i32 = 10;
 /// `TensorProto.DataType.BFLOAT16`.
 pub const BFLOAT16: i32 = 16;
+/// `TensorProto.DataType.UINT4`: two in a byte, the first in the low half.
+pub const UINT4: i32 = 21;
+
+/// Where `MatMulNBits` is defined.
+pub const MICROSOFT: &str = "com.microsoft";
 
 /// The `TensorProto.DataType` of a port's type.
 pub fn elem_type(dtype: DType) -> i32 {
@@ -79,6 +86,9 @@ pub struct NodeProto {
     pub op_type: Option<String>,
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<AttributeProto>,
+    /// Absent for operators of the standard.
+    #[prost(string, optional, tag = "7")]
+    pub domain: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

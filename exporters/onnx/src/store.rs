@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_spec::{DType, Precision};
+use dpar_export_spec::{Blocks, DType, Precision, Quantized};
 use fs_err::File;
 use half::{bf16, f16};
 use sha2::{Digest, Sha256};
@@ -35,6 +35,8 @@ pub(crate) struct WeightStore<'a> {
     component: String,
     weights: &'a dyn Weights,
     precision: Precision,
+    blocks: Option<Blocks>,
+    quantized: Option<Quantized>,
     path: Utf8PathBuf,
     file_name: String,
     out: BufWriter<File>,
@@ -48,6 +50,8 @@ pub(crate) struct FinishedStore {
     pub(crate) file_name: String,
     pub(crate) size: u64,
     pub(crate) sha256: String,
+    /// What quantization made of the component.
+    pub(crate) quantized: Option<Quantized>,
 }
 
 impl<'a> WeightStore<'a> {
@@ -63,6 +67,8 @@ impl<'a> WeightStore<'a> {
             component: component.to_owned(),
             weights,
             precision: Precision::Fp32,
+            blocks: None,
+            quantized: None,
             path,
             file_name,
             out: BufWriter::with_capacity(1 << 20, file),
@@ -75,6 +81,34 @@ impl<'a> WeightStore<'a> {
     /// The same store, whose weights are kept in the type of `precision`.
     pub(crate) fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same store, whose matrices are quantized; `empty` says how, and of no matrix yet.
+    pub(crate) fn with_blocks(self, blocks: Option<Blocks>, empty: impl FnOnce(Blocks) -> Quantized) -> Self {
+        Self { blocks, quantized: blocks.map(empty), ..self }
+    }
+
+    /// How matrices are quantized.
+    pub(crate) fn blocks(&self) -> Option<Blocks> {
+        self.blocks
+    }
+
+    /// Notes a matrix that stays as it is.
+    pub(crate) fn keep(&mut self, weight: &str) {
+        if let Some(quantized) = &mut self.quantized
+            && quantized.kept.iter().all(|w| w != weight)
+        {
+            quantized.kept.push(weight.to_owned());
+        }
+    }
+
+    /// Notes a matrix that is quantized: the columns of its blocks, its bytes before and after.
+    pub(crate) fn count(&mut self, block: usize, before: u64, after: u64) {
+        if let Some(quantized) = &mut self.quantized {
+            *quantized.matrices.entry(block).or_default() += 1;
+            quantized.bytes_before += before;
+            quantized.bytes_after += after;
+        }
     }
 
     pub(crate) fn component(&self) -> &str {
@@ -151,19 +185,52 @@ impl<'a> WeightStore<'a> {
         }
         let data = make(self)?;
         debug_assert_eq!(shape.iter().product::<usize>(), data.len(), "{name}");
-        let mut proto = TensorProto {
-            dims: shape.iter().map(|d| *d as i64).collect(),
-            data_type: Some(elem_type(dtype)),
-            name: Some(name.to_owned()),
-            ..TensorProto::default()
-        };
-        let bytes = data.len() * dtype.bytes();
+        let mut pieces = data.chunks(1 << 14);
+        let mut next = |out: &mut Vec<u8>| pieces.next().map(|piece| encode(piece, dtype, out)).is_some();
+        let mut proto = self.hold(name, data.len() * dtype.bytes(), &mut next)?;
+        proto.dims = shape.iter().map(|d| *d as i64).collect();
+        proto.data_type = Some(elem_type(dtype));
+        self.written.insert(name.to_owned(), proto.clone());
+        Ok(proto)
+    }
+
+    /// Whether a tensor of that name was written.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.written.contains_key(name)
+    }
+
+    /// The tensor of that name, which was written.
+    pub(crate) fn known(&self, name: &str) -> TensorProto {
+        debug_assert!(self.has(name), "{name}");
+        self.written.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Writes bytes as a tensor of no shape yet, unless it is known.
+    pub(crate) fn put_bytes(&mut self, name: &str, data_type: i32, bytes: &[u8]) -> Result<(), ExportError> {
+        if self.has(name) {
+            return Ok(());
+        }
+        let mut pieces = bytes.chunks(1 << 16);
+        let mut next = |out: &mut Vec<u8>| pieces.next().map(|piece| out.extend_from_slice(piece)).is_some();
+        let proto = self.hold(name, bytes.len(), &mut next)?;
+        self.written.insert(name.to_owned(), TensorProto { data_type: Some(data_type), ..proto });
+        Ok(())
+    }
+
+    /// A tensor with its elements: inside the graph, or in the file. `next` adds the next piece of them.
+    fn hold(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        next: &mut dyn FnMut(&mut Vec<u8>) -> bool,
+    ) -> Result<TensorProto, ExportError> {
+        let mut proto = TensorProto { name: Some(name.to_owned()), ..TensorProto::default() };
         if bytes < INLINE_BYTES {
             let mut raw = Vec::with_capacity(bytes);
-            encode(&data, dtype, &mut raw);
+            while next(&mut raw) {}
             proto.raw_data = Some(raw);
         } else {
-            let offset = self.append(&data, dtype)?;
+            let offset = self.append(next)?;
             let entry = |key: &str, value: String| StringStringEntryProto {
                 key: Some(key.to_owned()),
                 value: Some(value),
@@ -175,18 +242,16 @@ impl<'a> WeightStore<'a> {
             ];
             proto.data_location = Some(1);
         }
-        self.written.insert(name.to_owned(), proto.clone());
         Ok(proto)
     }
 
-    fn append(&mut self, data: &[f32], dtype: DType) -> Result<u64, ExportError> {
+    fn append(&mut self, next: &mut dyn FnMut(&mut Vec<u8>) -> bool) -> Result<u64, ExportError> {
         let start = self.offset.next_multiple_of(ALIGN);
         self.put(&vec![0_u8; (start - self.offset) as usize])?;
         let mut buffer = Vec::with_capacity(1 << 16);
-        for chunk in data.chunks(1 << 14) {
-            buffer.clear();
-            encode(chunk, dtype, &mut buffer);
+        while next(&mut buffer) {
             self.put(&buffer)?;
+            buffer.clear();
         }
         Ok(start)
     }
@@ -205,6 +270,7 @@ impl<'a> WeightStore<'a> {
             file_name: self.file_name,
             size: self.offset,
             sha256: hex::encode(self.hash.finalize()),
+            quantized: self.quantized,
         })
     }
 }

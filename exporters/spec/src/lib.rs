@@ -5,6 +5,7 @@
 //! row, M patches, D model width, H heads, Dh = D / H, V codebook size.
 
 mod capability;
+mod dialect;
 mod dtype;
 pub mod escape;
 mod extractor;
@@ -14,6 +15,7 @@ mod hint;
 mod patch;
 mod precision;
 mod profile;
+mod quantize;
 mod role;
 mod system;
 pub mod text;
@@ -21,6 +23,7 @@ mod tuning;
 mod weight_mode;
 
 pub use capability::{Capability, CapabilityError};
+pub use dialect::Dialect;
 pub use dtype::DType;
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
 pub use graph::{AxisRange, Dim, GraphSpec, Port, is_name};
@@ -29,6 +32,7 @@ pub use hint::Hinted;
 pub use patch::{PatchMode, PatchRule, PatchRuleError, RuleChange};
 pub use precision::Precision;
 pub use profile::{Override, Point, Profile, ProfileError};
+pub use quantize::{Blocks, Form, Numbers, Quantize, Quantized, WeightBits};
 pub use role::{CachePart, Role};
 pub use system::{
     ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec,

@@ -51,7 +51,7 @@ pub struct Comparison {
 /// When they are not of one machine, or have no case in common.
 pub fn compare(earlier: &Report, now: &Report) -> Result<Comparison, BenchError> {
     if earlier.schema_version != SCHEMA_VERSION {
-        return Err(BenchError::Version(earlier.schema_version));
+        return Err(BenchError::Version { found: earlier.schema_version, read: SCHEMA_VERSION });
     }
     let words = |r: &Report| {
         let cpu = r.machine.cpu.as_deref().unwrap_or("a processor without a name");

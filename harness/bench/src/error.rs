@@ -2,8 +2,6 @@
 
 use dpar_export_spec::Hinted;
 
-use crate::report::SCHEMA_VERSION;
-
 /// Why nothing was measured, or two reports cannot be compared. What goes wrong while images are decoded is a
 /// [`RunError`](dpar_export_decode::runtime::RunError).
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +10,13 @@ pub enum BenchError {
     #[error("the read bandwidth cannot be measured: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
     /// Another version of the format.
-    #[error("the earlier report has schema version {0}, this program reads {SCHEMA_VERSION}")]
-    Version(u32),
+    #[error("the earlier report has schema version {found}, this program reads {read}")]
+    Version {
+        /// Of the report.
+        found: u32,
+        /// What this program reads.
+        read: u32,
+    },
     /// Times of different machines say nothing about the program.
     #[error("the earlier report is from another machine: {earlier}, here {now}")]
     Machine {
@@ -31,7 +34,7 @@ impl Hinted for BenchError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Threads(_) => None,
-            Self::Version(_) => Some("measure again with both versions of the program".to_owned()),
+            Self::Version { .. } => Some("measure again with both versions of the program".to_owned()),
             Self::Machine { .. } => Some("run the earlier version of the program on this machine".to_owned()),
             Self::NoCase(_) => {
                 Some("give the same bundle, --engines, --batch, --threads and --cfg-scale".to_owned())

@@ -98,7 +98,7 @@ pub struct Measurement {
     pub system: String,
     /// SHA-256 of the bundle's manifest.
     pub bundle: String,
-    /// Precision of the graphs.
+    /// Precision of the graphs, and bits of quantized weights.
     pub precision: String,
     /// Name of the engine.
     pub engine: String,
@@ -259,7 +259,8 @@ fn gather(
         let share = match graphs.get_mut(name) {
             Some(share) => share,
             None => {
-                let weight_bytes = bundle.with_graph(name, |file| Ok::<_, RunError>(graph_bytes(file)?))?;
+                let weight_bytes = bundle
+                    .with_graph(name, loaded.dialects(), |file| Ok::<_, RunError>(graph_bytes(file)?))?;
                 let none = GraphShare { cost: GraphCost::default(), percent: 0.0, weight_bytes };
                 graphs.entry(name.clone()).or_insert(none)
             }
@@ -278,7 +279,7 @@ fn gather(
     Ok(Measurement {
         system: bundle.system().name.clone(),
         bundle: bundle.manifest_sha256().to_owned(),
-        precision: bundle.manifest().precision.to_string(),
+        precision: bundle.manifest().numbers().to_string(),
         engine,
         engine_version: version,
         device: format!("{device}, {provider}"),

@@ -8,7 +8,7 @@ use dpar_engine_api::{
     Arithmetic, CachedSession, CallRow, Engine, EngineError, EngineInfo, GraphFile, Outputs, Session, Tensor,
     TensorView,
 };
-use dpar_export_spec::{GraphSpec, Precision};
+use dpar_export_spec::{Dialect, GraphSpec, Precision, WeightBits};
 use serde::{Deserialize, Serialize};
 
 /// What one graph has cost so far.
@@ -80,6 +80,14 @@ impl Engine for Metered {
 
     fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
         self.inner.arithmetic(precision)
+    }
+
+    fn dialects(&self) -> &'static [Dialect] {
+        self.inner.dialects()
+    }
+
+    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+        self.inner.quantized(weights)
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {

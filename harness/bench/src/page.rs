@@ -1,6 +1,6 @@
 //! The report as one offline HTML page.
 
-use dpar_export_compare::report::{Part, frame};
+use dpar_export_files::page::{Part, frame};
 use maud::{Markup, html};
 
 use crate::measure::Measurement;
@@ -98,7 +98,8 @@ fn cases(report: &Report) -> Markup {
 fn series(report: &Report) -> Vec<(String, Vec<&Measurement>)> {
     let mut series: Vec<(String, Vec<&Measurement>)> = Vec::new();
     for case in &report.cases {
-        let name = format!("{} {} on {}, {}", case.system, case.precision, case.engine, case.schedule.as_str());
+        let name =
+            format!("{} {} on {}, {}", case.system, case.precision, case.engine, case.schedule.as_str());
         match series.iter_mut().find(|(n, _)| *n == name) {
             Some((_, cases)) => cases.push(case),
             None => series.push((name, vec![case])),

@@ -1,5 +1,7 @@
 //! A seeded system, exported and measured on the embedded engine.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use camino::Utf8Path;
 use dpar_engine_tract::ENGINE;
 use dpar_export_bench::{Case, Machine, Phase, Report, measure};

@@ -1,5 +1,7 @@
 //! One comparison: a check with its result, and what several come to.
 
+use dpar_export_decode::runtime::RunError;
+use dpar_export_metrics::fraction_interval;
 use serde::Serialize;
 
 use crate::CompareError;
@@ -36,6 +38,7 @@ ids! {
     Logits "logits"
     MeanSteps "mean steps"
     DrawnTokens "drawn tokens"
+    ArgMax "arg-max tokens"
     GreedyTokens "greedy tokens"
     GreedyMeanSteps "greedy mean steps"
     Images "images"
@@ -44,6 +47,7 @@ ids! {
     OtherArrays "other arrays"
     StreamLabels "stream labels"
     StreamMeanSteps "stream mean steps"
+    StreamPatchLengths "stream patch lengths"
     StreamTokens "stream tokens"
     StreamEntropy "stream entropy"
     Shapes "probe: shapes"
@@ -178,6 +182,35 @@ impl Check {
             flips,
             ..Self::new(id, if explained { ties.status } else { Status::Fail }, detail)
         }
+    }
+
+    /// A check of how many of many decisions differ: no larger share than `limit`, which as many as these can show or not, and
+    /// of those that are listed every one a near-tie.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub(crate) fn share(
+        id: CheckId,
+        what: &str,
+        (differing, compared): (usize, usize),
+        limit: Limit,
+        flips: Vec<Decision>,
+    ) -> Result<Self, CompareError> {
+        let (low, high) = fraction_interval(differing, compared).map_err(RunError::from)?;
+        let status = match (limit.holds(high), limit.holds(low)) {
+            _ if flips.iter().any(|f| !f.near_tie) => Status::Fail,
+            (true, _) => Status::Pass,
+            (false, true) => Status::Inconclusive,
+            (false, false) => Status::Fail,
+        };
+        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        let detail = format!(
+            "{differing} of {compared} {what} differ: {} to {} (90 %), {} are allowed",
+            percent(low),
+            percent(high),
+            percent(limit.value())
+        );
+        Ok(Self { equal: Some([compared - differing, compared]), flips, ..Self::new(id, status, detail) })
     }
 
     /// A check of codes, whose margins no graph gives: in a half type a named share of them may differ.

@@ -10,7 +10,7 @@ use dpar_export_decode::generate::sampler::SampleError;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::ArrayError;
 use dpar_export_onnx::derive::DeriveError;
-use dpar_export_spec::{Hinted, Precision};
+use dpar_export_spec::{Hinted, Numbers, Precision};
 
 use crate::names::{ARRAYS, GOLDEN_JSON};
 
@@ -49,10 +49,15 @@ pub enum CompareError {
     )]
     Precisions {
         /// Of one bundle.
-        a: Precision,
+        a: Numbers,
         /// Of the other.
-        b: Precision,
+        b: Numbers,
     },
+    /// A reference that would be no reference.
+    #[error(
+        "a reference is recorded from a bundle whose weights are floats, and this one is {0}: it is verified against one"
+    )]
+    Quantized(Numbers),
     /// Logits without a choice.
     #[error("logits that nothing can be drawn from: {0}")]
     Draw(#[from] SampleError),
@@ -169,6 +174,7 @@ impl CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
+            | Self::Quantized(_)
             | Self::Derive { .. } => false,
         }
     }
@@ -182,6 +188,7 @@ impl CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
+            | Self::Quantized(_)
             | Self::Draw(_)
             | Self::Derive { .. } => None,
         }
@@ -209,6 +216,7 @@ impl Hinted for CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
+            | Self::Quantized(_)
             | Self::Draw(_)
             | Self::Derive { .. } => None,
         }

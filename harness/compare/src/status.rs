@@ -21,6 +21,17 @@ pub enum Status {
     NotRun,
 }
 
+impl From<Verdict> for Status {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Pass => Self::Pass,
+            Verdict::Fail => Self::Fail,
+            Verdict::Inconclusive => Self::Inconclusive,
+            Verdict::Incomplete => Self::NotRun,
+        }
+    }
+}
+
 impl Status {
     /// What checks come to: a failure fails, and where none ran nothing was compared.
     pub fn verdict(results: impl IntoIterator<Item = Self>) -> Verdict {

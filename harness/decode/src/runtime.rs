@@ -1,11 +1,11 @@
 //! A bundle on an engine: the jobs that commands are made of.
 
 use dpar_engine_api::{
-    Arithmetic, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, Tensor,
-    TensorData, TensorView,
+    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile,
+    Session, Tensor, TensorData, TensorView,
 };
 use dpar_export_bundle::Bundle;
-use dpar_export_spec::GraphName;
+use dpar_export_spec::{Dialect, GraphName};
 
 pub use crate::error::{RequestError, RunError};
 use crate::generate::{
@@ -83,14 +83,30 @@ pub struct LoadedBundle<'a> {
 }
 
 impl<'a> LoadedBundle<'a> {
-    /// Probes the engine, and asks what it computes the bundle's precision with.
+    /// Probes the engine, and asks what it computes the bundle's precision and quantized weights with.
     ///
     /// # Errors
-    /// When the engine cannot run here, or not in that precision.
+    /// When the engine cannot run here, or not in that precision, or not with such weights.
     pub fn new(bundle: &'a Bundle, engine: Box<dyn Engine>) -> Result<Self, EngineError> {
-        let arithmetic = engine.arithmetic(bundle.manifest().precision)?;
+        let manifest = bundle.manifest();
+        let mut arithmetic = engine.arithmetic(manifest.precision)?;
+        for component in &manifest.components {
+            if let Some(quantized) = &component.quantized {
+                let how = engine.quantized(quantized.weights)?;
+                let (name, weights) = (component.kind.name(), quantized.weights);
+                arithmetic.text += &format!("; {name} with {weights} weights: {}", how.text);
+                if how.kind != ArithmeticKind::AsGraph {
+                    arithmetic.kind = how.kind;
+                }
+            }
+        }
         let info = engine.probe()?;
         Ok(Self { bundle, engine, info, arithmetic })
+    }
+
+    /// The forms of a graph that the engine takes rather than the portable one, the best first.
+    pub fn dialects(&self) -> &'static [Dialect] {
+        self.engine.dialects()
     }
 
     /// Name of the engine, as given to `--engine`.
@@ -120,7 +136,7 @@ impl<'a> LoadedBundle<'a> {
     pub fn prepare(&self, graph: impl AsRef<str>) -> Result<Box<dyn Session>, RunError> {
         let graph = graph.as_ref();
         tracing::info!(graph, engine = self.engine.name(), "preparing");
-        self.bundle.with_graph(graph, |file| Ok(self.engine.prepare(file)?))
+        self.bundle.with_graph(graph, self.engine.dialects(), |file| Ok(self.engine.prepare(file)?))
     }
 
     /// Prepares a graph that lies outside the bundle, one derived from it.
@@ -138,7 +154,7 @@ impl<'a> LoadedBundle<'a> {
     pub fn prepare_cached(&self, graph: impl AsRef<str>) -> Result<Box<dyn CachedSession>, RunError> {
         let graph = graph.as_ref();
         tracing::info!(graph, engine = self.engine.name(), "preparing");
-        self.bundle.with_graph(graph, |file| Ok(self.engine.prepare_cached(file)?))
+        self.bundle.with_graph(graph, self.engine.dialects(), |file| Ok(self.engine.prepare_cached(file)?))
     }
 
     /// Prepares the step graphs.

@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, ValueEnum};
+use dpar_export_spec::Quantize;
 
 use super::checkpoint::CheckpointArgs;
 use super::component::ComponentArgs;
@@ -33,6 +34,10 @@ pub(crate) struct ExportArgs {
     pub(crate) target: Target,
     #[command(flatten)]
     pub(crate) precision: PrecisionArgs,
+    /// Keep weights in whole numbers: int8 or int4 for every transformer, or for each component, as in
+    /// entropy=int8,dpar=int4,vq=none; int8:32 takes blocks of 32 columns [blocks: 128 for int8, 32 for int4]
+    #[arg(long, value_name = "KIND", value_parser = Quantize::parse)]
+    pub(crate) quantize: Option<Quantize>,
     #[command(flatten)]
     pub(crate) parts: CheckpointArgs,
     #[command(flatten)]

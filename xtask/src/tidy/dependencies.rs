@@ -29,8 +29,8 @@ const LAYERS: &[&[&str]] = &[
     &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],
     &["dpar-export-bundle"],
     &["dpar-export-trt", "dpar-export-decode"],
-    &["dpar-export-compare"],
-    &["dpar-export-evaluate", "dpar-export-bench"],
+    &["dpar-export-compare", "dpar-export-bench"],
+    &["dpar-export-evaluate"],
     &["dpar-export"],
     &["xtask"],
 ];

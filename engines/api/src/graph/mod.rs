@@ -18,8 +18,8 @@ use prost::bytes::Bytes;
 use crate::{EngineError, FilePort, GraphFile, check_ports};
 use data::DataFault;
 use proto::{
-    Attribute, BFLOAT16, FLOAT, FLOAT16, Graph, INT32, INT64, Model, Node, Sparse, Tensor, ValueInfo,
-    bytes_of,
+    Attribute, BFLOAT16, FLOAT, FLOAT16, Graph, INT4, INT32, INT64, Model, Node, Sparse, Tensor, UINT4,
+    ValueInfo, bytes_of,
 };
 
 /// Bytes of a `.onnx` file: protobuf ends there.
@@ -76,7 +76,10 @@ pub fn graph_bytes(graph: GraphFile<'_>) -> Result<u64, EngineError> {
     Ok(read
         .map(|t| {
             let elements = t.dims.iter().map(|d| u64::try_from(*d).unwrap_or(0)).product::<u64>();
-            elements * t.data_type.and_then(bytes_of).unwrap_or(0)
+            match t.data_type {
+                Some(UINT4 | INT4) => elements.div_ceil(2),
+                other => elements * other.and_then(bytes_of).unwrap_or(0),
+            }
         })
         .sum())
 }

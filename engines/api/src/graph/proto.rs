@@ -169,6 +169,10 @@ pub(super) fn bytes_of(data_type: i32) -> Option<u64> {
     })
 }
 
+/// `TensorProto.DataType.UINT4`: two elements in a byte.
+pub(super) const UINT4: i32 = 21;
+/// `TensorProto.DataType.INT4`: two elements in a byte.
+pub(super) const INT4: i32 = 22;
 /// `TensorProto.DataType.FLOAT`.
 pub(super) const FLOAT: i32 = 1;
 /// `TensorProto.DataType.INT32`.

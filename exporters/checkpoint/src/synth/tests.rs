@@ -82,12 +82,9 @@ fn what_is_written_is_what_is_read() {
 fn published_names_stand_in_the_configuration() {
     let synth = Synth::published(SystemKind::Dpar, "XXL", 384, 280.0).unwrap();
     let config = synth.config();
-    for line in [
-        "gpt_model: DGPT-XXL\n",
-        "block_size: 24\n",
-        "threshold: 7.9\n",
-        "embedding_type: dynamic_4d\n",
-    ] {
+    for line in
+        ["gpt_model: DGPT-XXL\n", "block_size: 24\n", "threshold: 7.9\n", "embedding_type: dynamic_4d\n"]
+    {
         assert!(config.contains(line), "{config}");
     }
     assert!(synth.entropy_config().contains("gpt_model: GPT-B\n"));

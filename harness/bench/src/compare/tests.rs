@@ -91,7 +91,7 @@ fn what_cannot_be_compared_is_refused_or_named() {
     assert!(compare(&elsewhere, &one).unwrap_err().to_string().contains("c, 64 cores, here c, 2 cores"));
     let mut newer = one.clone();
     newer.schema_version = 9;
-    assert!(matches!(compare(&newer, &one), Err(BenchError::Version(9))));
+    assert!(matches!(compare(&newer, &one), Err(BenchError::Version { found: 9, .. })));
     // Other threads or another guidance are another case.
     let mut threads = one.clone();
     threads.cases.iter_mut().for_each(|c| c.threads = None);

@@ -225,7 +225,7 @@ pub fn between(
     if (x.kind, x.tokens(), x.vocab) != (y.kind, y.tokens(), y.vocab) {
         return Err(CompareError::Systems);
     }
-    let precisions = [a, b].map(|r| r.bundle().manifest().precision);
+    let precisions = [a, b].map(|r| r.bundle().manifest().numbers());
     if precisions[0] != precisions[1] {
         return Err(CompareError::Precisions { a: precisions[0], b: precisions[1] });
     }
@@ -539,12 +539,12 @@ fn opened(
     folder: &Utf8Path,
 ) -> Result<(Exposed, Vec<Tensor>), CompareError> {
     fs_err::create_dir(folder).map_err(CompareError::io(folder))?;
-    let (spec, bytes) = runtime.bundle().copy_graph(&call.graph, folder)?;
+    let (spec, dialect, bytes) = runtime.bundle().copy_graph(&call.graph, runtime.dialects(), folder)?;
     let derive = |source| CompareError::Derive { graph: call.graph.clone(), source };
     let exposed = expose(&bytes, &spec).map_err(derive)?;
     let file = folder.join(format!("{}.onnx", call.graph));
     fs_err::write(&file, &exposed.bytes).map_err(CompareError::io(&file))?;
-    let mut session = runtime.prepare_file(GraphFile::new(&exposed.spec, &file))?;
+    let mut session = runtime.prepare_file(GraphFile { dialect, ..GraphFile::new(&exposed.spec, &file) })?;
     let views: Vec<(&str, TensorView<'_>)> =
         call.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
     let outputs = session.run(&views)?;

@@ -409,12 +409,12 @@ fn pair(
     options: &ParityOptions,
 ) -> Result<Option<Pair>, CompareError> {
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
-    let precision = bundle.manifest().precision;
+    let numbers = bundle.manifest().numbers();
     let decoding = sampled(options);
-    let sizes = sizes(bundle, &decoding, Rounding::engines(precision), options.cfg_scale);
+    let sizes = sizes(bundle, &decoding, Rounding::engines(numbers), options.cfg_scale);
     let forced = teacher_forced(sizes, x, y, true)?;
     let kinds = [a, b].map(|o| o.result.arithmetic.as_ref().map_or(ArithmeticKind::AsGraph, |a| a.kind));
-    let limits = Limits::new(precision, kinds);
+    let limits = Limits::new(numbers, kinds);
     let mut tensors = Vec::new();
     if let Ok(shade) = sink.lock() {
         tensors.extend(shade.outputs.iter().map(|o| o.finish(&limits)));
@@ -504,14 +504,14 @@ fn against_reference(
     let (Some(replay), Some(arithmetic)) = (&outcome.replay, &outcome.result.arithmetic) else {
         return Ok(None);
     };
-    let rounding = Rounding::between(golden.recorded, bundle.manifest().precision, arithmetic.kind);
+    let rounding = Rounding::between(golden.recorded, bundle.manifest().numbers(), arithmetic.kind);
     golden.follow(replay);
     // Which token a source draws is asked with the reference's own settings, where it says them.
     let drawn = golden.drawing.map_or_else(|| sampled(options), DecodeOptions::from);
     let sizes = sizes(bundle, &drawn, rounding, 1.0);
     let forced = teacher_forced(sizes, &golden.replay, replay, false)?;
     let mut notes: Vec<String> =
-        conclusion(golden.recorded, bundle.manifest().precision, arithmetic).into_iter().collect();
+        conclusion(golden.recorded, bundle.manifest().numbers(), arithmetic).into_iter().collect();
     if !golden.has_patches && bundle.system().dpar().is_some() {
         notes.push("patch lengths: not in the reference".to_owned());
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use dpar_engine_api::{ArithmeticKind, EngineError, Session, Tensor, TensorView};
-use dpar_export_spec::{GraphName, GraphSpec, Precision};
+use dpar_export_spec::{GraphName, GraphSpec, Numbers, Precision};
 
 use crate::stats::{Accumulator, TensorStats};
 use crate::tolerance::{Limit, Quantity, Rounding, SAME_ENGINE};
@@ -43,10 +43,10 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// Of two engines that compute graphs of this precision so.
-    pub(crate) fn new(precision: Precision, kinds: [ArithmeticKind; 2]) -> Self {
-        let rounding = Rounding::engines(precision);
+    pub(crate) fn new(numbers: Numbers, kinds: [ArithmeticKind; 2]) -> Self {
+        let rounding = Rounding::engines(numbers);
         let picture =
-            kinds.map(|kind| Rounding::between(Precision::Fp32, precision, kind).limit(Quantity::Picture));
+            kinds.map(|kind| Rounding::between(Precision::Fp32, numbers, kind).limit(Quantity::Picture));
         Self {
             output: rounding.limit(Quantity::Output),
             picture: picture[0].max(picture[1]),

@@ -1,10 +1,10 @@
 //! The page of a comparison: verdict, summary figures, sections, foot.
 
+use dpar_export_files::page::frame;
 use dpar_export_metrics::Verdict;
 use maud::{Markup, html as markup};
 
 use super::Page;
-use super::frame::frame;
 use super::sections;
 use crate::check::{CheckId, Status};
 

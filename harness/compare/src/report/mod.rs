@@ -5,7 +5,6 @@
 //! are `data:` URIs, there is no script. Every text from outside is escaped. The same content gives the same bytes.
 
 mod chart;
-mod frame;
 mod html;
 mod junit;
 mod parity;
@@ -21,7 +20,6 @@ use crate::check::{Check, Status};
 use crate::decision::Decision;
 use crate::verify::RecordedFile;
 
-pub use frame::{Part, frame};
 pub use html::html;
 pub use junit::junit;
 pub use samples::{Draw, MOST_IMAGES, Sample, Samples};

@@ -1,10 +1,10 @@
 //! The page's sections: checks, flips, samples, entropy maps, steps, environment, provenance.
 
 use dpar_export_bundle::SourceEntry;
+use dpar_export_files::page::Part;
 use maud::{Markup, html};
 
 use super::chart::{histogram, outline};
-use super::frame::Part;
 use super::pixels::{gradient, heat, images};
 use super::{Column, MOST_FLIPS, Page, Samples};
 use crate::check::{Check, Status};

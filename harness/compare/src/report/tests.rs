@@ -44,7 +44,7 @@ fn page() -> Page {
         sha256: "1".repeat(64),
         weights: None,
     };
-    let graph = GraphLink { graph: "score".into(), link: link(), engines: vec![] };
+    let graph = GraphLink { graph: "score".into(), link: link(), dialect: None, engines: vec![] };
     let chain = ComponentChain {
         component: "dpar".into(),
         sources: vec![source],

@@ -1,6 +1,8 @@
 //! Comparison with a golden folder: arrays and settings from the authors' own code, from other research
 //! code, or recorded from an engine.
 
+use std::borrow::Cow;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
@@ -30,7 +32,8 @@ pub fn verify_golden(
     batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, CompareError> {
-    let precision = runtime.bundle().manifest().precision;
+    let numbers = runtime.bundle().manifest().numbers();
+    let precision = numbers.precision;
     // Before anything runs: what cannot be compared with is said at once.
     let own = own_folder(folder, precision)
         .map(|own| Golden::open(runtime, &own, batch)?.of_precision(&own, precision))
@@ -45,7 +48,7 @@ pub fn verify_golden(
             }
         }
         None => {
-            let why = reference::conclusion(golden.settings.recorded(), precision, runtime.arithmetic());
+            let why = reference::conclusion(golden.settings.recorded(), numbers, runtime.arithmetic());
             let name = format!("{} reference", precision.numbers());
             checks.extend(why.map(|why| Check::not_run(CheckId::OwnReference, why).named(name)));
         }
@@ -73,6 +76,11 @@ struct Decided {
     lengths: Option<Vec<Vec<usize>>>,
 }
 
+/// Where the largest of some logits is.
+fn arg_max(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
+}
+
 struct Golden<'a> {
     runtime: &'a LoadedBundle<'a>,
     file: ArrayFile,
@@ -84,7 +92,7 @@ struct Golden<'a> {
 impl<'a> Golden<'a> {
     fn open(runtime: &'a LoadedBundle<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, CompareError> {
         let (file, settings) = reference::open(folder)?;
-        let found = runtime.bundle().manifest().precision;
+        let found = runtime.bundle().manifest().numbers();
         let rounding = Rounding::between(settings.recorded(), found, runtime.arithmetic().kind);
         Ok(Self { runtime, file, batch, settings, rounding })
     }
@@ -171,12 +179,16 @@ impl<'a> Golden<'a> {
         let mut scoring = self.runtime.scoring(&ids, &labels, lengths.as_deref(), self.batch)?;
         let (mut logits, mut entropy, mut done) = (Differences::default(), None, 0);
         let columns = stored[2].unwrap_or(system.vocab);
+        let mut moved = 0;
         self.file.f32_rows("logits", &stored, scoring.batch(), &mut |reference| {
             let Some(scores) = scoring.next_images()? else { return Ok(()) };
-            match columns == system.vocab {
-                true => logits.add(reference, &scores.logits),
-                false => logits.add(&own_columns(reference.to_vec(), columns, system.vocab), &scores.logits),
-            }
+            let own = match columns == system.vocab {
+                true => Cow::Borrowed(reference),
+                false => own_columns(reference.to_vec(), columns, system.vocab).into(),
+            };
+            logits.add(&own, &scores.logits);
+            let pairs = own.chunks(system.vocab).zip(scores.logits.chunks(system.vocab));
+            moved += pairs.filter(|(r, f)| arg_max(r) != arg_max(f)).count();
             done += scores.patch_lengths.len();
             if let Some(more) = scores.entropy {
                 entropy.get_or_insert_with(Vec::new).extend(more);
@@ -210,6 +222,11 @@ impl<'a> Golden<'a> {
         }
         let limits = [Quantity::Logits, Quantity::LogitsMean].map(limit);
         checks.push(logits.check(CheckId::Logits, &shape, limits[0], limits[1]));
+        // With float weights every flip is judged by itself, in the greedy images.
+        if self.runtime.bundle().manifest().numbers().weights.is_some() {
+            let limit = self.rounding.limit(Quantity::ArgMaxShare);
+            checks.push(Check::share(CheckId::ArgMax, "arg-max tokens", (moved, n * t), limit, Vec::new())?);
+        }
         Ok(checks)
     }
 

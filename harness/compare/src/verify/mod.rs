@@ -2,6 +2,7 @@
 //! margin.
 
 mod drawing;
+mod given;
 mod golden;
 mod probes;
 mod record;

@@ -28,7 +28,7 @@ const SEED: u64 = 0x009D_0BE5;
 
 /// How the calls of one bundle on one engine round: at the same places, in other orders.
 fn rounding(runtime: &LoadedBundle<'_>) -> Rounding {
-    Rounding::engines(runtime.bundle().manifest().precision)
+    Rounding::own(runtime.bundle().manifest().numbers(), runtime.arithmetic().kind)
 }
 
 /// Runs every probe.

@@ -84,6 +84,10 @@ pub fn record(
     progress: Progress<'_>,
 ) -> Result<Golden, CompareError> {
     let bundle = runtime.bundle();
+    let numbers = bundle.manifest().numbers();
+    if numbers.weights.is_some() {
+        return Err(CompareError::Quantized(numbers));
+    }
     let system = bundle.system();
     let io = CompareError::io(folder);
     let (t, vocab) = (system.tokens(), system.vocab);

@@ -6,7 +6,7 @@ use dpar_export_bundle::digest;
 use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::runtime::RunError;
 use dpar_export_files::arrays::{ArrayError, ArrayFile};
-use dpar_export_spec::{Precision, RuleChange, SystemSpec, text};
+use dpar_export_spec::{Numbers, Precision, RuleChange, SystemSpec, text};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -143,8 +143,9 @@ pub(super) fn recorded(precision: Option<Precision>, device: Option<&str>) -> Re
 }
 
 /// What a comparison can show where a reference and a bundle are of unlike arithmetic.
-pub(crate) fn conclusion(recorded: Recorded, found: Precision, arithmetic: &Arithmetic) -> Option<String> {
-    let (reference, own) = (recorded.precision, found.numbers());
+pub(crate) fn conclusion(recorded: Recorded, found: Numbers, arithmetic: &Arithmetic) -> Option<String> {
+    let reference = Numbers::from(recorded.precision);
+    let own = Numbers { precision: found.precision.numbers(), ..found };
     let gpu = if recorded.on_gpu { " from a GPU" } else { "" };
     (reference != own).then(|| {
         format!(

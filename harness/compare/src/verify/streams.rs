@@ -12,6 +12,7 @@ use dpar_export_spec::{PatchRule, Precision, RuleChange, SystemSpec};
 use serde::Deserialize;
 
 use super::drawing::{Drawing, Keys, unlike};
+use super::given::given_streams;
 use super::reference::{ArithmeticWord, not_compared, recorded};
 use crate::check::{Check, CheckId, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart};
@@ -173,7 +174,8 @@ impl ReferenceStreams {
 }
 
 /// Decodes the first `limit` images of a streams file with the seed and settings of the `reference.json` beside
-/// it, and compares tokens, patch lengths and steps up to each image's first near-tie.
+/// it, and compares tokens, patch lengths and steps up to each image's first near-tie. A bundle with quantized weights is given
+/// the tokens instead: boundaries are counted, and mean steps tested for equivalence.
 ///
 /// # Errors
 /// When the reference cannot be read, does not fit the bundle or gives no image to compare, or the engine fails.
@@ -186,8 +188,8 @@ pub fn verify_streams(
 ) -> Result<Vec<Check>, CompareError> {
     let system = runtime.bundle().system();
     let reference = ReferenceStreams::open(path, system)?;
-    let precision = runtime.bundle().manifest().precision;
-    let rounding = Rounding::between(reference.recorded(), precision, runtime.arithmetic().kind);
+    let numbers = runtime.bundle().manifest().numbers();
+    let rounding = Rounding::between(reference.recorded(), numbers, runtime.arithmetic().kind);
     let t = system.tokens();
     let n = limit.unwrap_or(reference.len()).min(reference.len());
     if n == 0 {
@@ -197,6 +199,15 @@ pub fn verify_streams(
     }
     let requests = reference.requests(n, system.num_classes);
     let label_flips = requests.iter().zip(&reference.labels).filter(|(r, l)| r.class != **l).count();
+    let labels = Check {
+        equal: Some([n - label_flips, n]),
+        ..Check::holds(CheckId::StreamLabels, format!("{} of {n} equal", n - label_flips), label_flips == 0)
+    };
+    if numbers.weights.is_some() {
+        let given = (&*reference.tokens, reference.entropy.as_deref(), &*reference.lengths);
+        let given = given_streams(runtime, given, n, (batch, rounding), progress);
+        return Ok(std::iter::once(labels).chain(or_failed(CheckId::StreamEntropy, given)?).collect());
+    }
     let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {
         Ok(streams) => streams,
         Err(e) => {
@@ -227,12 +238,8 @@ pub fn verify_streams(
         None => mean(reference.lengths[..n].iter().map(Vec::len)),
     };
     let found = mean(streams.iter().map(Stream::steps));
-    let labels = format!("{} of {n} equal", n - label_flips);
     let mut checks = vec![
-        Check {
-            equal: Some([n - label_flips, n]),
-            ..Check::holds(CheckId::StreamLabels, labels, label_flips == 0)
-        },
+        labels,
         Check::mean_steps(CheckId::StreamMeanSteps, [counted, found], &flips),
         Check::streams(CheckId::StreamTokens, detail, flips, (n, t), rounding),
     ];

@@ -30,7 +30,7 @@ impl<'a> Drawn<'a> {
         batching: impl Into<Batching>,
     ) -> Result<Self, EvaluateError> {
         // Asked first: decoding thousands of pictures to find no tokenizer would waste hours.
-        runtime.bundle().with_graph(GraphName::VqDecode.as_str(), |_| Ok::<_, RunError>(()))?;
+        runtime.bundle().with_graph(GraphName::VqDecode.as_str(), &[], |_| Ok::<_, RunError>(()))?;
         let requests = Request::all_seeded(options.seed, n, runtime.bundle().system().num_classes);
         Ok(Self { runtime, requests, options, batching: batching.into() })
     }

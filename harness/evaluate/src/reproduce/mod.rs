@@ -203,7 +203,7 @@ pub fn reproduce(
     let mut tell = |done, total| step(Phase::Streams, done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
     let rounding =
-        Rounding::between(recorded.recorded(), bundle.manifest().precision, runtime.arithmetic().kind);
+        Rounding::between(recorded.recorded(), bundle.manifest().numbers(), runtime.arithmetic().kind);
     let flips = recorded.first_flips(bundle.patch_rule(), rounding, &streams);
     let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();

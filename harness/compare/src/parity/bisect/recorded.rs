@@ -37,8 +37,8 @@ pub fn against_recorded(
     let how = Follow::new(bundle.system(), 1.0, batch);
     let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
     golden.follow(&own);
-    let precision = bundle.manifest().precision;
-    let rounding = Rounding::between(golden.recorded, precision, runtime.arithmetic().kind);
+    let numbers = bundle.manifest().numbers();
+    let rounding = Rounding::between(golden.recorded, numbers, runtime.arithmetic().kind);
     let sizes = sizes(bundle, &usual(), rounding, 1.0);
     let symptom = symptom(sizes, &golden.replay, &own, false)?;
     let mut graph = None;

@@ -1,4 +1,4 @@
-//! The frame of a page: head, links to its parts, figures, parts, foot.
+//! The frame of an offline HTML page: head, links to its parts, figures, parts, foot.
 
 use dpar_export_spec::escape::visible;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -30,7 +30,7 @@ pub fn frame(title: &str, head: &Markup, figures: &Markup, parts: &[Part], foot:
                 // Without it a browser asks for one.
                 link rel="icon" href="data:,";
                 title { (title) }
-                style { (PreEscaped(include_str!("style.css").replace('\n', " "))) }
+                style { (PreEscaped(include_str!("page/style.css").replace('\n', " "))) }
             }
             body {
                 @if let Some(first) = parts.first() {
