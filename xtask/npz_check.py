@@ -7,6 +7,9 @@ import sys
 
 import numpy as np
 
+# Numbers of the patch rule that ran, one of each.
+RULE = {"threshold", "max_patch_length", "patch_size"}
+
 
 def main(arguments):
     if len(arguments) != 2:
@@ -24,7 +27,9 @@ def main(arguments):
         and images.flags.c_contiguous,
         "as many PNGs as images": count == len(images) > 0,
         "the images differ": images.std() > 0,
-        "one row of the trace an image": all(len(trace[name]) == len(images) for name in trace.files),
+        "one row of the trace an image": all(
+            len(trace[name]) == (1 if name in RULE else len(images)) for name in trace.files
+        ),
         "patches cover the tokens": (lengths.sum(1) == trace["tokens"].shape[1]).all(),
         "entropies are f32, NaN at the first token only": trace["entropy"].dtype == np.float32
         and (np.isnan(trace["entropy"]).sum(1) == 1).all(),
