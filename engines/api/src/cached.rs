@@ -40,6 +40,11 @@ impl CallRow {
     }
 }
 
+/// Rows of a call: the first axis of its first input, which every graph of the loop has outermost.
+pub fn call_rows(inputs: &[(&str, TensorView<'_>)]) -> usize {
+    inputs.first().and_then(|(_, view)| view.shape().first()).copied().unwrap_or(0)
+}
+
 /// A prepared graph that keeps its KV cache. Without cache ports it is a session like any other, run with
 /// `step(inputs, &[])`.
 pub trait CachedSession: Send {

@@ -27,7 +27,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{Dialect, GraphSpec, Precision, Profile, WeightBits};
 use serde::Serialize;
 
-pub use cached::{CachePort, CacheState, CachedSession, CallRow, CheckedStep, MASKED, Outputs};
+pub use cached::{CachePort, CacheState, CachedSession, CallRow, CheckedStep, MASKED, Outputs, call_rows};
 pub use descriptor::{BuiltFile, Devices, Driver, EngineDescriptor, EngineFiles, Gpu, LibraryFound, Survey};
 pub use error::{EngineError, EngineErrorKind};
 pub use graph::{check_graph, graph_bytes};

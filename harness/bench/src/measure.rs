@@ -208,7 +208,7 @@ pub fn measure(
         let started = Instant::now();
         streams = decoder.run(&requests, &options, &mut |_| {
             ends.push(started.elapsed().as_secs_f64());
-            memory = memory.max_with(resident());
+            memory = memory.into_iter().chain(resident()).reduce(Memory::max);
             progress(phase)
         })?;
         let seconds = started.elapsed().as_secs_f64();
@@ -229,19 +229,6 @@ pub fn measure(
     }
     bundle.unchanged()?;
     gather(&loaded, case, opening, memory, &streams, rounds)
-}
-
-trait MaxWith {
-    fn max_with(self, other: Self) -> Self;
-}
-
-impl MaxWith for Option<Memory> {
-    fn max_with(self, other: Self) -> Self {
-        match (self, other) {
-            (Some(a), Some(b)) => Some(a.max(b)),
-            (a, b) => a.or(b),
-        }
-    }
 }
 
 fn gather(

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use dpar_engine_api::{
     Arithmetic, CachedSession, CallRow, Engine, EngineError, EngineInfo, GraphFile, Outputs, Session, Tensor,
-    TensorView,
+    TensorView, call_rows,
 };
 use dpar_export_spec::{Dialect, GraphSpec, Precision, WeightBits};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub struct GraphCost {
     /// Calls.
     pub calls: u64,
-    /// Rows of all calls together: the first axis of the first input.
+    /// Rows of all calls together: [`call_rows`].
     pub rows: u64,
     /// Wall time in the engine, in seconds.
     pub seconds: f64,
@@ -45,14 +45,13 @@ impl Ledger {
 
     /// Runs a call and books it.
     fn book<T>(&self, graph: &str, inputs: &[(&str, TensorView<'_>)], call: impl FnOnce() -> T) -> T {
-        let rows = inputs.first().and_then(|(_, view)| view.shape().first()).map_or(0, |n| *n as u64);
         let started = Instant::now();
         let result = call();
         let seconds = started.elapsed().as_secs_f64();
         let mut costs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let cost = costs.entry(graph.to_owned()).or_default();
         cost.calls += 1;
-        cost.rows += rows;
+        cost.rows += call_rows(inputs) as u64;
         cost.seconds += seconds;
         result
     }

@@ -1,6 +1,6 @@
 //! A prepared graph that counts its calls.
 
-use dpar_engine_api::{CachedSession, CallRow, EngineError, Outputs, TensorView};
+use dpar_engine_api::{CachedSession, CallRow, EngineError, Outputs, TensorView, call_rows};
 use dpar_export_spec::GraphName;
 
 use super::{GraphCalls, Prepare};
@@ -25,7 +25,6 @@ impl Counted {
         self.session.reset(rows);
     }
 
-    /// The first input has the rows of the call outermost.
     pub(super) fn step(
         &mut self,
         inputs: &[(&str, TensorView<'_>)],
@@ -33,7 +32,7 @@ impl Counted {
     ) -> Result<Outputs, EngineError> {
         let outputs = self.session.step(inputs, rows)?;
         self.calls.calls += 1;
-        self.calls.rows += inputs.first().and_then(|(_, view)| view.shape().first()).map_or(0, |n| *n as u64);
+        self.calls.rows += call_rows(inputs) as u64;
         Ok(outputs)
     }
 }
