@@ -9,7 +9,7 @@ use camino::Utf8Path;
 use dpar_engine_api::{CachedSession, CallRow, TensorView};
 use dpar_export::bundle::Bundle;
 use dpar_export::engines::{self, EngineOptions};
-use dpar_export::runtime::LoadedBundle;
+use dpar_export::loaded::LoadedBundle;
 use dpar_export_spec::GraphName;
 
 /// Earlier slots.

@@ -1,7 +1,7 @@
 //! What can run here, and why not: every engine of this build, its library and where it was looked for, the driver and
 //! its devices, and whether a bundle's engines fit them.
 
-use dpar_engine_api::library::Place;
+use dpar_engine_api::library::SearchedPlace;
 use dpar_engine_api::{
     BuiltFile, Driver, Engine, EngineDescriptor, EngineError, EngineErrorKind, EngineInfo, LibraryFound,
     Survey,
@@ -9,11 +9,11 @@ use dpar_engine_api::{
 use serde::Serialize;
 
 use crate::bundle::Bundle;
-use crate::engines::{self, EngineOptions, Entry};
+use crate::engines::{self, EngineOptions, TableEntry};
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// One entry per engine that this version knows.
     pub engines: Vec<EngineReport>,
     /// The NVIDIA driver, where this build has an engine that needs one.
@@ -40,7 +40,7 @@ pub struct EngineReport {
     /// Libraries that were found and fit.
     pub libraries: Vec<LibraryFound>,
     /// Where its library was looked for, the place that was taken last.
-    pub searched: Vec<Place>,
+    pub searched: Vec<SearchedPlace>,
     /// Execution providers that the library was built with.
     pub providers: Vec<String>,
     /// The bundle's engine files against this machine.
@@ -66,7 +66,7 @@ pub struct EngineFileReport {
     hint: Option<String>,
 }
 
-impl Report {
+impl DoctorReport {
     /// The engine of that name.
     pub fn engine(&self, name: &str) -> Option<&EngineReport> {
         self.engines.iter().find(|e| e.name == name)
@@ -74,9 +74,12 @@ impl Report {
 }
 
 /// Looks at every engine, and whether it runs the bundle where one is given.
-pub fn examine(options: &EngineOptions, bundle: Option<&Bundle>) -> Report {
-    let mut report =
-        Report { engines: Vec::new(), driver: None, bundle: bundle.map(|b| b.manifest_sha256().to_owned()) };
+pub fn examine(options: &EngineOptions, bundle: Option<&Bundle>) -> DoctorReport {
+    let mut report = DoctorReport {
+        engines: Vec::new(),
+        driver: None,
+        bundle: bundle.map(|b| b.manifest_sha256().to_owned()),
+    };
     for entry in engines::all() {
         let mut engine = EngineReport::new(entry);
         match entry.descriptor() {
@@ -99,7 +102,7 @@ fn computes(engine: &dyn Engine, bundle: &Bundle) -> Result<(), EngineError> {
 }
 
 impl EngineReport {
-    fn new(entry: &Entry) -> Self {
+    fn new(entry: &TableEntry) -> Self {
         Self {
             name: entry.name.to_owned(),
             built_in: false,

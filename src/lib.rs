@@ -2,7 +2,7 @@
 //! of dynamic patches, and verifies them against reference outputs.
 //!
 //! Data flows one way: checkpoint → component spec → ONNX graphs and manifest ([`bundle`]) → engine
-//! ([`runtime`]) → decoding loop ([`generate`]) → comparison ([`verify`], [`parity`]). Only [`commands`] prints or exits.
+//! ([`loaded`]) → decoding loop ([`generate`]) → comparison ([`verify`], [`parity`]). Only [`commands`] prints or exits.
 //! Each layer is a crate; this one has the command line, and names all of them for who uses the tool as a library.
 
 pub mod commands;
@@ -13,7 +13,7 @@ pub use dpar_export_bundle::{self as bundle, attest};
 pub use dpar_export_compare::{
     CompareError, ReferenceError, check, decision, parity, report, stats, tolerance, verify,
 };
-pub use dpar_export_decode::{calibrate, generate, replay, runtime};
-pub use dpar_export_evaluate::{Phase, Step, evaluate, features, reproduce};
+pub use dpar_export_decode::{calibrate, generate, loaded, replay};
+pub use dpar_export_evaluate::{Step, WorkPhase, evaluate, features, reproduce};
 pub use dpar_export_files::{arrays, patches, picture, samples, staging};
 pub use dpar_export_trt as targets;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use camino::Utf8Path;
 use dpar_export_checkpoint::{Loaded, LoadedComponent, SourceFile, WeightSet};
-use dpar_export_files::staging::{Kind, StagedFolder};
+use dpar_export_files::staging::{FolderKind, StagedFolder};
 use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
 use dpar_export_spec::{Form, Precision, SystemKind, SystemSpec};
 
@@ -15,8 +15,8 @@ use super::{
 };
 
 /// What an export writes.
-pub(super) const BUNDLE_FOLDER: Kind =
-    Kind { marks: &[MANIFEST], writes: |name| [MANIFEST, CONFIG, ONNX, TRT].contains(&name) };
+pub(super) const BUNDLE_FOLDER: FolderKind =
+    FolderKind { marks: &[MANIFEST], writes: |name| [MANIFEST, CONFIG, ONNX, TRT].contains(&name) };
 
 /// Gives the exporter float32 tensors from a checkpoint.
 struct Float32<'a>(&'a WeightSet);

@@ -16,7 +16,7 @@ const SAFE: f32 = 60_000.0;
 /// Half a unit in the last place of f16, relative.
 const HALF_UNIT: f64 = 1.0 / 2048.0;
 
-struct Points<'a> {
+struct HalfPoints<'a> {
     full: &'a [f32],
     half: Vec<f32>,
     full_square: Vec<f32>,
@@ -24,7 +24,7 @@ struct Points<'a> {
     width: usize,
 }
 
-impl<'a> Points<'a> {
+impl<'a> HalfPoints<'a> {
     fn new(rows: Rows<'a>, compute: &Compute) -> Self {
         let (full, width) = (rows.data(), rows.width());
         let mut half = full.to_vec();
@@ -65,7 +65,13 @@ impl<'a> Points<'a> {
 }
 
 /// Distances of rows `a` of `u` to rows `b` of `v`, [a, b].
-fn tile(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), half: bool) -> Vec<f32> {
+fn tile(
+    u: &HalfPoints<'_>,
+    a: (usize, usize),
+    v: &HalfPoints<'_>,
+    b: (usize, usize),
+    half: bool,
+) -> Vec<f32> {
     let d = u.width;
     let w = b.1 - b.0;
     let mut out = vec![0.0; (a.1 - a.0) * w];
@@ -84,7 +90,13 @@ fn tile(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), ha
 }
 
 /// Whether all f16 distances of the block are finite.
-fn fits(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), compute: &Compute) -> bool {
+fn fits(
+    u: &HalfPoints<'_>,
+    a: (usize, usize),
+    v: &HalfPoints<'_>,
+    b: (usize, usize),
+    compute: &Compute,
+) -> bool {
     if 2.0 * (u.largest(a) + v.largest(b)) < SAFE {
         return true;
     }
@@ -95,8 +107,8 @@ fn fits(u: &Points<'_>, a: (usize, usize), v: &Points<'_>, b: (usize, usize), co
 
 /// For rows `a` of `u`, every tile of distances to all of `v`, in order.
 fn visit(
-    u: &Points<'_>,
-    v: &Points<'_>,
+    u: &HalfPoints<'_>,
+    v: &HalfPoints<'_>,
     compute: &Compute,
     f: impl Fn((usize, usize), &[(usize, usize)], &[bool]) + Sync + Send,
 ) {
@@ -116,7 +128,7 @@ fn tiles_of(columns: &[(usize, usize)], half: &[bool]) -> Vec<((usize, usize), b
     columns.iter().zip(half).flat_map(split).collect()
 }
 
-fn radii(points: &Points<'_>, compute: &Compute) -> Vec<f32> {
+fn radii(points: &HalfPoints<'_>, compute: &Compute) -> Vec<f32> {
     let out: Vec<std::sync::OnceLock<f32>> = (0..points.count()).map(|_| Default::default()).collect();
     visit(points, points, compute, |rows, columns, half| {
         let mut near = vec![[f32::INFINITY; NEIGHBOURS + 1]; rows.1 - rows.0];
@@ -154,7 +166,7 @@ pub(crate) fn manifolds(
     reference: Rows<'_>,
     compute: &Compute,
 ) -> Result<Manifolds, crate::MetricError> {
-    let (s, r) = (Points::new(samples, compute), Points::new(reference, compute));
+    let (s, r) = (HalfPoints::new(samples, compute), HalfPoints::new(reference, compute));
     let largest = s.largest((0, s.count())).max(r.largest((0, r.count())));
     if 4.0 * largest < SAFE {
         return Ok(manifold::manifolds(&s.halves()?, &r.halves()?, compute));

@@ -2,9 +2,9 @@
 
 use crate::MetricError;
 
-pub(crate) struct Writer(Vec<u8>);
+pub(crate) struct ByteWriter(Vec<u8>);
 
-impl Writer {
+impl ByteWriter {
     pub(crate) fn new(magic: &[u8; 8], capacity: usize) -> Self {
         let mut out = Vec::with_capacity(capacity);
         out.extend_from_slice(magic);

@@ -62,7 +62,7 @@ fn kernel(dots: &mut [f64], width: usize) {
 }
 
 /// Sums over one kernel matrix.
-struct Block {
+struct KernelSums {
     /// Row sums, without the diagonal where the samples are the same.
     rows: Vec<f64>,
     /// Column sums, likewise.
@@ -72,7 +72,7 @@ struct Block {
 }
 
 /// All of k(x, y), tile by tile; with `same`, x = y, and only tiles on and above the diagonal are computed.
-fn sums(x: Rows<'_>, y: Rows<'_>, same: bool, compute: Option<&Compute>) -> Block {
+fn sums(x: Rows<'_>, y: Rows<'_>, same: bool, compute: Option<&Compute>) -> KernelSums {
     let (n, m, width) = (x.count(), y.count(), x.width());
     let tiles: Vec<_> = ranges(n, TILE)
         .into_iter()
@@ -100,7 +100,7 @@ fn sums(x: Rows<'_>, y: Rows<'_>, same: bool, compute: Option<&Compute>) -> Bloc
         Some(compute) => compute.map(tiles, tile),
         None => tiles.into_iter().map(tile).collect(),
     };
-    let mut out = Block { rows: vec![0.0; n], cols: vec![0.0; m], squares: 0.0 };
+    let mut out = KernelSums { rows: vec![0.0; n], cols: vec![0.0; m], squares: 0.0 };
     for (a0, b0, diagonal, rows, cols, squares) in parts {
         out.rows[a0..].iter_mut().zip(&rows).for_each(|(a, v)| *a += v);
         out.cols[b0..].iter_mut().zip(&cols).for_each(|(a, v)| *a += v);

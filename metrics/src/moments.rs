@@ -1,6 +1,6 @@
 //! Streaming mean and covariance.
 
-use crate::codec::{Reader, Writer};
+use crate::codec::{ByteWriter, Reader};
 use crate::compute::check_finite;
 use crate::linalg::{add_gram, mirror};
 use crate::{Compute, MetricError, Rows};
@@ -194,7 +194,7 @@ impl MomentsAccumulator {
     /// The exact state, little-endian and versioned; 4·D² bytes and the pending rows.
     pub fn to_bytes(&self) -> Vec<u8> {
         let d = self.width;
-        let mut out = Writer::new(MAGIC, 4 * d * (d + 1) + 8 * d + 4 * self.pending.len() + 64);
+        let mut out = ByteWriter::new(MAGIC, 4 * d * (d + 1) + 8 * d + 4 * self.pending.len() + 64);
         out.u64(d as u64);
         out.u64(self.done);
         out.f64s(&self.mean);

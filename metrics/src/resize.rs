@@ -44,7 +44,7 @@ impl Resize {
 
 /// Source positions and weights of one output position.
 #[derive(Debug, Clone, Copy)]
-struct Pair {
+struct Taps {
     low: usize,
     high: usize,
     t: f32,
@@ -52,7 +52,7 @@ struct Pair {
 
 #[derive(Debug, Clone)]
 enum Axis {
-    Pairs(Vec<Pair>),
+    Pairs(Vec<Taps>),
     /// First source position and weights.
     Windows(Vec<(usize, Vec<f64>)>),
 }
@@ -62,7 +62,7 @@ impl Axis {
         let scale = input as f32 / output as f32;
         let pair = |s: f32| {
             let low = (s.floor() as usize).min(input - 1);
-            Pair { low, high: (low + 1).min(input - 1), t: s - low as f32 }
+            Taps { low, high: (low + 1).min(input - 1), t: s - low as f32 }
         };
         match kind {
             Resize::Tf1Bilinear => Self::Pairs((0..output).map(|i| pair(i as f32 * scale)).collect()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use dpar_export_bench::{
-    Case, Change, Comparison, Machine, Measurement, Phase, Report, compare, measure, page,
+    BenchReport, Case, Change, Comparison, Machine, Measurement, Phase, compare, measure, page,
 };
 use dpar_export_inputs::limits;
 
@@ -17,7 +17,7 @@ use super::printer::{Printer, Text, stopped, table};
 use super::verify::word;
 use crate::bundle::Bundle;
 use crate::engines::DEFAULT_ENGINE;
-use crate::runtime::RunError;
+use crate::loaded::RunError;
 use crate::staging::StagedFile;
 
 /// How often a case in a process of its own is asked whether it has ended.
@@ -94,7 +94,7 @@ pub(super) struct Plan {
     case: Case,
     num: Option<usize>,
     one: Option<usize>,
-    earlier: Option<Report>,
+    earlier: Option<BenchReport>,
     json: Option<StagedFile>,
     html: Option<StagedFile>,
 }
@@ -142,7 +142,7 @@ impl BenchArgs {
     }
 }
 
-fn read(path: &Utf8Path) -> Result<Report, Failure> {
+fn read(path: &Utf8Path) -> Result<BenchReport, Failure> {
     let text = dpar_export_inputs::read_to_string(path, limits::TEXT)?;
     serde_json::from_str(&text).map_err(|e| {
         Failure::usage(format!("{path} is no report of `bench`: {e}"), Some("give the file that -o wrote"))
@@ -180,7 +180,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         }
     }
     drop(bar);
-    let report = Report::new(machine, cases);
+    let report = BenchReport::new(machine, cases);
     let comparison = plan.earlier.as_ref().map(|earlier| compare(earlier, &report)).transpose()?;
     if let Some(file) = plan.json {
         file.write(&serde_json::to_vec_pretty(&report).map_err(std::io::Error::from)?)?;
@@ -256,7 +256,7 @@ fn apart(one: usize) -> Result<Result<Measurement, Exit>, Failure> {
     }
 }
 
-fn render(report: &Report, comparison: Option<&Comparison>) -> Text {
+fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
     let mut text = Text::default();
     let machine = &report.machine;
     text.line(format!(

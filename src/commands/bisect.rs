@@ -12,10 +12,10 @@ use crate::bundle::{Bundle, MANIFEST};
 use crate::engines::{self, DEFAULT_ENGINE};
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request};
+use crate::loaded::{LoadedBundle, Progress, RunError};
 use crate::parity::bisect::{Bisection, against_recorded, between};
 use crate::parity::drawn;
-use crate::replay::Forced;
-use crate::runtime::{LoadedBundle, Progress, RunError};
+use crate::replay::ForcedTokens;
 
 #[derive(Debug, Args)]
 #[command(
@@ -47,14 +47,14 @@ pub(crate) struct BisectArgs {
 pub(super) struct Plan {
     bundle: Utf8PathBuf,
     rule: RuleChange,
-    sides: Sides,
+    sides: ComparedSides,
     engines: EnginesPlan,
     images: u64,
     options: DecodeOptions,
 }
 
 /// What may part.
-enum Sides {
+enum ComparedSides {
     /// Two engines.
     Engines([String; 2]),
     /// A bundle on an engine, and what is known to be good.
@@ -66,8 +66,8 @@ impl BisectArgs {
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
         let engines = self.engines.resolve(vec![DEFAULT_ENGINE.to_owned()])?;
         let sides = match (self.reference, engines.names.as_slice()) {
-            (None, [a, b]) => Sides::Engines([a.clone(), b.clone()]),
-            (Some(folder), [engine]) => Sides::Reference(engine.clone(), folder),
+            (None, [a, b]) => ComparedSides::Engines([a.clone(), b.clone()]),
+            (Some(folder), [engine]) => ComparedSides::Reference(engine.clone(), folder),
             (None, _) => {
                 return Err(Failure::usage(
                     "two different engines are needed",
@@ -104,7 +104,7 @@ impl Plan {
         let Self { engines, options: DecodeOptions { cfg_scale, .. }, .. } = self;
         let bundle = Bundle::open(&self.bundle)?.with_rule(&self.rule)?;
         match &self.sides {
-            Sides::Engines([a, b]) => {
+            ComparedSides::Engines([a, b]) => {
                 let x = LoadedBundle::new(&bundle, engines.create(a)?)?;
                 let y = LoadedBundle::new(&bundle, engines.create(b)?)?;
                 // Where the first engine goes wrong, the second one's tokens are followed.
@@ -114,7 +114,7 @@ impl Plan {
                 };
                 Ok(between([a, b], &x, &y, &forced, *cfg_scale, progress)?)
             }
-            Sides::Reference(engine, folder) => {
+            ComparedSides::Reference(engine, folder) => {
                 let own = LoadedBundle::new(&bundle, engines.create(engine)?)?;
                 if !folder.join(MANIFEST).is_file() {
                     return Ok(against_recorded(&own, folder, engines.batch, progress)?);
@@ -130,7 +130,7 @@ impl Plan {
     }
 
     /// Tokens to follow: what the good source draws.
-    fn draw(&self, runtime: &LoadedBundle<'_>, progress: Progress<'_>) -> Result<Forced, RunError> {
+    fn draw(&self, runtime: &LoadedBundle<'_>, progress: Progress<'_>) -> Result<ForcedTokens, RunError> {
         let classes = runtime.bundle().system().num_classes;
         let requests = Request::all_seeded(self.options.seed, self.images, classes);
         Ok(drawn(&runtime.decode(&requests, &self.options, self.engines.batch, progress)?))

@@ -14,8 +14,8 @@ use crate::bundle::{BundleError, ManifestError, TargetError, TargetErrorKind};
 use crate::evaluate::EvaluateError;
 use crate::generate::DecodeError;
 use crate::generate::sampler::SampleError;
+use crate::loaded::RunError;
 use crate::picture::PictureError;
-use crate::runtime::RunError;
 use crate::staging::StagingError;
 
 /// Exit codes, the same for every command.

@@ -8,7 +8,7 @@ use super::args::{LibraryArgs, engine_names};
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text};
 use crate::bundle::Bundle;
-use crate::doctor::{EngineReport, Report, examine};
+use crate::doctor::{DoctorReport, EngineReport, examine};
 use crate::engines::{DEFAULT_ENGINE, EngineOptions};
 
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     })
 }
 
-fn text(report: &Report, asked: &str) -> Text {
+fn text(report: &DoctorReport, asked: &str) -> Text {
     let mut text = Text::default();
     for engine in &report.engines {
         engine_text(&mut text, engine);

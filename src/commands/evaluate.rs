@@ -12,21 +12,23 @@ use super::metrics::{compute, text};
 use super::paths::apart;
 use super::printer::{Phases, Printer, fixed, signed};
 use crate::evaluate::images::{ImageSet, Reading};
-use crate::evaluate::job::{Drawn, Evaluation, Job, JobOptions, Outcome, Part, Source, samples_of};
+use crate::evaluate::job::{
+    Drawn, Evaluation, Job, JobOptions, JobOutcome, SamplePart, SampleSource, samples_of,
+};
 use crate::features::ExtractorOptions;
 use crate::generate::{Batching, DecodeOptions};
 pub(crate) use args::EvaluateArgs;
 
 /// Samples, the network that looks at them, and the job.
 pub(super) struct Plan {
-    samples: Samples,
+    samples: SamplesPlan,
     extractor: ExtractorPlan,
     compute: Compute,
     options: JobOptions,
 }
 
 /// Where the samples come from.
-enum Samples {
+enum SamplesPlan {
     /// Images that are there.
     Images(ImageSet),
     /// A bundle draws so many.
@@ -50,7 +52,7 @@ impl EvaluateArgs {
             (Some(bundle), _) => {
                 let on = self.engine.on_beside(bundle, &[extractor_engine])?.with_rule(self.rule);
                 let batching = Batching { rows: on.batch, schedule: self.schedule.schedule };
-                Samples::Drawn(on, self.num.unwrap_or_default(), self.sampling.resolve()?, batching)
+                SamplesPlan::Drawn(on, self.num.unwrap_or_default(), self.sampling.resolve()?, batching)
             }
             (None, Some(path)) => {
                 if self.engine.engine.is_some() && self.engine.name() != extractor_engine {
@@ -58,7 +60,7 @@ impl EvaluateArgs {
                     return Err(Failure::usage(message, Some("leave it out, or --extractor-engine")));
                 }
                 let limit = self.limit.and_then(|n| usize::try_from(n).ok());
-                Samples::Images(ImageSet::open(path, Reading { limit, ..self.reading() })?)
+                SamplesPlan::Images(ImageSet::open(path, Reading { limit, ..self.reading() })?)
             }
             (None, None) => return Err(Failure::usage("no --samples and no --bundle", None)),
         };
@@ -83,9 +85,9 @@ impl EvaluateArgs {
                 reading: self.reading(),
                 resume: self.resume,
                 part: match self.shard {
-                    Some(shard) => Part::Shard(shard),
-                    None if self.merge.is_empty() => Part::Whole,
-                    None => Part::Merge(self.merge),
+                    Some(shard) => SamplePart::Shard(shard),
+                    None if self.merge.is_empty() => SamplePart::Whole,
+                    None => SamplePart::Merge(self.merge),
                 },
                 chunk: usize::from(self.chunk),
                 variant: self.protocol.variant(),
@@ -101,34 +103,39 @@ impl EvaluateArgs {
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let Plan { samples, extractor, compute, options } = plan;
-    let evaluate = |source: &Source<'_>| {
+    let evaluate = |source: &SampleSource<'_>| {
         let output = options.output.clone();
         let job = Job::new(extractor.open()?, compute, options)?;
         evaluate(job, source, &output, printer)
     };
     match samples {
-        Samples::Images(set) => evaluate(&Source::Images(set)),
-        Samples::Drawn(on, num, decode, batching) => {
-            on.run(|runtime| evaluate(&Source::Drawn(Drawn::new(runtime, num, decode, batching)?)))
+        SamplesPlan::Images(set) => evaluate(&SampleSource::Images(set)),
+        SamplesPlan::Drawn(on, num, decode, batching) => {
+            on.run(|runtime| evaluate(&SampleSource::Drawn(Drawn::new(runtime, num, decode, batching)?)))
         }
     }
 }
 
-fn evaluate(job: Job, source: &Source<'_>, output: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
+fn evaluate(
+    job: Job,
+    source: &SampleSource<'_>,
+    output: &Utf8Path,
+    printer: Printer,
+) -> Result<Exit, Failure> {
     let mut phases = Phases::new(printer);
     let done = job.run(source, &mut |phase, done, total| phases.show(phase, done, total));
     drop(phases);
     match done
         .map_err(|e| Failure::from(e).when_interrupted("go on with the same command line and --resume"))?
     {
-        Outcome::Shard { shard, images, of } => {
+        JobOutcome::Shard { shard, images, of } => {
             let count = shard.count();
             let text = || format!("{output}: {images} of {of} images; merge all {count} shards with --merge");
             let value = json!({ "output": output, "images": images, "of": of, "shard": shard.index(), "shards": count });
             printer.result(text, &value)?;
             Ok(Exit::Pass)
         }
-        Outcome::Whole(evaluation) => tell(&evaluation, printer),
+        JobOutcome::Whole(evaluation) => tell(&evaluation, printer),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::bundle::TargetErrorKind;
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest, TargetError};
 use crate::calibrate::calibrate;
 use crate::engines::{self, DEFAULT_ENGINE, EngineOptions};
-use crate::runtime::RunError;
+use crate::loaded::RunError;
 use crate::staging;
 use crate::targets::plan::{TrtPlan, TuneFor};
 use crate::targets::trtexec::{self, Commands, SCRIPT};

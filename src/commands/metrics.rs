@@ -10,10 +10,10 @@ use super::failure::{Exit, Failure};
 use super::printer::{Phases, Printer, Text, fixed, table};
 use crate::bundle;
 use crate::evaluate::EvaluateError;
-use crate::evaluate::activations::{StoredActivations, Table, moments_of};
+use crate::evaluate::activations::{ActivationTable, StoredActivations, moments_of};
 use crate::evaluate::apart::apart;
 use crate::evaluate::measure::{PARTS, Side, measure};
-use crate::evaluate::report::{Metric, Network, Report, Settings};
+use crate::evaluate::report::{Metric, MetricReport, MetricSettings, Network};
 
 /// Metrics of activations.
 #[derive(Debug, Clone, Args)]
@@ -82,12 +82,14 @@ fn report(
     let reference = StoredActivations::read(&args.reference)?;
     check(&samples, &reference, args)?;
     let network = &samples.network;
-    let settings = Settings {
+    let settings = MetricSettings {
         variant: variant(&samples, &reference, args)?,
         pr_mode: args.protocol.pr_mode(),
         kid: Some(args.protocol.kid(args.seed)),
     };
-    let of = |table: &Option<Table>, what| table.as_ref().map(|t| moments_of(t, what, compute)).transpose();
+    let of = |table: &Option<ActivationTable>, what| {
+        table.as_ref().map(|t| moments_of(t, what, compute)).transpose()
+    };
     // Samples are measured; a reference file's statistics are used as they are.
     let (s_pool, s_spatial) = (of(&samples.pool, "pool_3")?, of(&samples.spatial, "spatial")?);
     let r_pool = match &reference.pool_moments {
@@ -170,7 +172,7 @@ fn check(
     }
     let width = |a: &StoredActivations| {
         let stored = a.pool_moments.as_ref().map(dpar_export_metrics::Moments::width);
-        stored.or(a.pool.as_ref().map(Table::width))
+        stored.or(a.pool.as_ref().map(ActivationTable::width))
     };
     if let (Some(a), Some(b)) = (width(samples), width(reference))
         && a != b
@@ -182,7 +184,7 @@ fn check(
 }
 
 /// The report for people.
-pub(super) fn text(report: &Report, network: &Network, settings: &Settings) -> Text {
+pub(super) fn text(report: &MetricReport, network: &Network, settings: &MetricSettings) -> Text {
     let number = |v: f64| fixed(v, 6);
     let row = |(_, m): (&Metric, &crate::evaluate::report::Measured)| {
         let error = match (m.interval_90, m.standard_error) {

@@ -36,7 +36,7 @@ use crate::engines;
 use args::TalkArgs;
 use cli::{Cli, Command};
 use failure::{Exit, Failure};
-use printer::{Log, Printer, STOP, refused};
+use printer::{LogWriter, Printer, STOP, refused};
 
 /// Names of the subcommands, in the order of the help.
 pub fn subcommands() -> Vec<String> {
@@ -173,7 +173,7 @@ fn start_log(talk: &TalkArgs) {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(|| Log)
+        .with_writer(|| LogWriter)
         .with_ansi(false)
         .without_time()
         .init();

@@ -13,10 +13,10 @@ use super::report::{ReportArgs, ReportFiles};
 use super::verify::{flip_row, word};
 use crate::bundle::Bundle;
 use crate::engines;
+use crate::loaded::LoadedBundle;
 use crate::parity::ParityOptions;
-use crate::parity::report::{EngineResult, EngineStatus, Mode, Pair, ParityReport, Settings};
-use crate::report::{Draw, Page, Samples};
-use crate::runtime::LoadedBundle;
+use crate::parity::report::{EngineResult, EngineStatus, Mode, Pair, ParityReport, ParitySettings};
+use crate::report::{DrawOptions, Page, Samples};
 use crate::stats::TensorStats;
 use crate::verify::{CheckId, GOLDEN_JSON, Status, array_file};
 
@@ -136,11 +136,11 @@ fn samples(
     num: u16,
     engines: &EnginesPlan,
     bundle: &Bundle,
-    (ran, settings): (&EngineResult, &Settings),
+    (ran, settings): (&EngineResult, &ParitySettings),
     printer: Printer,
 ) -> Result<Samples, Failure> {
     let runtime = LoadedBundle::new(bundle, engines.create(&ran.engine)?)?;
-    let draw = Draw { num, seed: settings.seed, cfg_scale: settings.cfg_scale, batch: settings.batch };
+    let draw = DrawOptions { num, seed: settings.seed, cfg_scale: settings.cfg_scale, batch: settings.batch };
     let bar = printer.progress("decoding", "images");
     let traces = &ran.free_running;
     Ok(Samples::of_traces(&runtime, draw, traces, &mut |done, total| bar.advance(done, total))?)

@@ -14,15 +14,15 @@ use crate::staging::{Meeting, Place};
 
 /// What a path of the command line is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum PathRole {
     Read,
     Written,
 }
 
-use Role::{Read, Written};
+use PathRole::{Read, Written};
 
 /// Every option that takes a path, by its name in the parser: what it is for, and what a message calls it.
-const ROLES: &[(&str, Role, &str)] = &[
+const ROLES: &[(&str, PathRole, &str)] = &[
     ("activations", Read, "the samples"),
     ("attestation", Read, "the attestation"),
     ("baseline", Read, "the bundle"),

@@ -10,13 +10,13 @@ use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, Outpu
 use super::failure::{Exit, Failure};
 use super::printer::{Bar, Printer};
 use crate::arrays::{ArrayFile, ArrayRef, ImageNpzWriter, write_npz};
+use crate::loaded::{LoadedBundle, RunError};
 use crate::picture::{from_u8_nhwc, to_u8_nhwc, write_png};
-use crate::runtime::{LoadedBundle, RunError};
 use crate::samples::{GRID, SAMPLES, TRACE};
-use crate::staging::Kind;
+use crate::staging::FolderKind;
 
 /// What `decode` and `generate` write.
-pub(super) const SAMPLE_FOLDER: Kind = Kind {
+pub(super) const SAMPLE_FOLDER: FolderKind = FolderKind {
     marks: &[TRACE, SAMPLES],
     writes: |name| {
         let image =
@@ -118,14 +118,14 @@ pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure
 }
 
 /// What is to be encoded, as the file has it.
-enum Images {
+enum EncoderInput {
     /// u8 `[N, H, W, 3]`.
     Pixels(Vec<u8>),
     /// f32 `[N, 3, H, W]`.
     Floats(Vec<f32>),
 }
 
-impl Images {
+impl EncoderInput {
     fn read(file: &ArrayFile, size: usize, many: &ManyArgs) -> Result<Self, Failure> {
         let side = Some(size);
         if file.contains("arr_0") {
@@ -210,7 +210,7 @@ pub(super) fn encode(plan: EncodePlan, printer: Printer) -> Result<Exit, Failure
     on.run(|runtime| {
         let system = runtime.bundle().system();
         let size = system.image_size;
-        let images = Images::read(&file, size, &many)?;
+        let images = EncoderInput::read(&file, size, &many)?;
         let n = images.count(size);
         if n == 0 {
             return Err(Failure::usage(format!("{} holds no images", file.path()), None));

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::Failure;
-use crate::Phase;
+use crate::WorkPhase;
 use dpar_export_spec::escape::{visible, visible_json};
 
 /// Set by Ctrl-C; long work asks for it.
@@ -125,7 +125,7 @@ impl Bar {
 /// A bar for each phase of a piece of work.
 pub(crate) struct Phases {
     printer: Printer,
-    shown: Option<(Phase, Bar)>,
+    shown: Option<(WorkPhase, Bar)>,
 }
 
 impl Phases {
@@ -134,7 +134,7 @@ impl Phases {
     }
 
     /// Shows how far a phase is; false when the user asked to stop.
-    pub(crate) fn show(&mut self, phase: Phase, done: usize, total: usize) -> bool {
+    pub(crate) fn show(&mut self, phase: WorkPhase, done: usize, total: usize) -> bool {
         if self.shown.as_ref().is_none_or(|(shown, _)| *shown != phase) {
             // The bar before leaves its line first.
             self.shown = None;
@@ -191,9 +191,9 @@ impl From<String> for Text {
 }
 
 /// The log on stderr: an event comes in one piece, and is one line whatever its values hold.
-pub(crate) struct Log;
+pub(crate) struct LogWriter;
 
-impl Write for Log {
+impl Write for LogWriter {
     fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let line = text.strip_suffix('\n').unwrap_or(&text);

@@ -6,12 +6,12 @@ use serde_json::json;
 use super::args::{BundleArgs, EngineArgs, OnEngine, OutputArgs, RuleArgs, SamplingArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
-use crate::staging::Kind;
+use crate::staging::FolderKind;
 use crate::verify::{ARRAYS, GOLDEN_JSON, Recording, record};
 
 /// What a recording writes.
-const GOLDEN_FOLDER: Kind =
-    Kind { marks: &[GOLDEN_JSON], writes: |name| [GOLDEN_JSON, ARRAYS[0]].contains(&name) };
+const GOLDEN_FOLDER: FolderKind =
+    FolderKind { marks: &[GOLDEN_JSON], writes: |name| [GOLDEN_JSON, ARRAYS[0]].contains(&name) };
 
 #[derive(Debug, Args)]
 #[command(

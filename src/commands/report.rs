@@ -6,8 +6,8 @@ use clap::Args;
 use super::failure::Failure;
 use super::printer::Printer;
 use crate::bundle::digest;
-use crate::report::{Draw, MOST_IMAGES, Page, Samples, html, junit};
-use crate::runtime::LoadedBundle;
+use crate::loaded::LoadedBundle;
+use crate::report::{DrawOptions, MOST_IMAGES, Page, Samples, html, junit};
 use crate::staging::StagedFile;
 use crate::verify::RecordedFile;
 
@@ -57,7 +57,7 @@ impl ReportArgs {
         printer: Printer,
     ) -> Result<Option<Samples>, Failure> {
         let Some(num) = self.images() else { return Ok(None) };
-        let draw = Draw { num, seed: 0, cfg_scale, batch };
+        let draw = DrawOptions { num, seed: 0, cfg_scale, batch };
         let bar = printer.progress("drawing", "units");
         Ok(Some(Samples::draw(runtime, draw, &mut |done, total| bar.advance(done, total))?))
     }

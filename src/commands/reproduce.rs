@@ -70,15 +70,15 @@ pub(crate) struct ReproduceArgs {
 /// What to do.
 pub(super) enum Plan {
     /// Reference runs made again, each on its bundle.
-    Again(Vec<OnEngine>, Measure),
+    Again(Vec<OnEngine>, MeasurePlan),
     /// Runs of several seeds against a row of the table.
-    Seeds { table: Paper, row: String, seeds: Vec<u64>, on: OnEngine, measure: Measure },
+    Seeds { table: Paper, row: String, seeds: Vec<u64>, on: OnEngine, measure: MeasurePlan },
     /// Runs that are there, against a row of the table.
     Runs { table: Paper, row: String, runs: Vec<Run> },
 }
 
 /// What runs are held against, and how they are measured.
-pub(super) struct Measure {
+pub(super) struct MeasurePlan {
     reference: ReferenceFolder,
     extractor: Option<ExtractorPlan>,
     options: ReproduceOptions,
@@ -153,7 +153,7 @@ impl ReproduceArgs {
     }
 
     /// The reference run and the network. A network without real images measures no distance.
-    fn measure(&self, folder: &Utf8Path) -> Result<Measure, Failure> {
+    fn measure(&self, folder: &Utf8Path) -> Result<MeasurePlan, Failure> {
         let reference = ReferenceFolder::open(folder, self.images.as_deref(), self.real.map(|n| n as usize))?;
         if self.extractor.is_some() && !reference.has_real_images() {
             return Err(Failure::usage(
@@ -167,7 +167,7 @@ impl ReproduceArgs {
             .as_ref()
             .map(|path| ExtractorPlan::new(path, self.extractor_engine(), &self.engine, true, prepared));
         let settings = &self.engine.settings;
-        Ok(Measure {
+        Ok(MeasurePlan {
             reference,
             extractor: extractor.transpose()?,
             options: ReproduceOptions {
@@ -190,8 +190,8 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     }
 }
 
-fn again(systems: Vec<OnEngine>, measure: Measure, printer: Printer) -> Result<Exit, Failure> {
-    let Measure { mut reference, extractor, options } = measure;
+fn again(systems: Vec<OnEngine>, measure: MeasurePlan, printer: Printer) -> Result<Exit, Failure> {
+    let MeasurePlan { mut reference, extractor, options } = measure;
     let mut extractor = extractor.map(ExtractorPlan::open).transpose()?;
     let mut reports = Vec::new();
     for on in systems {
@@ -220,11 +220,11 @@ fn seeded(
     row: &str,
     seeds: &[u64],
     on: OnEngine,
-    measure: Measure,
+    measure: MeasurePlan,
     printer: Printer,
 ) -> Result<Vec<Run>, Failure> {
     let row = table.row(row)?;
-    let Measure { mut reference, extractor, options } = measure;
+    let MeasurePlan { mut reference, extractor, options } = measure;
     let mut extractor = extractor.map(ExtractorPlan::open).transpose()?;
     on.run(|runtime| {
         let system = runtime.bundle().system();

@@ -8,8 +8,8 @@ use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, Outpu
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::arrays::{ArrayFile, ArrayRef, Elements, NpzStream};
+use crate::loaded::RunError;
 use crate::patches::{pad, unpad};
-use crate::runtime::RunError;
 
 #[derive(Debug, Args)]
 #[command(mut_arg("output", |a| a.value_name("OUT.npz")

@@ -11,13 +11,13 @@ use serde_json::json;
 use super::args::OutputArgs;
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text};
-use crate::reproduce::paper::{Paper, Row};
-use crate::staging::{Kind, StagedFolder};
+use crate::reproduce::paper::{Paper, PaperRow};
+use crate::staging::{FolderKind, StagedFolder};
 
 /// Says what the weights are.
 const NOTE: &str = "synth.json";
 /// What `synth` writes.
-const FOLDER: Kind = Kind {
+const FOLDER: FolderKind = FolderKind {
     marks: &[NOTE],
     writes: |name| [NOTE, "dpar", "llamagen", "entropy", "vq.safetensors"].contains(&name),
 };
@@ -43,7 +43,7 @@ pub(crate) struct SynthArgs {
 /// What to make; the name of the output is taken.
 pub(super) struct Plan {
     synth: Synth,
-    row: Row,
+    row: PaperRow,
     output: Utf8PathBuf,
     folder: StagedFolder,
 }

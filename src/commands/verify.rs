@@ -16,8 +16,8 @@ use crate::attest::Attested;
 use crate::check::SCHEMA_VERSION;
 use crate::report::{Column, Page};
 use crate::verify::{
-    Check, CheckId, Decision, GOLDEN_JSON, RecordedFile, Report, Status, array_file, guidance_of, own_folder,
-    probe, verify_golden, verify_streams,
+    Check, CheckId, Decision, GOLDEN_JSON, RecordedFile, Status, VerifyReport, array_file, guidance_of,
+    own_folder, probe, verify_golden, verify_streams,
 };
 
 #[derive(Debug, Args)]
@@ -55,11 +55,11 @@ pub(super) struct Plan {
     bundle: Utf8PathBuf,
     attested: AttestedArgs,
     /// `None`: the attestation alone.
-    comparison: Option<Comparison>,
+    comparison: Option<RecordedComparison>,
 }
 
 /// A bundle against recorded outputs, on an engine.
-struct Comparison {
+struct RecordedComparison {
     reference: Option<Utf8PathBuf>,
     streams: Option<Utf8PathBuf>,
     limit: Option<usize>,
@@ -80,7 +80,7 @@ impl VerifyArgs {
         let bundle = self.bundle.bundle;
         let comparison = match compares {
             false => None,
-            true => Some(Comparison {
+            true => Some(RecordedComparison {
                 files: self.reports.take()?,
                 on: self.engine.on(&bundle)?.with_rule(self.rule),
                 reference: self.reference,
@@ -106,7 +106,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         printer.result(text, &value)?;
         return Ok(Exit::Pass);
     };
-    let Comparison { reference, streams, limit, probes, reports, files, on } = comparison;
+    let RecordedComparison { reference, streams, limit, probes, reports, files, on } = comparison;
     let batch = on.batch;
     on.run(|runtime| {
         if let Some(attested) = &attested {
@@ -143,7 +143,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         }
         // What failed may be what somebody put in a file's place.
         runtime.bundle().unchanged()?;
-        let report = Report::new(runtime, checks).compared_with(references);
+        let report = VerifyReport::new(runtime, checks).compared_with(references);
         if reports.any() {
             let column = Column::new(report.engine.clone(), report.checks.clone());
             let mut page = Page::new("verify", runtime.bundle(), vec![column]);
@@ -198,7 +198,7 @@ pub(super) fn word(verdict: Verdict) -> String {
     if verdict == Verdict::Fail { "FAIL".to_owned() } else { verdict.to_string() }
 }
 
-fn render(report: &Report) -> Text {
+fn render(report: &VerifyReport) -> Text {
     let number = |v: Option<f64>| v.map(|v| format!("{v:.2e}")).unwrap_or_default();
     let rows: Vec<Vec<String>> = report
         .checks

@@ -4,7 +4,7 @@ use dpar_export::arrays::ArrayFile;
 use dpar_export::bundle::Bundle;
 use dpar_export::generate::sampler::SamplerOptions;
 use dpar_export::generate::{After, DecodeOptions, Opening, Pushed, Request, TeacherForced};
-use dpar_export::runtime::RunError;
+use dpar_export::loaded::RunError;
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_spec::GraphName;
 

@@ -4,13 +4,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::ArithmeticKind;
 use dpar_export::bundle::{self, Bundle};
 use dpar_export::engines::{self, EngineOptions};
-use dpar_export::runtime::LoadedBundle;
+use dpar_export::loaded::LoadedBundle;
 use dpar_export::tolerance::{Quantity, Rounding};
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_spec::Precision;
 
 /// Whether an engine of the table is in this build and runs on any machine.
-const fn runs_anywhere(entry: &engines::Entry) -> bool {
+const fn runs_anywhere(entry: &engines::TableEntry) -> bool {
     entry.is_built() && matches!(entry.runs, engines::Runs::Graphs)
 }
 

@@ -10,7 +10,7 @@ use dpar_export::bundle::Bundle;
 use dpar_export::engines;
 use dpar_export::generate::sampler::Method;
 use dpar_export::parity::report::{EngineStatus, Mode, ParityReport};
-use dpar_export::parity::{Contender, ParityOptions};
+use dpar_export::parity::{ParityEngine, ParityOptions};
 use dpar_export::verify::Status;
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_metrics::Verdict;
@@ -22,7 +22,7 @@ use crate::common::{ENGINES, Temp, engine_options, export, fixture, llamagen, qu
 fn compare(bundle: &Bundle, golden: &str, images: usize, probes: bool) -> ParityReport {
     let contenders = ENGINES
         .iter()
-        .map(|name| Contender {
+        .map(|name| ParityEngine {
             name: (*name).to_owned(),
             asked_for: true,
             engine: engines::create(name, &engine_options(name)),
@@ -171,7 +171,7 @@ fn an_engine_that_fails_while_draws_are_judged_does_not_end_the_run() {
         let prepared = Arc::new(AtomicUsize::new(0));
         let turned = Turned { engine: engine(), fails_from, prepared: prepared.clone() };
         let made: [(&str, Box<dyn Engine>); 2] = [("tract", engine()), ("turned", Box::new(turned))];
-        let contenders = made.map(|(name, engine)| Contender {
+        let contenders = made.map(|(name, engine)| ParityEngine {
             name: name.to_owned(),
             asked_for: true,
             engine: Ok(engine),

@@ -1,6 +1,6 @@
 //! The conformance suite on the exported graphs, on every engine that runs here.
 
-use dpar_engine_conformance::{Case, agree, assert_passed, run};
+use dpar_engine_conformance::{GraphCase, agree, assert_passed, run};
 use dpar_export::bundle::{Bundle, ExtractorBundle, ExtractorSpec, write_extractor};
 use dpar_export::engines;
 use dpar_export_checkpoint::{LoadOptions, load_extractor};
@@ -9,7 +9,7 @@ use dpar_export_spec::ComponentKind;
 use crate::common::{ENGINES, Temp, engine_options, export, llamagen};
 
 /// Every graph of a bundle, with the bounds that its integer inputs have.
-fn cases(bundle: &Bundle) -> Vec<Case> {
+fn cases(bundle: &Bundle) -> Vec<GraphCase> {
     let system = bundle.system();
     let (t, vocab) = (system.tokens(), system.vocab);
     bundle
@@ -17,7 +17,7 @@ fn cases(bundle: &Bundle) -> Vec<Case> {
         .graphs
         .iter()
         .map(|graph| {
-            let mut case = Case::new(graph.spec.clone(), bundle.folder().join(&graph.file));
+            let mut case = GraphCase::new(graph.spec.clone(), bundle.folder().join(&graph.file));
             // Large enough to differ from the tuned sizes, small enough for an image network.
             case.cap = 6;
             if graph.spec.component == "vq" {
@@ -48,7 +48,7 @@ fn check(bundle: &Bundle) {
     check_cases(&ENGINES, &cases(bundle));
 }
 
-fn check_cases(names: &[&str], cases: &[Case]) {
+fn check_cases(names: &[&str], cases: &[GraphCase]) {
     let engines: Vec<_> =
         names.iter().map(|name| engines::create(name, &engine_options(name)).unwrap()).collect();
     for engine in &engines {
@@ -89,7 +89,7 @@ fn the_graph_of_a_feature_network() {
     write_extractor(&loaded, &spec, &temp.path("b"), false, &mut |_| true).unwrap();
     let bundle = ExtractorBundle::open(&temp.path("b")).unwrap();
     let graph = &bundle.manifest().graphs[0];
-    let mut case = Case::new(graph.spec.clone(), bundle.folder().join(&graph.file));
+    let mut case = GraphCase::new(graph.spec.clone(), bundle.folder().join(&graph.file));
     case.cap = 2;
     check_cases(&["tract", "ort"], &[case]);
 }

@@ -6,10 +6,10 @@ use dpar_export::CompareError;
 use dpar_export::arrays::{ArrayRef, write_safetensors};
 use dpar_export::bundle::{Bundle, digest};
 use dpar_export::generate::DecodeError;
+use dpar_export::loaded::RunError;
 use dpar_export::parity::bisect::between;
 use dpar_export::patches::pad;
-use dpar_export::replay::Forced;
-use dpar_export::runtime::RunError;
+use dpar_export::replay::ForcedTokens;
 use dpar_export_checkpoint::LoadOptions;
 use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{read_model, write_model};
@@ -255,7 +255,7 @@ fn an_interrupt_is_not_taken_for_outputs_that_are_no_numbers() {
     });
     let bundle = Bundle::open(&pair.bad).unwrap();
     let runtime = on(&bundle, "tract");
-    let forced = Forced { tokens: vec![0; bundle.system().tokens()], labels: vec![0] };
+    let forced = ForcedTokens { tokens: vec![0; bundle.system().tokens()], labels: vec![0] };
     let mut calls = 0;
     let mut run = |most: usize| {
         calls = 0;

@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::EngineErrorKind;
 use dpar_export::bundle::{self, Bundle, BundleError};
 use dpar_export::engines;
-use dpar_export::runtime::LoadedBundle;
+use dpar_export::loaded::LoadedBundle;
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_onnx::derive::read_model;
 use dpar_export_onnx::proto::TensorProto;

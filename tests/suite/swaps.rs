@@ -11,9 +11,9 @@ use dpar_export::evaluate::EvaluateError;
 use dpar_export::features::{ExtractorOptions, FeatureExtractor};
 use dpar_export::generate::sampler::SamplerOptions;
 use dpar_export::generate::{DecodeOptions, Request};
+use dpar_export::loaded::{LoadedBundle, RunError};
 use dpar_export::parity::bisect::between;
-use dpar_export::replay::Forced;
-use dpar_export::runtime::{LoadedBundle, RunError};
+use dpar_export::replay::ForcedTokens;
 use dpar_export::verify::{probe, verify_golden};
 use dpar_export_checkpoint::LoadOptions;
 
@@ -166,7 +166,7 @@ fn no_job_gives_a_result_of_a_bundle_that_was_written_while_it_ran() {
             .map(drop)
         }),
         ("bisect", &|r, change| {
-            let forced = Forced { tokens: vec![0; 16], labels: vec![0] };
+            let forced = ForcedTokens { tokens: vec![0; 16], labels: vec![0] };
             let other = on(r.bundle(), "ort");
             between(["tract", "ort"], r, &other, &forced, 1.0, &mut |_, _| {
                 change();

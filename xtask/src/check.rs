@@ -14,7 +14,7 @@ pub(crate) fn run(root: &Utf8Path, only: &[String], minimal: bool) -> Result<()>
     let run_cargo = |args: &[&str]| command(root, &cargo, args);
     let features = all_engines();
     let optional = dpar_engine_table::all().iter().filter(|e| !e.plain);
-    let optional: Vec<String> = optional.map(dpar_engine_table::Entry::package).collect();
+    let optional: Vec<String> = optional.map(dpar_engine_table::TableEntry::package).collect();
     let mut scope = vec!["--workspace"];
     if minimal {
         scope.extend(optional.iter().flat_map(|c| ["--exclude", c]));

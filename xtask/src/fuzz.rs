@@ -6,25 +6,25 @@ use anyhow::{Context, Result, bail};
 use camino::Utf8Path;
 
 /// A target with the fixtures that its corpus begins with: files, or endings of files in a folder.
-struct Target {
+struct FuzzTarget {
     name: &'static str,
     seeds: &'static [&'static str],
 }
 
-const TARGETS: &[Target] = &[
-    Target { name: "checkpoint_pickle", seeds: &[] },
-    Target {
+const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "checkpoint_pickle", seeds: &[] },
+    FuzzTarget {
         name: "checkpoint_torch",
         seeds: &["wrappings/float16.pt", "wrappings/bfloat16.pt", "wrappings/hostile.pt"],
     },
-    Target { name: "checkpoint_safetensors", seeds: &["variants/token/golden.safetensors"] },
-    Target { name: "manifest", seeds: &[] },
-    Target {
+    FuzzTarget { name: "checkpoint_safetensors", seeds: &["variants/token/golden.safetensors"] },
+    FuzzTarget { name: "manifest", seeds: &[] },
+    FuzzTarget {
         name: "config",
         seeds: &["llamagen-small/config.yaml", "dpar-small/dpar/config.yaml", "emoji32/dpar/config.yaml"],
     },
-    Target { name: "rules", seeds: &[] },
-    Target {
+    FuzzTarget { name: "rules", seeds: &[] },
+    FuzzTarget {
         name: "npz",
         seeds: &[
             "metrics/numpy/compressed.npz",
@@ -33,9 +33,9 @@ const TARGETS: &[Target] = &[
             "metrics/numpy/wide.npz",
         ],
     },
-    Target { name: "png", seeds: &[] },
-    Target { name: "golden", seeds: &["variants/combined/golden.json", "llamagen-small/golden.json"] },
-    Target { name: "attestation", seeds: &[] },
+    FuzzTarget { name: "png", seeds: &[] },
+    FuzzTarget { name: "golden", seeds: &["variants/combined/golden.json", "llamagen-small/golden.json"] },
+    FuzzTarget { name: "attestation", seeds: &[] },
 ];
 
 /// Larger inputs find nothing that these do not.
@@ -74,7 +74,7 @@ pub(crate) fn run(root: &Utf8Path, targets: &[String], seconds: u32) -> Result<(
     Ok(())
 }
 
-fn one(root: &Utf8Path, target: &Target, seconds: u32) -> Result<Ran> {
+fn one(root: &Utf8Path, target: &FuzzTarget, seconds: u32) -> Result<Ran> {
     let folder = root.join("out/fuzz").join(target.name);
     let (corpus, crashes) = (folder.join("corpus"), folder.join("crashes"));
     fs_err::create_dir_all(&corpus)?;
@@ -124,7 +124,7 @@ fn one(root: &Utf8Path, target: &Target, seconds: u32) -> Result<Ran> {
 }
 
 /// Puts the fixtures and a few small beginnings of the format into the corpus.
-fn seed(root: &Utf8Path, target: &Target, corpus: &Utf8Path) -> Result<()> {
+fn seed(root: &Utf8Path, target: &FuzzTarget, corpus: &Utf8Path) -> Result<()> {
     let put = |name: String, bytes: &[u8]| fs_err::write(corpus.join(name), bytes);
     for path in target.seeds {
         let bytes = fs_err::read(root.join("fixtures").join(path))?;

@@ -22,15 +22,15 @@ const SIGNS: [&str; 2] = ["/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"];
 const HALVES: &str = "fixtures/variants/combined";
 
 /// Steps that ran, and what they said.
-struct Log<'a> {
+struct StepLog<'a> {
     root: &'a Utf8Path,
     text: String,
-    steps: Vec<(String, Outcome)>,
+    steps: Vec<(String, StepOutcome)>,
 }
 
 /// How a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum StepOutcome {
     Ok,
     /// What it needs is not here, and it need not be.
     Absent,
@@ -38,7 +38,7 @@ enum Outcome {
     Failed(Option<i32>),
 }
 
-impl std::fmt::Display for Outcome {
+impl std::fmt::Display for StepOutcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ok => f.write_str("ok"),
@@ -49,7 +49,7 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-impl Log<'_> {
+impl StepLog<'_> {
     /// Runs a program to its end and keeps what it printed; goes on whatever comes back. `optional`: what is not
     /// available is no failure.
     fn run(&mut self, name: &str, program: &str, args: &[&str], optional: bool) -> bool {
@@ -63,15 +63,15 @@ impl Log<'_> {
             Err(e) => (None, format!("`{program}` cannot be started: {e}")),
         };
         let outcome = match code {
-            Some(0) => Outcome::Ok,
-            Some(UNAVAILABLE) | None if optional => Outcome::Absent,
-            code => Outcome::Failed(code),
+            Some(0) => StepOutcome::Ok,
+            Some(UNAVAILABLE) | None if optional => StepOutcome::Absent,
+            code => StepOutcome::Failed(code),
         };
         println!("{said}== {name}: {outcome}");
         let tool = Utf8Path::new(program).file_name().unwrap_or(program);
         let _ = write!(self.text, "## {name}: {outcome}\n\n```\n$ {tool} {}\n{said}```\n\n", args.join(" "));
         self.steps.push((name.to_owned(), outcome));
-        outcome == Outcome::Ok
+        outcome == StepOutcome::Ok
     }
 
     /// Writes the log and says how every step ended.
@@ -84,7 +84,7 @@ impl Log<'_> {
         for (name, outcome) in &self.steps {
             println!("{name}: {outcome}");
         }
-        let bad = self.steps.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        let bad = self.steps.iter().filter(|(_, outcome)| matches!(outcome, StepOutcome::Failed(_)));
         let failed: Vec<&str> = bad.map(|(name, _)| name.as_str()).collect();
         if failed.is_empty() {
             return Ok(());
@@ -104,7 +104,7 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     };
     println!("== an NVIDIA driver is here: {sign}");
     let text = format!("# A run of `cargo xtask gpu`\n\nThe driver: {sign}\n\n");
-    let mut log = Log { root, text, steps: Vec::new() };
+    let mut log = StepLog { root, text, steps: Vec::new() };
     let query = "--query-gpu=name,compute_cap,driver_version,memory.total";
     log.run("the device", "nvidia-smi", &[query, "--format=csv"], true);
     let suite = ["test", "-p", "dpar-engine-tensorrt", "--features", "gpu-tests", "--test", "gpu"];
@@ -159,7 +159,7 @@ fn driver(signs: &[&str], tool: &str) -> Option<String> {
 
 /// Engines of fp16 and bf16 graphs, against the references of their own precision and of fp32; of bf16-autocast graphs,
 /// against what the authors' code gave under autocast.
-fn halves(log: &mut Log<'_>, program: &str) {
+fn halves(log: &mut StepLog<'_>, program: &str) {
     let checkpoint = format!("{HALVES}/dpar");
     for precision in ["fp16", "bf16"] {
         let bundle = format!("{OUT}/combined-{precision}");
@@ -215,7 +215,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = Utf8Path::from_path(folder.path()).unwrap();
         let file = root.join("out/log.md");
-        let log = || Log { root, text: String::new(), steps: Vec::new() };
+        let log = || StepLog { root, text: String::new(), steps: Vec::new() };
         let mut good = log();
         assert!(good.run("version", &cargo(), &["--version"], false));
         assert!(!good.run("no such program", "dpar-no-such-program", &[], true));

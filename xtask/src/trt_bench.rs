@@ -21,7 +21,7 @@ const MOST_BYTES: u64 = 6 << 30;
 const POLL: Duration = Duration::from_millis(20);
 
 /// One checkpoint.
-struct Case {
+struct BuildCase {
     name: String,
     export: Vec<String>,
     /// Whether the limits are for it.
@@ -39,8 +39,12 @@ pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result
     fs_err::create_dir_all(&out)?;
     let words = |w: &[&str]| w.iter().map(|w| (*w).to_owned()).collect();
     let mut cases = vec![
-        Case { name: "trained DPAR".to_owned(), export: words(&["fixtures/emoji32/dpar"]), limited: false },
-        Case {
+        BuildCase {
+            name: "trained DPAR".to_owned(),
+            export: words(&["fixtures/emoji32/dpar"]),
+            limited: false,
+        },
+        BuildCase {
             name: "trained LlamaGen".to_owned(),
             export: words(&[
                 "fixtures/emoji32/llamagen/c2i_emoji32.pt",
@@ -51,14 +55,18 @@ pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result
             ]),
             limited: false,
         },
-        Case { name: "dpar-small".to_owned(), export: words(&["fixtures/dpar-small/dpar"]), limited: false },
+        BuildCase {
+            name: "dpar-small".to_owned(),
+            export: words(&["fixtures/dpar-small/dpar"]),
+            limited: false,
+        },
     ];
     if !small {
         let full = Synth::published(SystemKind::Dpar, "B", 256, samplers::STEPS)?;
         let made = Synth { vq: false, ..full }.write(&out.join("dpar-b"), &mut |_| {})?;
         let parts: Vec<String> =
             made.parameters.iter().map(|(name, n)| format!("{name} {:.1}M", *n as f64 / 1e6)).collect();
-        cases.push(Case {
+        cases.push(BuildCase {
             name: format!("DPAR-B: {} (random weights)", parts.join(", ")),
             export: vec![made.checkpoint.into_string()],
             limited: true,
@@ -89,7 +97,7 @@ pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result
 }
 
 /// What one build cost.
-struct Row {
+struct BuildCost {
     engines: usize,
     bytes: u64,
     build: f64,
@@ -97,7 +105,7 @@ struct Row {
     peak: Option<u64>,
 }
 
-impl Row {
+impl BuildCost {
     fn line(&self, name: &str, precision: &str) -> String {
         let peak = self.peak.map_or("–".to_owned(), |p| format!("{:.2}", p as f64 / 1e9));
         format!(
@@ -114,9 +122,9 @@ fn measure(
     root: &Utf8Path,
     program: &Utf8PathBuf,
     out: &Utf8Path,
-    case: &Case,
+    case: &BuildCase,
     precision: &str,
-) -> Result<Row> {
+) -> Result<BuildCost> {
     let bundle = out.join("bundle");
     let stdout = out.join("result.json");
     let mut args: Vec<&str> = vec!["--target", "trt", "--json", "--quiet", "--force", "-o", bundle.as_str()];
@@ -145,7 +153,7 @@ fn measure(
     let result: Value = serde_json::from_slice(&fs_err::read(&stdout)?).context("the result is not JSON")?;
     let engines = result["engines"].as_array().context("the result lists no engines")?;
     fs_err::remove_dir_all(&bundle)?;
-    Ok(Row {
+    Ok(BuildCost {
         engines: engines.len(),
         bytes: engines.iter().filter_map(|e| e["size"].as_u64()).sum(),
         build: engines.iter().filter_map(|e| e["seconds"].as_f64()).sum(),

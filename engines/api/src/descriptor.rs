@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use crate::device::Device;
-use crate::library::Place;
+use crate::library::SearchedPlace;
 use crate::{Engine, EngineError, EngineOption, EngineOptions};
 
 /// An engine, as its crate describes it.
@@ -82,7 +82,7 @@ pub struct Survey {
     /// Why the library that runs graphs is not there, if it is not.
     pub missing: Option<EngineError>,
     /// Where it was looked for, the place that was taken last.
-    pub searched: Vec<Place>,
+    pub searched: Vec<SearchedPlace>,
     /// Execution providers that it was built with.
     pub providers: Vec<String>,
     /// The driver, for an engine that needs one.

@@ -61,7 +61,7 @@ fn gather<T: Copy + Default>(
 }
 
 /// One tensor of the cache.
-struct Buffer {
+struct CacheBuffer {
     /// `[time, rows, heads, head_dim]`, up to the longest row; a shorter one holds zeros or what it dropped, which the mask
     /// hides.
     kept: TensorData,
@@ -75,7 +75,7 @@ pub struct HostCache {
     session: Box<dyn Session>,
     state: CacheState,
     /// In the order of the state's ports.
-    buffers: Vec<Buffer>,
+    buffers: Vec<CacheBuffer>,
 }
 
 impl HostCache {
@@ -93,7 +93,7 @@ impl HostCache {
                     bad(spec, EngineErrorKind::Graph, message)
                 })
             };
-            Ok(Buffer { kept: empty()?, gathered: empty()? })
+            Ok(CacheBuffer { kept: empty()?, gathered: empty()? })
         });
         let buffers = buffers.collect::<Result<_, EngineError>>()?;
         Ok(Self { session, state, buffers })
@@ -107,7 +107,7 @@ impl CachedSession for HostCache {
 
     fn reset(&mut self, rows: usize) {
         self.state.reset(rows);
-        for Buffer { kept, .. } in &mut self.buffers {
+        for CacheBuffer { kept, .. } in &mut self.buffers {
             match kept {
                 TensorData::F32(data) => data.clear(),
                 TensorData::F16(data) => data.clear(),
@@ -123,7 +123,7 @@ impl CachedSession for HostCache {
         let placement = self.state.placement(&step, rows);
         let mut all = inputs.to_vec();
         all.extend(placement.iter().map(|(name, tensor)| (*name, tensor.view())));
-        for (port, Buffer { kept, gathered }) in self.state.ports().iter().zip(&mut self.buffers) {
+        for (port, CacheBuffer { kept, gathered }) in self.state.ports().iter().zip(&mut self.buffers) {
             let (past, slot) = (step.past, port.slot_len());
             if !whole {
                 match (&*kept, &mut *gathered) {
@@ -150,7 +150,7 @@ impl CachedSession for HostCache {
         let spec = self.session.spec();
         check_outputs(spec, &step.axes, &outputs)?;
         let mut outputs: Vec<Option<Tensor>> = outputs.into_iter().map(Some).collect();
-        for (port, Buffer { kept, .. }) in self.state.ports().iter().zip(&mut self.buffers) {
+        for (port, CacheBuffer { kept, .. }) in self.state.ports().iter().zip(&mut self.buffers) {
             let fresh = outputs[port.fresh].take().map(Tensor::into_data);
             let (new, slot) = (step.new, port.slot_len());
             match (kept, fresh) {

@@ -72,7 +72,7 @@ impl CandleEngine {
     fn load(&self, graph: GraphFile<'_>) -> Result<CandleSession, EngineError> {
         let pool = self.pool()?;
         let model = candle_onnx::read_file(graph.path).map_err(|e| refusal(graph, e.to_string()))?;
-        let plan = pool.install(|| plan::Plan::new(graph, model))?;
+        let plan = pool.install(|| plan::ExecutionPlan::new(graph, model))?;
         Ok(CandleSession::new(graph.spec.clone(), plan, pool))
     }
 }

@@ -9,31 +9,31 @@ use dpar_engine_api::{EngineError, GraphFile, panics};
 
 use crate::refusal;
 use crate::support;
-use crate::weights::Weights;
+use crate::weights::MappedWeights;
 
 /// Values by name.
 pub(crate) type Values = HashMap<String, Tensor>;
 
 /// A node as a model of its own, and what may be dropped after it.
-struct Step {
+struct PlanStep {
     model: ModelProto,
     drop: Vec<String>,
 }
 
 /// What a session runs.
-pub(crate) struct Plan {
+pub(crate) struct ExecutionPlan {
     constants: Values,
-    steps: Vec<Step>,
+    steps: Vec<PlanStep>,
 }
 
-impl Plan {
+impl ExecutionPlan {
     /// Checks every node, reads the initializers and evaluates what depends on nothing else.
     pub(crate) fn new(graph: GraphFile<'_>, model: ModelProto) -> Result<Self, EngineError> {
         let refuse = |message: String| refusal(graph, message);
         let version = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
         support::check_opset(version.map(|o| o.version)).map_err(refuse)?;
         let body = model.graph.unwrap_or_default();
-        let mut source = Weights::new(graph.path.parent().unwrap_or(Utf8Path::new("")));
+        let mut source = MappedWeights::new(graph.path.parent().unwrap_or(Utf8Path::new("")));
         let mut constants = Values::new();
         for proto in &body.initializer {
             let tensor = source.tensor(proto).map_err(refuse)?;
@@ -69,7 +69,7 @@ impl Plan {
                 let made = evaluate(&model, &constants).map_err(refuse)?;
                 constants.extend(made);
             } else {
-                steps.push(Step { model, drop: Vec::new() });
+                steps.push(PlanStep { model, drop: Vec::new() });
             }
         }
         let mut last: BTreeMap<String, usize> = BTreeMap::new();

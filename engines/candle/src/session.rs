@@ -8,17 +8,17 @@ use dpar_export_spec::GraphSpec;
 use rayon::ThreadPool;
 
 use crate::NAME;
-use crate::plan::{Plan, Values};
+use crate::plan::{ExecutionPlan, Values};
 
 /// One plan, for every shape.
 pub(crate) struct CandleSession {
     spec: GraphSpec,
-    plan: Plan,
+    plan: ExecutionPlan,
     pool: Arc<ThreadPool>,
 }
 
 impl CandleSession {
-    pub(crate) fn new(spec: GraphSpec, plan: Plan, pool: Arc<ThreadPool>) -> Self {
+    pub(crate) fn new(spec: GraphSpec, plan: ExecutionPlan, pool: Arc<ThreadPool>) -> Self {
         Self { spec, plan, pool }
     }
 }

@@ -10,12 +10,12 @@ use candle_onnx::onnx::tensor_proto::{DataLocation, DataType};
 use memmap2::Mmap;
 
 /// The data files of one graph, each mapped once.
-pub(crate) struct Weights {
+pub(crate) struct MappedWeights {
     folder: Utf8PathBuf,
     files: BTreeMap<String, Mmap>,
 }
 
-impl Weights {
+impl MappedWeights {
     /// For a graph in `folder`.
     pub(crate) fn new(folder: &Utf8Path) -> Self {
         let folder = if folder.as_str().is_empty() { Utf8Path::new(".") } else { folder };
@@ -140,7 +140,7 @@ mod tests {
         let data = [vec![0; 8], values].concat();
         fs_err::write(folder.join("w.onnx_data"), &data).unwrap();
         fs_err::write(root.join("outside"), &data).unwrap();
-        let mut weights = Weights::new(&folder);
+        let mut weights = MappedWeights::new(&folder);
         let tensor = weights.tensor(&external("w.onnx_data", "8", "4")).unwrap();
         let found: Vec<f32> = tensor.to_dtype(DType::F32).unwrap().to_vec1().unwrap();
         assert_eq!(found, [1.5, -2.0]);
@@ -170,9 +170,9 @@ mod tests {
     fn shapes_that_cannot_be_are_refused() {
         for dims in [vec![-1], vec![i64::MAX, 8]] {
             let proto = TensorProto { dims, ..external("w", "0", "4") };
-            Weights::new(Utf8Path::new("")).tensor(&proto).unwrap_err();
+            MappedWeights::new(Utf8Path::new("")).tensor(&proto).unwrap_err();
         }
         let proto = TensorProto { data_type: DataType::String as i32, ..external("w", "0", "4") };
-        assert!(Weights::new(Utf8Path::new("")).tensor(&proto).unwrap_err().contains("STRING"));
+        assert!(MappedWeights::new(Utf8Path::new("")).tensor(&proto).unwrap_err().contains("STRING"));
     }
 }

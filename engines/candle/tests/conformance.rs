@@ -4,10 +4,12 @@
 
 use dpar_engine_api::{Engine, EngineErrorKind, GraphFile};
 use dpar_engine_candle::CandleEngine;
-use dpar_engine_conformance::{Case, Check, FIXTURES, Verdict, agree, assert_passed, fixture, run};
+use dpar_engine_conformance::{
+    ConformanceCheck, ConformanceVerdict, FIXTURES, GraphCase, agree, assert_passed, fixture, run,
+};
 use dpar_engine_tract::TractEngine;
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<GraphCase> {
     FIXTURES.map(|name| fixture(name).unwrap()).into()
 }
 
@@ -16,10 +18,16 @@ fn candle_conforms_without_an_exception() {
     let outcomes = run(&CandleEngine::new(None), &cases());
     assert_passed(&outcomes);
     for graph in FIXTURES {
-        for check in [Check::Shapes, Check::Repeat, Check::IdenticalRows, Check::BatchOne, Check::Reference] {
-            let ran = |o: &&dpar_engine_conformance::Outcome| o.graph == graph && o.check == check;
+        for check in [
+            ConformanceCheck::Shapes,
+            ConformanceCheck::Repeat,
+            ConformanceCheck::IdenticalRows,
+            ConformanceCheck::BatchOne,
+            ConformanceCheck::Reference,
+        ] {
+            let ran = |o: &&dpar_engine_conformance::ConformanceOutcome| o.graph == graph && o.check == check;
             let outcome = outcomes.iter().find(ran).unwrap();
-            assert_eq!(outcome.verdict, Verdict::Pass, "{outcome}");
+            assert_eq!(outcome.verdict, ConformanceVerdict::Pass, "{outcome}");
         }
     }
 }

@@ -8,7 +8,7 @@ use dpar_export_spec::{Dim, Port};
 use crate::checks::{run, text};
 use crate::close::{EXACT, Tolerance};
 use crate::inputs::{self, Inputs};
-use crate::{Case, Check, Found};
+use crate::{CheckResult, ConformanceCheck, GraphCase};
 
 /// Steps of a walk: enough for a cache that was appended to, looked at and appended to again.
 const STEPS: usize = 4;
@@ -17,36 +17,45 @@ const ROWS: usize = 3;
 
 const NO_CACHE: &str = "no cache";
 
-pub(crate) fn all(engine: &dyn Engine, case: &Case, note: &mut dyn FnMut(Check, Found)) {
-    note(Check::CachedSteps, steps(engine, case));
-    type Body = fn(&mut dyn CachedSession, &Walk<'_>) -> Found;
-    let table: [(Check, Body); 4] = [
-        (Check::CachedRows, rows),
-        (Check::CachedRestart, restart),
-        (Check::CachedReset, reset),
-        (Check::CachedRefused, refused),
+pub(crate) fn all(
+    engine: &dyn Engine,
+    case: &GraphCase,
+    note: &mut dyn FnMut(ConformanceCheck, CheckResult),
+) {
+    note(ConformanceCheck::CachedSteps, steps(engine, case));
+    type Body = fn(&mut dyn CachedSession, &Walk<'_>) -> CheckResult;
+    let table: [(ConformanceCheck, Body); 4] = [
+        (ConformanceCheck::CachedRows, rows),
+        (ConformanceCheck::CachedRestart, restart),
+        (ConformanceCheck::CachedReset, reset),
+        (ConformanceCheck::CachedRefused, refused),
     ];
     let walk = match Walk::of(case) {
         Ok(Some(walk)) => walk,
         Ok(None) => return table.into_iter().for_each(|(check, _)| note(check, Ok(Some(NO_CACHE)))),
-        Err(why) => return note(Check::CachedRows, Err(why)),
+        Err(why) => return note(ConformanceCheck::CachedRows, Err(why)),
     };
     let mut session = match engine.prepare_cached(case.file()).map_err(text) {
         Ok(session) => session,
-        Err(why) => return note(Check::CachedRows, Err(why)),
+        Err(why) => return note(ConformanceCheck::CachedRows, Err(why)),
     };
     for (check, body) in table {
         note(check, body(session.as_mut(), &walk));
     }
 }
 
-type Named = Vec<(String, Tensor)>;
+type NamedTensors = Vec<(String, Tensor)>;
 
-fn step(session: &mut dyn CachedSession, inputs: &Inputs, rows: &[CallRow]) -> Result<Named, String> {
+fn step(session: &mut dyn CachedSession, inputs: &Inputs, rows: &[CallRow]) -> Result<NamedTensors, String> {
     session.step(&inputs.views(), rows).map(dpar_engine_api::Outputs::into_tensors).map_err(text)
 }
 
-fn compare(tolerance: Tolerance, actual: &Named, expected: &Named, what: &str) -> Result<(), String> {
+fn compare(
+    tolerance: Tolerance,
+    actual: &NamedTensors,
+    expected: &NamedTensors,
+    what: &str,
+) -> Result<(), String> {
     if actual.len() != expected.len() || actual.is_empty() {
         return Err(format!("{what}: {} outputs, expected {}", actual.len(), expected.len()));
     }
@@ -58,7 +67,7 @@ fn compare(tolerance: Tolerance, actual: &Named, expected: &Named, what: &str) -
 
 /// How a graph with a cache is called.
 struct Walk<'a> {
-    case: &'a Case,
+    case: &'a GraphCase,
     state: CacheState,
     /// Axes: past slots, rows of the cache, new slots, rows of a call.
     past: &'a str,
@@ -68,7 +77,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn of(case: &'a Case) -> Result<Option<Self>, String> {
+    fn of(case: &'a GraphCase) -> Result<Option<Self>, String> {
         let state = CacheState::new(&case.spec).map_err(text)?;
         let Some(port) = state.ports().first() else { return Ok(None) };
         let (old, fresh) = (case.spec.input(&port.past.name), &case.spec.outputs[port.fresh]);
@@ -113,7 +122,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Picks along an axis of inputs or outputs; what does not have it stays.
-    fn pick(&self, tensors: &Named, axis: &str, pick: &[usize]) -> Named {
+    fn pick(&self, tensors: &NamedTensors, axis: &str, pick: &[usize]) -> NamedTensors {
         let one = |(name, tensor): &(String, Tensor)| {
             let at = self.port(name).and_then(|p| inputs::axis_at(p, axis));
             (name.clone(), at.map_or_else(|| tensor.clone(), |at| inputs::rows(tensor, at, pick)))
@@ -127,7 +136,7 @@ impl<'a> Walk<'a> {
         session: &mut dyn CachedSession,
         batch: usize,
         steps: usize,
-    ) -> Result<Vec<Named>, String> {
+    ) -> Result<Vec<NamedTensors>, String> {
         session.reset(batch);
         let one = |time| {
             step(session, &self.at(&(0..batch).collect::<Vec<_>>(), time)?, &CallRow::all(batch, time))
@@ -142,7 +151,7 @@ impl<'a> Walk<'a> {
 }
 
 /// One slot a step gives what one run over all slots gives; without a cache, a step gives what a run gives.
-fn steps(engine: &dyn Engine, case: &Case) -> Found {
+fn steps(engine: &dyn Engine, case: &GraphCase) -> CheckResult {
     let mut session = engine.prepare(case.file()).map_err(text)?;
     let mut cached = engine.prepare_cached(case.file()).map_err(text)?;
     let Some(walk) = Walk::of(case)? else {
@@ -166,7 +175,7 @@ fn steps(engine: &dyn Engine, case: &Case) -> Found {
     }
     let outputs = run(session.as_mut(), &with_cache)?;
     let named = case.spec.outputs.iter().zip(outputs);
-    let named: Named =
+    let named: NamedTensors =
         named.filter(|(p, _)| !p.role().is_new_slots()).map(|(p, o)| (p.name.clone(), o)).collect();
     cached.reset(ROWS);
     for time in 0..STEPS {
@@ -187,11 +196,11 @@ fn steps(engine: &dyn Engine, case: &Case) -> Found {
 struct Ragged {
     rows: Vec<CallRow>,
     inputs: Inputs,
-    outputs: Named,
+    outputs: NamedTensors,
 }
 
 /// Rows that grow at their own pace give what each gives alone.
-fn rows(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
+fn rows(session: &mut dyn CachedSession, walk: &Walk<'_>) -> CheckResult {
     let mut lengths = [0; ROWS];
     let mut calls = Vec::new();
     session.reset(ROWS);
@@ -227,7 +236,7 @@ fn rows(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
 }
 
 /// A row that begins again is as one that never was, while the others go on.
-fn restart(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
+fn restart(session: &mut dyn CachedSession, walk: &Walk<'_>) -> CheckResult {
     let expected = walk.walk(session, ROWS, STEPS)?;
     walk.walk(session, ROWS, STEPS - 1)?;
     for time in 0..STEPS {
@@ -258,7 +267,7 @@ fn restart(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
 }
 
 /// Nothing of an earlier sequence is left after a reset, whatever its size was.
-fn reset(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
+fn reset(session: &mut dyn CachedSession, walk: &Walk<'_>) -> CheckResult {
     let first = walk.walk(session, 2, STEPS)?;
     walk.walk(session, ROWS, STEPS)?;
     walk.walk(session, 1, 1)?;
@@ -270,7 +279,7 @@ fn reset(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
 }
 
 /// What does not fit the cache is an input error and leaves it as it was.
-fn refused(session: &mut dyn CachedSession, walk: &Walk<'_>) -> Found {
+fn refused(session: &mut dyn CachedSession, walk: &Walk<'_>) -> CheckResult {
     let expected = walk.walk(session, ROWS, 3)?;
     walk.walk(session, ROWS, 2)?;
     let every: Vec<usize> = (0..ROWS).collect();

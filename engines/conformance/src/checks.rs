@@ -4,8 +4,8 @@ use dpar_engine_api::{Engine, EngineError, MASKED, Session, Tensor};
 use dpar_export_spec::GraphSpec;
 
 use crate::close::{EXACT, Tolerance};
-use crate::inputs::{self, BATCH, Inputs, Random, Sizes};
-use crate::{Case, Check, Found};
+use crate::inputs::{self, AxisSizes, BATCH, Inputs, Random};
+use crate::{CheckResult, ConformanceCheck, GraphCase};
 
 pub(crate) fn text(e: EngineError) -> String {
     match &e.hint {
@@ -14,7 +14,7 @@ pub(crate) fn text(e: EngineError) -> String {
     }
 }
 
-pub(crate) fn probe(engine: &dyn Engine) -> Found {
+pub(crate) fn probe(engine: &dyn Engine) -> CheckResult {
     let info = engine.probe().map_err(text)?;
     for (field, value) in [("version", &info.version), ("device", &info.device), ("provider", &info.provider)]
     {
@@ -31,30 +31,36 @@ pub(crate) fn probe(engine: &dyn Engine) -> Found {
 /// Prepares a graph and runs it; gives the session where there is one.
 pub(crate) fn all(
     engine: &dyn Engine,
-    case: &Case,
-    note: &mut dyn FnMut(Check, Found),
+    case: &GraphCase,
+    note: &mut dyn FnMut(ConformanceCheck, CheckResult),
 ) -> Option<Box<dyn Session>> {
     let prepared = engine.prepare(case.file()).map_err(text);
-    let mut session = prepared.map_err(|why| note(Check::Prepare, Err(why))).ok()?;
+    let mut session = prepared.map_err(|why| note(ConformanceCheck::Prepare, Err(why))).ok()?;
     let same = session.spec() == &case.spec;
-    note(Check::Prepare, if same { Ok(None) } else { Err("the session has another spec".to_owned()) });
+    note(
+        ConformanceCheck::Prepare,
+        if same { Ok(None) } else { Err("the session has another spec".to_owned()) },
+    );
     for (check, found) in without_reference(session.as_mut(), case) {
         note(check, found);
     }
-    note(Check::Reference, reference(session.as_mut(), case));
+    note(ConformanceCheck::Reference, reference(session.as_mut(), case));
     Some(session)
 }
 
 /// What can be asked of any prepared graph.
-pub(crate) fn without_reference(session: &mut dyn Session, case: &Case) -> Vec<(Check, Found)> {
-    type Body = fn(&mut dyn Session, &Case) -> Found;
-    let table: [(Check, Body); 6] = [
-        (Check::Shapes, shapes),
-        (Check::Repeat, repeat),
-        (Check::IdenticalRows, |session, case| identical_rows(session, case, true)),
-        (Check::EquivalentRows, |session, case| identical_rows(session, case, false)),
-        (Check::BatchOne, batch_one),
-        (Check::MaskedPast, masked_past),
+pub(crate) fn without_reference(
+    session: &mut dyn Session,
+    case: &GraphCase,
+) -> Vec<(ConformanceCheck, CheckResult)> {
+    type Body = fn(&mut dyn Session, &GraphCase) -> CheckResult;
+    let table: [(ConformanceCheck, Body); 6] = [
+        (ConformanceCheck::Shapes, shapes),
+        (ConformanceCheck::Repeat, repeat),
+        (ConformanceCheck::IdenticalRows, |session, case| identical_rows(session, case, true)),
+        (ConformanceCheck::EquivalentRows, |session, case| identical_rows(session, case, false)),
+        (ConformanceCheck::BatchOne, batch_one),
+        (ConformanceCheck::MaskedPast, masked_past),
     ];
     table.map(|(check, body)| (check, body(session, case))).into()
 }
@@ -81,7 +87,7 @@ fn at<T>(shape: &str, result: Result<T, String>) -> Result<T, String> {
     result.map_err(|e| format!("at {shape}: {e}"))
 }
 
-fn shapes(session: &mut dyn Session, case: &Case) -> Found {
+fn shapes(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
     for (name, sizes) in case.shapes() {
         let outputs = at(name, run(session, &inputs::generate(case, &sizes, 1)?))?;
         for (port, tensor) in case.spec.outputs.iter().zip(&outputs) {
@@ -101,7 +107,7 @@ fn shapes(session: &mut dyn Session, case: &Case) -> Found {
     Ok(None)
 }
 
-fn repeat(session: &mut dyn Session, case: &Case) -> Found {
+fn repeat(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
     let runs: Vec<(&str, Inputs)> = case
         .shapes()
         .iter()
@@ -118,7 +124,7 @@ fn repeat(session: &mut dyn Session, case: &Case) -> Found {
 }
 
 /// Sizes with at least two rows, at every shape; `None` if the graph has no rows that stand alone.
-fn with_rows(case: &Case) -> Option<Vec<(&'static str, Sizes)>> {
+fn with_rows(case: &GraphCase) -> Option<Vec<(&'static str, AxisSizes)>> {
     let axis = case.spec.axis(BATCH).filter(|a| a.max >= 2 && !case.coupled_rows)?;
     let rows = |n: usize| n.clamp(2, axis.max.min(case.cap_of(axis).max(2)));
     let mut shapes = case.shapes();
@@ -132,13 +138,13 @@ fn with_rows(case: &Case) -> Option<Vec<(&'static str, Sizes)>> {
 
 const NO_ROWS: &str = "no batch axis of 2 or more independent rows";
 
-fn pick(case: &Case, inputs: &Inputs, rows: &[usize]) -> Inputs {
+fn pick(case: &GraphCase, inputs: &Inputs, rows: &[usize]) -> Inputs {
     let tensors: Vec<Tensor> = inputs.0.iter().map(|(_, t)| t.clone()).collect();
     let picked = inputs::batch_rows(&case.spec.inputs, &tensors, rows);
     Inputs(inputs.0.iter().map(|(name, _)| name.clone()).zip(picked).collect())
 }
 
-fn identical_rows(session: &mut dyn Session, case: &Case, exact: bool) -> Found {
+fn identical_rows(session: &mut dyn Session, case: &GraphCase, exact: bool) -> CheckResult {
     let Some(shapes) = with_rows(case) else { return Ok(Some(NO_ROWS)) };
     for (name, sizes) in shapes {
         let n = sizes[BATCH];
@@ -155,7 +161,7 @@ fn identical_rows(session: &mut dyn Session, case: &Case, exact: bool) -> Found 
     Ok(None)
 }
 
-fn batch_one(session: &mut dyn Session, case: &Case) -> Found {
+fn batch_one(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
     let Some(shapes) = with_rows(case) else { return Ok(Some(NO_ROWS)) };
     if case.spec.axis(BATCH).is_some_and(|a| a.min > 1) {
         return Ok(Some("no batch of 1"));
@@ -173,7 +179,7 @@ fn batch_one(session: &mut dyn Session, case: &Case) -> Found {
     Ok(None)
 }
 
-fn masked_past(session: &mut dyn Session, case: &Case) -> Found {
+fn masked_past(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
     let Some((mask, past)) = inputs::past_of(&case.spec) else { return Ok(Some("no mask over a past axis")) };
     let mut sizes = with_rows(case).unwrap_or_else(|| case.shapes()).swap_remove(1).1;
     let Some(range) = case.spec.axis(past).filter(|a| a.max >= 2) else {
@@ -210,7 +216,7 @@ fn masked_past(session: &mut dyn Session, case: &Case) -> Found {
 
 /// Maps the float inputs that hold past steps or keys: the row and the step (for a mask: the key) are given.
 fn edit(
-    case: &Case,
+    case: &GraphCase,
     inputs: &Inputs,
     mut f: impl FnMut(&dpar_export_spec::Port, usize, usize, f32) -> f32,
 ) -> Inputs {
@@ -230,7 +236,7 @@ fn edit(
     Inputs(case.spec.inputs.iter().zip(&inputs.0).map(change).collect())
 }
 
-fn reference(session: &mut dyn Session, case: &Case) -> Found {
+fn reference(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
     if case.references.is_empty() {
         return Ok(Some("no known results"));
     }
@@ -241,7 +247,7 @@ fn reference(session: &mut dyn Session, case: &Case) -> Found {
     Ok(None)
 }
 
-pub(crate) fn agreement(engine: &dyn Engine, other: &dyn Engine, case: &Case) -> Found {
+pub(crate) fn agreement(engine: &dyn Engine, other: &dyn Engine, case: &GraphCase) -> CheckResult {
     let mut one = engine.prepare(case.file()).map_err(text)?;
     let mut two = other.prepare(case.file()).map_err(text)?;
     for (name, sizes) in case.shapes() {

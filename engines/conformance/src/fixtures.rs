@@ -8,7 +8,7 @@ use dpar_engine_api::Tensor;
 use dpar_export_spec::{DType, GraphSpec, Port};
 use serde::Deserialize;
 
-use crate::{Case, Inputs, Reference};
+use crate::{GraphCase, Inputs, KnownOutputs};
 
 /// Names of the graphs in `fixtures/`.
 pub const FIXTURES: [&str; 3] = ["attention_step", "head", "conv_decode"];
@@ -22,12 +22,12 @@ struct Document {
 
 #[derive(Deserialize)]
 struct Known {
-    inputs: BTreeMap<String, Array>,
-    outputs: BTreeMap<String, Array>,
+    inputs: BTreeMap<String, FixtureArray>,
+    outputs: BTreeMap<String, FixtureArray>,
 }
 
 #[derive(Deserialize)]
-struct Array {
+struct FixtureArray {
     shape: Vec<usize>,
     data: Vec<f64>,
 }
@@ -36,11 +36,11 @@ struct Array {
 ///
 /// # Errors
 /// When its files cannot be read.
-pub fn fixture(name: &str) -> Result<Case, String> {
+pub fn fixture(name: &str) -> Result<GraphCase, String> {
     let folder = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let text = fs_err::read_to_string(folder.join(format!("{name}.json"))).map_err(|e| e.to_string())?;
     let document: Document = serde_json::from_str(&text).map_err(|e| format!("{name}.json: {e}"))?;
-    let tensor = |port: &Port, arrays: &BTreeMap<String, Array>| {
+    let tensor = |port: &Port, arrays: &BTreeMap<String, FixtureArray>| {
         let array = arrays.get(&port.name).ok_or_else(|| format!("{name}.json has no `{}`", port.name))?;
         // Stored as decimal text: every float32 and every small integer is exact in a float64.
         Ok::<_, String>(match port.dtype {
@@ -51,7 +51,7 @@ pub fn fixture(name: &str) -> Result<Case, String> {
         })
     };
     let spec = document.spec;
-    let known = Reference {
+    let known = KnownOutputs {
         inputs: Inputs(
             spec.inputs
                 .iter()
@@ -64,7 +64,7 @@ pub fn fixture(name: &str) -> Result<Case, String> {
             .map(|p| tensor(p, &document.reference.outputs))
             .collect::<Result<_, String>>()?,
     };
-    let mut case = Case::new(spec, folder.join(format!("{name}.onnx")));
+    let mut case = GraphCase::new(spec, folder.join(format!("{name}.onnx")));
     case.bounds = document.bounds;
     case.references.push(known);
     Ok(case)

@@ -9,16 +9,20 @@ use dpar_export_spec::{DType, Dim, GraphSpec};
 use crate::checks::{compare, run, text};
 use crate::close::EXACT;
 use crate::inputs::{self, Inputs};
-use crate::{Case, Check, Found};
+use crate::{CheckResult, ConformanceCheck, GraphCase};
 
-pub(crate) fn all(engine: &dyn Engine, case: &Case, note: &mut dyn FnMut(Check, Found)) {
-    note(Check::OtherSpec, other_spec(engine, case));
-    type Body = fn(&dyn Engine, &Case, &Utf8Path) -> Result<Option<&'static str>, String>;
-    let table: [(Check, Body); 4] = [
-        (Check::TruncatedGraph, truncated_graph),
-        (Check::Garbage, garbage),
-        (Check::MissingData, missing_data),
-        (Check::TruncatedData, truncated_data),
+pub(crate) fn all(
+    engine: &dyn Engine,
+    case: &GraphCase,
+    note: &mut dyn FnMut(ConformanceCheck, CheckResult),
+) {
+    note(ConformanceCheck::OtherSpec, other_spec(engine, case));
+    type Body = fn(&dyn Engine, &GraphCase, &Utf8Path) -> Result<Option<&'static str>, String>;
+    let table: [(ConformanceCheck, Body); 4] = [
+        (ConformanceCheck::TruncatedGraph, truncated_graph),
+        (ConformanceCheck::Garbage, garbage),
+        (ConformanceCheck::MissingData, missing_data),
+        (ConformanceCheck::TruncatedData, truncated_data),
     ];
     for (check, body) in table {
         let found = tempfile::tempdir().map_err(|e| e.to_string()).and_then(|dir| {
@@ -49,7 +53,7 @@ fn refused(engine: &dyn Engine, spec: &GraphSpec, path: &Utf8Path, what: &str) -
     }
 }
 
-fn other_spec(engine: &dyn Engine, case: &Case) -> Found {
+fn other_spec(engine: &dyn Engine, case: &GraphCase) -> CheckResult {
     let mut renamed = case.spec.clone();
     let mut retyped = case.spec.clone();
     let mut resized = case.spec.clone();
@@ -75,7 +79,7 @@ fn other_spec(engine: &dyn Engine, case: &Case) -> Found {
     Ok(None)
 }
 
-fn truncated_graph(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
+fn truncated_graph(engine: &dyn Engine, case: &GraphCase, dir: &Utf8Path) -> CheckResult {
     let bytes = io(fs_err::read(&case.path))?;
     let path = dir.join("graph.onnx");
     for keep in [bytes.len() / 2, bytes.len() - 1, 40.min(bytes.len() / 4)] {
@@ -85,7 +89,7 @@ fn truncated_graph(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
     Ok(None)
 }
 
-fn garbage(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
+fn garbage(engine: &dyn Engine, case: &GraphCase, dir: &Utf8Path) -> CheckResult {
     let path = dir.join("graph.onnx");
     refused(engine, &case.spec, &path, "no file")?;
     for (what, bytes) in [
@@ -102,7 +106,7 @@ fn garbage(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
 }
 
 /// The data file beside the graph, if the graph names one.
-fn data_file(case: &Case) -> Result<Option<String>, String> {
+fn data_file(case: &GraphCase) -> Result<Option<String>, String> {
     let graph = io(fs_err::read(&case.path))?;
     let folder = case.path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
     for entry in io(folder.read_dir_utf8())? {
@@ -117,7 +121,7 @@ fn data_file(case: &Case) -> Result<Option<String>, String> {
 
 const NO_DATA: &str = "no external data";
 
-fn missing_data(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
+fn missing_data(engine: &dyn Engine, case: &GraphCase, dir: &Utf8Path) -> CheckResult {
     if data_file(case)?.is_none() {
         return Ok(Some(NO_DATA));
     }
@@ -130,7 +134,7 @@ fn missing_data(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
     }
 }
 
-fn truncated_data(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
+fn truncated_data(engine: &dyn Engine, case: &GraphCase, dir: &Utf8Path) -> CheckResult {
     let Some(name) = data_file(case)? else { return Ok(Some(NO_DATA)) };
     let path = dir.join("graph.onnx");
     io(fs_err::copy(&case.path, &path))?;
@@ -141,7 +145,7 @@ fn truncated_data(engine: &dyn Engine, case: &Case, dir: &Utf8Path) -> Found {
     Ok(None)
 }
 
-pub(crate) fn bad_inputs(session: &mut dyn Session, case: &Case) -> Found {
+pub(crate) fn bad_inputs(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
     let good = inputs::generate(case, &case.sizes(|a| a.opt), 7)?;
     let before = run(session, &good)?;
     let Some((name, first)) = good.0.first() else { return Ok(Some("no inputs")) };

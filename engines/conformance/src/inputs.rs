@@ -6,13 +6,13 @@ use dpar_engine_api::{Tensor, TensorData, TensorSlice, TensorView};
 use dpar_export_spec::{DType, Dim, GraphSpec, Port, Role};
 use half::{bf16, f16};
 
-use crate::Case;
+use crate::GraphCase;
 
 /// The axis of independent rows.
 pub(crate) const BATCH: &str = "batch";
 
 /// Sizes of the named axes.
-pub(crate) type Sizes = BTreeMap<String, usize>;
+pub(crate) type AxisSizes = BTreeMap<String, usize>;
 
 /// Named, owned inputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +53,7 @@ impl Random {
 }
 
 /// Size of one dimension.
-pub(crate) fn size(dim: &Dim, sizes: &Sizes) -> Result<usize, String> {
+pub(crate) fn size(dim: &Dim, sizes: &AxisSizes) -> Result<usize, String> {
     match dim {
         Dim::Fixed(n) => Ok(*n),
         Dim::Axis(_) | Dim::Sum(..) => dim
@@ -64,12 +64,12 @@ pub(crate) fn size(dim: &Dim, sizes: &Sizes) -> Result<usize, String> {
     }
 }
 
-pub(crate) fn shape(port: &Port, sizes: &Sizes) -> Result<Vec<usize>, String> {
+pub(crate) fn shape(port: &Port, sizes: &AxisSizes) -> Result<Vec<usize>, String> {
     port.dims.iter().map(|d| size(d, sizes)).collect()
 }
 
 /// Random inputs: floats in [-2, 2), integers below their bound, masks of zeros.
-pub(crate) fn generate(case: &Case, sizes: &Sizes, salt: u64) -> Result<Inputs, String> {
+pub(crate) fn generate(case: &GraphCase, sizes: &AxisSizes, salt: u64) -> Result<Inputs, String> {
     let mut random = Random::new(case.seed.wrapping_mul(31).wrapping_add(salt));
     let make = |port: &Port| {
         let shape = shape(port, sizes)?;

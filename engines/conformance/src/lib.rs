@@ -2,7 +2,7 @@
 //! without knowing what they compute.
 //!
 //! [`run`] checks one engine, [`agree`] compares two, [`assert_passed`] turns outcomes into a test failure.
-//! Inputs are made from a graph's interface ([`Case`]); where an engine cannot meet a check, [`EXCEPTIONS`] says
+//! Inputs are made from a graph's interface ([`GraphCase`]); where an engine cannot meet a check, [`EXCEPTIONS`] says
 //! so with the reason, and an exception that is no longer needed is itself a failure.
 
 mod cached;
@@ -28,7 +28,7 @@ pub use inputs::Inputs;
 
 /// Inputs with the outputs they must give, in the order of the spec.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reference {
+pub struct KnownOutputs {
     /// Named inputs.
     pub inputs: Inputs,
     /// Outputs in the order of the spec.
@@ -37,7 +37,7 @@ pub struct Reference {
 
 /// One graph with what the suite must know to call it.
 #[derive(Debug, Clone)]
-pub struct Case {
+pub struct GraphCase {
     /// Interface of the graph.
     pub spec: GraphSpec,
     /// The `.onnx` file.
@@ -56,12 +56,12 @@ pub struct Case {
     /// relative to the terms of a sum, and a small element of a trained model's logits is a sum of large terms.
     pub scaled: bool,
     /// Known results.
-    pub references: Vec<Reference>,
+    pub references: Vec<KnownOutputs>,
     /// Inputs that point across rows (flat indices over the whole batch), so that no row can be taken alone.
     pub coupled_rows: bool,
 }
 
-impl Case {
+impl GraphCase {
     /// A case with the default tolerances, no known results and axes capped at 64.
     pub fn new(spec: GraphSpec, path: impl Into<Utf8PathBuf>) -> Self {
         Self {
@@ -101,13 +101,13 @@ impl Case {
         self.caps.get(&axis.name).copied().unwrap_or(self.cap)
     }
 
-    fn sizes(&self, size: impl Fn(&AxisRange) -> usize) -> inputs::Sizes {
+    fn sizes(&self, size: impl Fn(&AxisRange) -> usize) -> inputs::AxisSizes {
         let fit = |a: &AxisRange| size(a).min(self.cap_of(a)).clamp(a.min, a.max.max(a.min));
         self.spec.axes.iter().map(|a| (a.name.clone(), fit(a))).collect()
     }
 
     /// The shapes that are tried: smallest, tuned for, largest, and beside the tuned one.
-    fn shapes(&self) -> Vec<(&'static str, inputs::Sizes)> {
+    fn shapes(&self) -> Vec<(&'static str, inputs::AxisSizes)> {
         let off = |a: &AxisRange| {
             if a.opt < a.max.min(self.cap_of(a)) { a.opt + 1 } else { a.opt.saturating_sub(1) }
         };
@@ -122,7 +122,7 @@ impl Case {
 
 /// What is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Check {
+pub enum ConformanceCheck {
     /// The engine says what would run.
     Probe,
     /// The graph loads.
@@ -134,7 +134,7 @@ pub enum Check {
     /// Byte-identical rows of a batch give byte-identical outputs.
     IdenticalRows,
     /// Byte-identical rows of a batch give outputs within the batch tolerance: what is left to rely on where
-    /// [`Check::IdenticalRows`] is excepted.
+    /// [`ConformanceCheck::IdenticalRows`] is excepted.
     EquivalentRows,
     /// A row alone gives what it gives in a batch.
     BatchOne,
@@ -171,7 +171,7 @@ pub enum Check {
 
 /// How a check ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ConformanceVerdict {
     /// It holds.
     Pass,
     /// It asks nothing of this graph.
@@ -184,26 +184,26 @@ pub enum Verdict {
 
 /// One check of one engine on one graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
+pub struct ConformanceOutcome {
     /// Engine name.
     pub engine: &'static str,
     /// Graph name; empty where no graph is concerned.
     pub graph: String,
     /// What was checked.
-    pub check: Check,
+    pub check: ConformanceCheck,
     /// How it ended.
-    pub verdict: Verdict,
+    pub verdict: ConformanceVerdict,
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ConformanceOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { engine, graph, check, verdict } = self;
         write!(f, "{engine} {graph} {check:?}: ")?;
         match verdict {
-            Verdict::Pass => f.write_str("pass"),
-            Verdict::NotApplicable(why) => write!(f, "not applicable: {why}"),
-            Verdict::Excepted(why) => write!(f, "excepted: {why}"),
-            Verdict::Fail(why) => write!(f, "FAIL: {why}"),
+            ConformanceVerdict::Pass => f.write_str("pass"),
+            ConformanceVerdict::NotApplicable(why) => write!(f, "not applicable: {why}"),
+            ConformanceVerdict::Excepted(why) => write!(f, "excepted: {why}"),
+            ConformanceVerdict::Fail(why) => write!(f, "FAIL: {why}"),
         }
     }
 }
@@ -216,7 +216,7 @@ pub struct Exception {
     /// Graph name; `None` = every graph.
     pub graph: Option<&'static str>,
     /// The check.
-    pub check: Check,
+    pub check: ConformanceCheck,
     /// Whether it fails wherever the check applies, so that a pass makes this entry stale. `false` where it
     /// depends on shapes or on the processor.
     pub always: bool,
@@ -228,7 +228,7 @@ pub struct Exception {
 pub const EXCEPTIONS: &[Exception] = &[Exception {
     engine: "tract",
     graph: None,
-    check: Check::IdenticalRows,
+    check: ConformanceCheck::IdenticalRows,
     always: false,
     reason: "tract-linalg sums a softmax row in pieces that begin at aligned addresses \
         (`map_reduce_slice_with_alignment`): where the row length is no multiple of the vector width, the last bit \
@@ -237,20 +237,24 @@ pub const EXCEPTIONS: &[Exception] = &[Exception {
 }];
 
 /// Runs the suite on one engine with the listed exceptions.
-pub fn run(engine: &dyn Engine, cases: &[Case]) -> Vec<Outcome> {
+pub fn run(engine: &dyn Engine, cases: &[GraphCase]) -> Vec<ConformanceOutcome> {
     run_with(engine, cases, EXCEPTIONS)
 }
 
 /// Runs the suite on one engine with other exceptions.
-pub fn run_with(engine: &dyn Engine, cases: &[Case], exceptions: &[Exception]) -> Vec<Outcome> {
+pub fn run_with(
+    engine: &dyn Engine,
+    cases: &[GraphCase],
+    exceptions: &[Exception],
+) -> Vec<ConformanceOutcome> {
     let mut outcomes = Vec::new();
     let mut note =
         |graph: &str, check, result| outcomes.push(outcome(engine.name(), graph, check, result, exceptions));
-    note("", Check::Probe, checks::probe(engine));
+    note("", ConformanceCheck::Probe, checks::probe(engine));
     for case in cases {
         let name = &case.spec.name;
         if let Some(mut session) = checks::all(engine, case, &mut |check, result| note(name, check, result)) {
-            note(name, Check::BadInputs, hostile::bad_inputs(session.as_mut(), case));
+            note(name, ConformanceCheck::BadInputs, hostile::bad_inputs(session.as_mut(), case));
         }
         cached::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
         hostile::all(engine, case, &mut |check, result| note(&case.spec.name, check, result));
@@ -260,16 +264,16 @@ pub fn run_with(engine: &dyn Engine, cases: &[Case], exceptions: &[Exception]) -
 
 /// Runs the checks that need no reference and no other files on one prepared graph: shapes, repeated runs, identical
 /// rows, a row alone, masked past entries. `engine` is the engine's name, for the listed exceptions.
-pub fn probes(engine: &'static str, session: &mut dyn Session, case: &Case) -> Vec<Outcome> {
+pub fn probes(engine: &'static str, session: &mut dyn Session, case: &GraphCase) -> Vec<ConformanceOutcome> {
     let run = |(check, found)| outcome(engine, &case.spec.name, check, found, EXCEPTIONS);
     checks::without_reference(session, case).into_iter().map(run).collect()
 }
 
 /// Compares an engine with another on the same graphs and inputs.
-pub fn agree(engine: &dyn Engine, other: &dyn Engine, cases: &[Case]) -> Vec<Outcome> {
-    let compare = |case: &Case| {
+pub fn agree(engine: &dyn Engine, other: &dyn Engine, cases: &[GraphCase]) -> Vec<ConformanceOutcome> {
+    let compare = |case: &GraphCase| {
         let result = checks::agreement(engine, other, case);
-        outcome(engine.name(), &case.spec.name, Check::Agreement, result, EXCEPTIONS)
+        outcome(engine.name(), &case.spec.name, ConformanceCheck::Agreement, result, EXCEPTIONS)
     };
     cases.iter().map(compare).collect()
 }
@@ -279,10 +283,13 @@ pub fn agree(engine: &dyn Engine, other: &dyn Engine, cases: &[Case]) -> Vec<Out
 /// # Panics
 /// That is what it is for.
 #[track_caller]
-pub fn assert_passed(outcomes: &[Outcome]) {
+pub fn assert_passed(outcomes: &[ConformanceOutcome]) {
     assert!(!outcomes.is_empty(), "nothing was checked");
-    let failed: Vec<String> =
-        outcomes.iter().filter(|o| matches!(o.verdict, Verdict::Fail(_))).map(ToString::to_string).collect();
+    let failed: Vec<String> = outcomes
+        .iter()
+        .filter(|o| matches!(o.verdict, ConformanceVerdict::Fail(_)))
+        .map(ToString::to_string)
+        .collect();
     assert!(
         failed.is_empty(),
         "{} of {} checks failed:\n{}",
@@ -293,27 +300,27 @@ pub fn assert_passed(outcomes: &[Outcome]) {
 }
 
 /// What a check found: `Ok(Some(why))` = not applicable.
-type Found = Result<Option<&'static str>, String>;
+type CheckResult = Result<Option<&'static str>, String>;
 
 fn outcome(
     engine: &'static str,
     graph: &str,
-    check: Check,
-    found: Found,
+    check: ConformanceCheck,
+    found: CheckResult,
     exceptions: &[Exception],
-) -> Outcome {
+) -> ConformanceOutcome {
     let listed = exceptions
         .iter()
         .find(|e| e.engine == engine && e.check == check && e.graph.is_none_or(|g| g == graph))
         .map(|e| (e.always, e.reason));
     let verdict = match (found, listed) {
-        (Ok(None), None | Some((false, _))) => Verdict::Pass,
-        (Ok(Some(why)), _) => Verdict::NotApplicable(why),
+        (Ok(None), None | Some((false, _))) => ConformanceVerdict::Pass,
+        (Ok(Some(why)), _) => ConformanceVerdict::NotApplicable(why),
         (Ok(None), Some((true, reason))) => {
-            Verdict::Fail(format!("it holds, but is listed as an exception: {reason}"))
+            ConformanceVerdict::Fail(format!("it holds, but is listed as an exception: {reason}"))
         }
-        (Err(_), Some((_, reason))) => Verdict::Excepted(reason),
-        (Err(why), None) => Verdict::Fail(why),
+        (Err(_), Some((_, reason))) => ConformanceVerdict::Excepted(reason),
+        (Err(why), None) => ConformanceVerdict::Fail(why),
     };
-    Outcome { engine, graph: graph.to_owned(), check, verdict }
+    ConformanceOutcome { engine, graph: graph.to_owned(), check, verdict }
 }

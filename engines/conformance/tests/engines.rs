@@ -5,16 +5,17 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{Engine, EngineErrorKind, GraphFile, Tensor};
 use dpar_engine_conformance::{
-    Case, Check, Exception, FIXTURES, Outcome, Verdict, agree, assert_passed, fixture, run, run_with,
+    ConformanceCheck, ConformanceOutcome, ConformanceVerdict, Exception, FIXTURES, GraphCase, agree,
+    assert_passed, fixture, run, run_with,
 };
 use dpar_engine_ort::{OrtEngine, OrtOptions};
 use dpar_engine_tract::TractEngine;
 
-fn case(name: &str) -> Case {
+fn case(name: &str) -> GraphCase {
     fixture(name).unwrap()
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<GraphCase> {
     FIXTURES.map(case).into()
 }
 
@@ -28,34 +29,39 @@ fn ort(threads: usize) -> OrtEngine {
 }
 
 /// The suite itself must not shrink: these checks apply to these graphs.
-fn applied(outcomes: &[Outcome]) {
+fn applied(outcomes: &[ConformanceOutcome]) {
     let passed = |graph: &str, check| {
-        outcomes.iter().any(|o| o.graph == graph && o.check == check && o.verdict == Verdict::Pass)
+        outcomes.iter().any(|o| o.graph == graph && o.check == check && o.verdict == ConformanceVerdict::Pass)
     };
     for check in [
-        Check::Prepare,
-        Check::Shapes,
-        Check::Repeat,
-        Check::EquivalentRows,
-        Check::BatchOne,
-        Check::Reference,
-        Check::BadInputs,
-        Check::OtherSpec,
-        Check::TruncatedGraph,
-        Check::Garbage,
-        Check::MissingData,
-        Check::TruncatedData,
-        Check::CachedSteps,
+        ConformanceCheck::Prepare,
+        ConformanceCheck::Shapes,
+        ConformanceCheck::Repeat,
+        ConformanceCheck::EquivalentRows,
+        ConformanceCheck::BatchOne,
+        ConformanceCheck::Reference,
+        ConformanceCheck::BadInputs,
+        ConformanceCheck::OtherSpec,
+        ConformanceCheck::TruncatedGraph,
+        ConformanceCheck::Garbage,
+        ConformanceCheck::MissingData,
+        ConformanceCheck::TruncatedData,
+        ConformanceCheck::CachedSteps,
     ] {
         for graph in ["attention_step", "head", "conv_decode"] {
             assert!(passed(graph, check), "{check:?} did not pass on {graph}");
         }
     }
-    assert!(passed("", Check::Probe) && passed("attention_step", Check::MaskedPast));
-    for check in [Check::CachedRows, Check::CachedRestart, Check::CachedReset, Check::CachedRefused] {
+    assert!(passed("", ConformanceCheck::Probe) && passed("attention_step", ConformanceCheck::MaskedPast));
+    for check in [
+        ConformanceCheck::CachedRows,
+        ConformanceCheck::CachedRestart,
+        ConformanceCheck::CachedReset,
+        ConformanceCheck::CachedRefused,
+    ] {
         assert!(passed("attention_step", check), "{check:?} did not pass");
     }
-    assert!(passed("conv_decode", Check::IdenticalRows));
+    assert!(passed("conv_decode", ConformanceCheck::IdenticalRows));
 }
 
 #[test]
@@ -89,8 +95,8 @@ fn tract_and_ort_agree() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit_in_tract() {
-    let inputs = |case: &Case| case.references[0].inputs.clone();
-    let outputs = |threads, case: &Case| {
+    let inputs = |case: &GraphCase| case.references[0].inputs.clone();
+    let outputs = |threads, case: &GraphCase| {
         let file = GraphFile::new(&case.spec, &case.path);
         let mut session = TractEngine::new(Some(threads)).prepare(file).unwrap();
         session.run(&inputs(case).views()).unwrap()
@@ -140,8 +146,10 @@ fn an_exception_is_reported_and_a_stale_one_fails() {
         let outcomes = run_with(&engine, std::slice::from_ref(&wrong), &[exception(check)]);
         outcomes.into_iter().find(|o| o.check == check).unwrap().verdict
     };
-    assert_eq!(verdict(Check::Reference), Verdict::Excepted("known"));
-    assert!(matches!(verdict(Check::Repeat), Verdict::Fail(why) if why.contains("listed as an exception")));
+    assert_eq!(verdict(ConformanceCheck::Reference), ConformanceVerdict::Excepted("known"));
+    assert!(
+        matches!(verdict(ConformanceCheck::Repeat), ConformanceVerdict::Fail(why) if why.contains("listed as an exception"))
+    );
     let failed = run(&engine, &[wrong]);
     let caught = std::panic::catch_unwind(|| assert_passed(&failed)).unwrap_err();
     let text = caught.downcast_ref::<String>().unwrap();

@@ -20,7 +20,7 @@ pub struct Cache {
     /// Slots that a row has room for.
     slots: usize,
     call: RwLock<Call>,
-    rows: RwLock<Vec<Mutex<Row>>>,
+    rows: RwLock<Vec<Mutex<RowCache>>>,
     arch: Arch,
 }
 
@@ -33,7 +33,7 @@ struct Call {
 
 /// Keys and values of one row: `[layer][head][slot][head_dim]` each. Memory that was never written is never touched.
 #[derive(Debug)]
-struct Row {
+struct RowCache {
     keys: Vec<f32>,
     values: Vec<f32>,
     weights: Vec<f32>,
@@ -54,7 +54,7 @@ impl Cache {
         let mut held = self.rows.write().unwrap_or_else(PoisonError::into_inner);
         held.resize_with(rows, || {
             let (keys, values) = (vec![0.0; elements], vec![0.0; elements]);
-            Mutex::new(Row { keys, values, weights: Vec::new() })
+            Mutex::new(RowCache { keys, values, weights: Vec::new() })
         });
     }
 
@@ -111,9 +111,16 @@ impl Cache {
         Ok(())
     }
 
-    fn attend_row(&self, layer: usize, row: &CallRow, held: &mut Row, fresh: Fresh<'_>, out: &mut [f32]) {
+    fn attend_row(
+        &self,
+        layer: usize,
+        row: &CallRow,
+        held: &mut RowCache,
+        fresh: Fresh<'_>,
+        out: &mut [f32],
+    ) {
         let (d, slot) = (self.head_dim, self.heads * self.head_dim);
-        let Row { keys, values, weights } = held;
+        let RowCache { keys, values, weights } = held;
         let head_len = self.slots * d;
         let [q, k, v] = fresh;
         for head in 0..self.heads {

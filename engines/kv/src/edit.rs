@@ -20,7 +20,7 @@ mod tag {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Node {
+struct NodeProto {
     #[prost(string, repeated, tag = "1")]
     input: Vec<String>,
     #[prost(string, repeated, tag = "2")]
@@ -30,13 +30,13 @@ struct Node {
     #[prost(string, optional, tag = "4")]
     op_type: Option<String>,
     #[prost(message, repeated, tag = "5")]
-    attribute: Vec<Attribute>,
+    attribute: Vec<AttributeProto>,
     #[prost(string, optional, tag = "7")]
     domain: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Attribute {
+struct AttributeProto {
     #[prost(string, optional, tag = "1")]
     name: Option<String>,
     #[prost(int64, optional, tag = "3")]
@@ -85,7 +85,7 @@ pub fn in_place(engine: &str, graph: GraphFile<'_>) -> Result<Option<Edited>, En
 
 /// How the nodes of a graph are connected.
 struct Net {
-    nodes: Vec<Node>,
+    nodes: Vec<NodeProto>,
     /// Where each value is made.
     maker: BTreeMap<String, usize>,
     /// Where it is read.
@@ -93,7 +93,7 @@ struct Net {
 }
 
 impl Net {
-    fn new(nodes: Vec<Node>) -> Self {
+    fn new(nodes: Vec<NodeProto>) -> Self {
         let (mut maker, mut readers) = (BTreeMap::new(), BTreeMap::<String, Vec<usize>>::new());
         for (i, node) in nodes.iter().enumerate() {
             maker.extend(node.output.iter().map(|value| (value.clone(), i)));
@@ -171,7 +171,7 @@ impl Net {
     }
 
     /// The attention of a layer: its nodes, the last one at the end, and the operator in their place.
-    fn attention(&self, layer: usize) -> Option<(Vec<usize>, Node)> {
+    fn attention(&self, layer: usize) -> Option<(Vec<usize>, NodeProto)> {
         let (mut nodes, k) = self.joined(CachePart::PastKey, layer, &[1, 2, 3, 0])?;
         let scores = self.reader(self.output(*nodes.last()?)?)?;
         let (values, v) = self.joined(CachePart::PastValue, layer, &[1, 2, 0, 3])?;
@@ -194,13 +194,13 @@ impl Net {
         if !fits {
             return None;
         }
-        let attribute = Attribute {
+        let attribute = AttributeProto {
             name: Some(LAYER.to_owned()),
             i: Some(i64::try_from(layer).ok()?),
             r#type: Some(INT),
-            ..Attribute::default()
+            ..AttributeProto::default()
         };
-        let operator = Node {
+        let operator = NodeProto {
             input: vec![self.input(turned_q, 0)?.to_owned(), k, v],
             output: vec![self.output(back)?.to_owned()],
             name: self.nodes[scores].name.clone(),
@@ -224,7 +224,7 @@ fn edit(bytes: &[u8], spec: &GraphSpec) -> Option<Edited> {
     let graph = &bytes[model.iter().find(|f| f.tag == tag::MODEL_GRAPH)?.payload.clone()];
     let parts = fields(graph)?;
     let nodes = parts.iter().filter(|f| f.tag == tag::GRAPH_NODE);
-    let nodes = nodes.map(|f| Node::decode(&graph[f.payload.clone()]).ok()).collect::<Option<_>>()?;
+    let nodes = nodes.map(|f| NodeProto::decode(&graph[f.payload.clone()]).ok()).collect::<Option<_>>()?;
     let net = Net::new(nodes);
     // Keys and values of each layer.
     let mut removed = BTreeSet::new();

@@ -17,7 +17,7 @@ pub enum Runs {
 
 /// An engine, also where this build does not have it.
 #[derive(Debug, Clone, Copy)]
-pub struct Entry {
+pub struct TableEntry {
     /// Name as given to `--engine`, and of the Cargo feature that compiles it.
     pub name: &'static str,
     /// In a few words, for help.
@@ -32,7 +32,7 @@ pub struct Entry {
 /// Writes the table: the Cargo feature, which is the name of the engine, and its crate as `Cargo.toml` has it.
 macro_rules! engines {
     ($($name:literal => $krate:ident, $plain:expr, $runs:ident, $about:literal;)*) => {
-        &[$(Entry {
+        &[$(TableEntry {
             name: $name,
             about: $about,
             runs: Runs::$runs,
@@ -46,7 +46,7 @@ macro_rules! engines {
 }
 
 /// The one table of engines, the default one first.
-const ENGINES: &[Entry] = engines! {
+const ENGINES: &[TableEntry] = engines! {
     "tract" => tract, true, Graphs, "embedded";
     "ort" => ort, true, Graphs, "ONNX Runtime";
     "candle" => candle, false, Graphs, "candle-onnx";
@@ -57,7 +57,7 @@ const ENGINES: &[Entry] = engines! {
 pub const DEFAULT_ENGINE: &str = ENGINES[0].name;
 
 /// Every engine, also those that this build does not have.
-pub const fn all() -> &'static [Entry] {
+pub const fn all() -> &'static [TableEntry] {
     ENGINES
 }
 
@@ -67,16 +67,16 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The engines that are compiled in.
-pub fn built() -> impl Iterator<Item = (&'static Entry, &'static EngineDescriptor)> {
+pub fn built() -> impl Iterator<Item = (&'static TableEntry, &'static EngineDescriptor)> {
     ENGINES.iter().filter_map(|e| Some((e, e.descriptor?)))
 }
 
 /// The engine of that name.
-pub fn find(name: &str) -> Option<&'static Entry> {
+pub fn find(name: &str) -> Option<&'static TableEntry> {
     ENGINES.iter().find(|e| e.name == name)
 }
 
-impl Entry {
+impl TableEntry {
     /// Whether this build has it.
     pub const fn is_built(&self) -> bool {
         self.descriptor.is_some()
@@ -132,7 +132,7 @@ pub fn warn_threads(threads: usize) {
 
 /// The help of `--engine`.
 pub fn help() -> String {
-    let about = |e: &Entry| match e.descriptor {
+    let about = |e: &TableEntry| match e.descriptor {
         Some(_) => format!("{} ({})", e.name, e.about),
         None => format!("{} ({}; feature `{}`, not in this build)", e.name, e.about, e.name),
     };
@@ -141,7 +141,7 @@ pub fn help() -> String {
 
 /// The help of `--device`.
 pub fn device_help() -> String {
-    let words = |(e, d): (&Entry, &EngineDescriptor)| format!("{}: {}", e.name, d.devices.words);
+    let words = |(e, d): (&TableEntry, &EngineDescriptor)| format!("{}: {}", e.name, d.devices.words);
     format!("Where the engine runs. {}", built().map(words).collect::<Vec<_>>().join("; "))
 }
 

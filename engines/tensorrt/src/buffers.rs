@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use dpar_export_spec::{DType, GraphSpec};
 
-use crate::cuda::{Buffer, Device};
+use crate::cuda::{CudaDevice, DeviceBuffer};
 use crate::profile::{Point, Profile};
 
 /// Bytes of an element; `None` for a type this engine does not know.
@@ -20,8 +20,8 @@ pub(crate) fn element_bytes(dtype: DType) -> Option<usize> {
 }
 
 pub(crate) struct Buffers {
-    device: Arc<Device>,
-    by_port: BTreeMap<String, Buffer>,
+    device: Arc<CudaDevice>,
+    by_port: BTreeMap<String, DeviceBuffer>,
     /// Largest bytes of each port, where the profile is known.
     most: BTreeMap<String, usize>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Buffers {
 impl Buffers {
     /// Buffers for all ports but those in `elsewhere`.
     pub(crate) fn new(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         spec: &GraphSpec,
         profile: Option<&Profile>,
         elsewhere: &BTreeSet<String>,
@@ -48,21 +48,21 @@ impl Buffers {
     }
 
     /// The port's buffer with room for `bytes`. Nothing may be running that uses the buffer it had.
-    pub(crate) fn reserve(&mut self, port: &str, bytes: usize) -> Result<&Buffer, String> {
-        let have = self.by_port.get(port).map(Buffer::bytes);
+    pub(crate) fn reserve(&mut self, port: &str, bytes: usize) -> Result<&DeviceBuffer, String> {
+        let have = self.by_port.get(port).map(DeviceBuffer::bytes);
         if have.is_none_or(|have| have < bytes) {
             let doubled = have.unwrap_or_default().saturating_mul(2);
             let most = self.most.get(port).copied().unwrap_or(usize::MAX);
             let room = doubled.min(most).max(bytes);
             // Free the old one first: the two together may not fit.
             self.by_port.remove(port);
-            let buffer = Buffer::new(&self.device, room)?;
+            let buffer = DeviceBuffer::new(&self.device, room)?;
             return Ok(self.by_port.entry(port.to_owned()).or_insert(buffer));
         }
         self.get(port)
     }
 
-    pub(crate) fn get(&self, port: &str) -> Result<&Buffer, String> {
+    pub(crate) fn get(&self, port: &str) -> Result<&DeviceBuffer, String> {
         self.by_port.get(port).ok_or_else(|| format!("no buffer for `{port}`"))
     }
 }
@@ -96,9 +96,9 @@ mod tests {
 
     #[test]
     fn small_profiles_are_allocated_once_and_large_ones_grow() {
-        let device = Device::open(&fake::driver(), 0).unwrap();
+        let device = CudaDevice::open(&fake::driver(), 0).unwrap();
         let none = BTreeSet::new();
-        let bytes = |b: &Buffers, port| b.get(port).map(Buffer::bytes).ok();
+        let bytes = |b: &Buffers, port| b.get(port).map(DeviceBuffer::bytes).ok();
 
         let small = spec(100);
         let profile = Profile::from_spec("p", &small);

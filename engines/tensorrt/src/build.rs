@@ -21,7 +21,7 @@ use trtx::interfaces::MonitorProgress;
 use trtx::trtx_sys::Dims64;
 use trtx::{BuilderConfig, BuilderFlag, OnnxParser, OptProfileSelector, ProfilingVerbosity};
 
-use crate::log::{Collector, Record, errors};
+use crate::log::{Collector, LogRecord, errors};
 use crate::profile::Point;
 use crate::start::Started;
 use crate::{BuildError, Capability, NAME, Profile, ProfileError, cuda, flavour, log, parse_log, start};
@@ -89,7 +89,7 @@ impl BuildSettings {
 
 /// How far a build is. Phases nest: each step of one may contain others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress<'a> {
+pub struct BuildProgress<'a> {
     /// TensorRT's name of the phase, e.g. `Building engine`.
     pub phase: &'a str,
     /// Steps of the phase that are done.
@@ -109,7 +109,7 @@ pub struct BuildRequest<'a> {
     /// Called after every step and at least five times a second, in the thread that called
     /// [`EngineBuilder::build`]; false stops the build at TensorRT's next step. Compiling a graph is one step of
     /// seconds, which cannot be cut short.
-    pub progress: Option<&'a mut dyn FnMut(Progress<'_>) -> bool>,
+    pub progress: Option<&'a mut dyn FnMut(BuildProgress<'_>) -> bool>,
 }
 
 impl<'a> BuildRequest<'a> {
@@ -201,8 +201,8 @@ impl EngineBuilder {
         let started = Instant::now();
         let (events, received) = mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let mut ignore = |_: Progress<'_>| true;
-        let progress: &mut dyn FnMut(Progress<'_>) -> bool = match progress {
+        let mut ignore = |_: BuildProgress<'_>| true;
+        let progress: &mut dyn FnMut(BuildProgress<'_>) -> bool = match progress {
             Some(callback) => callback,
             None => &mut ignore,
         };
@@ -220,7 +220,7 @@ impl EngineBuilder {
                     tracing::dispatcher::with_default(&log_to, || build_here(graph, settings, monitor))
                 })
                 .map_err(|e| failed(format!("no thread for the build: {e}")))?;
-            let mut last = Event { phase: String::new(), step: 0, total: 0, depth: 0 };
+            let mut last = BuildStep { phase: String::new(), step: 0, total: 0, depth: 0 };
             loop {
                 match received.recv_timeout(POLL) {
                     Ok(event) => last = event,
@@ -236,7 +236,7 @@ impl EngineBuilder {
         if stop.load(Ordering::Relaxed) {
             return Err(BuildError::Stopped { graph: graph.spec.name.clone() });
         }
-        let Raw { bytes, layers, warnings } = raw?;
+        let BuiltBytes { bytes, layers, warnings } = raw?;
         Ok(BuiltEngine {
             graph: graph.spec.name.clone(),
             bytes,
@@ -266,17 +266,21 @@ fn check_settings(graph: GraphFile<'_>, settings: &BuildSettings) -> Result<(), 
 }
 
 /// What the thread that builds hands back.
-struct Raw {
+struct BuiltBytes {
     bytes: Vec<u8>,
     layers: usize,
     warnings: Vec<String>,
 }
 
-fn build_here(graph: GraphFile<'_>, settings: &BuildSettings, monitor: Monitor) -> Result<Raw, BuildError> {
+fn build_here(
+    graph: GraphFile<'_>,
+    settings: &BuildSettings,
+    monitor: Monitor,
+) -> Result<BuiltBytes, BuildError> {
     let name = &graph.spec.name;
     let collector = Collector::start();
-    let mut kept: Vec<Record> = Vec::new();
-    let failed = |what: &str, e: &dyn std::fmt::Display, records: &[Record]| BuildError::Build {
+    let mut kept: Vec<LogRecord> = Vec::new();
+    let failed = |what: &str, e: &dyn std::fmt::Display, records: &[LogRecord]| BuildError::Build {
         graph: name.clone(),
         message: errors(records).unwrap_or_else(|| format!("{what}: {e}")),
     };
@@ -309,7 +313,7 @@ fn build_here(graph: GraphFile<'_>, settings: &BuildSettings, monitor: Monitor) 
     let said = collector.take();
     let memory = built.map_err(|e| failed("build", &e, &said))?;
     kept.extend(said);
-    Ok(Raw { bytes: memory.to_vec(), layers, warnings: warnings(kept) })
+    Ok(BuiltBytes { bytes: memory.to_vec(), layers, warnings: warnings(kept) })
 }
 
 fn configure(config: &mut BuilderConfig<'_>, settings: &BuildSettings) -> trtx::Result<()> {
@@ -374,7 +378,7 @@ pub(crate) fn dims(shape: &[usize]) -> Dims64 {
 }
 
 /// What is worth keeping of a build that succeeded. Errors among it did not stop it, and nobody has seen them yet.
-fn warnings(records: Vec<Record>) -> Vec<String> {
+fn warnings(records: Vec<LogRecord>) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
     for record in records {
         if record.is_error() {
@@ -388,23 +392,23 @@ fn warnings(records: Vec<Record>) -> Vec<String> {
 }
 
 /// A step that TensorRT reported.
-struct Event {
+struct BuildStep {
     phase: String,
     step: usize,
     total: usize,
     depth: usize,
 }
 
-impl Event {
-    fn view(&self) -> Progress<'_> {
-        Progress { phase: &self.phase, step: self.step, total: self.total, depth: self.depth }
+impl BuildStep {
+    fn view(&self) -> BuildProgress<'_> {
+        BuildProgress { phase: &self.phase, step: self.step, total: self.total, depth: self.depth }
     }
 }
 
 /// TensorRT's progress monitor; it may be called from several threads. The bindings give a phase's own name as that
 /// of its parent, so nesting is followed here.
 struct Monitor {
-    events: Sender<Event>,
+    events: Sender<BuildStep>,
     stop: Arc<AtomicBool>,
     phases: std::sync::Mutex<Vec<(String, usize)>>,
 }
@@ -418,7 +422,7 @@ impl Monitor {
     fn send(&self, phase: &str, step: usize) {
         let phases = self.phases();
         if let Some(depth) = phases.iter().rposition(|(name, _)| name == phase) {
-            let event = Event { phase: phase.to_owned(), step, total: phases[depth].1, depth };
+            let event = BuildStep { phase: phase.to_owned(), step, total: phases[depth].1, depth };
             // Nobody listens any more only after the build has ended.
             let _ = self.events.send(event);
         }

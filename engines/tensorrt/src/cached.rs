@@ -7,7 +7,7 @@ use dpar_engine_api::{
 };
 use dpar_export_spec::GraphSpec;
 
-use crate::cuda::Stream;
+use crate::cuda::CudaStream;
 use crate::device_cache::DeviceCache;
 use crate::padded::Padded;
 use crate::session::{Resident, TrtSession};
@@ -62,7 +62,7 @@ impl CachedSession for TrtCached {
                 .collect(),
             outputs: ports.iter().zip(&places).map(|(port, place)| (port.fresh, place.fresh)).collect(),
         };
-        let store = &mut |stream: &Stream| cache.store(stream, &step, run, kept);
+        let store = &mut |stream: &CudaStream| cache.store(stream, &step, run, kept);
         let mut outputs = session.run_with(&step.axes, &all, &resident, store)?;
         if let Some(padded) = &padded {
             outputs = padded.outputs(session.spec(), cache.state(), outputs);

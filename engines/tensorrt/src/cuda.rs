@@ -16,7 +16,7 @@ use libloading::Library;
 use crate::NAME;
 
 /// `CUresult`: 0 is success.
-type Status = c_int;
+type CuResult = c_int;
 /// `CUcontext` and `CUstream`: opaque handles.
 type Handle = *mut c_void;
 /// `CUdeviceptr`.
@@ -38,7 +38,7 @@ macro_rules! entry_points {
     ($($field:ident = $symbol:literal: fn($($argument:ty),*);)*) => {
         /// Entry points with their names and signatures as `cuda.h` of CUDA 12 has them.
         pub(crate) struct Api {
-            $(pub(crate) $field: unsafe extern "system" fn($($argument),*) -> Status,)*
+            $(pub(crate) $field: unsafe extern "system" fn($($argument),*) -> CuResult,)*
         }
 
         impl Api {
@@ -72,12 +72,12 @@ entry_points! {
     to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, Address, usize, Handle);
     copy = "cuMemcpyDtoDAsync_v2": fn(Address, Address, usize, Handle);
     fill = "cuMemsetD8Async": fn(Address, u8, usize, Handle);
-    error_name = "cuGetErrorName": fn(Status, *mut *const c_char);
-    error_text = "cuGetErrorString": fn(Status, *mut *const c_char);
+    error_name = "cuGetErrorName": fn(CuResult, *mut *const c_char);
+    error_text = "cuGetErrorString": fn(CuResult, *mut *const c_char);
 }
 
 /// A started driver.
-pub(crate) struct Driver {
+pub(crate) struct CudaDriver {
     pub(crate) api: Api,
     /// Loaded for as long as the process runs; none for the stand-in of the tests.
     _library: Option<Library>,
@@ -87,8 +87,8 @@ pub(crate) struct Driver {
 ///
 /// # Errors
 /// [`EngineErrorKind::Unavailable`] when there is none or it does not start.
-pub(crate) fn driver() -> Result<&'static Arc<Driver>, EngineError> {
-    static DRIVER: OnceLock<Result<Arc<Driver>, EngineError>> = OnceLock::new();
+pub(crate) fn driver() -> Result<&'static Arc<CudaDriver>, EngineError> {
+    static DRIVER: OnceLock<Result<Arc<CudaDriver>, EngineError>> = OnceLock::new();
     DRIVER.get_or_init(|| open(LIBRARY).map(Arc::new)).as_ref().map_err(Clone::clone)
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn no_driver(message: String) -> EngineError {
     EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(DRIVER_HINT)
 }
 
-fn open(name: &str) -> Result<Driver, EngineError> {
+fn open(name: &str) -> Result<CudaDriver, EngineError> {
     // SAFETY: loading runs the constructors of the system's CUDA driver, which the user installed as such.
     let library = unsafe { Library::new(name) }.map_err(|e| {
         no_driver(format!("no NVIDIA driver was found: the system has no `{name}` ({})", loader_words(&e)))
@@ -105,7 +105,7 @@ fn open(name: &str) -> Result<Driver, EngineError> {
     let api = unsafe { Api::load(&library) }.map_err(|e| {
         no_driver(format!("the NVIDIA driver (`{name}`) is too old for CUDA 12: {}", loader_words(&e)))
     })?;
-    let driver = Driver { api, _library: Some(library) };
+    let driver = CudaDriver { api, _library: Some(library) };
     // SAFETY: the first call that the driver wants; 0 is the only flag there is.
     let status = unsafe { (driver.api.init)(0) };
     driver
@@ -114,13 +114,13 @@ fn open(name: &str) -> Result<Driver, EngineError> {
     Ok(driver)
 }
 
-impl Driver {
+impl CudaDriver {
     /// The driver's own words for a failure.
-    pub(crate) fn check(&self, call: &str, status: Status) -> Result<(), String> {
+    pub(crate) fn check(&self, call: &str, status: CuResult) -> Result<(), String> {
         if status == 0 {
             return Ok(());
         }
-        let text = |get: unsafe extern "system" fn(Status, *mut *const c_char) -> Status| {
+        let text = |get: unsafe extern "system" fn(CuResult, *mut *const c_char) -> CuResult| {
             let mut text = std::ptr::null();
             // SAFETY: writes a pointer to a static string, or null for an unknown number.
             unsafe { get(status, &mut text) };
@@ -135,8 +135,8 @@ impl Driver {
 
 /// One device with its primary context, which TensorRT's own CUDA runtime uses too. The context is never released:
 /// TensorRT's objects may outlive any session.
-pub(crate) struct Device {
-    driver: Arc<Driver>,
+pub(crate) struct CudaDevice {
+    driver: Arc<CudaDriver>,
     context: Handle,
     pub(crate) ordinal: usize,
     pub(crate) name: String,
@@ -145,16 +145,16 @@ pub(crate) struct Device {
 }
 
 // SAFETY: a context handle may be used from every thread; the driver serialises what it must.
-unsafe impl Send for Device {}
+unsafe impl Send for CudaDevice {}
 // SAFETY: as above; all methods take `&self` and make driver calls that are thread-safe.
-unsafe impl Sync for Device {}
+unsafe impl Sync for CudaDevice {}
 
-impl Device {
+impl CudaDevice {
     /// Opens a device.
     ///
     /// # Errors
     /// [`EngineErrorKind::Unavailable`] when the machine has no such device.
-    pub(crate) fn open(driver: &Arc<Driver>, ordinal: usize) -> Result<Arc<Self>, EngineError> {
+    pub(crate) fn open(driver: &Arc<CudaDriver>, ordinal: usize) -> Result<Arc<Self>, EngineError> {
         let api = &driver.api;
         let check = |call: &str, status| driver.check(call, status).map_err(no_driver);
         let (mut count, mut device, mut context) = (0, 0, std::ptr::null_mut());
@@ -198,13 +198,13 @@ impl Device {
 }
 
 /// A stream: what is put on it runs in order.
-pub(crate) struct Stream {
-    device: Arc<Device>,
+pub(crate) struct CudaStream {
+    device: Arc<CudaDevice>,
     handle: Handle,
 }
 
-impl Stream {
-    pub(crate) fn new(device: &Arc<Device>) -> Result<Self, String> {
+impl CudaStream {
+    pub(crate) fn new(device: &Arc<CudaDevice>) -> Result<Self, String> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes the handle.
         let status = unsafe { (device.driver.api.stream_create)(&mut handle, NON_BLOCKING) };
@@ -228,7 +228,7 @@ impl Stream {
     ///
     /// # Safety
     /// `from` must stay as it is until the stream is synchronised.
-    pub(crate) unsafe fn upload<T: Plain>(&self, to: &Buffer, from: &[T]) -> Result<(), String> {
+    pub(crate) unsafe fn upload<T: Plain>(&self, to: &DeviceBuffer, from: &[T]) -> Result<(), String> {
         let bytes = size_of_val(from);
         to.fits(bytes)?;
         if bytes == 0 {
@@ -245,7 +245,7 @@ impl Stream {
     ///
     /// # Safety
     /// `to` must neither be read nor moved until the stream is synchronised.
-    pub(crate) unsafe fn download<T: Plain>(&self, to: &mut [T], from: &Buffer) -> Result<(), String> {
+    pub(crate) unsafe fn download<T: Plain>(&self, to: &mut [T], from: &DeviceBuffer) -> Result<(), String> {
         let bytes = size_of_val(to);
         from.fits(bytes)?;
         if bytes == 0 {
@@ -262,9 +262,9 @@ impl Stream {
     /// synchronised.
     pub(crate) fn copy(
         &self,
-        to: &Buffer,
+        to: &DeviceBuffer,
         to_at: usize,
-        from: &Buffer,
+        from: &DeviceBuffer,
         from_at: usize,
         bytes: usize,
     ) -> Result<(), String> {
@@ -281,7 +281,7 @@ impl Stream {
     }
 
     /// Fills a part of a buffer with zeros.
-    pub(crate) fn zero(&self, to: &Buffer, at: usize, bytes: usize) -> Result<(), String> {
+    pub(crate) fn zero(&self, to: &DeviceBuffer, at: usize, bytes: usize) -> Result<(), String> {
         let to = to.part(at, bytes)?;
         if bytes == 0 {
             return Ok(());
@@ -292,7 +292,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for CudaStream {
     fn drop(&mut self) {
         let _ = self.device.make_current();
         // SAFETY: created by `new`, and nothing uses it after this.
@@ -315,15 +315,15 @@ unsafe impl Plain for half::f16 {}
 unsafe impl Plain for half::bf16 {}
 
 /// Device memory. The driver aligns it to 256 bytes, which TensorRT asks for.
-pub(crate) struct Buffer {
-    device: Arc<Device>,
+pub(crate) struct DeviceBuffer {
+    device: Arc<CudaDevice>,
     address: Address,
     bytes: usize,
 }
 
-impl Buffer {
+impl DeviceBuffer {
     /// At least one byte is allocated, because TensorRT wants an address for empty tensors too.
-    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, String> {
+    pub(crate) fn new(device: &Arc<CudaDevice>, bytes: usize) -> Result<Self, String> {
         let mut address = 0;
         // SAFETY: writes the address.
         let status = unsafe { (device.driver.api.allocate)(&mut address, bytes.max(1)) };
@@ -360,7 +360,7 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         let _ = self.device.make_current();
         // SAFETY: allocated by `new`; the session waits for its stream before it lets go of a buffer.
@@ -392,11 +392,11 @@ mod tests {
 
     #[test]
     fn copies_go_both_ways_and_stay_inside_their_buffers() {
-        let device = Device::open(&fake::driver(), 0).unwrap();
+        let device = CudaDevice::open(&fake::driver(), 0).unwrap();
         assert_eq!((device.name.as_str(), device.capability.as_str()), ("stand-in", "8.9"));
         device.make_current().unwrap();
-        let stream = Stream::new(&device).unwrap();
-        let buffer = Buffer::new(&device, 16).unwrap();
+        let stream = CudaStream::new(&device).unwrap();
+        let buffer = DeviceBuffer::new(&device, 16).unwrap();
         let mut back = [0.0_f32; 4];
         // SAFETY: the stand-in copies at once.
         unsafe {
@@ -405,7 +405,7 @@ mod tests {
             let e = stream.upload(&buffer, &[0_i64; 3]).unwrap_err();
             assert!(e.contains("24 bytes does not fit a buffer of 16"), "{e}");
             assert!(stream.download(&mut [0_i64; 3], &buffer).is_err());
-            stream.upload::<f32>(&Buffer::new(&device, 0).unwrap(), &[]).unwrap();
+            stream.upload::<f32>(&DeviceBuffer::new(&device, 0).unwrap(), &[]).unwrap();
         }
         stream.synchronize().unwrap();
         assert_eq!(back, [1.0, 2.0, 3.0, 4.0]);
@@ -423,13 +423,13 @@ mod tests {
     #[test]
     fn failures_carry_the_drivers_words() {
         let driver = fake::driver();
-        let Err(e) = Device::open(&driver, 3) else { panic!("opened") };
+        let Err(e) = CudaDevice::open(&driver, 3) else { panic!("opened") };
         assert!(e.message.contains("no CUDA device 3: the machine has 1"), "{e}");
-        let device = Device::open(&driver, 0).unwrap();
-        let Err(e) = Buffer::new(&device, usize::MAX) else { panic!("allocated") };
+        let device = CudaDevice::open(&driver, 0).unwrap();
+        let Err(e) = DeviceBuffer::new(&device, usize::MAX) else { panic!("allocated") };
         assert!(e.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
-        let stream = Stream::new(&device).unwrap();
-        let buffer = Buffer::new(&device, 8).unwrap();
+        let stream = CudaStream::new(&device).unwrap();
+        let buffer = DeviceBuffer::new(&device, 8).unwrap();
         let mut back = [0_i64; 1];
         for call in [
             "cuCtxSetCurrent",

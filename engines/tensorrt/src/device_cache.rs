@@ -13,7 +13,7 @@ use dpar_export_spec::{Dim, GraphSpec};
 
 use crate::NAME;
 use crate::buffers::element_bytes;
-use crate::cuda::{Buffer, Device, Stream};
+use crate::cuda::{CudaDevice, CudaStream, DeviceBuffer};
 use crate::profile::Profile;
 
 /// TensorRT takes addresses that are a multiple of this (`IExecutionContext::setTensorAddress`).
@@ -24,14 +24,14 @@ struct Layer {
     /// Bytes of one slot of one row.
     slot: usize,
     /// `[time, rows, heads, head_dim]`.
-    kept: Option<Buffer>,
+    kept: Option<DeviceBuffer>,
     /// New slots of a call that are not written in place, `[new, batch, heads, head_dim]`.
-    staged: Option<Buffer>,
+    staged: Option<DeviceBuffer>,
 }
 
 /// Where a tensor of the cache lies for one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct CacheSlice {
     /// First byte of the earlier slots.
     pub(crate) past: *mut c_void,
     /// Where the new ones are to be written.
@@ -40,7 +40,7 @@ pub(crate) struct Place {
 
 /// The cache of one graph.
 pub(crate) struct DeviceCache {
-    device: Arc<Device>,
+    device: Arc<CudaDevice>,
     state: CacheState,
     /// In the order of the state's ports.
     layers: Vec<Layer>,
@@ -50,7 +50,7 @@ pub(crate) struct DeviceCache {
 
 impl DeviceCache {
     pub(crate) fn new(
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         spec: &GraphSpec,
         profiles: &[Profile],
     ) -> Result<Self, EngineError> {
@@ -87,28 +87,28 @@ impl DeviceCache {
     /// in `kept` keep their new slots: `None` = all.
     pub(crate) fn place(
         &mut self,
-        stream: &Stream,
+        stream: &CudaStream,
         step: &CheckedStep,
         rows: &[CallRow],
         kept: Option<&[usize]>,
-    ) -> Result<Vec<Place>, String> {
+    ) -> Result<Vec<CacheSlice>, String> {
         // One slot at least: an empty past needs an address as well.
         self.reserve(stream, self.state.length_after(step).max(1))?;
         let time = self.aligned_time(rows, kept);
         let of = self.state.rows();
-        let place = |layer: &mut Layer| -> Result<Place, String> {
+        let place = |layer: &mut Layer| -> Result<CacheSlice, String> {
             let buffer = layer.kept.as_ref().ok_or("the cache has no memory")?;
             let past = buffer.raw();
             if let Some(at) = layer.in_place(of, time) {
-                return Ok(Place { past, fresh: buffer.raw_at(at) });
+                return Ok(CacheSlice { past, fresh: buffer.raw_at(at) });
             }
             let bytes = step.new * rows.len() * layer.slot;
             if layer.staged.as_ref().is_none_or(|b| b.bytes() < bytes) {
                 layer.staged = None;
-                layer.staged = Some(Buffer::new(&self.device, bytes)?);
+                layer.staged = Some(DeviceBuffer::new(&self.device, bytes)?);
             }
             let staged = layer.staged.as_ref().ok_or("new slots have no memory")?;
-            Ok(Place { past, fresh: staged.raw() })
+            Ok(CacheSlice { past, fresh: staged.raw() })
         };
         self.layers.iter_mut().map(place).collect()
     }
@@ -116,7 +116,7 @@ impl DeviceCache {
     /// Puts the copies on the stream that a step needs whose slots were written where [`place`](Self::place) said.
     pub(crate) fn store(
         &mut self,
-        stream: &Stream,
+        stream: &CudaStream,
         step: &CheckedStep,
         rows: &[CallRow],
         kept: Option<&[usize]>,
@@ -155,9 +155,9 @@ impl DeviceCache {
 
     /// Gives every tensor room for so many slots. Where all of them fit into half of the free device memory, they get
     /// room for all that a call can ever look at, when a sequence begins; else the room doubles.
-    fn reserve(&mut self, stream: &Stream, slots: usize) -> Result<(), String> {
+    fn reserve(&mut self, stream: &CudaStream, slots: usize) -> Result<(), String> {
         let rows = self.state.rows().max(1);
-        let held = |layer: &Layer| layer.kept.as_ref().map_or(0, Buffer::bytes);
+        let held = |layer: &Layer| layer.kept.as_ref().map_or(0, DeviceBuffer::bytes);
         let have = |layer: &Layer| held(layer) / (rows * layer.slot).max(1);
         let least = self.layers.iter().map(have).min().unwrap_or(slots);
         let most = self.most.max(slots);
@@ -184,7 +184,7 @@ impl DeviceCache {
                 // Freed first: the two together may not fit.
                 layer.kept = None;
             }
-            let fresh = Buffer::new(&self.device, bytes)?;
+            let fresh = DeviceBuffer::new(&self.device, bytes)?;
             if let Some(old) = &layer.kept {
                 stream.copy(&fresh, 0, old, 0, filled * layer.slot)?;
                 stream.synchronize()?;
@@ -205,7 +205,7 @@ impl Layer {
 
 /// Slots that lie together on both sides of a copy.
 #[derive(Debug, PartialEq, Eq)]
-struct Piece {
+struct SlotRun {
     /// First slot in the call's order.
     from: usize,
     /// First slot in the cache's order.
@@ -214,13 +214,13 @@ struct Piece {
 }
 
 /// The copies that bring `new` slots of each of the `kept` of a call's rows to their times in a cache of `of` rows.
-fn pieces(of: usize, rows: &[CallRow], kept: &[usize], new: usize) -> Vec<Piece> {
-    let mut pieces: Vec<Piece> = Vec::new();
+fn pieces(of: usize, rows: &[CallRow], kept: &[usize], new: usize) -> Vec<SlotRun> {
+    let mut pieces: Vec<SlotRun> = Vec::new();
     for (k, i) in (0..new).flat_map(|k| kept.iter().map(move |i| (k, *i))) {
         let (from, to) = (k * rows.len() + i, (rows[i].past + k) * of + rows[i].row);
         match pieces.last_mut() {
             Some(last) if last.to + last.slots == to && last.from + last.slots == from => last.slots += 1,
-            _ => pieces.push(Piece { from, to, slots: 1 }),
+            _ => pieces.push(SlotRun { from, to, slots: 1 }),
         }
     }
     pieces

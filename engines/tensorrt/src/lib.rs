@@ -44,7 +44,7 @@ use dpar_engine_api::{
 };
 use dpar_export_spec::Precision;
 
-pub use build::{BuildRequest, BuildSettings, BuiltEngine, EngineBuilder, Progress};
+pub use build::{BuildProgress, BuildRequest, BuildSettings, BuiltEngine, EngineBuilder};
 pub use capability::{Capability, CapabilityError};
 pub use descriptor::ENGINE;
 pub use error::{BuildError, ParseFault};
@@ -125,15 +125,15 @@ impl TensorRtEngine {
     /// # Errors
     /// When the engine cannot run here.
     pub fn free_memory(&self) -> Result<usize, EngineError> {
-        let device = cuda::Device::open(cuda::driver()?, self.options.device)?;
+        let device = cuda::CudaDevice::open(cuda::driver()?, self.options.device)?;
         let free = device.make_current().and_then(|()| device.free_memory());
         free.map_err(|e| EngineError::new(EngineErrorKind::Run, NAME, e))
     }
 
     /// Driver and device first: without them the library is of no use.
-    fn start(&self) -> Result<(Arc<cuda::Device>, start::Started), EngineError> {
+    fn start(&self) -> Result<(Arc<cuda::CudaDevice>, start::Started), EngineError> {
         flavour::check_run(&self.options)?;
-        let device = cuda::Device::open(cuda::driver()?, self.options.device)?;
+        let device = cuda::CudaDevice::open(cuda::driver()?, self.options.device)?;
         Ok((device, start::core(self.options.library_dir.as_deref())?))
     }
 }

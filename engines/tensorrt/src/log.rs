@@ -11,12 +11,12 @@ use crate::library::CORE;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
+pub(crate) struct LogRecord {
     pub(crate) severity: Severity,
     pub(crate) text: String,
 }
 
-impl Record {
+impl LogRecord {
     pub(crate) fn is_error(&self) -> bool {
         self.severity <= Severity::Error
     }
@@ -24,13 +24,13 @@ impl Record {
 
 /// What a collector gathers into.
 #[derive(Debug)]
-struct Sink {
+struct LogSink {
     owner: ThreadId,
-    records: Mutex<Vec<Record>>,
+    records: Mutex<Vec<LogRecord>>,
 }
 
 /// The collectors in use.
-static SINKS: Mutex<Vec<Arc<Sink>>> = Mutex::new(Vec::new());
+static SINKS: Mutex<Vec<Arc<LogSink>>> = Mutex::new(Vec::new());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -39,17 +39,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Gathers warnings and errors from its creation to [`Collector::finish`] or its end: those of the thread that made
 /// it, and those of threads that belong to no collector (TensorRT's own).
 #[derive(Debug)]
-pub(crate) struct Collector(Arc<Sink>);
+pub(crate) struct Collector(Arc<LogSink>);
 
 impl Collector {
     pub(crate) fn start() -> Self {
-        let sink = Arc::new(Sink { owner: std::thread::current().id(), records: Mutex::default() });
+        let sink = Arc::new(LogSink { owner: std::thread::current().id(), records: Mutex::default() });
         lock(&SINKS).push(Arc::clone(&sink));
         Self(sink)
     }
 
     /// What was said so far, oldest first.
-    pub(crate) fn take(&self) -> Vec<Record> {
+    pub(crate) fn take(&self) -> Vec<LogRecord> {
         std::mem::take(&mut lock(&self.0.records))
     }
 }
@@ -61,9 +61,9 @@ impl Drop for Collector {
 }
 
 /// Puts a message into the collectors it belongs to; false if there is none.
-fn collect(record: &Record) -> bool {
+fn collect(record: &LogRecord) -> bool {
     let here = std::thread::current().id();
-    let sinks: Vec<Arc<Sink>> = lock(&SINKS).clone();
+    let sinks: Vec<Arc<LogSink>> = lock(&SINKS).clone();
     let owned = sinks.iter().any(|s| s.owner == here);
     for sink in sinks.iter().filter(|s| s.owner == here || !owned) {
         lock(&sink.records).push(record.clone());
@@ -86,12 +86,12 @@ impl LogHandler for Forward {
             Severity::Info => tracing::debug!(target: "tensorrt", "{text}"),
             _ if is_noise(text) => tracing::debug!(target: "tensorrt", "{text}"),
             Severity::Warning => {
-                collect(&Record { severity, text: text.to_owned() });
+                collect(&LogRecord { severity, text: text.to_owned() });
                 tracing::warn!(target: "tensorrt", "{text}");
             }
             // Where somebody collects, the error that is returned carries the text.
             Severity::Error | Severity::InternalError => {
-                if collect(&Record { severity, text: text.to_owned() }) {
+                if collect(&LogRecord { severity, text: text.to_owned() }) {
                     tracing::debug!(target: "tensorrt", "{text}");
                 } else {
                     tracing::error!(target: "tensorrt", "{text}");
@@ -109,7 +109,7 @@ pub(crate) fn logger() -> Result<&'static Logger, EngineError> {
 }
 
 /// The errors among the records as one text, each named once, without the file positions inside TensorRT.
-pub(crate) fn errors(records: &[Record]) -> Option<String> {
+pub(crate) fn errors(records: &[LogRecord]) -> Option<String> {
     let mut texts: Vec<&str> = Vec::new();
     for text in records.iter().filter(|r| r.is_error()).map(|r| r.text.as_str()) {
         // TensorRT repeats this one after each error on a machine without a driver.
@@ -125,8 +125,8 @@ pub(crate) fn errors(records: &[Record]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn error(text: &str) -> Record {
-        Record { severity: Severity::Error, text: text.into() }
+    fn error(text: &str) -> LogRecord {
+        LogRecord { severity: Severity::Error, text: text.into() }
     }
 
     #[test]
@@ -153,6 +153,6 @@ mod tests {
         let echo = error("[checkMacros.cpp::catchCudaError::250] Error Code 1");
         assert_eq!(errors(&[error("a"), error("a"), echo.clone(), error("b")]).unwrap(), "a; b");
         assert_eq!(errors(std::slice::from_ref(&echo)).unwrap(), echo.text);
-        assert_eq!(errors(&[Record { severity: Severity::Warning, text: "w".into() }]), None);
+        assert_eq!(errors(&[LogRecord { severity: Severity::Warning, text: "w".into() }]), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What TensorRT's ONNX parser objects to, read from what it logs: the bindings pass on that it failed, not why.
 
 use crate::error::ParseFault;
-use crate::log::Record;
+use crate::log::LogRecord;
 
 /// Reads the parser's messages. Two forms occur:
 ///
@@ -13,7 +13,7 @@ use crate::log::Record;
 /// [6] creator && "Plugin not found, are the plugin name, version, and namespace correct?"
 /// ```
 /// and `In node 3 with name: n and operator: Op (function): CODE: reason`, with node -1 where it is no node's fault.
-pub(crate) fn fault(records: &[Record]) -> ParseFault {
+pub(crate) fn fault(records: &[LogRecord]) -> ParseFault {
     let texts: Vec<&str> = records.iter().filter(|r| r.is_error()).map(|r| r.text.as_str()).collect();
     let mut fault = ParseFault::default();
     for text in &texts {
@@ -87,8 +87,8 @@ mod tests {
     use super::*;
     use trtx::Severity;
 
-    fn records(texts: &[&str]) -> Vec<Record> {
-        texts.iter().map(|t| Record { severity: Severity::Error, text: (*t).to_owned() }).collect()
+    fn records(texts: &[&str]) -> Vec<LogRecord> {
+        texts.iter().map(|t| LogRecord { severity: Severity::Error, text: (*t).to_owned() }).collect()
     }
 
     #[test]

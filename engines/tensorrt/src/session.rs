@@ -21,7 +21,7 @@ use trtx::{
 
 use crate::buffers::{Buffers, element_bytes};
 use crate::build::dims;
-use crate::cuda::{Device, Stream};
+use crate::cuda::{CudaDevice, CudaStream};
 use crate::flavour::{self, Diagnosis};
 use crate::log::{Collector, errors};
 use crate::ports::file_port;
@@ -51,8 +51,8 @@ pub(crate) struct TrtSession {
     cache: Option<(Utf8PathBuf, flavour::Cache)>,
     engine: CudaEngine<'static>,
     _runtime: Runtime<'static>,
-    stream: Stream,
-    device: Arc<Device>,
+    stream: CudaStream,
+    device: Arc<CudaDevice>,
 }
 
 // SAFETY: the parts that are not `Send` by themselves are handles into TensorRT, which may be used from any thread as
@@ -70,7 +70,7 @@ pub(crate) struct Resident<'a> {
 }
 
 /// Puts work on the stream behind a graph.
-pub(crate) type Store<'a> = &'a mut dyn FnMut(&Stream) -> Result<(), String>;
+pub(crate) type Enqueue<'a> = &'a mut dyn FnMut(&CudaStream) -> Result<(), String>;
 
 /// Options of a session.
 pub(crate) struct SessionOptions<'a> {
@@ -128,7 +128,7 @@ fn judge(why: Diagnosis, said: &str) -> (EngineErrorKind, &'static str, &'static
 }
 
 /// Layers of an engine as TensorRT's inspector gives them, in JSON.
-pub(crate) fn inspect(device: &Device, path: &Utf8Path, bytes: &[u8]) -> Result<String, EngineError> {
+pub(crate) fn inspect(device: &CudaDevice, path: &Utf8Path, bytes: &[u8]) -> Result<String, EngineError> {
     let fail = |message: String| EngineError::new(EngineErrorKind::Run, NAME, format!("{path}: {message}"));
     device.make_current().map_err(fail)?;
     let (_runtime, engine) = deserialize(None, path, bytes)?;
@@ -141,7 +141,7 @@ impl TrtSession {
         graph: GraphFile<'_>,
         file: &EngineFile,
         bytes: &[u8],
-        device: &Arc<Device>,
+        device: &Arc<CudaDevice>,
         options: &SessionOptions<'_>,
     ) -> Result<Self, EngineError> {
         let spec = graph.spec;
@@ -179,7 +179,7 @@ impl TrtSession {
         let cache =
             cache.map(|path| Ok((path.clone(), flavour::open_cache(&mut config, &path)?))).transpose();
         let cache = cache.map_err(native)?;
-        let stream = Stream::new(device).map_err(cuda)?;
+        let stream = CudaStream::new(device).map_err(cuda)?;
         Ok(Self {
             spec: spec.clone(),
             profiles: file.profiles.clone(),
@@ -198,11 +198,11 @@ impl TrtSession {
         EngineError::new(kind, NAME, message).in_graph(&self.spec.name)
     }
 
-    pub(crate) fn device(&self) -> &Arc<Device> {
+    pub(crate) fn device(&self) -> &Arc<CudaDevice> {
         &self.device
     }
 
-    pub(crate) fn stream(&self) -> &Stream {
+    pub(crate) fn stream(&self) -> &CudaStream {
         &self.stream
     }
 
@@ -273,7 +273,7 @@ impl TrtSession {
         axes: &BTreeMap<String, usize>,
         inputs: &[(&str, TensorView<'_>)],
         resident: &Resident<'_>,
-        store: Store<'_>,
+        store: Enqueue<'_>,
     ) -> Result<Vec<Option<Tensor>>, EngineError> {
         let collector = Collector::start();
         let mut refused = None;
@@ -293,7 +293,7 @@ impl TrtSession {
         axes: &BTreeMap<String, usize>,
         inputs: &[(&str, TensorView<'_>)],
         resident: &Resident<'_>,
-        store: Store<'_>,
+        store: Enqueue<'_>,
         collector: &Collector,
     ) -> Result<Vec<Option<Tensor>>, EngineError> {
         self.open_slot(index, collector)?;
@@ -381,10 +381,10 @@ fn enqueue(
     spec: &GraphSpec,
     context: &mut ExecutionContext<'static>,
     buffers: &Buffers,
-    stream: &Stream,
+    stream: &CudaStream,
     inputs: &[(&str, TensorView<'_>)],
     outputs: &mut [Option<HostOutput>],
-    store: Store<'_>,
+    store: Enqueue<'_>,
 ) -> Result<(), String> {
     for (port, view) in inputs {
         let buffer = buffers.get(port)?;

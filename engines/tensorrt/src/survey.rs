@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dpar_engine_api::{EngineError, EngineOptions, Gpu, LibraryFound, Survey};
 
-use crate::cuda::{self, Driver};
+use crate::cuda::{self, CudaDriver};
 use crate::library::CORE;
 use crate::start;
 
@@ -31,7 +31,7 @@ pub(crate) fn survey(options: &EngineOptions) -> Survey {
     }
 }
 
-fn devices(driver: &Arc<Driver>) -> Result<dpar_engine_api::Driver, EngineError> {
+fn devices(driver: &Arc<CudaDriver>) -> Result<dpar_engine_api::Driver, EngineError> {
     let api = &driver.api;
     let check = |call: &str, status| driver.check(call, status).map_err(cuda::no_driver);
     let (mut version, mut count) = (0, 0);

@@ -7,7 +7,7 @@ use dpar_engine_api::{
     CachedSession, CallRow, Engine, EngineError, EngineFile, EngineInfo, GraphFile, HostCache, Session,
     Tensor, TensorView,
 };
-use dpar_engine_conformance::{Case, Inputs, Reference, Tolerances, assert_passed, run};
+use dpar_engine_conformance::{GraphCase, Inputs, KnownOutputs, Tolerances, assert_passed, run};
 use dpar_engine_tensorrt::{
     BuildRequest, BuildSettings, EngineBuilder, Profile, TensorRtEngine, TensorRtOptions,
 };
@@ -27,21 +27,21 @@ fn tensor(port: &Port, value: &Value) -> Tensor {
 }
 
 /// A graph of the conformance suite with its known results.
-fn case(name: &str) -> Case {
+fn case(name: &str) -> GraphCase {
     let text = std::fs::read_to_string(fixtures().join(format!("{name}.json"))).unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
     let spec: GraphSpec = serde_json::from_value(document["spec"].clone()).unwrap();
     let reference = &document["reference"];
     let inputs = spec.inputs.iter().map(|p| (p.name.clone(), tensor(p, &reference["inputs"][&p.name])));
     let outputs = spec.outputs.iter().map(|p| tensor(p, &reference["outputs"][&p.name]));
-    let known = Reference { inputs: Inputs(inputs.collect()), outputs: outputs.collect() };
-    let mut case = Case::new(spec, fixtures().join(format!("{name}.onnx")));
+    let known = KnownOutputs { inputs: Inputs(inputs.collect()), outputs: outputs.collect() };
+    let mut case = GraphCase::new(spec, fixtures().join(format!("{name}.onnx")));
     case.bounds = serde_json::from_value(document["bounds"].clone()).unwrap();
     case.references.push(known);
     case
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<GraphCase> {
     ["attention_step", "head", "conv_decode"].map(case).into()
 }
 

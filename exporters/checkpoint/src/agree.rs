@@ -5,17 +5,17 @@ use dpar_export_spec::PatchRope;
 
 use crate::config::{Config, Grid};
 use crate::expect::vq::VqDims;
-use crate::known::{self, Layers, Size};
+use crate::known::{self, LayerCounts, Size};
 use crate::{CheckpointError, ErrorKind};
 
 /// The sizes of one transformer, with the configuration they must agree with.
-pub(crate) struct Sizes<'c> {
+pub(crate) struct TransformerSizes<'c> {
     pub(crate) config: Option<&'c Config>,
     /// Name of the weight file.
     pub(crate) label: &'c str,
     pub(crate) file: &'c Utf8Path,
     pub(crate) width: usize,
-    pub(crate) layers: Layers,
+    pub(crate) layers: LayerCounts,
     /// Whether there is a row for the end of an image, where `predict_eoi_token` says so at all.
     pub(crate) eoi: Option<bool>,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Vocab {
     pub(crate) source: String,
 }
 
-impl Sizes<'_> {
+impl TransformerSizes<'_> {
     /// Heads H: `model.n_head`, else those of the published model, else one per 64 of the width. Checks the head width:
     /// rotary pairs need a multiple of 4, `dynamic_3d` of 8 and `dynamic_4d` of 16.
     pub(crate) fn heads(&self, rope: Option<PatchRope>) -> Result<usize, CheckpointError> {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{PatchMode, PatchRope, PatchRule, RuleChange};
 
-use crate::tree::Node;
+use crate::tree::ConfigNode;
 use crate::{CheckpointError, ErrorKind};
 
 /// Longest accepted text file (configuration, rename rules) in bytes.
@@ -15,7 +15,7 @@ const MAX_TEXT: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) path: Utf8PathBuf,
-    root: Node,
+    root: ConfigNode,
 }
 
 /// Keys that the research code passes on as they are, so that Python's truth decides, not a word.
@@ -37,18 +37,18 @@ impl Config {
             legacy_octal_numbers: true,
             non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::PassThrough
         };
-        let root: Node = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
+        let root: ConfigNode = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
             CheckpointError::in_file(ErrorKind::Config { key: None, problem: e.to_string() }, path)
         })?;
         // A file of comments only is an empty configuration.
-        if !matches!(root, Node::Null | Node::Map(_)) {
+        if !matches!(root, ConfigNode::Null | ConfigNode::Map(_)) {
             let problem = format!("holds {root} where sections of keys should be");
             return Err(CheckpointError::in_file(ErrorKind::Config { key: None, problem }, path));
         }
         Ok(Self { path: path.to_owned(), root })
     }
 
-    fn node(&self, key: &str) -> Result<Option<Cow<'_, Node>>, CheckpointError> {
+    fn node(&self, key: &str) -> Result<Option<Cow<'_, ConfigNode>>, CheckpointError> {
         self.root.at(key).map_err(|problem| self.error(key, problem))
     }
 
@@ -56,7 +56,7 @@ impl Config {
         &self,
         key: &str,
         wanted: &str,
-        take: impl Fn(&Node) -> Option<T>,
+        take: impl Fn(&ConfigNode) -> Option<T>,
     ) -> Result<Option<T>, CheckpointError> {
         let Some(node) = self.node(key)? else { return Ok(None) };
         take(&node).map(Some).ok_or_else(|| self.error(key, format!("must be {wanted}, not {node}")))
@@ -67,12 +67,12 @@ impl Config {
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
-        self.typed(key, "a number", Node::number)
+        self.typed(key, "a number", ConfigNode::number)
     }
 
     fn text(&self, key: &str) -> Result<Option<String>, CheckpointError> {
         self.typed(key, "text", |n| match n {
-            Node::Str(s) => Some(s.clone()),
+            ConfigNode::Str(s) => Some(s.clone()),
             _ => None,
         })
     }
@@ -82,7 +82,7 @@ impl Config {
         let Some(node) = self.node(key)? else { return Ok(false) };
         match (node.boolean(), node.as_ref()) {
             (Some(said), _) if said == node.truth() => Ok(said),
-            (said, Node::Str(_)) => {
+            (said, ConfigNode::Str(_)) => {
                 let said = said.map_or("no truth value".to_owned(), |s| s.to_string());
                 let problem = format!(
                     "the text {node} says {said}, and the research code takes it for {}, as any text",
@@ -112,7 +112,7 @@ impl Config {
     /// `exp_name`, any scalar, if it is not blank.
     pub(crate) fn exp_name(&self) -> Result<Option<String>, CheckpointError> {
         let name = self.typed("exp_name", "a name", |n| match n {
-            Node::List(_) | Node::Map(_) => None,
+            ConfigNode::List(_) | ConfigNode::Map(_) => None,
             scalar => Some(scalar.text()),
         })?;
         Ok(name.filter(|n| !n.trim().is_empty()))
@@ -263,7 +263,7 @@ impl Config {
             PatchMode::EntropyRowBoundary => self.integer("patcher.block_size")?.map(size),
             _ => None,
         };
-        let monotonicity = self.typed("patcher.monotonicity", "true or false", Node::boolean)?;
+        let monotonicity = self.typed("patcher.monotonicity", "true or false", ConfigNode::boolean)?;
         let rule = PatchRule {
             mode,
             threshold: self.number("patcher.threshold")?.map(|t| t as f32),

@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use dpar_export_spec::{ComponentKind, ComponentSpec, EfficientNetSpec, InceptionSpec};
 
 use crate::rules::Rules;
-use crate::weights::{Bare, Named};
+use crate::weights::{Bare, CanonicalTensors};
 use crate::{CheckpointError, ErrorKind, LoadedComponent, SourceFile, TensorFile, expect};
 
 /// A feature network, checked.
@@ -40,7 +40,7 @@ pub fn load_extractor(
 ) -> Result<LoadedExtractor, CheckpointError> {
     let rules = map.map(Rules::read).transpose()?;
     let file = Arc::new(TensorFile::open(path)?);
-    let named = Named::new(&file, kind, rules.as_ref())?;
+    let named = CanonicalTensors::new(&file, kind, rules.as_ref())?;
     let option = |problem: &str| {
         let kind = ErrorKind::Option { option: "--input-size", problem: problem.to_owned() };
         Err(CheckpointError::in_file(kind, path))

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Layer counts of a published model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Layers {
+pub(crate) enum LayerCounts {
     /// A LlamaGen transformer.
     Gpt(usize),
     /// Patch encoder, global transformer, patch decoder.
@@ -16,25 +16,25 @@ pub(crate) enum Layers {
 pub(crate) struct Size {
     pub(crate) width: usize,
     pub(crate) heads: usize,
-    pub(crate) layers: Layers,
+    pub(crate) layers: LayerCounts,
 }
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "width {}, ", self.width)?;
         match self.layers {
-            Layers::Gpt(n) => write!(f, "{n} layers"),
-            Layers::Dpar(e, g, d) => write!(f, "layers E{e} G{g} D{d}"),
+            LayerCounts::Gpt(n) => write!(f, "{n} layers"),
+            LayerCounts::Dpar(e, g, d) => write!(f, "layers E{e} G{g} D{d}"),
         }
     }
 }
 
 const fn gpt(width: usize, heads: usize, layers: usize) -> Size {
-    Size { width, heads, layers: Layers::Gpt(layers) }
+    Size { width, heads, layers: LayerCounts::Gpt(layers) }
 }
 
 const fn dpar(width: usize, heads: usize, e: usize, g: usize, d: usize) -> Size {
-    Size { width, heads, layers: Layers::Dpar(e, g, d) }
+    Size { width, heads, layers: LayerCounts::Dpar(e, g, d) }
 }
 
 /// DPAR: table 1 of the paper and the authors' code; LlamaGen: `GPT_models` of its public code. All head widths are
@@ -70,7 +70,7 @@ pub(crate) fn name_of(size: &Size) -> Option<&'static str> {
 }
 
 /// Heads of the published model of that width and depth.
-pub(crate) fn heads_of(width: usize, layers: Layers) -> Option<usize> {
+pub(crate) fn heads_of(width: usize, layers: LayerCounts) -> Option<usize> {
     SIZES.iter().find(|(_, s)| s.width == width && s.layers == layers).map(|(_, s)| s.heads)
 }
 
@@ -85,8 +85,8 @@ mod tests {
         assert_eq!(by_name("GPT-tiny"), None);
         assert_eq!(by_name("DGPT-L-E3D2").unwrap().to_string(), "width 1024, layers E3 G19 D2");
         // The one public class-conditional model whose heads are not 64 wide.
-        assert_eq!(heads_of(3200, Layers::Gpt(24)), Some(32));
-        assert_eq!(heads_of(3200, Layers::Gpt(23)), None);
+        assert_eq!(heads_of(3200, LayerCounts::Gpt(24)), Some(32));
+        assert_eq!(heads_of(3200, LayerCounts::Gpt(23)), None);
         for (name, size) in SIZES {
             assert_eq!(size.width % size.heads, 0, "{name}");
             assert_eq!(size.width / size.heads % 4, 0, "{name}");

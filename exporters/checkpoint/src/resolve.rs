@@ -8,13 +8,13 @@ use dpar_export_spec::{
     VqSpec,
 };
 
-use crate::agree::{self, Classes, Sizes, Vocab};
+use crate::agree::{self, Classes, TransformerSizes, Vocab};
 use crate::config::{Config, Grid};
 use crate::expect;
-use crate::known::Layers;
+use crate::known::LayerCounts;
 use crate::locate::{Located, locate};
 use crate::rules::Rules;
-use crate::weights::{Bare, Named, WeightSet, renamed};
+use crate::weights::{Bare, CanonicalTensors, WeightSet, renamed};
 use crate::{CheckpointError, ErrorKind, TensorFile};
 
 /// Where to find what the checkpoint itself does not say. All paths are used as given.
@@ -242,11 +242,11 @@ impl Loader<'_> {
         config.check_type("c2i", 1)?;
         config.check_training()?;
         let eoi = Some(config.predict_eoi()?);
-        let named = Named::new(file, ComponentKind::Dpar, self.rules)?;
+        let named = CanonicalTensors::new(file, ComponentKind::Dpar, self.rules)?;
         let label = named.label().to_owned();
         let (dims, weights) = expect::dpar::resolve(named)?;
-        let layers = Layers::Dpar(dims.encoder_layers, dims.global_layers, dims.decoder_layers);
-        let sizes = Sizes {
+        let layers = LayerCounts::Dpar(dims.encoder_layers, dims.global_layers, dims.decoder_layers);
+        let sizes = TransformerSizes {
             config: Some(&config),
             label: &label,
             file: &located.weights,
@@ -304,7 +304,7 @@ impl Loader<'_> {
             }
         }
         self.refuse_entropy("a LlamaGen baseline has no patches", located)?;
-        let named = Named::new(file, ComponentKind::Llamagen, self.rules)?;
+        let named = CanonicalTensors::new(file, ComponentKind::Llamagen, self.rules)?;
         let label = named.label().to_owned();
         let (dims, weights) = expect::gpt::resolve(named, true)?;
         // The tensors are all there: this is what the research code builds of that word without local layers.
@@ -312,8 +312,8 @@ impl Loader<'_> {
             config.check_without_patches()?;
             config.check_training()?;
         }
-        let layers = Layers::Gpt(dims.layers);
-        let sizes = Sizes {
+        let layers = LayerCounts::Gpt(dims.layers);
+        let sizes = TransformerSizes {
             config: config.as_ref(),
             label: &label,
             file: &located.weights,
@@ -415,11 +415,11 @@ impl Loader<'_> {
         if let Some(config) = &config {
             config.check_type("ucond", 0)?;
         }
-        let named = Named::new(&file, ComponentKind::Entropy, self.rules)?;
+        let named = CanonicalTensors::new(&file, ComponentKind::Entropy, self.rules)?;
         let label = named.label().to_owned();
         let (dims, weights) = expect::gpt::resolve(named, false)?;
-        let layers = Layers::Gpt(dims.layers);
-        let sizes = Sizes {
+        let layers = LayerCounts::Gpt(dims.layers);
+        let sizes = TransformerSizes {
             config: config.as_ref(),
             label: &label,
             file: &located.weights,
@@ -478,7 +478,7 @@ impl Loader<'_> {
         let located = Located { weights: path.clone(), config: None, root: None };
         let file = Arc::new(TensorFile::open(&path)?);
         self.add_source(ComponentKind::Vq, &located, &file, None);
-        let named = Named::new(&file, ComponentKind::Vq, self.rules)?;
+        let named = CanonicalTensors::new(&file, ComponentKind::Vq, self.rules)?;
         let label = named.label().to_owned();
         let (dims, weights) = expect::vq::resolve(named)?;
         agree::check_vq(main, &dims, &label, &path, vocab, grid)?;
@@ -492,7 +492,7 @@ impl Loader<'_> {
     }
 
     /// The classes of a table; says so where no null class is known.
-    fn classes(&mut self, sizes: &Sizes<'_>, rows: usize) -> Result<Classes, CheckpointError> {
+    fn classes(&mut self, sizes: &TransformerSizes<'_>, rows: usize) -> Result<Classes, CheckpointError> {
         let classes = sizes.classes(rows)?;
         if !classes.null {
             self.notes.push(format!(

@@ -41,13 +41,13 @@ pub(crate) struct Rules {
 #[derive(Debug)]
 struct Rule {
     component: Option<ComponentKind>,
-    from: Vec<Piece>,
+    from: Vec<PatternPiece>,
     /// `None` leaves the tensor out.
-    to: Option<Vec<Piece>>,
+    to: Option<Vec<PatternPiece>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Piece {
+enum PatternPiece {
     Text(String),
     /// `{name}`: one or more decimal digits.
     Number(String),
@@ -117,13 +117,15 @@ impl Rule {
         if from.is_empty() {
             return Err("`from` is empty".to_owned());
         }
-        if from.iter().filter(|p| **p == Piece::Any).count() > 1 {
+        if from.iter().filter(|p| **p == PatternPiece::Any).count() > 1 {
             return Err("`from` may hold one `*` only".to_owned());
         }
         for pair in from.windows(2) {
             let ambiguous = match pair {
-                [Piece::Number(_), Piece::Text(t)] => t.starts_with(|c: char| c.is_ascii_digit()),
-                [Piece::Text(_), _] | [_, Piece::Text(_)] => false,
+                [PatternPiece::Number(_), PatternPiece::Text(t)] => {
+                    t.starts_with(|c: char| c.is_ascii_digit())
+                }
+                [PatternPiece::Text(_), _] | [_, PatternPiece::Text(_)] => false,
                 _ => true,
             };
             if ambiguous {
@@ -141,7 +143,7 @@ impl Rule {
         };
         for piece in to.iter().flatten() {
             match piece {
-                Piece::Any | Piece::Number(_) if !from.contains(piece) => {
+                PatternPiece::Any | PatternPiece::Number(_) if !from.contains(piece) => {
                     return Err("`to` uses a `{…}` or `*` that `from` does not have".to_owned());
                 }
                 _ => {}
@@ -154,7 +156,7 @@ impl Rule {
     }
 }
 
-fn pieces(pattern: &str) -> Result<Vec<Piece>, String> {
+fn pieces(pattern: &str) -> Result<Vec<PatternPiece>, String> {
     if pattern.len() > MAX_NAME {
         return Err(format!("a pattern has more than {MAX_NAME} bytes"));
     }
@@ -163,10 +165,10 @@ fn pieces(pattern: &str) -> Result<Vec<Piece>, String> {
     while let Some(at) = rest.find(['{', '*', '}']) {
         let (text, tail) = rest.split_at(at);
         if !text.is_empty() {
-            out.push(Piece::Text(text.to_owned()));
+            out.push(PatternPiece::Text(text.to_owned()));
         }
         rest = if let Some(after) = tail.strip_prefix('*') {
-            out.push(Piece::Any);
+            out.push(PatternPiece::Any);
             after
         } else {
             let inner = tail.strip_prefix('{').and_then(|t| t.split_once('}'));
@@ -177,12 +179,12 @@ fn pieces(pattern: &str) -> Result<Vec<Piece>, String> {
                     "`{pattern}`: a number is written `{{i}}`, with a name of letters and digits"
                 ));
             };
-            out.push(Piece::Number(name.to_owned()));
+            out.push(PatternPiece::Number(name.to_owned()));
             after
         };
     }
     if !rest.is_empty() {
-        out.push(Piece::Text(rest.to_owned()));
+        out.push(PatternPiece::Text(rest.to_owned()));
     }
     Ok(out)
 }
@@ -194,27 +196,27 @@ struct Captured<'n> {
 }
 
 impl Captured<'_> {
-    fn fill(&self, to: &[Piece]) -> String {
+    fn fill(&self, to: &[PatternPiece]) -> String {
         to.iter()
             .map(|p| match p {
-                Piece::Text(t) => t.as_str(),
-                Piece::Number(n) => self.numbers.get(n).copied().unwrap_or_default(),
-                Piece::Any => self.any,
+                PatternPiece::Text(t) => t.as_str(),
+                PatternPiece::Number(n) => self.numbers.get(n).copied().unwrap_or_default(),
+                PatternPiece::Any => self.any,
             })
             .collect()
     }
 }
 
 /// Matches a whole name.
-fn fit<'n>(from: &[Piece], name: &'n str) -> Option<Captured<'n>> {
+fn fit<'n>(from: &[PatternPiece], name: &'n str) -> Option<Captured<'n>> {
     // Most rules fit few names, and end in text.
-    if let Some(Piece::Text(t)) = from.last()
+    if let Some(PatternPiece::Text(t)) = from.last()
         && !name.ends_with(t.as_str())
     {
         return None;
     }
     let mut captured = Captured::default();
-    let Some(star) = from.iter().position(|p| *p == Piece::Any) else {
+    let Some(star) = from.iter().position(|p| *p == PatternPiece::Any) else {
         return (eat(from, name, &mut captured)?.is_empty()).then_some(captured);
     };
     let rest = eat(&from[..star], name, &mut captured)?;
@@ -227,9 +229,11 @@ fn fit<'n>(from: &[Piece], name: &'n str) -> Option<Captured<'n>> {
     match tail {
         [] => attempt(rest.len()),
         // What follows the `*` has one place to begin.
-        [Piece::Text(t)] => attempt(rest.len().checked_sub(t.len()).filter(|_| rest.ends_with(t.as_str()))?),
+        [PatternPiece::Text(t)] => {
+            attempt(rest.len().checked_sub(t.len()).filter(|_| rest.ends_with(t.as_str()))?)
+        }
         // A number before it could take its digits, so text follows. Where that is not, nothing fits.
-        [Piece::Text(t), ..] => {
+        [PatternPiece::Text(t), ..] => {
             let mut from = 0;
             std::iter::from_fn(|| {
                 let at = from + rest.get(from..)?.find(t.as_str())?;
@@ -243,11 +247,11 @@ fn fit<'n>(from: &[Piece], name: &'n str) -> Option<Captured<'n>> {
 }
 
 /// Consumes text and numbers from the left; what is left of the name.
-fn eat<'n>(pieces: &[Piece], mut name: &'n str, captured: &mut Captured<'n>) -> Option<&'n str> {
+fn eat<'n>(pieces: &[PatternPiece], mut name: &'n str, captured: &mut Captured<'n>) -> Option<&'n str> {
     for piece in pieces {
         match piece {
-            Piece::Text(t) => name = name.strip_prefix(t.as_str())?,
-            Piece::Number(n) => {
+            PatternPiece::Text(t) => name = name.strip_prefix(t.as_str())?,
+            PatternPiece::Number(n) => {
                 let len = name.bytes().take_while(u8::is_ascii_digit).count();
                 let (digits, rest) = name.split_at(len);
                 if digits.is_empty()
@@ -257,7 +261,7 @@ fn eat<'n>(pieces: &[Piece], mut name: &'n str, captured: &mut Captured<'n>) -> 
                 }
                 name = rest;
             }
-            Piece::Any => return None,
+            PatternPiece::Any => return None,
         }
     }
     Some(name)

@@ -12,17 +12,17 @@ const MAX_TEXT: usize = 1 << 16;
 
 /// A value of a configuration.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Node {
+pub(crate) enum ConfigNode {
     Null,
     Bool(bool),
     Int(i128),
     Float(f64),
     Str(String),
-    List(Vec<Node>),
-    Map(Vec<(String, Node)>),
+    List(Vec<ConfigNode>),
+    Map(Vec<(String, ConfigNode)>),
 }
 
-impl Node {
+impl ConfigNode {
     /// The value at the end of a path of keys and list indices; `None` where there is none, or null.
     ///
     /// `${a.b}` stands for the value at `a.b` (`${.c}`, `${..c}`: from the node's own section); inside other text for its
@@ -252,7 +252,7 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-impl fmt::Display for Node {
+impl fmt::Display for ConfigNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Str(s) => write!(f, "\"{}\"", s.chars().take(100).collect::<String>().escape_debug()),
@@ -263,7 +263,7 @@ impl fmt::Display for Node {
     }
 }
 
-impl<'de> Deserialize<'de> for Node {
+impl<'de> Deserialize<'de> for ConfigNode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Build)
     }
@@ -272,48 +272,48 @@ impl<'de> Deserialize<'de> for Node {
 struct Build;
 
 impl<'de> Visitor<'de> for Build {
-    type Value = Node;
+    type Value = ConfigNode;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a value")
     }
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_unit<E>(self) -> Result<ConfigNode, E> {
+        Ok(ConfigNode::Null)
     }
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_none<E>(self) -> Result<ConfigNode, E> {
+        Ok(ConfigNode::Null)
     }
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        Node::deserialize(deserializer)
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<ConfigNode, D::Error> {
+        ConfigNode::deserialize(deserializer)
     }
-    fn visit_bool<E>(self, v: bool) -> Result<Node, E> {
-        Ok(Node::Bool(v))
+    fn visit_bool<E>(self, v: bool) -> Result<ConfigNode, E> {
+        Ok(ConfigNode::Bool(v))
     }
-    fn visit_i64<E>(self, v: i64) -> Result<Node, E> {
-        Ok(Node::Int(v.into()))
+    fn visit_i64<E>(self, v: i64) -> Result<ConfigNode, E> {
+        Ok(ConfigNode::Int(v.into()))
     }
-    fn visit_u64<E>(self, v: u64) -> Result<Node, E> {
-        Ok(Node::Int(v.into()))
+    fn visit_u64<E>(self, v: u64) -> Result<ConfigNode, E> {
+        Ok(ConfigNode::Int(v.into()))
     }
-    fn visit_f64<E>(self, v: f64) -> Result<Node, E> {
-        Ok(Node::Float(v))
+    fn visit_f64<E>(self, v: f64) -> Result<ConfigNode, E> {
+        Ok(ConfigNode::Float(v))
     }
-    fn visit_str<E>(self, v: &str) -> Result<Node, E> {
-        Ok(Node::Str(v.to_owned()))
+    fn visit_str<E>(self, v: &str) -> Result<ConfigNode, E> {
+        Ok(ConfigNode::Str(v.to_owned()))
     }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<ConfigNode, A::Error> {
         let mut items = Vec::new();
         while let Some(item) = seq.next_element()? {
             items.push(item);
         }
-        Ok(Node::List(items))
+        Ok(ConfigNode::List(items))
     }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ConfigNode, A::Error> {
         let mut pairs = Vec::new();
-        while let Some((key, value)) = map.next_entry::<Node, Node>()? {
+        while let Some((key, value)) = map.next_entry::<ConfigNode, ConfigNode>()? {
             pairs.push((key.text(), value));
         }
-        Ok(Node::Map(pairs))
+        Ok(ConfigNode::Map(pairs))
     }
 }
 
@@ -321,11 +321,11 @@ impl<'de> Visitor<'de> for Build {
 mod tests {
     use super::*;
 
-    fn tree(text: &str) -> Node {
+    fn tree(text: &str) -> ConfigNode {
         serde_saphyr::from_str(text).unwrap()
     }
 
-    fn value(text: &str, key: &str) -> Option<Node> {
+    fn value(text: &str, key: &str) -> Option<ConfigNode> {
         tree(text).at(key).unwrap().map(Cow::into_owned)
     }
 
@@ -390,19 +390,19 @@ model:
   null_whole: ${.nothing}
 alias: ${model}
 ";
-        let str = |s: &str| Some(Node::Str(s.to_owned()));
+        let str = |s: &str| Some(ConfigNode::Str(s.to_owned()));
         for (key, expected) in [
-            ("model.same", Some(Node::Int(16))),
+            ("model.same", Some(ConfigNode::Int(16))),
             ("model.text", str("px16-True")),
-            ("model.sibling", Some(Node::Bool(true))),
+            ("model.sibling", Some(ConfigNode::Bool(true))),
             ("model.up", str("b")),
             ("model.index", str("a")),
-            ("model.nested", Some(Node::Int(16))),
-            ("model.twice", Some(Node::Int(16))),
+            ("model.nested", Some(ConfigNode::Int(16))),
+            ("model.twice", Some(ConfigNode::Int(16))),
             ("model.escaped", str("${x}")),
             ("model.null_text", str("aNone")),
             ("model.null_whole", None),
-            ("alias.same", Some(Node::Int(16))),
+            ("alias.same", Some(ConfigNode::Int(16))),
             ("model.absent", None),
             ("absent.key", None),
         ] {

@@ -74,7 +74,7 @@ impl WeightSet {
 
 /// A file's tensors under canonical names, not yet compared with what a component expects.
 #[derive(Debug)]
-pub(crate) struct Named {
+pub(crate) struct CanonicalTensors {
     pub(crate) kind: ComponentKind,
     file: Arc<TensorFile>,
     tensors: BTreeMap<String, String>,
@@ -82,7 +82,7 @@ pub(crate) struct Named {
     unread: BTreeMap<String, Unread>,
 }
 
-impl Named {
+impl CanonicalTensors {
     /// The file's tensors as a component of that kind would name them.
     pub(crate) fn new(
         file: &Arc<TensorFile>,

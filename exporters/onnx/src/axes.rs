@@ -3,7 +3,7 @@
 use dpar_export_spec::Dim;
 
 use crate::blocks::Past;
-use crate::builder::{GraphBuilder, Value};
+use crate::builder::{GraphBuilder, ValueName};
 
 /// Largest number of images in one call; guided graphs take twice as many rows.
 pub const MAX_BATCH: usize = 256;
@@ -12,7 +12,7 @@ const OPT_BATCH: usize = 8;
 
 /// What the ranges follow from.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes {
+pub(crate) struct GraphSizes {
     /// Tokens per image.
     pub(crate) tokens: usize,
     /// Longest patch.
@@ -20,13 +20,13 @@ pub(crate) struct Sizes {
 }
 
 /// The axes of one call of a causal transformer.
-pub(crate) struct Call {
+pub(crate) struct CallAxes {
     pub(crate) batch: Dim,
     pub(crate) time: Dim,
     past: Option<(Dim, Dim)>,
 }
 
-impl Call {
+impl CallAxes {
     /// `[batch, tokens]`.
     pub(crate) fn slots(&self) -> Vec<Dim> {
         vec![self.batch.clone(), self.time.clone()]
@@ -47,7 +47,7 @@ impl Call {
     }
 
     /// The cache of this call; `select` picks its rows.
-    pub(crate) fn past<'a>(&self, select: Option<&'a Value>) -> Past<'a> {
+    pub(crate) fn past<'a>(&self, select: Option<&'a ValueName>) -> Past<'a> {
         match &self.past {
             None => Past::None,
             Some((time, rows)) => Past::Cache {
@@ -61,7 +61,7 @@ impl Call {
     }
 }
 
-impl Sizes {
+impl GraphSizes {
     pub(crate) fn new(tokens: usize, longest_patch: usize) -> Self {
         Self { tokens, longest_patch }
     }
@@ -78,39 +78,39 @@ impl Sizes {
     }
 
     /// A step over tokens with a cache.
-    pub(crate) fn step_call(self, g: &mut GraphBuilder<'_, '_>, guided: bool) -> Call {
+    pub(crate) fn step_call(self, g: &mut GraphBuilder<'_, '_>, guided: bool) -> CallAxes {
         let batch = self.batch(g, guided);
         let time = g.axis("tokens", 1, 1, self.tokens);
         let past = g.axis("past_tokens", 0, self.tokens / 2, self.tokens);
-        Call { past: Some((past, batch.clone())), batch, time }
+        CallAxes { past: Some((past, batch.clone())), batch, time }
     }
 
     /// A step over patches with a cache of `cache_rows` rows.
-    pub(crate) fn patch_call(self, g: &mut GraphBuilder<'_, '_>) -> Call {
+    pub(crate) fn patch_call(self, g: &mut GraphBuilder<'_, '_>) -> CallAxes {
         let batch = self.batch(g, true);
         let time = g.axis("patches", 1, 1, self.tokens);
         let past = g.axis("past_patches", 0, self.typical_patches() / 2, self.tokens);
         let rows = g.axis("cache_rows", 1, 2 * OPT_BATCH, 2 * MAX_BATCH);
-        Call { batch, time, past: Some((past, rows)) }
+        CallAxes { batch, time, past: Some((past, rows)) }
     }
 
     /// A whole sequence without a cache.
-    pub(crate) fn score_call(self, g: &mut GraphBuilder<'_, '_>) -> Call {
+    pub(crate) fn score_call(self, g: &mut GraphBuilder<'_, '_>) -> CallAxes {
         let batch = self.batch(g, false);
         let time = g.axis("tokens", 2.min(self.tokens), self.tokens, self.tokens);
-        Call { batch, time, past: None }
+        CallAxes { batch, time, past: None }
     }
 }
 
 impl GraphBuilder<'_, '_> {
     /// `x[:, :-1]`.
-    pub(crate) fn all_but_last(&mut self, x: &Value) -> Value {
+    pub(crate) fn all_but_last(&mut self, x: &ValueName) -> ValueName {
         let (start, end, axis) = (self.const_ints(&[0]), self.const_ints(&[-1]), self.const_ints(&[1]));
         self.op("Slice", &[x, &start, &end, &axis], vec![])
     }
 
     /// `x.reshape(-1, width)`.
-    pub(crate) fn flat_rows(&mut self, x: &Value, width: usize) -> Value {
+    pub(crate) fn flat_rows(&mut self, x: &ValueName, width: usize) -> ValueName {
         self.reshape(x, &[-1, width as i64])
     }
 }

@@ -5,21 +5,21 @@ use std::borrow::Cow;
 use dpar_export_spec::{CachePart, Dim};
 
 use crate::ExportError;
-use crate::builder::{GraphBuilder, Value, text};
-use crate::rope::{Table, half_split};
+use crate::builder::{GraphBuilder, ValueName, text};
+use crate::rope::{RotaryTable, half_split};
 
 /// RMSNorm epsilon.
 const EPS: f32 = 1e-5;
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Block {
+pub(crate) struct BlockSizes {
     pub(crate) width: usize,
     pub(crate) heads: usize,
     pub(crate) ffn: usize,
 }
 
-impl Block {
+impl BlockSizes {
     pub(crate) fn head_dim(self) -> usize {
         self.width / self.heads
     }
@@ -31,8 +31,8 @@ impl Block {
 
 /// Cosine and sine of the slots of a call, `[batch, tokens, 1, Dh/2]`.
 pub(crate) struct Rotation {
-    cos: Value,
-    sin: Value,
+    cos: ValueName,
+    sin: ValueName,
 }
 
 /// Where past keys and values come from.
@@ -50,15 +50,15 @@ pub(crate) enum Past<'a> {
         /// Batch axis of the call.
         batch: Dim,
         /// Which rows of the cache the call's rows are; `None` = the same.
-        select: Option<&'a Value>,
+        select: Option<&'a ValueName>,
     },
 }
 
 /// What the self-attention of every layer in a stack shares.
 pub(crate) struct Causal<'a> {
-    pub(crate) block: Block,
+    pub(crate) block: BlockSizes,
     pub(crate) rotation: Rotation,
-    pub(crate) mask: &'a Value,
+    pub(crate) mask: &'a ValueName,
     pub(crate) past: Past<'a>,
 }
 
@@ -67,11 +67,11 @@ impl GraphBuilder<'_, '_> {
     /// the product with w, in autocast graphs with it.
     pub(crate) fn rms_norm(
         &mut self,
-        x: &Value,
+        x: &ValueName,
         rank: i64,
         weight: &str,
         width: usize,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         let w = self.tensor(weight, &[width])?;
         let x = &self.widen(x);
         let square = self.mul(x, x);
@@ -88,11 +88,11 @@ impl GraphBuilder<'_, '_> {
     /// Token embedding rows for `ids` of rank 2: `[batch, tokens, width]`.
     pub(crate) fn embedding(
         &mut self,
-        ids: &Value,
+        ids: &ValueName,
         weight: &str,
         rows: usize,
         width: usize,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         let table = self.tensor(weight, &[rows, width])?;
         Ok(self.gather(&table, ids, 0))
     }
@@ -101,9 +101,9 @@ impl GraphBuilder<'_, '_> {
     pub(crate) fn rotary_rows(
         &mut self,
         name: &str,
-        table: &Table,
-        ids: &Value,
-    ) -> Result<(Value, Value), ExportError> {
+        table: &RotaryTable,
+        ids: &ValueName,
+    ) -> Result<(ValueName, ValueName), ExportError> {
         let shape = [table.rows, table.columns];
         let cos = self.float_table(&format!("{name}.cos"), &shape, |_| Ok(Cow::Owned(table.cos.clone())))?;
         let sin = self.float_table(&format!("{name}.sin"), &shape, |_| Ok(Cow::Owned(table.sin.clone())))?;
@@ -111,12 +111,12 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// Makes a [`Rotation`] of `[batch, tokens, Dh/2]` values.
-    pub(crate) fn rotation(&mut self, (cos, sin): (Value, Value)) -> Rotation {
+    pub(crate) fn rotation(&mut self, (cos, sin): (ValueName, ValueName)) -> Rotation {
         Rotation { cos: self.unsqueeze(&cos, 2), sin: self.unsqueeze(&sin, 2) }
     }
 
     /// Turns float32 `[batch, tokens, heads, Dh]` whose pairs are kept as halves.
-    fn rotate(&mut self, x: &Value, r: &Rotation) -> Value {
+    fn rotate(&mut self, x: &ValueName, r: &Rotation) -> ValueName {
         let halves = self.split(x, 2, 3);
         let (a, b) = (&halves[0], &halves[1]);
         let (ac, bs) = (self.mul(a, &r.cos), self.mul(b, &r.sin));
@@ -127,7 +127,7 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// Queries as operands from float32. An autocast graph scales them in [`attend`](Self::attend), behind this rounding.
-    pub(crate) fn queries(&mut self, q: &Value, head_dim: usize) -> Value {
+    pub(crate) fn queries(&mut self, q: &ValueName, head_dim: usize) -> ValueName {
         let q = if self.is_autocast() { q.clone() } else { self.scale_query(q, head_dim) };
         self.round(&q)
     }
@@ -135,7 +135,14 @@ impl GraphBuilder<'_, '_> {
     /// softmax(q·k + mask)·v with q `[b, heads, t, Dh]` (from [`queries`](Self::queries)), k `[b, heads, Dh, s]`, v
     /// `[b, heads, s, Dh]`, mask broadcast to `[b, heads, t, s]`. Masking and softmax in float32; in autocast graphs the
     /// scores too.
-    pub(crate) fn attend(&mut self, q: &Value, k: &Value, v: &Value, mask: &Value, head_dim: usize) -> Value {
+    pub(crate) fn attend(
+        &mut self,
+        q: &ValueName,
+        k: &ValueName,
+        v: &ValueName,
+        mask: &ValueName,
+        head_dim: usize,
+    ) -> ValueName {
         let scores = if self.is_autocast() {
             let (q, k) = (self.unround(q), self.unround(k));
             let q = self.scale_query(&q, head_dim);
@@ -151,7 +158,7 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// q · 1/√Dh of a float32 q.
-    pub(crate) fn scale_query(&mut self, q: &Value, head_dim: usize) -> Value {
+    pub(crate) fn scale_query(&mut self, q: &ValueName, head_dim: usize) -> ValueName {
         let scale = self.const_float(1.0 / (head_dim as f32).sqrt());
         self.mul(q, &scale)
     }
@@ -159,13 +166,13 @@ impl GraphBuilder<'_, '_> {
     /// Causal self-attention of layer `index` at `prefix`, without the residual.
     fn self_attention(
         &mut self,
-        x: &Value,
+        x: &ValueName,
         prefix: &str,
         index: usize,
         causal: &Causal<'_>,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         let block = causal.block;
-        let Block { width, heads, .. } = block;
+        let BlockSizes { width, heads, .. } = block;
         let head_dim = block.head_dim();
         let turned = |base: usize| {
             (0..heads).flat_map(move |h| half_split(head_dim).map(move |r| base + h * head_dim + r))
@@ -215,12 +222,12 @@ impl GraphBuilder<'_, '_> {
     /// numbers the layer's cache.
     pub(crate) fn block(
         &mut self,
-        x: &Value,
+        x: &ValueName,
         prefix: &str,
         index: usize,
         causal: &Causal<'_>,
-    ) -> Result<Value, ExportError> {
-        let Block { width, ffn, .. } = causal.block;
+    ) -> Result<ValueName, ExportError> {
+        let BlockSizes { width, ffn, .. } = causal.block;
         self.scoped(prefix, |g| {
             let h = g.scoped("attention", |g| {
                 let n = g.rms_norm(x, 3, &format!("{prefix}.attention_norm.weight"), width)?;
@@ -240,7 +247,7 @@ impl GraphBuilder<'_, '_> {
 
     /// silu(gate) · up of two results of products, as an operand. An autocast graph computes both factors in float32 and
     /// rounds each result once.
-    fn gated(&mut self, gate: &Value, up: &Value) -> Value {
+    fn gated(&mut self, gate: &ValueName, up: &ValueName) -> ValueName {
         if !self.is_autocast() {
             let gate = self.silu(gate);
             return self.mul(&gate, up);
@@ -254,7 +261,7 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// x · sigmoid(x).
-    pub(crate) fn silu(&mut self, x: &Value) -> Value {
+    pub(crate) fn silu(&mut self, x: &ValueName) -> ValueName {
         let s = self.op("Sigmoid", &[x], vec![]);
         self.mul(x, &s)
     }
@@ -262,11 +269,11 @@ impl GraphBuilder<'_, '_> {
     /// `norm`, then the first `vocab` rows of `output`: float32 logits `[batch, tokens, vocab]`.
     pub(crate) fn head(
         &mut self,
-        h: &Value,
+        h: &ValueName,
         width: usize,
         token_rows: usize,
         vocab: usize,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         self.scoped("head", |g| {
             let n = g.rms_norm(h, 3, "norm.weight", width)?;
             let logits = g.linear_rows(&n, "output.weight", [token_rows, width], (0..vocab).collect())?;
@@ -275,7 +282,7 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// Nearest-neighbour enlargement by 2 of `[batch, c, h, w]`.
-    pub(crate) fn upsample(&mut self, x: &Value) -> Value {
+    pub(crate) fn upsample(&mut self, x: &ValueName) -> ValueName {
         // The region of interest is an absent input: an empty name.
         let scales = self.float_table("const/scales", &[4], |_| Ok(Cow::Owned(vec![1.0, 1.0, 2.0, 2.0])));
         let Ok(scales) = scales else { unreachable!("a four-element constant is inline") };

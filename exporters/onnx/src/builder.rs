@@ -45,7 +45,7 @@ fn ir_version(opset: i64) -> i64 {
 }
 
 /// The name of a value in the graph.
-pub(crate) type Value = String;
+pub(crate) type ValueName = String;
 
 pub(crate) fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto {
@@ -130,13 +130,13 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         Dim::axis(name)
     }
 
-    pub(crate) fn input(&mut self, name: &str, dtype: DType, dims: Vec<Dim>) -> Value {
+    pub(crate) fn input(&mut self, name: &str, dtype: DType, dims: Vec<Dim>) -> ValueName {
         self.inputs.push(Port::new(name, dtype, dims));
         name.to_owned()
     }
 
     /// Makes `value` a graph output called `name`.
-    pub(crate) fn output(&mut self, name: &str, dtype: DType, dims: Vec<Dim>, value: &Value) {
+    pub(crate) fn output(&mut self, name: &str, dtype: DType, dims: Vec<Dim>, value: &ValueName) {
         // Renaming the producer keeps the graph free of Identity nodes. A value has one producer, and no
         // output is given twice.
         for node in &mut self.nodes {
@@ -169,12 +169,12 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     fn node(
         &mut self,
         op: &str,
-        inputs: &[&Value],
+        inputs: &[&ValueName],
         outputs: usize,
         attribute: Vec<AttributeProto>,
-    ) -> Vec<Value> {
+    ) -> Vec<ValueName> {
         let name = self.unique(op);
-        let output: Vec<Value> = (0..outputs).map(|i| format!("{name}:{i}")).collect();
+        let output: Vec<ValueName> = (0..outputs).map(|i| format!("{name}:{i}")).collect();
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|v| (*v).clone()).collect(),
             output: output.clone(),
@@ -190,9 +190,9 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     pub(crate) fn microsoft_op(
         &mut self,
         op: &str,
-        inputs: &[&Value],
+        inputs: &[&ValueName],
         attributes: Vec<AttributeProto>,
-    ) -> Value {
+    ) -> ValueName {
         let output = self.op(op, inputs, attributes);
         if let Some(node) = self.nodes.last_mut() {
             node.domain = Some(MICROSOFT.to_owned());
@@ -206,12 +206,17 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     /// A node with one output.
-    pub(crate) fn op(&mut self, op: &str, inputs: &[&Value], attributes: Vec<AttributeProto>) -> Value {
+    pub(crate) fn op(
+        &mut self,
+        op: &str,
+        inputs: &[&ValueName],
+        attributes: Vec<AttributeProto>,
+    ) -> ValueName {
         self.node(op, inputs, 1, attributes).swap_remove(0)
     }
 
     /// Splits into `parts` equal parts along `axis`.
-    pub(crate) fn split(&mut self, x: &Value, parts: usize, axis: i64) -> Vec<Value> {
+    pub(crate) fn split(&mut self, x: &ValueName, parts: usize, axis: i64) -> Vec<ValueName> {
         let mut attributes = vec![int("axis", axis)];
         if self.opset() >= 18 {
             attributes.push(int("num_outputs", parts as i64));
@@ -219,7 +224,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         self.node("Split", &[x], parts, attributes)
     }
 
-    fn constant(&mut self, name: String, tensor: impl FnOnce() -> TensorProto) -> Value {
+    fn constant(&mut self, name: String, tensor: impl FnOnce() -> TensorProto) -> ValueName {
         self.initializers
             .entry(name.clone())
             .or_insert_with(|| TensorProto { name: Some(name.clone()), ..tensor() });
@@ -227,7 +232,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     /// A constant int64 vector (shape `[n]`).
-    pub(crate) fn const_ints(&mut self, values: &[i64]) -> Value {
+    pub(crate) fn const_ints(&mut self, values: &[i64]) -> ValueName {
         let text: Vec<String> = values.iter().map(ToString::to_string).collect();
         self.constant(format!("const/i64[{}]", text.join(",")), || TensorProto {
             dims: vec![values.len() as i64],
@@ -238,7 +243,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     /// A constant scalar (shape `[]`).
-    pub(crate) fn const_float(&mut self, value: f32) -> Value {
+    pub(crate) fn const_float(&mut self, value: f32) -> ValueName {
         self.constant(format!("const/f32({value:?})"), || TensorProto {
             data_type: Some(FLOAT),
             raw_data: Some(value.to_le_bytes().to_vec()),
@@ -247,7 +252,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     /// A constant int64 scalar (shape `[]`).
-    pub(crate) fn const_int(&mut self, value: i64) -> Value {
+    pub(crate) fn const_int(&mut self, value: i64) -> ValueName {
         self.constant(format!("const/i64({value})"), || TensorProto {
             data_type: Some(INT64),
             raw_data: Some(value.to_le_bytes().to_vec()),
@@ -270,7 +275,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         name: &str,
         shape: &[usize],
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         self.initializer(name, shape, self.precision().stream(), make)
     }
 
@@ -280,7 +285,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         name: &str,
         shape: &[usize],
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         debug_assert!(crate::precision::is_matrix(name), "{name}");
         let to = self.precision().rounds_to();
         self.initializer(name, shape, self.dtype(), |store| {
@@ -295,7 +300,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         name: &str,
         shape: &[usize],
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         debug_assert!(crate::precision::is_float_table(name), "{name}");
         self.initializer(name, shape, DType::F32, make)
     }
@@ -306,14 +311,14 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         shape: &[usize],
         dtype: DType,
         make: impl FnOnce(&WeightStore<'w>) -> Result<Cow<'w, [f32]>, ExportError>,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         let proto = self.store.initializer(name, shape, dtype, make)?;
         self.insert(name, proto);
         Ok(name.to_owned())
     }
 
     /// A checkpoint tensor as it is.
-    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<ValueName, ExportError> {
         self.weight(name, shape, |store| store.read(name, shape))
     }
 
@@ -321,22 +326,22 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     // islands. In fp16 and bf16 graphs the first two have the half type, in autocast graphs the stream is float32.
 
     /// From the stream to float32: the start of a float32 island. Nothing where the stream is float32.
-    pub(crate) fn widen(&mut self, x: &Value) -> Value {
+    pub(crate) fn widen(&mut self, x: &ValueName) -> ValueName {
         self.cast(x, self.precision().stream(), DType::F32)
     }
 
     /// From float32 to the stream: the end of a float32 island. Nothing where the stream is float32.
-    pub(crate) fn narrow(&mut self, x: &Value) -> Value {
+    pub(crate) fn narrow(&mut self, x: &ValueName) -> ValueName {
         self.cast(x, DType::F32, self.precision().stream())
     }
 
     /// From the result of a product to float32.
-    pub(crate) fn unround(&mut self, x: &Value) -> Value {
+    pub(crate) fn unround(&mut self, x: &ValueName) -> ValueName {
         self.cast(x, self.dtype(), DType::F32)
     }
 
     /// From float32 to an operand of a product, rounded to the nearest, ties to even.
-    pub(crate) fn round(&mut self, x: &Value) -> Value {
+    pub(crate) fn round(&mut self, x: &ValueName) -> ValueName {
         let precision = self.precision();
         if precision.rounds_to() == precision.dtype() {
             return self.cast(x, DType::F32, precision.dtype());
@@ -350,18 +355,18 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     /// From the stream to an operand of a product.
-    pub(crate) fn operand(&mut self, x: &Value) -> Value {
+    pub(crate) fn operand(&mut self, x: &ValueName) -> ValueName {
         if self.precision().is_autocast() { self.round(x) } else { x.clone() }
     }
 
     /// h + the result of a product, in the stream.
-    pub(crate) fn add_product(&mut self, h: &Value, product: &Value) -> Value {
+    pub(crate) fn add_product(&mut self, h: &ValueName, product: &ValueName) -> ValueName {
         let product = if self.precision().is_autocast() { self.unround(product) } else { product.clone() };
         self.add(h, &product)
     }
 
     /// The product of two operands, rounded when its sums are complete.
-    pub(crate) fn product(&mut self, a: &Value, b: &Value) -> Value {
+    pub(crate) fn product(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         let product = self.matmul(a, b);
         let precision = self.precision();
         if precision.rounds_to() == precision.dtype() { product } else { self.round(&product) }
@@ -372,7 +377,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
         self.precision().is_autocast()
     }
 
-    fn cast(&mut self, x: &Value, from: DType, to: DType) -> Value {
+    fn cast(&mut self, x: &ValueName, from: DType, to: DType) -> ValueName {
         if from == to {
             return x.clone();
         }
@@ -381,52 +386,52 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
 
     // Short forms of the operators in use.
 
-    pub(crate) fn add(&mut self, a: &Value, b: &Value) -> Value {
+    pub(crate) fn add(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         self.op("Add", &[a, b], vec![])
     }
 
-    pub(crate) fn sub(&mut self, a: &Value, b: &Value) -> Value {
+    pub(crate) fn sub(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         self.op("Sub", &[a, b], vec![])
     }
 
-    pub(crate) fn mul(&mut self, a: &Value, b: &Value) -> Value {
+    pub(crate) fn mul(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         self.op("Mul", &[a, b], vec![])
     }
 
-    pub(crate) fn matmul(&mut self, a: &Value, b: &Value) -> Value {
+    pub(crate) fn matmul(&mut self, a: &ValueName, b: &ValueName) -> ValueName {
         self.op("MatMul", &[a, b], vec![])
     }
 
     /// Rows of `table` along `axis`; `indices` has rank 1 or 2 (candle knows no other).
-    pub(crate) fn gather(&mut self, table: &Value, indices: &Value, axis: i64) -> Value {
+    pub(crate) fn gather(&mut self, table: &ValueName, indices: &ValueName, axis: i64) -> ValueName {
         self.op("Gather", &[table, indices], vec![int("axis", axis)])
     }
 
     /// A 0 in `shape` copies the dimension.
-    pub(crate) fn reshape(&mut self, x: &Value, shape: &[i64]) -> Value {
+    pub(crate) fn reshape(&mut self, x: &ValueName, shape: &[i64]) -> ValueName {
         let shape = self.const_ints(shape);
         self.op("Reshape", &[x, &shape], vec![])
     }
 
-    pub(crate) fn transpose(&mut self, x: &Value, perm: &[i64]) -> Value {
+    pub(crate) fn transpose(&mut self, x: &ValueName, perm: &[i64]) -> ValueName {
         self.op("Transpose", &[x], vec![ints("perm", perm)])
     }
 
-    pub(crate) fn unsqueeze(&mut self, x: &Value, axis: i64) -> Value {
+    pub(crate) fn unsqueeze(&mut self, x: &ValueName, axis: i64) -> ValueName {
         let axis = self.const_ints(&[axis]);
         self.op("Unsqueeze", &[x, &axis], vec![])
     }
 
-    pub(crate) fn concat(&mut self, parts: &[&Value], axis: i64) -> Value {
+    pub(crate) fn concat(&mut self, parts: &[&ValueName], axis: i64) -> ValueName {
         self.op("Concat", parts, vec![int("axis", axis)])
     }
 
-    pub(crate) fn softmax(&mut self, x: &Value) -> Value {
+    pub(crate) fn softmax(&mut self, x: &ValueName) -> ValueName {
         self.op("Softmax", &[x], vec![int("axis", -1)])
     }
 
     /// Mean or maximum over one axis (axes as an attribute, see [`OPSET`]).
-    pub(crate) fn reduce(&mut self, op: &str, x: &Value, axis: i64, keep: bool) -> Value {
+    pub(crate) fn reduce(&mut self, op: &str, x: &ValueName, axis: i64, keep: bool) -> ValueName {
         if self.opset() >= 18 {
             let axes = self.const_ints(&[axis]);
             return self.op(op, &[x, &axes], vec![int("keepdims", i64::from(keep))]);
@@ -435,7 +440,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
     }
 
     /// Sum over one non-negative axis (an input since opset 13).
-    pub(crate) fn reduce_sum(&mut self, x: &Value, axis: i64, keep: bool) -> Value {
+    pub(crate) fn reduce_sum(&mut self, x: &ValueName, axis: i64, keep: bool) -> ValueName {
         let axes = self.const_ints(&[axis]);
         self.op("ReduceSum", &[x, &axes], vec![int("keepdims", i64::from(keep))])
     }

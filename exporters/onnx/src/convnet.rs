@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 
 use crate::ExportError;
-use crate::builder::{GraphBuilder, Value, int, ints};
+use crate::builder::{GraphBuilder, ValueName, int, ints};
 
 /// A feature map `[batch, channels, size, size]`.
 #[derive(Clone)]
 pub(crate) struct FeatureMap {
-    pub(crate) value: Value,
+    pub(crate) value: ValueName,
     pub(crate) channels: usize,
     pub(crate) size: usize,
 }
@@ -60,7 +60,7 @@ fn narrow(values: &[f64]) -> Vec<f32> {
 }
 
 impl GraphBuilder<'_, '_> {
-    fn convolve(&mut self, x: &FeatureMap, c: &NormedConv<'_>, inputs: &[&Value]) -> FeatureMap {
+    fn convolve(&mut self, x: &FeatureMap, c: &NormedConv<'_>, inputs: &[&ValueName]) -> FeatureMap {
         let list = |values: &[usize]| values.iter().map(|v| *v as i64).collect::<Vec<_>>();
         let attributes = vec![
             ints("kernel_shape", &list(&c.kernel)),
@@ -138,18 +138,18 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// Mean over all positions, `[batch, channels]`.
-    pub(crate) fn global_mean(&mut self, x: &FeatureMap) -> Value {
+    pub(crate) fn global_mean(&mut self, x: &FeatureMap) -> ValueName {
         self.op("ReduceMean", &[&x.value], vec![ints("axes", &[2, 3]), int("keepdims", 0)])
     }
 
     /// `x · Wᵀ` for a checkpoint tensor W `[classes, width]`, stored transposed.
     pub(crate) fn project(
         &mut self,
-        x: &Value,
+        x: &ValueName,
         tensor: &str,
         classes: usize,
         width: usize,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         let weight = self.weight(&format!("{tensor}.T"), &[width, classes], |s| {
             let rows = s.read(tensor, &[classes, width])?;
             let mut columns = vec![0.0; rows.len()];

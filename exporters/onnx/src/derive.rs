@@ -98,9 +98,9 @@ pub fn expose(bytes: &[u8], spec: &GraphSpec) -> Result<Exposed, DeriveError> {
 const MOST_AXES: usize = 64;
 
 /// `TensorProto.DataType` and rank of a value.
-type Kind = (i32, usize);
+type TypeAndRank = (i32, usize);
 
-fn float((elem, rank): Kind) -> Option<(DType, usize)> {
+fn float((elem, rank): TypeAndRank) -> Option<(DType, usize)> {
     match elem {
         FLOAT => Some((DType::F32, rank)),
         FLOAT16 => Some((DType::F16, rank)),
@@ -120,8 +120,8 @@ fn info(name: &str, dtype: DType, rank: usize) -> ValueInfoProto {
 }
 
 /// Types and ranks, node by node; a value of an operator that is not known here has none.
-fn infer(graph: &GraphProto, spec: &GraphSpec) -> BTreeMap<String, Kind> {
-    let mut known: BTreeMap<String, Kind> = BTreeMap::new();
+fn infer(graph: &GraphProto, spec: &GraphSpec) -> BTreeMap<String, TypeAndRank> {
+    let mut known: BTreeMap<String, TypeAndRank> = BTreeMap::new();
     for tensor in &graph.initializer {
         if let (Some(name), Some(elem)) = (&tensor.name, tensor.data_type) {
             known.insert(name.clone(), (elem, tensor.dims.len()));
@@ -156,9 +156,9 @@ fn attribute(node: &NodeProto, name: &str) -> Option<i64> {
 /// Type and rank of a node's outputs.
 fn output(
     node: &NodeProto,
-    of: &dyn Fn(usize) -> Option<Kind>,
+    of: &dyn Fn(usize) -> Option<TypeAndRank>,
     length: &dyn Fn(usize) -> Option<usize>,
-) -> Option<Kind> {
+) -> Option<TypeAndRank> {
     let (elem, rank) = of(0)?;
     let kept = |axes: usize| match attribute(node, "keepdims") {
         Some(0) => rank.checked_sub(axes),

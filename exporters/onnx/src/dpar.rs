@@ -2,33 +2,33 @@
 
 use dpar_export_spec::{DType, DecoderCross, Dim, DparSpec, GraphName, PatchRope};
 
-use crate::axes::Sizes;
-use crate::blocks::{Block, Causal, Past, Rotation};
-use crate::builder::{GraphBuilder, Value};
-use crate::part::Part;
-use crate::rope::Table;
+use crate::axes::GraphSizes;
+use crate::blocks::{BlockSizes, Causal, Past, Rotation};
+use crate::builder::{GraphBuilder, ValueName};
+use crate::part::InSystem;
+use crate::rope::RotaryTable;
 use crate::{ExportError, Graphs, Parts};
 
-fn sizes(spec: Part<'_, DparSpec>) -> (Sizes, Block) {
-    let sizes = Sizes::new(spec.system.tokens(), spec.system.longest_patch());
-    (sizes, Block { width: spec.width, heads: spec.heads, ffn: spec.ffn })
+fn sizes(spec: InSystem<'_, DparSpec>) -> (GraphSizes, BlockSizes) {
+    let sizes = GraphSizes::new(spec.system.tokens(), spec.system.longest_patch());
+    (sizes, BlockSizes { width: spec.width, heads: spec.heads, ffn: spec.ffn })
 }
 
-fn width(spec: Part<'_, DparSpec>) -> Dim {
+fn width(spec: InSystem<'_, DparSpec>) -> Dim {
     Dim::Fixed(spec.width)
 }
 
 /// Token embedding and the encoder's blocks; returns the output of every layer.
 fn encoder(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, DparSpec>,
-    tokens: &Value,
-    positions: &Value,
-    mask: &Value,
+    spec: InSystem<'_, DparSpec>,
+    tokens: &ValueName,
+    positions: &ValueName,
+    mask: &ValueName,
     past: Past<'_>,
-) -> Result<Vec<Value>, ExportError> {
+) -> Result<Vec<ValueName>, ExportError> {
     let (_, block) = sizes(spec);
-    let table = Table::token(spec.system.grid(), block.head_dim(), false);
+    let table = RotaryTable::token(spec.system.grid(), block.head_dim(), false);
     let rows = g.rotary_rows("rotary.encoder", &table, positions)?;
     let rotation = g.rotation(rows);
     let mut h = g.embedding(tokens, "tok_embeddings.weight", spec.token_rows, spec.width)?;
@@ -47,10 +47,10 @@ fn encoder(
 /// a token of the patch and a large negative number for padding. Result `[N, D]`.
 fn patch_embedding(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, DparSpec>,
-    layers: &[Value],
-    mask: &Value,
-) -> Result<Value, ExportError> {
+    spec: InSystem<'_, DparSpec>,
+    layers: &[ValueName],
+    mask: &ValueName,
+) -> Result<ValueName, ExportError> {
     let (_, block) = sizes(spec);
     let (d, heads, head_dim) = (spec.width, spec.heads as i64, block.head_dim() as i64);
     let column = g.unsqueeze(mask, 2);
@@ -87,7 +87,7 @@ fn patch_embedding(
 /// Declares the inputs that place patches and makes their rotation.
 fn patch_rotation(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, DparSpec>,
+    spec: InSystem<'_, DparSpec>,
     dims: &[Dim],
 ) -> Result<Rotation, ExportError> {
     let (_, block) = sizes(spec);
@@ -96,23 +96,28 @@ fn patch_rotation(
     let parts = match spec.patch_rope {
         PatchRope::Index => {
             let index = g.input("patch_index", DType::I64, dims.to_vec());
-            let table = Table::patch_index(tokens, head_dim);
+            let table = RotaryTable::patch_index(tokens, head_dim);
             g.rotary_rows("rotary.patch_index", &table, &index)?
         }
         PatchRope::Dynamic4d | PatchRope::Dynamic3d if let Some(size) = spec.system.fractional_size() => {
             let index = g.input("patch_index", DType::I64, dims.to_vec());
             let four = spec.patch_rope == PatchRope::Dynamic4d;
-            let table = Table::fractional(spec.system.grid(), head_dim, four, size);
+            let table = RotaryTable::fractional(spec.system.grid(), head_dim, four, size);
             g.rotary_rows("rotary.patch_fractional", &table, &index)?
         }
         PatchRope::Dynamic4d | PatchRope::Dynamic3d => {
             let first = g.input("patch_first", DType::I64, dims.to_vec());
             let last = g.input("patch_last", DType::I64, dims.to_vec());
             let four = spec.patch_rope == PatchRope::Dynamic4d;
-            let columns =
-                Table::patch_column(spec.system.grid(), if four { head_dim / 16 } else { head_dim / 8 });
-            let r =
-                g.rotary_rows("rotary.patch_row", &Table::patch_row(spec.system.grid(), head_dim), &first)?;
+            let columns = RotaryTable::patch_column(
+                spec.system.grid(),
+                if four { head_dim / 16 } else { head_dim / 8 },
+            );
+            let r = g.rotary_rows(
+                "rotary.patch_row",
+                &RotaryTable::patch_row(spec.system.grid(), head_dim),
+                &first,
+            )?;
             let a = g.rotary_rows("rotary.patch_column", &columns, &first)?;
             let b = g.rotary_rows("rotary.patch_column", &columns, &last)?;
             if four {
@@ -127,12 +132,12 @@ fn patch_rotation(
 
 fn global(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, DparSpec>,
-    mut h: Value,
+    spec: InSystem<'_, DparSpec>,
+    mut h: ValueName,
     rotation: Rotation,
-    mask: &Value,
+    mask: &ValueName,
     past: Past<'_>,
-) -> Result<Value, ExportError> {
+) -> Result<ValueName, ExportError> {
     let (_, block) = sizes(spec);
     let causal = Causal { block, rotation, mask, past };
     for i in 0..spec.global_layers {
@@ -144,16 +149,16 @@ fn global(
 /// The decoder's layers and head. `hidden` and `global_hidden` are `[batch, tokens, D]`.
 fn decoder(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, DparSpec>,
-    hidden: &Value,
-    global_hidden: &Value,
-    positions: &Value,
-    mask: &Value,
+    spec: InSystem<'_, DparSpec>,
+    hidden: &ValueName,
+    global_hidden: &ValueName,
+    positions: &ValueName,
+    mask: &ValueName,
     past: Past<'_>,
-) -> Result<Value, ExportError> {
+) -> Result<ValueName, ExportError> {
     let (_, block) = sizes(spec);
     let d = spec.width;
-    let table = Table::token(spec.system.grid(), block.head_dim(), true);
+    let table = RotaryTable::token(spec.system.grid(), block.head_dim(), true);
     let rows = g.rotary_rows("rotary.decoder", &table, positions)?;
     let rotation = g.rotation(rows);
     let causal = Causal { block, rotation, mask, past };
@@ -177,9 +182,9 @@ fn decoder(
 /// Class embedding `[batch, D]` and decoder start embedding `[batch, 1, D]`.
 fn start_states(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, DparSpec>,
-    labels: &Value,
-) -> Result<(Value, Value), ExportError> {
+    spec: InSystem<'_, DparSpec>,
+    labels: &ValueName,
+) -> Result<(ValueName, ValueName), ExportError> {
     let table = g.tensor("cls_embedding.embedding_table.weight", &[spec.system.class_rows(), spec.width])?;
     let class = g.gather(&table, labels, 0);
     let start = g.tensor("decoder_start_embedding.weight", &[1, spec.width])?;
@@ -190,7 +195,7 @@ fn start_states(
 }
 
 /// `start`: the two states that exist before any token.
-fn start_graph(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
+fn start_graph(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let batch = sizes.batch(g, true);
     let labels = g.input("class_labels", DType::I64, vec![batch.clone()]);
@@ -204,7 +209,7 @@ fn start_graph(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result
 }
 
 /// `encoder_step`: new tokens in, every encoder layer's states out.
-fn encoder_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
+fn encoder_step(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.step_call(g, false);
     let tokens = g.input("tokens", DType::I64, call.slots());
@@ -219,15 +224,15 @@ fn encoder_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Resul
 }
 
 /// `patch_embed`: the encoder states of N patches in, their embeddings out.
-fn patch_embed(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
+fn patch_embed(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let patches = g.axis("patches", 1, 8, crate::MAX_BATCH * sizes.tokens);
     let length = g.axis("patch_length", 1, 2, sizes.longest_patch);
     let dims = vec![patches.clone(), length.clone(), width(spec)];
-    let layers: Vec<Value> =
+    let layers: Vec<ValueName> =
         (0..spec.encoder_layers).map(|i| g.input(&format!("hidden_{i}"), DType::F32, dims.clone())).collect();
     let mask = g.input("patch_mask", DType::F32, vec![patches.clone(), length]);
-    let layers: Vec<Value> = layers.iter().map(|h| g.narrow(h)).collect();
+    let layers: Vec<ValueName> = layers.iter().map(|h| g.narrow(h)).collect();
     let patch = patch_embedding(g, spec, &layers, &mask)?;
     let patch = g.widen(&patch);
     g.output("patch_embedding", DType::F32, vec![patches, width(spec)], &patch);
@@ -235,7 +240,7 @@ fn patch_embed(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result
 }
 
 /// `global_step`: new patches (or the class) of the cache rows in `rows` in, g out.
-fn global_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
+fn global_step(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.patch_call(g);
     let h = g.input("embeddings", DType::F32, call.slots_by(width(spec)));
@@ -250,7 +255,7 @@ fn global_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result
 }
 
 /// `decoder_step`: new slots with their patch's g in, logits out.
-fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
+fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.step_call(g, true);
     let hidden = g.input("hidden", DType::F32, call.slots_by(width(spec)));
@@ -268,7 +273,7 @@ fn decoder_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Resul
 /// Patches of the whole batch stand in one list of N: `patch_tokens` `[N, L]` indexes the flattened tokens
 /// (`image · T + t`), `global_index` `[B, S]` indexes the list [class of each image, then the N patches],
 /// `slot_global` `[B, T]` indexes the flattened global outputs (`image · S + slot`).
-fn score(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), ExportError> {
+fn score(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, DparSpec>) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let d = spec.width;
     let call = sizes.score_call(g);
@@ -291,7 +296,7 @@ fn score(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), E
     let slot_global = g.input("slot_global", DType::I64, call.slots());
 
     let layers = encoder(g, spec, &tokens, &positions, &encoder_mask, Past::None)?;
-    let by_patch: Vec<Value> = layers
+    let by_patch: Vec<ValueName> = layers
         .iter()
         .map(|h| {
             let flat = g.flat_rows(h, d);
@@ -313,7 +318,7 @@ fn score(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, DparSpec>) -> Result<(), E
 }
 
 /// What the DPAR transformer is exported to.
-pub(crate) fn parts(spec: Part<'_, DparSpec>) -> Parts<'_> {
+pub(crate) fn parts(spec: InSystem<'_, DparSpec>) -> Parts<'_> {
     let graphs: Graphs<'_> = vec![
         (GraphName::Start, Box::new(move |g| start_graph(g, spec))),
         (GraphName::EncoderStep, Box::new(move |g| encoder_step(g, spec))),

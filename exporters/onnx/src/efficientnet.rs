@@ -4,7 +4,7 @@
 
 use dpar_export_spec::{DType, Dim, EfficientNetSpec, GraphName, MobileBlock};
 
-use crate::axes::Sizes;
+use crate::axes::GraphSizes;
 use crate::builder::GraphBuilder;
 use crate::convnet::{FeatureMap, NormedConv};
 use crate::{ExportError, Graphs};
@@ -63,7 +63,7 @@ impl GraphBuilder<'_, '_> {
 
 fn network(g: &mut GraphBuilder<'_, '_>, spec: &EfficientNetSpec) -> Result<(), ExportError> {
     let side = spec.input_size;
-    let batch = Sizes::new(1, 1).batch(g, false);
+    let batch = GraphSizes::new(1, 1).batch(g, false);
     let dims = vec![batch.clone(), Dim::Fixed(3), Dim::Fixed(side), Dim::Fixed(side)];
     let value = g.input("image", DType::F32, dims);
     let x = FeatureMap { value, channels: 3, size: side };

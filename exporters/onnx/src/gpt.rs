@@ -4,26 +4,26 @@ use std::borrow::Cow;
 
 use dpar_export_spec::{DType, Dim, GptSpec, GraphName};
 
-use crate::axes::Sizes;
-use crate::blocks::{Block, Causal, Past, Rotation};
-use crate::builder::{GraphBuilder, Value};
-use crate::part::Part;
-use crate::rope::Table;
+use crate::axes::GraphSizes;
+use crate::blocks::{BlockSizes, Causal, Past, Rotation};
+use crate::builder::{GraphBuilder, ValueName};
+use crate::part::InSystem;
+use crate::rope::RotaryTable;
 use crate::{ExportError, Graphs, Parts};
 
-fn sizes(spec: Part<'_, GptSpec>) -> (Sizes, Block) {
-    let sizes = Sizes::new(spec.system.tokens(), 1);
-    (sizes, Block { width: spec.width, heads: spec.heads, ffn: spec.ffn })
+fn sizes(spec: InSystem<'_, GptSpec>) -> (GraphSizes, BlockSizes) {
+    let sizes = GraphSizes::new(spec.system.tokens(), 1);
+    (sizes, BlockSizes { width: spec.width, heads: spec.heads, ffn: spec.ffn })
 }
 
 /// The token RoPE of `positions` [batch, tokens].
 fn token_rotation(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, GptSpec>,
-    positions: &Value,
+    spec: InSystem<'_, GptSpec>,
+    positions: &ValueName,
     zero_slot: bool,
 ) -> Result<Rotation, ExportError> {
-    let table = Table::token(spec.system.grid(), spec.width / spec.heads, zero_slot);
+    let table = RotaryTable::token(spec.system.grid(), spec.width / spec.heads, zero_slot);
     let rows = g.rotary_rows("rotary.token", &table, positions)?;
     Ok(g.rotation(rows))
 }
@@ -31,12 +31,12 @@ fn token_rotation(
 /// The layers and the head; where a class is slot 0, `positions` count from the zero slot.
 fn layers(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, GptSpec>,
-    mut h: Value,
-    (positions, zero_slot): (&Value, bool),
-    mask: &Value,
+    spec: InSystem<'_, GptSpec>,
+    mut h: ValueName,
+    (positions, zero_slot): (&ValueName, bool),
+    mask: &ValueName,
     past: Past<'_>,
-) -> Result<Value, ExportError> {
+) -> Result<ValueName, ExportError> {
     let (_, block) = sizes(spec);
     let rotation = token_rotation(g, spec, positions, zero_slot)?;
     let causal = Causal { block, rotation, mask, past };
@@ -50,7 +50,10 @@ fn layers(
 ///
 /// e = -Σ p ln p with p = softmax(logits) at temperature 1, float32, as ln Σ exp(z) - Σ exp(z)·z / Σ exp(z) with
 /// z = logits - max.
-pub(crate) fn entropy_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, GptSpec>) -> Result<(), ExportError> {
+pub(crate) fn entropy_step(
+    g: &mut GraphBuilder<'_, '_>,
+    spec: InSystem<'_, GptSpec>,
+) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
     let call = sizes.step_call(g, false);
     let ids = g.input("tokens", DType::I64, call.slots());
@@ -76,9 +79,9 @@ pub(crate) fn entropy_step(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, GptSpec>
 /// The class table behind the token table: class c has id `token_rows + c`.
 fn slot_table(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, GptSpec>,
+    spec: InSystem<'_, GptSpec>,
     classes: usize,
-) -> Result<Value, ExportError> {
+) -> Result<ValueName, ExportError> {
     let (rows, width) = (spec.token_rows, spec.width);
     g.weight("slot_embeddings", &[rows + classes, width], |store| {
         let mut table = store.read("tok_embeddings.weight", &[rows, width])?.into_owned();
@@ -91,7 +94,7 @@ fn slot_table(
 /// `llamagen_step`: slot ids (a token, or `token_rows + class` at slot 0) and slot positions in, logits out.
 pub(crate) fn llamagen_step(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, GptSpec>,
+    spec: InSystem<'_, GptSpec>,
     classes: usize,
 ) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
@@ -109,7 +112,7 @@ pub(crate) fn llamagen_step(
 /// `score`: a whole token sequence and class labels in, logits out; slot t sees the class and x_<t.
 pub(crate) fn llamagen_score(
     g: &mut GraphBuilder<'_, '_>,
-    spec: Part<'_, GptSpec>,
+    spec: InSystem<'_, GptSpec>,
     classes: usize,
 ) -> Result<(), ExportError> {
     let (sizes, _) = sizes(spec);
@@ -131,13 +134,13 @@ pub(crate) fn llamagen_score(
 }
 
 /// What the entropy model is exported to.
-pub(crate) fn entropy_parts(spec: Part<'_, GptSpec>) -> Parts<'_> {
+pub(crate) fn entropy_parts(spec: InSystem<'_, GptSpec>) -> Parts<'_> {
     let graphs: Graphs<'_> = vec![(GraphName::EntropyStep, Box::new(move |g| entropy_step(g, spec)))];
     Parts { graphs, tables: vec![("tok_embeddings.weight", spec.token_rows)] }
 }
 
 /// What the baseline is exported to.
-pub(crate) fn llamagen_parts(spec: Part<'_, GptSpec>) -> Parts<'_> {
+pub(crate) fn llamagen_parts(spec: InSystem<'_, GptSpec>) -> Parts<'_> {
     let classes = spec.system.class_rows();
     let graphs: Graphs<'_> = vec![
         (GraphName::LlamagenStep, Box::new(move |g| llamagen_step(g, spec, classes))),

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use dpar_export_spec::{ConvLayer, DType, Dim, GraphName, InceptionSpec};
 
-use crate::axes::Sizes;
-use crate::builder::{GraphBuilder, Value};
+use crate::axes::GraphSizes;
+use crate::builder::{GraphBuilder, ValueName};
 use crate::convnet::{FeatureMap, NormedConv};
 use crate::{ExportError, Graphs};
 
@@ -18,11 +18,11 @@ use crate::{ExportError, Graphs};
 const EPS: f64 = 1e-3;
 
 /// The layers by name.
-struct Net(BTreeMap<String, ConvLayer>);
+struct ConvLayers(BTreeMap<String, ConvLayer>);
 
-type Graph<'g, 's, 'w> = &'g mut GraphBuilder<'s, 'w>;
+type Builder<'g, 's, 'w> = &'g mut GraphBuilder<'s, 'w>;
 
-impl Net {
+impl ConvLayers {
     fn layer(&self, name: &str) -> Result<&ConvLayer, ExportError> {
         self.0.get(name).ok_or_else(|| ExportError::Spec {
             component: "inception".to_owned(),
@@ -48,7 +48,7 @@ impl Net {
     }
 
     /// Convolution, batch norm, ReLU.
-    fn unit(&self, g: Graph<'_, '_, '_>, x: &FeatureMap, name: &str) -> Result<FeatureMap, ExportError> {
+    fn unit(&self, g: Builder<'_, '_, '_>, x: &FeatureMap, name: &str) -> Result<FeatureMap, ExportError> {
         let y = g.scoped(name, |g| self.with_conv(name, |c| g.folded_conv(x, c, EPS)))?;
         Ok(g.relu(y))
     }
@@ -56,7 +56,7 @@ impl Net {
     /// Several units of a block, one after the other.
     fn chain(
         &self,
-        g: Graph<'_, '_, '_>,
+        g: Builder<'_, '_, '_>,
         x: &FeatureMap,
         block: &str,
         branches: &[&str],
@@ -67,7 +67,7 @@ impl Net {
     /// A 1×1 unit behind a 3×3 pool.
     fn pooled(
         &self,
-        g: Graph<'_, '_, '_>,
+        g: Builder<'_, '_, '_>,
         x: &FeatureMap,
         block: &str,
         op: &str,
@@ -76,7 +76,12 @@ impl Net {
         self.unit(g, &pooled, &format!("{block}.branch_pool"))
     }
 
-    fn block_a(&self, g: Graph<'_, '_, '_>, x: &FeatureMap, block: &str) -> Result<FeatureMap, ExportError> {
+    fn block_a(
+        &self,
+        g: Builder<'_, '_, '_>,
+        x: &FeatureMap,
+        block: &str,
+    ) -> Result<FeatureMap, ExportError> {
         let parts = [
             self.chain(g, x, block, &["branch1x1"])?,
             self.chain(g, x, block, &["branch5x5_1", "branch5x5_2"])?,
@@ -89,7 +94,7 @@ impl Net {
     /// A block C, and the raw output of its 1×1 convolution if that is the layer of the spatial features.
     fn block_c(
         &self,
-        g: Graph<'_, '_, '_>,
+        g: Builder<'_, '_, '_>,
         x: &FeatureMap,
         block: &str,
     ) -> Result<(FeatureMap, Option<FeatureMap>), ExportError> {
@@ -114,7 +119,7 @@ impl Net {
 
     fn block_e(
         &self,
-        g: Graph<'_, '_, '_>,
+        g: Builder<'_, '_, '_>,
         x: &FeatureMap,
         block: &str,
         pool: &str,
@@ -135,14 +140,14 @@ impl Net {
 }
 
 /// Maps of one size side by side.
-fn joined(g: Graph<'_, '_, '_>, parts: &[FeatureMap]) -> FeatureMap {
-    let values: Vec<&Value> = parts.iter().map(|p| &p.value).collect();
+fn joined(g: Builder<'_, '_, '_>, parts: &[FeatureMap]) -> FeatureMap {
+    let values: Vec<&ValueName> = parts.iter().map(|p| &p.value).collect();
     let value = g.concat(&values, 1);
     FeatureMap { value, channels: parts.iter().map(|p| p.channels).sum(), size: parts[0].size }
 }
 
 /// The first channels of the raw map, flattened in the order y, x, channel: `[batch, 2023]`.
-fn spatial(g: Graph<'_, '_, '_>, raw: &FeatureMap) -> Value {
+fn spatial(g: Builder<'_, '_, '_>, raw: &FeatureMap) -> ValueName {
     let keep = InceptionSpec::SPATIAL_CHANNELS as i64;
     let (start, end, axis) = (g.const_ints(&[0]), g.const_ints(&[keep]), g.const_ints(&[1]));
     let first = g.op("Slice", &[&raw.value, &start, &end, &axis], vec![]);
@@ -150,10 +155,10 @@ fn spatial(g: Graph<'_, '_, '_>, raw: &FeatureMap) -> Value {
     g.reshape(&last, &[0, (raw.size * raw.size) as i64 * keep])
 }
 
-fn network(g: Graph<'_, '_, '_>, spec: &InceptionSpec) -> Result<(), ExportError> {
-    let net = Net(InceptionSpec::layers().into_iter().map(|l| (l.name.clone(), l)).collect());
+fn network(g: Builder<'_, '_, '_>, spec: &InceptionSpec) -> Result<(), ExportError> {
+    let net = ConvLayers(InceptionSpec::layers().into_iter().map(|l| (l.name.clone(), l)).collect());
     let side = InceptionSpec::INPUT;
-    let batch = Sizes::new(1, 1).batch(g, false);
+    let batch = GraphSizes::new(1, 1).batch(g, false);
     let dims = vec![batch.clone(), Dim::Fixed(3), Dim::Fixed(side), Dim::Fixed(side)];
     let value = g.input("image", DType::F32, dims);
     let x = FeatureMap { value, channels: 3, size: side };

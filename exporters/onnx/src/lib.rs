@@ -58,7 +58,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use builder::GraphBuilder;
-use part::Part;
+use part::InSystem;
 use store::WeightStore;
 
 pub use axes::MAX_BATCH;
@@ -131,10 +131,10 @@ fn parts<'a>(spec: &'a ComponentSpec, system: Option<&'a SystemSpec>) -> Result<
     };
     let system = system.ok_or_else(|| refuse("its graphs follow from its system, and none is given"));
     Ok(match spec {
-        ComponentSpec::Dpar(s) => dpar::parts(Part::new(s, system?)),
-        ComponentSpec::Entropy(s) => gpt::entropy_parts(Part::new(s, system?)),
-        ComponentSpec::Llamagen(s) => gpt::llamagen_parts(Part::new(s, system?)),
-        ComponentSpec::Vq(s) => vq::parts(Part::new(s, system?)),
+        ComponentSpec::Dpar(s) => dpar::parts(InSystem::new(s, system?)),
+        ComponentSpec::Entropy(s) => gpt::entropy_parts(InSystem::new(s, system?)),
+        ComponentSpec::Llamagen(s) => gpt::llamagen_parts(InSystem::new(s, system?)),
+        ComponentSpec::Vq(s) => vq::parts(InSystem::new(s, system?)),
         ComponentSpec::Inception(s) => inception::graphs(s).into(),
         ComponentSpec::EfficientnetLite0(s) => efficientnet::graphs(s).into(),
         ComponentSpec::Features(_) => return Err(refuse("no ONNX graphs are known for this component")),

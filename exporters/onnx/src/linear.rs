@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use dpar_export_spec::{Dialect, WeightBits};
 
 use crate::ExportError;
-use crate::builder::{GraphBuilder, Value, int};
+use crate::builder::{GraphBuilder, ValueName, int};
 use crate::packed::{ACCURACY_LEVEL, Packed};
 use crate::proto::{TensorProto, UINT4, UINT8};
 
@@ -13,11 +13,11 @@ impl GraphBuilder<'_, '_> {
     /// x · Wᵀ for a checkpoint weight `[rows, columns]`.
     pub(crate) fn linear(
         &mut self,
-        x: &Value,
+        x: &ValueName,
         weight: &str,
         rows: usize,
         columns: usize,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         self.linear_rows(x, weight, [rows, columns], (0..rows).collect())
     }
 
@@ -25,11 +25,11 @@ impl GraphBuilder<'_, '_> {
     /// transposed.
     pub(crate) fn linear_rows(
         &mut self,
-        x: &Value,
+        x: &ValueName,
         weight: &str,
         shape: [usize; 2],
         order: Vec<usize>,
-    ) -> Result<Value, ExportError> {
+    ) -> Result<ValueName, ExportError> {
         let [rows, columns] = shape;
         if let Some(packed) = self.store.packed(weight, shape, &order)? {
             return Ok(self.packed_product(x, weight, &packed));
@@ -42,7 +42,7 @@ impl GraphBuilder<'_, '_> {
     }
 
     /// Bytes of the weight file as an initializer of a type and shape.
-    fn held(&mut self, name: &str, bytes: &TensorProto, data_type: i32, dims: &[usize]) -> Value {
+    fn held(&mut self, name: &str, bytes: &TensorProto, data_type: i32, dims: &[usize]) -> ValueName {
         let dims = dims.iter().map(|d| *d as i64).collect();
         let tensor =
             TensorProto { name: Some(name.to_owned()), data_type: Some(data_type), dims, ..bytes.clone() };
@@ -52,7 +52,7 @@ impl GraphBuilder<'_, '_> {
 
     /// The product with a matrix of whole numbers. The portable form makes the float matrix first; the packed one is for
     /// engines whose operator reads the codes themselves. Both read the same bytes.
-    fn packed_product(&mut self, x: &Value, weight: &str, packed: &Packed) -> Value {
+    fn packed_product(&mut self, x: &ValueName, weight: &str, packed: &Packed) -> ValueName {
         let Packed { bits, rows, columns, block, codes, scales, zeros } = packed;
         let blocks = columns / block;
         let (codes_name, scales_name) = (format!("{weight}.codes"), format!("{weight}.scales"));

@@ -15,20 +15,20 @@ fn frequencies(n: usize, dim: usize) -> Vec<f32> {
 }
 
 /// A position of row i, and the frequencies that it turns with.
-type Part<'a> = (&'a dyn Fn(usize) -> f32, &'a [f32]);
+type AngleColumns<'a> = (&'a dyn Fn(usize) -> f32, &'a [f32]);
 
 /// Cosine and sine tables of the same shape `[rows, columns]`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Table {
+pub(crate) struct RotaryTable {
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
 }
 
-impl Table {
+impl RotaryTable {
     /// Rows are `position * frequency` for the positions given; `None` is a zero slot: cos = sin = 0.
-    fn new(parts: &[Part<'_>], tokens: usize, zero_slot: bool) -> Self {
+    fn new(parts: &[AngleColumns<'_>], tokens: usize, zero_slot: bool) -> Self {
         let columns = parts.iter().map(|(_, f)| f.len()).sum();
         let rows = tokens + usize::from(zero_slot);
         let zeros = if zero_slot { columns } else { 0 };
@@ -83,7 +83,8 @@ impl Table {
         let w = frequencies(head_dim / 4, head_dim / 2);
         let pairs = if four { head_dim / 16 } else { head_dim / 8 };
         let columns = frequencies(pairs, 2 * pairs);
-        let (row, a, b): (Part<'_>, Part<'_>, Part<'_>) = ((&row, &w), (&a, &columns), (&b, &columns));
+        let (row, a, b): (AngleColumns<'_>, AngleColumns<'_>, AngleColumns<'_>) =
+            ((&row, &w), (&a, &columns), (&b, &columns));
         if four { Self::new(&[row, a, b, b, a], tokens, true) } else { Self::new(&[row, a, b], tokens, true) }
     }
 }
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_zero_slot_has_neither_cosine_nor_sine() {
-        let t = Table::token(4, 8, true);
+        let t = RotaryTable::token(4, 8, true);
         assert_eq!((t.rows, t.columns), (17, 4));
         assert!(t.cos[..4].iter().chain(&t.sin[..4]).all(|v| *v == 0.0));
         // Token 0 is not turned.
@@ -115,7 +116,7 @@ mod tests {
     fn a_fractional_patch_turns_by_fractions() {
         // p = 2.5, W = 8: patch 1 is [2.5, 4.0]; patch 4 is [10.0, 11.5], in row 1.
         let (grid, dh) = (8, 16);
-        let t = Table::fractional(grid, dh, true, 2.5);
+        let t = RotaryTable::fractional(grid, dh, true, 2.5);
         assert_eq!((t.rows, t.columns), (65, 8));
         let sines = |row: usize| t.sin[row * 8..row * 8 + 8].to_vec();
         let turned = |r: f32, a: f32, b: f32| {
@@ -128,8 +129,8 @@ mod tests {
         assert_eq!(sines(2), turned(0.0, 2.5, 4.0));
         assert_eq!(sines(5), turned(1.0, 2.0, 3.5));
         // Whole sizes give what first and last token give.
-        let whole = Table::fractional(grid, dh, false, 2.0);
-        let (rows, columns) = (Table::patch_row(grid, dh), Table::patch_column(grid, dh / 8));
+        let whole = RotaryTable::fractional(grid, dh, false, 2.0);
+        let (rows, columns) = (RotaryTable::patch_row(grid, dh), RotaryTable::patch_column(grid, dh / 8));
         for k in 0..32 {
             let (first, last) = (2 * k + 1, 2 * k + 2);
             let own = &whole.cos[(k + 1) * 8..(k + 2) * 8];
@@ -137,15 +138,17 @@ mod tests {
             assert_eq!(own[4..6], columns.cos[first * 2..first * 2 + 2]);
             assert_eq!(own[6..], columns.cos[last * 2..last * 2 + 2]);
         }
-        assert!(Table::fractional(2, dh, true, 1.0e300).cos.iter().all(|v| v.is_finite()));
+        assert!(RotaryTable::fractional(2, dh, true, 1.0e300).cos.iter().all(|v| v.is_finite()));
     }
 
     #[test]
     fn a_four_dimensional_patch_fills_the_head() {
         let dh = 32;
-        let columns = Table::patch_row(4, dh).columns + 4 * Table::patch_column(4, dh / 16).columns;
+        let columns =
+            RotaryTable::patch_row(4, dh).columns + 4 * RotaryTable::patch_column(4, dh / 16).columns;
         assert_eq!(columns, dh / 2);
-        let columns = Table::patch_row(4, dh).columns + 2 * Table::patch_column(4, dh / 8).columns;
+        let columns =
+            RotaryTable::patch_row(4, dh).columns + 2 * RotaryTable::patch_column(4, dh / 8).columns;
         assert_eq!(columns, dh / 2);
         assert_eq!(half_split(6).collect::<Vec<_>>(), [0, 2, 4, 1, 3, 5]);
     }

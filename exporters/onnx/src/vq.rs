@@ -6,9 +6,9 @@ use std::borrow::Cow;
 
 use dpar_export_spec::{DType, Dim, GraphName, VqSpec, VqStack};
 
-use crate::axes::Sizes;
-use crate::builder::{GraphBuilder, Value, ints};
-use crate::part::Part;
+use crate::axes::GraphSizes;
+use crate::builder::{GraphBuilder, ValueName, ints};
+use crate::part::InSystem;
 use crate::precision::NEAREST_TABLE;
 use crate::{ExportError, Graphs, Parts};
 
@@ -21,7 +21,7 @@ const MIN_NORM: f32 = 1e-12;
 /// A feature map `[batch, channels, size, size]`.
 #[derive(Clone)]
 struct Map {
-    value: Value,
+    value: ValueName,
     channels: usize,
     size: usize,
 }
@@ -104,7 +104,7 @@ impl GraphBuilder<'_, '_> {
         let (c, area) = (x.channels as i64, (x.size * x.size) as i64);
         self.scoped(name, |g| {
             let n = g.group_norm(x, &format!("{name}.norm"))?;
-            let flat = |g: &mut Self, part: &str| -> Result<Value, ExportError> {
+            let flat = |g: &mut Self, part: &str| -> Result<ValueName, ExportError> {
                 let map = g.conv(&n, &format!("{name}.{part}"), x.channels, 1)?;
                 Ok(g.reshape(&map.value, &[0, c, area]))
             };
@@ -160,7 +160,7 @@ impl GraphBuilder<'_, '_> {
 
 fn codebook<'w>(
     store: &crate::store::WeightStore<'w>,
-    spec: Part<'_, VqSpec>,
+    spec: InSystem<'_, VqSpec>,
 ) -> Result<Vec<f32>, ExportError> {
     let width = spec.code_width;
     let rows = store.read_unbounded("quantize.embedding.weight", &[spec.system.vocab, width])?;
@@ -172,15 +172,15 @@ fn codebook<'w>(
     Ok(out)
 }
 
-fn image_dims(batch: Dim, spec: Part<'_, VqSpec>) -> Vec<Dim> {
+fn image_dims(batch: Dim, spec: InSystem<'_, VqSpec>) -> Vec<Dim> {
     let size = spec.system.image_size;
     vec![batch, Dim::Fixed(3), Dim::Fixed(size), Dim::Fixed(size)]
 }
 
 /// `vq_decode`: codes `[batch, T]` in, image `[batch, 3, H, W]` out, about [-1, 1], not clamped.
-fn decode(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, VqSpec>) -> Result<(), ExportError> {
+fn decode(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, VqSpec>) -> Result<(), ExportError> {
     let tokens = spec.system.tokens();
-    let batch = Sizes::new(tokens, 1).batch(g, false);
+    let batch = GraphSizes::new(tokens, 1).batch(g, false);
     let ids = g.input("tokens", DType::I64, vec![batch.clone(), Dim::Fixed(tokens)]);
     let (width, size) = (spec.code_width, spec.system.grid());
     let table = g.weight("codebook", &[spec.system.vocab, width], |s| codebook(s, spec).map(Cow::Owned))?;
@@ -203,9 +203,9 @@ fn decode(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, VqSpec>) -> Result<(), Ex
 ///
 /// The nearest row between normalised vectors is the row of the largest dot product, whatever the positive
 /// length of the encoded vector. That product is float32, and so is its table: in a half type many codes would tie.
-fn encode(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, VqSpec>) -> Result<(), ExportError> {
+fn encode(g: &mut GraphBuilder<'_, '_>, spec: InSystem<'_, VqSpec>) -> Result<(), ExportError> {
     let tokens = spec.system.tokens();
-    let batch = Sizes::new(tokens, 1).batch(g, false);
+    let batch = GraphSizes::new(tokens, 1).batch(g, false);
     let value = g.input("image", DType::F32, image_dims(batch.clone(), spec));
     let value = g.narrow(&value);
     let x = Map { value, channels: 3, size: spec.system.image_size };
@@ -235,7 +235,7 @@ fn encode(g: &mut GraphBuilder<'_, '_>, spec: Part<'_, VqSpec>) -> Result<(), Ex
 }
 
 /// What the tokenizer is exported to.
-pub(crate) fn parts(spec: Part<'_, VqSpec>) -> Parts<'_> {
+pub(crate) fn parts(spec: InSystem<'_, VqSpec>) -> Parts<'_> {
     let graphs: Graphs<'_> = vec![
         (GraphName::VqDecode, Box::new(move |g| decode(g, spec))),
         (GraphName::VqEncode, Box::new(move |g| encode(g, spec))),

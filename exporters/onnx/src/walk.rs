@@ -6,7 +6,7 @@ const DEPTH: usize = 100;
 
 /// A message type of the ONNX schema, up to IR version 13.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+enum MessageType {
     Model,
     Graph,
     Node,
@@ -24,10 +24,10 @@ enum Kind {
 enum Holds {
     /// Text, bytes or packed numbers.
     Data,
-    Message(Kind),
+    Message(MessageType),
 }
 
-impl Kind {
+impl MessageType {
     fn name(self) -> &'static str {
         match self {
             Self::Model => "the model",
@@ -87,10 +87,10 @@ impl Kind {
 /// # Errors
 /// In words, with the first that is not so.
 pub(crate) fn check_whole(model: &[u8]) -> Result<(), String> {
-    walk(Kind::Model, model, 0)
+    walk(MessageType::Model, model, 0)
 }
 
-fn walk(kind: Kind, message: &[u8], depth: usize) -> Result<(), String> {
+fn walk(kind: MessageType, message: &[u8], depth: usize) -> Result<(), String> {
     if depth > DEPTH {
         return Err("its messages are nested too deeply".to_owned());
     }
@@ -102,7 +102,7 @@ fn walk(kind: Kind, message: &[u8], depth: usize) -> Result<(), String> {
         match wire {
             0 => {
                 let value = varint(&mut rest).ok_or_else(cut)?;
-                if (kind, number) == (Kind::Tensor, 14) && value != 0 {
+                if (kind, number) == (MessageType::Tensor, 14) && value != 0 {
                     return Err("its weights lie in other files; save it as one file".to_owned());
                 }
             }
@@ -112,11 +112,15 @@ fn walk(kind: Kind, message: &[u8], depth: usize) -> Result<(), String> {
                 let (content, after) = rest.split_at_checked(length).ok_or_else(cut)?;
                 rest = after;
                 match kind.field(number) {
-                    Some(Holds::Message(Kind::Leaf)) if (kind, number) == (Kind::Tensor, 13) => {
+                    Some(Holds::Message(MessageType::Leaf))
+                        if (kind, number) == (MessageType::Tensor, 13) =>
+                    {
                         return Err("its weights lie in other files; save it as one file".to_owned());
                     }
                     Some(Holds::Message(inner)) => walk(inner, content, depth + 1)?,
-                    Some(Holds::Data) if (kind, number) == (Kind::Node, 4) && content == b"EPContext" => {
+                    Some(Holds::Data)
+                        if (kind, number) == (MessageType::Node, 4) && content == b"EPContext" =>
+                    {
                         return Err("a node `EPContext` loads what was compiled for a device".to_owned());
                     }
                     Some(Holds::Data) => {}

@@ -79,7 +79,7 @@ macro_rules! components {
                 }
             }
 
-            fn sizes(&self) -> &dyn Sizes {
+            fn sizes(&self) -> &dyn CheckedSizes {
                 match self {
                     $(Self::$id(sizes) => sizes,)*
                 }
@@ -106,7 +106,7 @@ components! {
 }
 
 /// What the sizes of every component are checked for.
-trait Sizes {
+trait CheckedSizes {
     /// Each with its name and what a model can have.
     fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)>;
 
@@ -271,7 +271,7 @@ impl ComponentSpec {
     }
 }
 
-impl Sizes for DparSpec {
+impl CheckedSizes for DparSpec {
     fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
         vec![
             ("width", self.width, 1..=MAX_WIDTH),
@@ -289,7 +289,7 @@ impl Sizes for DparSpec {
     }
 }
 
-impl Sizes for GptSpec {
+impl CheckedSizes for GptSpec {
     fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
         vec![
             ("width", self.width, 1..=MAX_WIDTH),
@@ -305,7 +305,7 @@ impl Sizes for GptSpec {
     }
 }
 
-impl Sizes for VqSpec {
+impl CheckedSizes for VqSpec {
     fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
         let levels = self.encoder.levels.iter().chain(&self.decoder.levels);
         let of = |f: fn(&VqLevel) -> usize| levels.clone().map(f).max().unwrap_or(1);
@@ -324,19 +324,19 @@ impl Sizes for VqSpec {
     }
 }
 
-impl Sizes for InceptionSpec {
+impl CheckedSizes for InceptionSpec {
     fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
         vec![("classes", self.classes, 1..=MAX_ROWS)]
     }
 }
 
-impl Sizes for EfficientNetSpec {
+impl CheckedSizes for EfficientNetSpec {
     fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
         vec![("classes", self.classes, 1..=MAX_ROWS), ("input_size", self.input_size, 1..=MAX_SIDE)]
     }
 }
 
-impl Sizes for FeaturesSpec {
+impl CheckedSizes for FeaturesSpec {
     fn ranges(&self) -> Vec<(&'static str, usize, RangeInclusive<usize>)> {
         vec![("width", self.width, 1..=MAX_ROWS), ("input_size", self.input_size, 1..=MAX_SIDE)]
     }

@@ -23,7 +23,7 @@ pub struct EngineCache {
 /// `KEY.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
+struct CacheRecord {
     /// SHA-256 of the engine.
     sha256: String,
     /// The entry of the bundle that it was built for.
@@ -32,7 +32,7 @@ struct Record {
 
 /// What the cache has for a build.
 #[derive(Debug)]
-pub enum Found {
+pub enum CacheLookup {
     /// The engine's bytes, which have the recorded digest, and what is known of the build.
     Engine(Vec<u8>, Box<EngineEntry>),
     /// Nothing.
@@ -69,28 +69,28 @@ impl EngineCache {
     }
 
     /// Looks for the engine of a build.
-    pub fn find(&self, entry: &EngineEntry) -> Found {
+    pub fn find(&self, entry: &EngineEntry) -> CacheLookup {
         let path = self.record(&Self::key(entry));
         let bytes = match fs_err::read(&path) {
             Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Found::Nothing,
-            Err(e) => return Found::Damaged(e.to_string()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return CacheLookup::Nothing,
+            Err(e) => return CacheLookup::Damaged(e.to_string()),
         };
-        let record: Record = match serde_json::from_slice(&bytes) {
+        let record: CacheRecord = match serde_json::from_slice(&bytes) {
             Ok(record) => record,
-            Err(e) => return Found::Damaged(format!("{path}: {e}")),
+            Err(e) => return CacheLookup::Damaged(format!("{path}: {e}")),
         };
         let plain = record.sha256.len() == 64 && record.sha256.bytes().all(|b| b.is_ascii_hexdigit());
         if !plain || Self::key(&record.entry) != Self::key(entry) {
-            return Found::Damaged(format!("{path} is of another build"));
+            return CacheLookup::Damaged(format!("{path} is of another build"));
         }
         let engine = self.engine(&record.sha256);
         match fs_err::read(&engine) {
             Ok(bytes) if hex::encode(Sha256::digest(&bytes)) == record.sha256 => {
-                Found::Engine(bytes, Box::new(record.entry))
+                CacheLookup::Engine(bytes, Box::new(record.entry))
             }
-            Ok(_) => Found::Damaged(format!("{engine} does not have the recorded SHA-256")),
-            Err(e) => Found::Damaged(e.to_string()),
+            Ok(_) => CacheLookup::Damaged(format!("{engine} does not have the recorded SHA-256")),
+            Err(e) => CacheLookup::Damaged(e.to_string()),
         }
     }
 
@@ -101,7 +101,7 @@ impl EngineCache {
     pub fn keep(&self, entry: &EngineEntry, bytes: &[u8]) -> io::Result<()> {
         let sha256 = hex::encode(Sha256::digest(bytes));
         write_named(&self.engine(&sha256), bytes)?;
-        let record = Record { sha256, entry: entry.clone() };
+        let record = CacheRecord { sha256, entry: entry.clone() };
         let text = serde_json::to_vec_pretty(&record).map_err(io::Error::other)?;
         write_named(&self.record(&Self::key(entry)), &text)
     }
@@ -169,29 +169,29 @@ mod tests {
     #[test]
     fn what_is_kept_is_found_and_damage_is_seen() {
         let (_guard, cache) = cache();
-        assert!(matches!(cache.find(&entry()), Found::Nothing));
+        assert!(matches!(cache.find(&entry()), CacheLookup::Nothing));
         cache.keep(&entry(), b"an engine").unwrap();
-        let Found::Engine(bytes, found) = cache.find(&entry()) else { panic!("not found") };
+        let CacheLookup::Engine(bytes, found) = cache.find(&entry()) else { panic!("not found") };
         assert_eq!((bytes.as_slice(), found.layers), (b"an engine".as_slice(), 7));
         let other = EngineEntry { version: "2".into(), ..entry() };
-        assert!(matches!(cache.find(&other), Found::Nothing));
+        assert!(matches!(cache.find(&other), CacheLookup::Nothing));
 
         let digest = hex::encode(Sha256::digest(b"an engine"));
         let path = cache.engine(&digest);
         fs_err::write(&path, b"an enginf").unwrap();
-        let Found::Damaged(why) = cache.find(&entry()) else { panic!("damage was not seen") };
+        let CacheLookup::Damaged(why) = cache.find(&entry()) else { panic!("damage was not seen") };
         assert!(why.contains("SHA-256"), "{why}");
         fs_err::remove_file(&path).unwrap();
-        assert!(matches!(cache.find(&entry()), Found::Damaged(_)));
+        assert!(matches!(cache.find(&entry()), CacheLookup::Damaged(_)));
         // A record that points outside, one of another build, and no record at all.
         let record = cache.record(&EngineCache::key(&entry()));
         let text = fs_err::read_to_string(&record).unwrap();
         for bad in [text.replace(&digest, "../../../etc/passwd"), text.replace("1.7", "1.8"), "{".into()] {
             fs_err::write(&record, bad).unwrap();
-            assert!(matches!(cache.find(&entry()), Found::Damaged(_)));
+            assert!(matches!(cache.find(&entry()), CacheLookup::Damaged(_)));
         }
         cache.keep(&entry(), b"an engine").unwrap();
-        assert!(matches!(cache.find(&entry()), Found::Engine(..)));
+        assert!(matches!(cache.find(&entry()), CacheLookup::Engine(..)));
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
                 scope.spawn(move || {
                     for _ in 0..8 {
                         cache.keep(&entry(), &vec![i; 5000]).unwrap();
-                        assert!(matches!(cache.find(&entry()), Found::Engine(..)));
+                        assert!(matches!(cache.find(&entry()), CacheLookup::Engine(..)));
                     }
                 });
             }

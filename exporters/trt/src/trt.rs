@@ -10,7 +10,7 @@ use dpar_export_bundle::{
 };
 use dpar_export_spec::Tuning;
 
-use super::engine_cache::{EngineCache, Found};
+use super::engine_cache::{CacheLookup, EngineCache};
 use super::plan::TrtPlan;
 use super::trtexec::{self, put, resolve};
 use super::tuning::Calibrate;
@@ -109,18 +109,18 @@ pub fn add_engines(
             continue;
         }
         let started = Instant::now();
-        let cached = cache.as_ref().map_or(Found::Nothing, |cache| cache.find(&entry));
-        if let Found::Damaged(why) = &cached {
+        let cached = cache.as_ref().map_or(CacheLookup::Nothing, |cache| cache.find(&entry));
+        if let CacheLookup::Damaged(why) = &cached {
             tracing::warn!("the engine cache is not used for `{name}`: {why}; the engine is built again");
         }
-        let from_cache = matches!(cached, Found::Engine(..));
-        let bytes = if let Found::Engine(bytes, found) = cached {
+        let from_cache = matches!(cached, CacheLookup::Engine(..));
+        let bytes = if let CacheLookup::Engine(bytes, found) = cached {
             (entry.layers, entry.warnings) = (found.layers, found.warnings);
             bytes
         } else {
             let source = folder.join(&graph.file);
             let mut report =
-                |p: dpar_engine_tensorrt::Progress<'_>| progress(&name, p.phase, p.step, p.total);
+                |p: dpar_engine_tensorrt::BuildProgress<'_>| progress(&name, p.phase, p.step, p.total);
             let request = BuildRequest {
                 graph: GraphFile::new(&graph.spec, &source),
                 settings,

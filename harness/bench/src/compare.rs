@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::error::BenchError;
 use crate::measure::{Measurement, Round};
-use crate::report::{Report, SCHEMA_VERSION};
+use crate::report::{BenchReport, SCHEMA_VERSION};
 
 /// A case, or a graph of it, that is slower by less than this is as before: clocks, other processes and the placement of
 /// memory move medians so far on a quiet machine.
@@ -49,11 +49,11 @@ pub struct Comparison {
 ///
 /// # Errors
 /// When they are not of one machine, or have no case in common.
-pub fn compare(earlier: &Report, now: &Report) -> Result<Comparison, BenchError> {
+pub fn compare(earlier: &BenchReport, now: &BenchReport) -> Result<Comparison, BenchError> {
     if earlier.schema_version != SCHEMA_VERSION {
         return Err(BenchError::Version { found: earlier.schema_version, read: SCHEMA_VERSION });
     }
-    let words = |r: &Report| {
+    let words = |r: &BenchReport| {
         let cpu = r.machine.cpu.as_deref().unwrap_or("a processor without a name");
         format!("{cpu}, {} cores", r.machine.cores)
     };

@@ -3,7 +3,7 @@
 use dpar_export_spec::Hinted;
 
 /// Why nothing was measured, or two reports cannot be compared. What goes wrong while images are decoded is a
-/// [`RunError`](dpar_export_decode::runtime::RunError).
+/// [`RunError`](dpar_export_decode::loaded::RunError).
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The threads that read memory could not be started.

@@ -2,7 +2,7 @@
 //! bandwidth it comes.
 //!
 //! [`measure`] times one case: a bundle on one engine at one batch size. Nothing in the decoding loop knows of it: the engine
-//! is wrapped in one that keeps a ledger of its calls. [`Report`] gathers cases, [`page`] shows them, [`compare()`] holds
+//! is wrapped in one that keeps a ledger of its calls. [`BenchReport`] gathers cases, [`page`] shows them, [`compare()`] holds
 //! two reports against each other.
 
 mod bandwidth;
@@ -21,4 +21,4 @@ pub use measure::{Case, GraphShare, Measurement, Phase, Quantiles, Round, measur
 pub use memory::{Memory, resident};
 pub use meter::{GraphCost, Ledger, metered};
 pub use page::page;
-pub use report::{Machine, Report, SCHEMA_VERSION};
+pub use report::{BenchReport, Machine, SCHEMA_VERSION};

@@ -7,7 +7,7 @@ use dpar_engine_api::{Engine, EngineInfo, graph_bytes};
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{Batching, DecodeOptions, Request, Schedule, Stream};
-use dpar_export_decode::runtime::{LoadedBundle, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, RunError};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::{Memory, resident};

@@ -1,10 +1,10 @@
 //! The report as one offline HTML page.
 
-use dpar_export_files::page::{Part, frame};
+use dpar_export_files::page::{Section, frame};
 use maud::{Markup, html};
 
 use crate::measure::Measurement;
-use crate::report::Report;
+use crate::report::BenchReport;
 
 /// Width and height of the plot of images per second, in units of its view box.
 const PLOT: (f64, f64) = (720.0, 260.0);
@@ -12,11 +12,11 @@ const PLOT: (f64, f64) = (720.0, 260.0);
 const MARGIN: f64 = 44.0;
 
 /// The page.
-pub fn page(report: &Report) -> String {
+pub fn page(report: &BenchReport) -> String {
     let parts = [
-        Part { id: "cases", title: "Cases", body: cases(report) },
-        Part { id: "batches", title: "Images per second over the batch", body: batches(report) },
-        Part { id: "graphs", title: "Where the time goes", body: graphs(report) },
+        Section { id: "cases", title: "Cases", body: cases(report) },
+        Section { id: "batches", title: "Images per second over the batch", body: batches(report) },
+        Section { id: "graphs", title: "Where the time goes", body: graphs(report) },
     ];
     let head = html! {
         div.verdict.pass {
@@ -56,7 +56,7 @@ fn number(value: f64) -> String {
     format!("{value:.*}", places as usize)
 }
 
-fn cases(report: &Report) -> Markup {
+fn cases(report: &BenchReport) -> Markup {
     html! {
         p { "Times are of all rounds; a step is one token of every image that takes part. Weights are read once a call." }
         div.scroll {
@@ -95,7 +95,7 @@ fn cases(report: &Report) -> Markup {
 }
 
 /// Cases that differ in the batch alone.
-fn series(report: &Report) -> Vec<(String, Vec<&Measurement>)> {
+fn series(report: &BenchReport) -> Vec<(String, Vec<&Measurement>)> {
     let mut series: Vec<(String, Vec<&Measurement>)> = Vec::new();
     for case in &report.cases {
         let name =
@@ -112,7 +112,7 @@ fn series(report: &Report) -> Vec<(String, Vec<&Measurement>)> {
 }
 
 /// One line a series over a logarithmic axis of batches; series are told apart by dashes, not by colour.
-fn batches(report: &Report) -> Markup {
+fn batches(report: &BenchReport) -> Markup {
     let series = series(report);
     let most = report.cases.iter().map(|c| c.images_per_second).fold(f64::MIN_POSITIVE, f64::max);
     let largest = report.cases.iter().map(|c| c.batch).max().unwrap_or(1).max(2) as f64;
@@ -164,7 +164,7 @@ fn batches(report: &Report) -> Markup {
     }
 }
 
-fn graphs(report: &Report) -> Markup {
+fn graphs(report: &BenchReport) -> Markup {
     html! {
         p { "Shares of the wall time; what is in no graph is the loop: the sampler, the patch rule, the books of the caches." }
         @for case in &report.cases {

@@ -40,7 +40,7 @@ impl Machine {
 
 /// Everything that was measured in one go.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct BenchReport {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
     /// Version of this tool.
@@ -51,7 +51,7 @@ pub struct Report {
     pub cases: Vec<Measurement>,
 }
 
-impl Report {
+impl BenchReport {
     /// Of these cases.
     pub fn new(machine: Machine, cases: Vec<Measurement>) -> Self {
         Self { schema_version: SCHEMA_VERSION, tool: env!("CARGO_PKG_VERSION").to_owned(), machine, cases }

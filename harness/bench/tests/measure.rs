@@ -4,12 +4,12 @@
 
 use camino::Utf8Path;
 use dpar_engine_tract::ENGINE;
-use dpar_export_bench::{Case, Machine, Phase, Report, measure};
+use dpar_export_bench::{BenchReport, Case, Machine, Phase, measure};
 use dpar_export_bundle::{Bundle, write};
 use dpar_export_checkpoint::{LoadOptions, Synth, SynthSize, load};
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Schedule};
-use dpar_export_decode::runtime::{LoadedBundle, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, RunError};
 use dpar_export_spec::{Precision, SystemKind};
 
 const STEPS: f64 = 36.0;
@@ -98,10 +98,10 @@ fn shares_add_up_calls_are_the_loops_and_seeded_entropies_give_the_steps_asked_f
         threads: 1,
         read_bytes_per_second: 2.0 * found.weight_bytes_per_second,
     };
-    let report = Report::new(machine, vec![found]);
+    let report = BenchReport::new(machine, vec![found]);
     assert!((report.bandwidth_percent(&report.cases[0]) - 50.0).abs() < 1e-9);
     let json = serde_json::to_string(&report).unwrap();
-    assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+    assert_eq!(serde_json::from_str::<BenchReport>(&json).unwrap(), report);
 }
 
 #[test]

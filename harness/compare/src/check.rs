@@ -1,6 +1,6 @@
 //! One comparison: a check with its result, and what several come to.
 
-use dpar_export_decode::runtime::RunError;
+use dpar_export_decode::loaded::RunError;
 use dpar_export_metrics::fraction_interval;
 use serde::Serialize;
 
@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(after(EngineErrorKind::Run).unwrap()[0].status, Status::Fail);
         assert!(after(EngineErrorKind::Graph).is_err());
         assert!(
-            or_failed(CheckId::Images, Err(dpar_export_decode::runtime::RunError::Interrupted.into()))
+            or_failed(CheckId::Images, Err(dpar_export_decode::loaded::RunError::Interrupted.into()))
                 .is_err()
         );
         assert!(or_failed(CheckId::Images, Ok(Vec::new())).unwrap().is_empty());

@@ -7,7 +7,7 @@ use dpar_engine_api::EngineError;
 use dpar_export_bundle::BundleError;
 use dpar_export_decode::generate::DecodeError;
 use dpar_export_decode::generate::sampler::SampleError;
-use dpar_export_decode::runtime::RunError;
+use dpar_export_decode::loaded::RunError;
 use dpar_export_files::arrays::ArrayError;
 use dpar_export_onnx::derive::DeriveError;
 use dpar_export_spec::{Hinted, Numbers, Precision};

@@ -14,7 +14,7 @@ use dpar_engine_table::EngineOptions;
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{Batching, DecodeOptions, Request, Schedule};
-use dpar_export_decode::runtime::LoadedBundle;
+use dpar_export_decode::loaded::LoadedBundle;
 use dpar_export_spec::GraphName;
 
 /// Rows of a step.

@@ -5,7 +5,7 @@ use dpar_export_bundle::{Bundle, BundleError, TargetError, TargetErrorKind};
 
 use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeError, DecodeOptions, Request};
-use crate::runtime::{LoadedBundle, Progress, RunError};
+use crate::loaded::{LoadedBundle, Progress, RunError};
 
 /// Guidance of generated images: in the middle of the published scales (1.75 to 2.1).
 const CFG_SCALE: f32 = 2.0;

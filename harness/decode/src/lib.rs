@@ -3,5 +3,5 @@
 pub mod calibrate;
 mod error;
 pub mod generate;
+pub mod loaded;
 pub mod replay;
-pub mod runtime;

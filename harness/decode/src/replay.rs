@@ -6,13 +6,13 @@ use crate::generate::{
     After, Batching, DecodeOptions, Decoder, GraphCalls, Images, Opening, Pushed, Request, Schedule,
     SlotLogits, StepModel,
 };
-use crate::runtime::{Progress, RunError};
+use crate::loaded::{Progress, RunError};
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_spec::{PatchRule, SystemSpec};
 
 /// Tokens to follow, with their classes.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Forced {
+pub struct ForcedTokens {
     /// `[N, T]`.
     pub tokens: Vec<u32>,
     /// `[N]`.
@@ -21,7 +21,7 @@ pub struct Forced {
 
 /// How tokens are followed.
 #[derive(Debug, Clone, Copy)]
-pub struct Follow<'a> {
+pub struct ReplayOptions<'a> {
     /// The patch rule.
     pub rule: &'a PatchRule,
     /// Tokens of an image, T.
@@ -36,7 +36,7 @@ pub struct Follow<'a> {
     pub batch: usize,
 }
 
-impl<'a> Follow<'a> {
+impl<'a> ReplayOptions<'a> {
     /// For a system, at this guidance and batch.
     pub fn new(system: &'a SystemSpec, cfg_scale: f32, batch: usize) -> Self {
         let (rule, tokens, null_class) = (&system.patch_rule, system.tokens(), system.null_class());
@@ -76,8 +76,8 @@ impl Replay {
 /// The engine's; when an output is no finite number; when the caller asked to stop.
 pub fn follow(
     model: &mut dyn StepModel,
-    how: &Follow<'_>,
-    forced: &Forced,
+    how: &ReplayOptions<'_>,
+    forced: &ForcedTokens,
     progress: Progress<'_>,
 ) -> Result<Replay, RunError> {
     let (t, vocab, n) = (how.tokens, model.vocab(), forced.labels.len());
@@ -114,17 +114,17 @@ pub fn follow(
 /// A model that keeps its logits and says that the next token is the forced one.
 struct Recorder<'a> {
     model: &'a mut dyn StepModel,
-    forced: &'a Forced,
+    forced: &'a ForcedTokens,
     replay: &'a mut Replay,
-    how: &'a Follow<'a>,
+    how: &'a ReplayOptions<'a>,
     /// Images that have begun: they do in their order.
     begun: usize,
-    rows: Vec<Place>,
+    rows: Vec<RowPosition>,
 }
 
 /// Where a row is.
 #[derive(Debug, Clone, Copy, Default)]
-struct Place {
+struct RowPosition {
     image: usize,
     slot: usize,
 }
@@ -135,14 +135,14 @@ impl StepModel for Recorder<'_> {
     }
 
     fn reset(&mut self, rows: usize, null: Option<i64>) {
-        self.rows = vec![Place::default(); rows];
+        self.rows = vec![RowPosition::default(); rows];
         self.model.reset(rows, null);
     }
 
     fn open(&mut self, openings: &[Opening]) -> Result<(), EngineError> {
         for opening in openings {
             if let After::Class { .. } = opening.after {
-                self.rows[opening.row] = Place { image: self.begun, slot: 0 };
+                self.rows[opening.row] = RowPosition { image: self.begun, slot: 0 };
                 self.begun += 1;
             }
         }
@@ -158,7 +158,7 @@ impl StepModel for Recorder<'_> {
         let logits = self.model.logits(rows)?;
         let mut chosen = vec![0.0; rows.len() * vocab];
         for (i, row) in rows.iter().enumerate() {
-            let Place { image, slot } = &mut self.rows[*row];
+            let RowPosition { image, slot } = &mut self.rows[*row];
             let at = *image * t + *slot;
             let (conditional, unconditional) = (logits.conditional(i), logits.unconditional(i));
             let mut all = conditional.iter().chain(unconditional.into_iter().flatten());

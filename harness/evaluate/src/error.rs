@@ -2,7 +2,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_compare::CompareError;
-use dpar_export_decode::runtime::RunError;
+use dpar_export_decode::loaded::RunError;
 use dpar_export_files::arrays::ArrayError;
 use dpar_export_files::picture::PictureError;
 use dpar_export_files::staging::StagingError;

@@ -7,7 +7,7 @@ pub mod reproduce;
 
 /// What a long piece of work is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum WorkPhase {
     /// Streams are drawn and decoded.
     Streams,
     /// The network looks at the samples.
@@ -20,7 +20,7 @@ pub enum Phase {
     Metric(&'static str),
 }
 
-impl Phase {
+impl WorkPhase {
     /// In words.
     pub fn name(self) -> &'static str {
         match self {
@@ -41,6 +41,6 @@ impl Phase {
     }
 }
 
-/// Called with what is done, and (done, total) of its [units](Phase::unit); the first call of a phase says what an earlier
+/// Called with what is done, and (done, total) of its [units](WorkPhase::unit); the first call of a phase says what an earlier
 /// run did. Returns false to stop.
-pub type Step<'a> = &'a mut dyn FnMut(Phase, usize, usize) -> bool;
+pub type Step<'a> = &'a mut dyn FnMut(WorkPhase, usize, usize) -> bool;

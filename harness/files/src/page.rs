@@ -8,7 +8,7 @@ const POLICY: &str =
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 /// A section with its anchor.
-pub struct Part {
+pub struct Section {
     /// Its anchor.
     pub id: &'static str,
     /// Its heading.
@@ -18,7 +18,7 @@ pub struct Part {
 }
 
 /// A page of these parts as one HTML file that loads nothing: a head, links to the parts, figures, the parts.
-pub fn frame(title: &str, head: &Markup, figures: &Markup, parts: &[Part], foot: &Markup) -> String {
+pub fn frame(title: &str, head: &Markup, figures: &Markup, parts: &[Section], foot: &Markup) -> String {
     let document = html! {
         (DOCTYPE)
         html lang="en" {

@@ -86,7 +86,7 @@ impl Hinted for StagingError {
 
 /// A kind of output folder.
 #[derive(Debug, Clone, Copy)]
-pub struct Kind {
+pub struct FolderKind {
     /// Files of which an earlier output holds at least one.
     pub marks: &'static [&'static str],
     /// Whether an output of this kind may hold an entry of that name.
@@ -114,7 +114,7 @@ pub fn remove_unfinished(folder: &Utf8Path) {
 
 /// What is in the place of an output, and may be replaced.
 #[derive(Debug)]
-struct Found {
+struct Replaced {
     was: Option<Identity>,
     /// Entries are moved into the folder that is there, which stays.
     inside: bool,
@@ -125,7 +125,7 @@ struct Found {
 struct Staged {
     output: Utf8PathBuf,
     new: Utf8PathBuf,
-    found: Found,
+    found: Replaced,
     claim: Claim,
 }
 
@@ -133,7 +133,7 @@ impl Staged {
     /// Takes the name, where `look` finds nothing or what may be replaced.
     fn create(
         output: &Utf8Path,
-        look: impl Fn(&Utf8Path) -> Result<Found, StagingError>,
+        look: impl Fn(&Utf8Path) -> Result<Replaced, StagingError>,
     ) -> Result<Self, StagingError> {
         let place = Place::of(output).map_err(StagingError::io(output))?;
         let output = place.path().to_owned();
@@ -193,7 +193,7 @@ impl StagedFolder {
     ///
     /// # Errors
     /// When the place is taken, or the folder cannot be made.
-    pub fn create(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Self, StagingError> {
+    pub fn create(output: &Utf8Path, replace: bool, kind: &FolderKind) -> Result<Self, StagingError> {
         let staged = Staged::create(output, |output| {
             let found = look_for_folder(output, replace, kind)?;
             let place = if found.inside { Some(output) } else { output.parent() };
@@ -219,11 +219,11 @@ impl StagedFolder {
     }
 }
 
-fn look_for_folder(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Found, StagingError> {
+fn look_for_folder(output: &Utf8Path, replace: bool, kind: &FolderKind) -> Result<Replaced, StagingError> {
     let io = StagingError::io(output);
     let foreign = |what: String| StagingError::Foreign { output: output.to_owned(), what };
     match fs_err::symlink_metadata(output) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found { was: None, inside: false }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Replaced { was: None, inside: false }),
         Err(e) => return Err(io(e)),
         Ok(meta) if !meta.is_dir() => return Err(foreign("is no folder".to_owned())),
         Ok(_) => {}
@@ -245,7 +245,7 @@ fn look_for_folder(output: &Utf8Path, replace: bool, kind: &Kind) -> Result<Foun
         return Err(StagingError::Exists(output.to_owned()));
     }
     let inside = entries.is_empty() || stays(output);
-    Ok(Found { was: Identity::of(output).map_err(&io)?, inside })
+    Ok(Replaced { was: Identity::of(output).map_err(&io)?, inside })
 }
 
 /// Whether a folder cannot be renamed: a mount point, or one whose own folder cannot be written to.
@@ -291,10 +291,10 @@ impl StagedFile {
         Staged::create(output, |output| {
             let io = StagingError::io(output);
             match fs_err::symlink_metadata(output) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Found { was: None, inside: false }),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Replaced { was: None, inside: false }),
                 Err(e) => Err(io(e)),
                 Ok(meta) if replace && meta.is_file() => {
-                    Ok(Found { was: Identity::of(output).map_err(io)?, inside: false })
+                    Ok(Replaced { was: Identity::of(output).map_err(io)?, inside: false })
                 }
                 Ok(_) if replace => Err(StagingError::NotAFile(output.to_owned())),
                 Ok(_) => Err(StagingError::Exists(output.to_owned())),

@@ -13,8 +13,8 @@ use crate::commands::failure::Failure;
 use crate::commands::printer::stopped;
 use crate::device::Device;
 use crate::engines::{self, DEFAULT_ENGINE, EngineOptions, Runs};
-use crate::parity::Contender;
-use crate::runtime::{LoadedBundle, RunError};
+use crate::loaded::{LoadedBundle, RunError};
+use crate::parity::ParityEngine;
 
 /// Where a bundle runs.
 #[derive(Debug, Clone, Args)]
@@ -176,7 +176,7 @@ impl EnginesPlan {
     }
 
     /// All of them, for a bundle.
-    pub(crate) fn contenders(&self, bundle: &Bundle) -> Vec<Contender> {
+    pub(crate) fn contenders(&self, bundle: &Bundle) -> Vec<ParityEngine> {
         let make = |name: &String| {
             let asked_for = self.named || engines::is_told(name, &self.options);
             let built_files = engines::find(name).is_some_and(|e| e.runs == Runs::BuiltFiles);
@@ -186,7 +186,7 @@ impl EnginesPlan {
             } else {
                 self.create(name)
             };
-            Contender { engine, name: name.clone(), asked_for }
+            ParityEngine { engine, name: name.clone(), asked_for }
         };
         self.names.iter().map(make).collect()
     }

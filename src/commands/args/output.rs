@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 
 use crate::commands::failure::Failure;
-use crate::staging::{Kind, StagedFile, StagedFolder};
+use crate::staging::{FolderKind, StagedFile, StagedFolder};
 
 /// A file or folder that a command writes.
 #[derive(Debug, Clone, Args)]
@@ -36,7 +36,7 @@ pub(crate) struct ReplaceArgs {
 
 impl OutputArgs {
     /// Takes the name of a folder.
-    pub(crate) fn folder(&self, kind: &Kind) -> Result<StagedFolder, Failure> {
+    pub(crate) fn folder(&self, kind: &FolderKind) -> Result<StagedFolder, Failure> {
         Ok(StagedFolder::create(&self.output, self.replace.force, kind)?)
     }
 

@@ -3,7 +3,7 @@ use dpar_export_spec::{PatchRuleError, Precision};
 
 use crate::ReferenceError;
 use crate::evaluate::InputKind;
-use crate::runtime::RequestError;
+use crate::loaded::RequestError;
 
 use super::*;
 

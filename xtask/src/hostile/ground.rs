@@ -106,7 +106,7 @@ impl Running {
 }
 
 /// One of two models and what was made of it.
-pub(super) struct Model {
+pub(super) struct ModelFiles {
     /// Its checkpoint.
     pub(super) checkpoint: Utf8PathBuf,
     /// Its golden outputs.
@@ -128,7 +128,7 @@ pub(super) struct Ground {
     /// Of the random times.
     pub(super) seed: u64,
     /// Two models whose bundles have the same kinds of files and other content.
-    pub(super) models: [Model; 2],
+    pub(super) models: [ModelFiles; 2],
     /// The tokenizer of both.
     pub(super) vq: Utf8PathBuf,
     /// A feature network.
@@ -146,7 +146,7 @@ impl Ground {
     pub(super) fn new(root: &Utf8Path, program: Utf8PathBuf, short: bool, seed: u64) -> Result<Self> {
         let folder = tempfile::tempdir().context("a temporary folder")?;
         let scratch = Utf8Path::from_path(folder.path()).context("the temporary folder is not UTF-8")?;
-        let model = |name: &str| Model {
+        let model = |name: &str| ModelFiles {
             checkpoint: root.join("fixtures/variants").join(name).join("dpar"),
             golden: root.join("fixtures/variants").join(name),
             bundle: scratch.join(format!("{name}-bundle")),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use camino::Utf8PathBuf;
 
-use super::Outcome;
+use super::PromiseOutcome;
 use super::files;
 use super::ground::{Ground, Running, copy, names};
 
@@ -13,8 +13,8 @@ use super::ground::{Ground, Running, copy, names};
 const MEMORY_KIB: &str = "6000000";
 
 /// Small files that ask for much: exit 2, without a panic, within the limit.
-pub(super) fn bombs(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn bombs(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let place = ground.place("bombs")?;
     let (b, token) = (ground.models[0].bundle.as_str(), ground.models[1].bundle.as_str());
     let npz = |name: &str, members: &[(&str, Vec<u8>, u64)]| -> Result<String> {
@@ -121,10 +121,10 @@ pub(super) fn bombs(ground: &Ground) -> Result<Outcome> {
 }
 
 /// Wide tables are read in time that grows with them, not with their square.
-pub(super) fn wide(ground: &Ground) -> Result<Outcome> {
+pub(super) fn wide(ground: &Ground) -> Result<PromiseOutcome> {
     /// Generous: a build without optimisation on a busy machine reads each of them in a few seconds.
     const LIMIT: Duration = Duration::from_secs(15);
-    let mut outcome = Outcome::default();
+    let mut outcome = PromiseOutcome::default();
     let place = ground.place("wide")?;
     let b = place.join("b");
     copy(&ground.models[0].bundle, &b)?;
@@ -182,8 +182,8 @@ pub(super) fn wide(ground: &Ground) -> Result<Outcome> {
 }
 
 /// What is no regular file is refused at once, for every input.
-pub(super) fn odd(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn odd(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let place = ground.place("odd")?;
     let b = ground.models[0].bundle.as_str();
     let made = |ending: &str| -> Result<Vec<Utf8PathBuf>> {
@@ -253,8 +253,8 @@ pub(super) fn odd(ground: &Ground) -> Result<Outcome> {
 }
 
 /// No word of a bundle or a command line is run by the shell that runs an emitted script.
-pub(super) fn shell(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn shell(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let tools = ground.place("tools")?;
     for tool in ["tensorrt_rtx", "trtexec", "polygraphy"] {
         let path = tools.join(tool);

@@ -20,65 +20,65 @@ use crate::{all_engines, cargo, command, onnx};
 use ground::Ground;
 
 /// A promise and the runs that try to break it.
-struct Check {
+struct Promise {
     /// As docs/threat-model.md names it.
     name: &'static str,
     promise: &'static str,
-    run: fn(&Ground) -> Result<Outcome>,
+    run: fn(&Ground) -> Result<PromiseOutcome>,
 }
 
 /// The table.
-const CHECKS: &[Check] = &[
-    Check {
+const CHECKS: &[Promise] = &[
+    Promise {
         name: "kills",
         promise: "killed at any time, an output is whole, the earlier one or absent, and the next run cleans up",
         run: outputs::kills,
     },
-    Check {
+    Promise {
         name: "full-disk",
         promise: "on a full disk a run ends with 2, names the file and leaves nothing",
         run: outputs::full_disk,
     },
-    Check {
+    Promise {
         name: "races",
         promise: "of two jobs for one output one refuses, and nothing that somebody else wrote is replaced",
         run: outputs::races,
     },
-    Check {
+    Promise {
         name: "eaten-inputs",
         promise: "an output that is, holds or lies in an input is refused",
         run: outputs::eaten_inputs,
     },
-    Check {
+    Promise {
         name: "swaps",
         promise: "what a run reports is what it ran, also while its bundle is replaced",
         run: outputs::swaps,
     },
-    Check { name: "shell", promise: "no name becomes a command in an emitted script", run: inputs::shell },
-    Check {
+    Promise { name: "shell", promise: "no name becomes a command in an emitted script", run: inputs::shell },
+    Promise {
         name: "injection",
         promise: "no name steers a terminal or gives orders to a CI log",
         run: injection,
     },
-    Check {
+    Promise {
         name: "network",
         promise: "no packet is sent and nothing is written below HOME",
         run: network::run,
     },
-    Check { name: "bombs", promise: "small files that ask for much are refused", run: inputs::bombs },
-    Check { name: "wide", promise: "wide tables take time in proportion", run: inputs::wide },
-    Check { name: "odd-inputs", promise: "what is no regular file is refused at once", run: inputs::odd },
+    Promise { name: "bombs", promise: "small files that ask for much are refused", run: inputs::bombs },
+    Promise { name: "wide", promise: "wide tables take time in proportion", run: inputs::wide },
+    Promise { name: "odd-inputs", promise: "what is no regular file is refused at once", run: inputs::odd },
 ];
 
 /// What a check saw.
 #[derive(Default)]
-struct Outcome {
+struct PromiseOutcome {
     counts: BTreeMap<&'static str, usize>,
     problems: Vec<String>,
     not_run: Vec<String>,
 }
 
-impl Outcome {
+impl PromiseOutcome {
     fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
@@ -127,15 +127,15 @@ pub(crate) fn run(root: &Utf8Path, options: &Options<'_>) -> Result<()> {
     let mut failed = Vec::new();
     let mut problems = 0;
     // The short form follows the workspace's tests, which hold the places.
-    let asked = |c: &&Check| match options.checks {
+    let asked = |c: &&Promise| match options.checks {
         [] => !(options.short && c.name == "injection"),
         named => named.iter().any(|n| n == c.name),
     };
     for check in CHECKS.iter().filter(asked) {
         let started = Instant::now();
-        let outcome = (check.run)(&ground).unwrap_or_else(|e| Outcome {
+        let outcome = (check.run)(&ground).unwrap_or_else(|e| PromiseOutcome {
             problems: vec![format!("the check itself failed: {e:#}")],
-            ..Outcome::default()
+            ..PromiseOutcome::default()
         });
         let counts: Vec<String> = outcome.counts.iter().map(|(what, n)| format!("{n} {what}")).collect();
         let (found, seconds) = (outcome.problems.len(), started.elapsed().as_secs_f64());
@@ -166,8 +166,8 @@ fn shown(text: &str) -> String {
 }
 
 /// The table of places is a test of the workspace, tests/suite/injection.rs: it is run here, and its count is shown.
-fn injection(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+fn injection(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let mut run = std::process::Command::new(cargo());
     run.args(["nextest", "run", "--workspace", "--features", &all_engines(), "--no-capture"]);
     run.args(["-E", "test(/^injection::/)"]).current_dir(&ground.root);

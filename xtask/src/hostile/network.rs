@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use camino::Utf8Path;
 
-use super::Outcome;
+use super::PromiseOutcome;
 use super::ground::{Ended, Ground, Running, tree};
 
 /// A network of its own, in which every address is this machine's loopback and what is sent is counted, and a home of its
@@ -45,8 +45,8 @@ fn watched(ground: &Ground, home: &Utf8Path, program: &str, args: &[String]) -> 
 }
 
 /// Runs every kind of job on every engine that is there.
-pub(super) fn run(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn run(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let home = ground.place("home")?;
     if !allowed("-rn", &["sh", "-c", "ip link set lo up && ip route add default dev lo"]) {
         outcome.not_run("no network of its own can be made here (`unshare -rn`, `ip`): nothing was watched");

@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::Result;
 use camino::Utf8Path;
 
-use super::Outcome;
+use super::PromiseOutcome;
 use super::ground::{Ended, Ground, HANG, Running, copy, names, tree};
-use super::writers::{WRITERS, Writer};
+use super::writers::{WRITERS, WritingCommand};
 
 type Tree = BTreeMap<String, String>;
 
 /// Both contents of a writer's output, and how long writing one takes.
-fn contents(ground: &Ground, writer: &Writer) -> Result<([Tree; 2], Duration)> {
+fn contents(ground: &Ground, writer: &WritingCommand) -> Result<([Tree; 2], Duration)> {
     let place = ground.place("contents")?;
     let mut took = Duration::ZERO;
     let mut made = Vec::new();
@@ -40,8 +40,8 @@ enum Before {
 const HIDDEN: &str = "/.dpar-export-";
 
 /// Killed at a random time, an output is whole, the earlier one, or not there; the next run works and leaves nothing else.
-pub(super) fn kills(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn kills(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     for writer in WRITERS {
         let ([first, second], took) = contents(ground, writer)?;
         let mut random = ground.random(&format!("kills {}", writer.name));
@@ -112,9 +112,9 @@ pub(super) fn kills(ground: &Ground) -> Result<Outcome> {
 /// The next run to a place works, writes the right thing and removes what the last one left.
 fn next_run(
     ground: &Ground,
-    outcome: &mut Outcome,
+    outcome: &mut PromiseOutcome,
     what: &str,
-    writer: &Writer,
+    writer: &WritingCommand,
     place: &Utf8Path,
     want: &Tree,
 ) -> Result<()> {
@@ -135,7 +135,12 @@ fn next_run(
 }
 
 /// Nothing lies beside the output.
-fn leftovers(outcome: &mut Outcome, what: &str, place: &Utf8Path, writer: &Writer) -> Result<()> {
+fn leftovers(
+    outcome: &mut PromiseOutcome,
+    what: &str,
+    place: &Utf8Path,
+    writer: &WritingCommand,
+) -> Result<()> {
     let left: Vec<String> = names(place)?.into_iter().filter(|n| n != writer.out).collect();
     if !left.is_empty() {
         outcome.problem(what, format!("left over: {}", left.join(", ")));
@@ -150,8 +155,8 @@ const DISK: &str = "mount -t tmpfs -o size=$DISK_SIZE tmpfs \"$0\" || exit 99
 const LIMIT: &str = "trap '' XFSZ; ulimit -f $DISK_BLOCKS; \"$@\" >&2; code=$?; ls -A \"$0\"; exit $code";
 
 /// On a full disk a run ends with 2, names the file, and leaves nothing.
-pub(super) fn full_disk(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn full_disk(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let mount = super::network::allowed("-rm", &["sh", "-c", "mount -t tmpfs tmpfs /tmp"]);
     if !mount {
         outcome.not_run("no small disk could be mounted here: files were limited in size instead");
@@ -196,7 +201,7 @@ pub(super) fn full_disk(ground: &Ground) -> Result<Outcome> {
 }
 
 /// stdout that cannot be written is exit 2 for every command, also for the help.
-fn full_streams(ground: &Ground, outcome: &mut Outcome) -> Result<()> {
+fn full_streams(ground: &Ground, outcome: &mut PromiseOutcome) -> Result<()> {
     let b = ground.models[0].bundle.as_str();
     let lines: [&[&str]; 6] = [
         &["--help"],
@@ -242,8 +247,8 @@ fn within(flags: &str, command: &std::process::Command) -> std::process::Command
 }
 
 /// Of two jobs for one output the second refuses, and what somebody else puts there while a job runs stays.
-pub(super) fn races(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn races(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     for writer in WRITERS.iter().filter(|w| w.force.is_some()) {
         let ([first, second], took) = contents(ground, writer)?;
         let mut random = ground.random(&format!("races {}", writer.name));
@@ -257,8 +262,8 @@ pub(super) fn races(ground: &Ground) -> Result<Outcome> {
 
 fn two_jobs(
     ground: &Ground,
-    outcome: &mut Outcome,
-    writer: &Writer,
+    outcome: &mut PromiseOutcome,
+    writer: &WritingCommand,
     contents: [&Tree; 2],
     random: &mut fastrand::Rng,
 ) -> Result<()> {
@@ -290,8 +295,8 @@ const PRECIOUS: &str = "precious";
 
 fn somebody_else(
     ground: &Ground,
-    outcome: &mut Outcome,
-    writer: &Writer,
+    outcome: &mut PromiseOutcome,
+    writer: &WritingCommand,
     after: Duration,
     own: &Tree,
 ) -> Result<()> {
@@ -331,10 +336,10 @@ fn somebody_else(
 
 /// A finished result is kept beside its place and named; a job that saw the conflict at its start has none.
 fn kept(
-    outcome: &mut Outcome,
+    outcome: &mut PromiseOutcome,
     what: &str,
     place: &Utf8Path,
-    writer: &Writer,
+    writer: &WritingCommand,
     ended: &Ended,
     own: &Tree,
 ) -> Result<()> {
@@ -349,8 +354,8 @@ fn kept(
 }
 
 /// An output that is, holds or lies in an input is exit 2, and the input stays as it was.
-pub(super) fn eaten_inputs(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn eaten_inputs(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let place = ground.place("eaten")?;
     let (b, d, g) = (place.join("b"), place.join("drawn"), place.join("golden"));
     let restore = || -> Result<()> {
@@ -442,8 +447,8 @@ fn join(place: &Utf8Path, name: &str) -> String {
 }
 
 /// While one bundle replaces another again and again, what a run reports belongs to what it ran, or it ends with 5 or 2.
-pub(super) fn swaps(ground: &Ground) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
+pub(super) fn swaps(ground: &Ground) -> Result<PromiseOutcome> {
+    let mut outcome = PromiseOutcome::default();
     let place = ground.place("swaps")?;
     let shared = place.join("b");
     let both = ["one", "two"].map(|n| place.join(n));

@@ -6,7 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::ground::Ground;
 
 /// A command that writes.
-pub(super) struct Writer {
+pub(super) struct WritingCommand {
     /// For messages: the command.
     pub(super) name: &'static str,
     /// Name of the output in its place; the ending is part of what the command asks for.
@@ -18,7 +18,7 @@ pub(super) struct Writer {
     args: fn(&Ground, usize) -> Vec<String>,
 }
 
-impl Writer {
+impl WritingCommand {
     /// Whether the output is a folder.
     pub(super) fn folder(&self) -> bool {
         !self.out.contains('.')
@@ -57,15 +57,15 @@ fn drawn(ground: &Ground, content: usize, file: &str) -> String {
 }
 
 /// The table. `every_writer_is_here` holds it against the program's help.
-pub(super) const WRITERS: &[Writer] = &[
-    Writer {
+pub(super) const WRITERS: &[WritingCommand] = &[
+    WritingCommand {
         name: "export",
         out: "bundle",
         force: Some("--force"),
         resume: None,
         args: |g, i| line(&[g.models[i].checkpoint.as_str(), "--vq", g.vq.as_str(), "-o", OUT]),
     },
-    Writer {
+    WritingCommand {
         name: "export --component",
         out: "extractor",
         force: Some("--force"),
@@ -75,21 +75,21 @@ pub(super) const WRITERS: &[Writer] = &[
             line(&["--component", "features", g.network.as_str(), "--input-size", side, "-o", OUT])
         },
     },
-    Writer {
+    WritingCommand {
         name: "export --emit-trtexec",
         out: "bundle",
         force: Some("--force"),
         resume: None,
         args: |g, i| line(&["--target", "trt", g.models[i].bundle.as_str(), "--emit-trtexec", "-o", OUT]),
     },
-    Writer {
+    WritingCommand {
         name: "generate",
         out: "drawn",
         force: Some("--force"),
         resume: None,
         args: |g, i| line(&["generate", g.models[i].bundle.as_str(), "--num", "6", "-o", OUT]),
     },
-    Writer {
+    WritingCommand {
         name: "decode",
         out: "images",
         force: Some("--force"),
@@ -99,7 +99,7 @@ pub(super) const WRITERS: &[Writer] = &[
             line(&["decode", g.models[i].bundle.as_str(), "--tokens", &tokens, "-o", OUT])
         },
     },
-    Writer {
+    WritingCommand {
         name: "encode",
         out: "tokens.npz",
         force: Some("--force"),
@@ -109,7 +109,7 @@ pub(super) const WRITERS: &[Writer] = &[
             line(&["encode", g.models[i].bundle.as_str(), "--images", &images, "-o", OUT])
         },
     },
-    Writer {
+    WritingCommand {
         name: "score",
         out: "scores.npz",
         force: Some("--force"),
@@ -119,35 +119,35 @@ pub(super) const WRITERS: &[Writer] = &[
             line(&["score", g.models[i].bundle.as_str(), "--inputs", &inputs, "-o", OUT])
         },
     },
-    Writer {
+    WritingCommand {
         name: "reference",
         out: "golden",
         force: Some("--force"),
         resume: None,
         args: |g, i| line(&["reference", g.models[i].bundle.as_str(), "--num", "2", "-o", OUT]),
     },
-    Writer {
+    WritingCommand {
         name: "attest",
         out: "bundle.intoto.jsonl",
         force: Some("--force"),
         resume: None,
         args: |g, i| line(&["attest", g.models[i].bundle.as_str(), "--key", g.key.as_str(), "-o", OUT]),
     },
-    Writer {
+    WritingCommand {
         name: "verify --report",
         out: "report.html",
         force: None,
         resume: None,
         args: |g, i| verify(g, i, "--report"),
     },
-    Writer {
+    WritingCommand {
         name: "verify --junit",
         out: "report.xml",
         force: None,
         resume: None,
         args: |g, i| verify(g, i, "--junit"),
     },
-    Writer {
+    WritingCommand {
         name: "evaluate",
         out: "metrics",
         force: None,

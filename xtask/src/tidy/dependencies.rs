@@ -78,7 +78,7 @@ fn is_one_engine(name: &str) -> bool {
 
 /// What only engines that a plain build does not have bring: their crates and native dependencies.
 fn optional(edges: &[Edge]) -> BTreeSet<String> {
-    let crates = engines::all().iter().filter(|e| !e.plain).map(engines::Entry::package);
+    let crates = engines::all().iter().filter(|e| !e.plain).map(engines::TableEntry::package);
     let mut found: BTreeSet<String> = crates.collect();
     let native = edges.iter().filter(|e| e.pinned && found.contains(&e.from)).map(|e| e.to.clone());
     found.extend(native.collect::<Vec<_>>());

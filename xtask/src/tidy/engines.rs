@@ -57,7 +57,7 @@ mod tests {
         for name in engines::names() {
             let line = format!("    if engine == \"{name}\" {{");
             for path in
-                ["src/commands/parity.rs", "harness/decode/src/runtime.rs", "engines/api/src/panics.rs"]
+                ["src/commands/parity.rs", "harness/decode/src/loaded.rs", "engines/api/src/panics.rs"]
             {
                 assert_eq!(found(path, &line), 1, "{path}");
             }

@@ -7,6 +7,7 @@ mod dependencies;
 mod engines;
 mod files;
 mod modules;
+mod names;
 mod source;
 mod tolerances;
 
@@ -42,6 +43,7 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     problems.extend(dependencies::plain(&plain_tree(root)?, &edges));
     problems.extend(files::check(&tracked));
     problems.extend(modules::check(&tracked));
+    problems.extend(names::check(&tracked));
     problems.extend(tracked.iter().flat_map(source::check));
     problems.extend(tracked.iter().flat_map(tolerances::check));
     problems.extend(tracked.iter().flat_map(engines::check));

@@ -11,7 +11,7 @@ use super::Tracked;
 const CRATE_LINES: usize = 7_000;
 
 /// The modules that use each other, by the module that holds them.
-type Graph = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+type ModuleUses = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
 /// The crate that a source file belongs to, and the modules that lead to it.
 fn place(path: &str) -> Option<(&str, Vec<&str>)> {
@@ -78,7 +78,7 @@ fn tree(text: &str, before: &mut Vec<String>, found: &mut Vec<Vec<String>>) -> u
 }
 
 /// Adds what a file uses.
-fn add(graph: &mut Graph, folder: &str, modules: &[&str], known: &BTreeSet<Vec<String>>, text: &str) {
+fn add(graph: &mut ModuleUses, folder: &str, modules: &[&str], known: &BTreeSet<Vec<String>>, text: &str) {
     for path in paths(&code(text)) {
         let up = path.iter().take_while(|p| *p == "super").count();
         let Some(keep) = modules.len().checked_sub(up) else { continue };
@@ -131,7 +131,7 @@ fn check_with(tracked: &[Tracked], most: usize) -> Vec<String> {
         }
         *lines.entry(*folder).or_insert(0) += text.lines().count();
     }
-    let mut graph = Graph::new();
+    let mut graph = ModuleUses::new();
     for ((folder, modules), text) in &sources {
         add(&mut graph, folder, modules, &known[folder], text);
     }

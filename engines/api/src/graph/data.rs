@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Component, Utf8Path};
 
-use super::proto::{Graph, Sparse, Tensor, bytes_of};
+use super::proto::{GraphProto, SparseTensorProto, TensorProto, bytes_of};
 use super::{elements, tensors_of};
 
 /// Why weights cannot be read.
@@ -17,13 +17,13 @@ pub(super) enum DataFault {
 }
 
 /// Holds every tensor that lies in another file against that file. Nothing of it is read.
-pub(super) fn check(graph: &Graph, folder: &Utf8Path) -> Result<(), DataFault> {
+pub(super) fn check(graph: &GraphProto, folder: &Utf8Path) -> Result<(), DataFault> {
     let mut lengths = BTreeMap::new();
     tensors_of(graph, &mut |tensor| tensor_is_there(tensor, folder, &mut lengths))
 }
 
 fn tensor_is_there(
-    tensor: &Tensor,
+    tensor: &TensorProto,
     folder: &Utf8Path,
     lengths: &mut BTreeMap<String, u64>,
 ) -> Result<(), DataFault> {
@@ -65,11 +65,11 @@ fn tensor_is_there(
 }
 
 /// Whether the elements lie in another file.
-pub(super) fn is_external(tensor: &Tensor) -> bool {
+pub(super) fn is_external(tensor: &TensorProto) -> bool {
     tensor.data_location == Some(1) || !tensor.external_data.is_empty()
 }
 
 /// The tensors of a sparse one.
-pub(super) fn parts(sparse: &Sparse) -> impl Iterator<Item = &Tensor> {
+pub(super) fn parts(sparse: &SparseTensorProto) -> impl Iterator<Item = &TensorProto> {
     sparse.values.iter().chain(&sparse.indices)
 }

@@ -18,8 +18,8 @@ use prost::bytes::Bytes;
 use crate::{EngineError, FilePort, GraphFile, check_ports};
 use data::DataFault;
 use proto::{
-    Attribute, BFLOAT16, FLOAT, FLOAT16, Graph, INT4, INT32, INT64, Model, Node, Sparse, Tensor, UINT4,
-    ValueInfo, bytes_of,
+    AttributeProto, BFLOAT16, FLOAT, FLOAT16, GraphProto, INT4, INT32, INT64, ModelProto, NodeProto,
+    SparseTensorProto, TensorProto, UINT4, ValueInfoProto, bytes_of,
 };
 
 /// Bytes of a `.onnx` file: protobuf ends there.
@@ -89,7 +89,7 @@ fn export_again(engine: &str, graph: GraphFile<'_>, message: String) -> EngineEr
 }
 
 /// The file, its weights left where they are.
-fn read(engine: &str, graph: GraphFile<'_>) -> Result<Model, EngineError> {
+fn read(engine: &str, graph: GraphFile<'_>) -> Result<ModelProto, EngineError> {
     let unreadable = |e: String| export_again(engine, graph, format!("not a readable ONNX file: {e}"));
     let metadata = std::fs::metadata(graph.path).map_err(|e| unreadable(e.to_string()))?;
     if !metadata.is_file() {
@@ -99,11 +99,11 @@ fn read(engine: &str, graph: GraphFile<'_>) -> Result<Model, EngineError> {
         return Err(unreadable(format!("{} bytes, at most {MOST_BYTES} are read", metadata.len())));
     }
     let bytes = std::fs::read(graph.path).map_err(|e| unreadable(e.to_string()))?;
-    Model::decode(Bytes::from(bytes)).map_err(|e| unreadable(e.to_string()))
+    ModelProto::decode(Bytes::from(bytes)).map_err(|e| unreadable(e.to_string()))
 }
 
 /// The ports of the file against those of the spec. An input with an initializer is a weight.
-fn ports(engine: &str, graph: GraphFile<'_>, found: &Graph) -> Result<(), EngineError> {
+fn ports(engine: &str, graph: GraphFile<'_>, found: &GraphProto) -> Result<(), EngineError> {
     let weights: BTreeSet<&str> = found.initializer.iter().filter_map(|w| w.name.as_deref()).collect();
     let own = found.input.iter().map(file_port).filter(|p| !weights.contains(p.name.as_str()));
     let inputs: Vec<FilePort> = own.collect();
@@ -111,7 +111,7 @@ fn ports(engine: &str, graph: GraphFile<'_>, found: &Graph) -> Result<(), Engine
     check_ports(engine, graph.spec, &inputs, &outputs)
 }
 
-fn file_port(info: &ValueInfo) -> FilePort {
+fn file_port(info: &ValueInfoProto) -> FilePort {
     let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
     FilePort {
         name: info.name.clone().unwrap_or_default(),
@@ -130,7 +130,7 @@ fn file_port(info: &ValueInfo) -> FilePort {
 }
 
 /// Calls `visit` with every tensor of a graph, those of nodes and of inner graphs too.
-fn tensors_of<E>(graph: &Graph, visit: &mut dyn FnMut(&Tensor) -> Result<(), E>) -> Result<(), E> {
+fn tensors_of<E>(graph: &GraphProto, visit: &mut dyn FnMut(&TensorProto) -> Result<(), E>) -> Result<(), E> {
     let sparse = graph.sparse_initializer.iter().flat_map(data::parts);
     graph.initializer.iter().chain(sparse).try_for_each(&mut *visit)?;
     for attribute in graph.node.iter().flat_map(|n| &n.attribute) {
@@ -161,7 +161,7 @@ enum Constant {
     Floats(Vec<f32>),
 }
 
-fn body(graph: &Graph, outer: Option<&Constants<'_>>) -> Result<(), String> {
+fn body(graph: &GraphProto, outer: Option<&Constants<'_>>) -> Result<(), String> {
     let mut constants = Constants { own: BTreeMap::new(), outer };
     for tensor in &graph.initializer {
         let name = tensor.name.as_deref().unwrap_or_default();
@@ -174,7 +174,7 @@ fn body(graph: &Graph, outer: Option<&Constants<'_>>) -> Result<(), String> {
     nodes(&graph.node, constants)
 }
 
-fn nodes<'a>(nodes: &'a [Node], mut constants: Constants<'a>) -> Result<(), String> {
+fn nodes<'a>(nodes: &'a [NodeProto], mut constants: Constants<'a>) -> Result<(), String> {
     for node in nodes {
         let op = node.op_type.as_deref().unwrap_or_default();
         let wrong = |e: String| format!("node `{}` ({op}): {e}", node.name.as_deref().unwrap_or_default());
@@ -208,7 +208,7 @@ fn elements(dims: &[i64]) -> Result<u64, String> {
 }
 
 /// The tensor's elements are there: what it promises is no more than what the file, or its data file, holds.
-fn tensor_fits(tensor: &Tensor) -> Result<(), String> {
+fn tensor_fits(tensor: &TensorProto) -> Result<(), String> {
     let count = elements(&tensor.dims)?;
     let Some(bytes) = tensor.data_type.and_then(bytes_of) else { return Ok(()) };
     let wanted = count.checked_mul(bytes).ok_or_else(|| format!("the shape {:?} cannot be", tensor.dims))?;
@@ -242,7 +242,7 @@ fn tensor_fits(tensor: &Tensor) -> Result<(), String> {
     if held == count.saturating_mul(each) { Ok(()) } else { promised(held, "values") }
 }
 
-fn sparse_fits(sparse: &Sparse) -> Result<(), String> {
+fn sparse_fits(sparse: &SparseTensorProto) -> Result<(), String> {
     data::parts(sparse).try_for_each(tensor_fits)?;
     // An engine fills the zeros in.
     at_most(elements(&sparse.dims)?, MOST_ELEMENTS, "elements")
@@ -253,7 +253,7 @@ fn at_most(found: u64, most: u64, what: &str) -> Result<(), String> {
 }
 
 /// The elements of a tensor, where it is one axis of a few integers or floats.
-fn constant(tensor: &Tensor) -> Option<Constant> {
+fn constant(tensor: &TensorProto) -> Option<Constant> {
     if elements(&tensor.dims).ok()? > MOST_AXES as u64 {
         return None;
     }
@@ -277,7 +277,7 @@ fn constant(tensor: &Tensor) -> Option<Constant> {
 
 /// A node with the constants before it.
 struct Checked<'a, 'b> {
-    node: &'a Node,
+    node: &'a NodeProto,
     constants: &'b Constants<'a>,
 }
 
@@ -308,7 +308,7 @@ impl Checked<'_, '_> {
         }
     }
 
-    fn attribute(&self, name: &str) -> Option<&Attribute> {
+    fn attribute(&self, name: &str) -> Option<&AttributeProto> {
         self.node.attribute.iter().find(|a| a.name.as_deref() == Some(name))
     }
 

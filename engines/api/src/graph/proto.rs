@@ -5,69 +5,69 @@
 use prost::bytes::Bytes;
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Model {
+pub(super) struct ModelProto {
     #[prost(message, optional, tag = "7")]
-    pub(super) graph: Option<Graph>,
+    pub(super) graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "25")]
-    pub(super) functions: Vec<Function>,
+    pub(super) functions: Vec<FunctionProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Function {
+pub(super) struct FunctionProto {
     #[prost(message, repeated, tag = "7")]
-    pub(super) node: Vec<Node>,
+    pub(super) node: Vec<NodeProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Graph {
+pub(super) struct GraphProto {
     #[prost(message, repeated, tag = "1")]
-    pub(super) node: Vec<Node>,
+    pub(super) node: Vec<NodeProto>,
     #[prost(message, repeated, tag = "5")]
-    pub(super) initializer: Vec<Tensor>,
+    pub(super) initializer: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
-    pub(super) input: Vec<ValueInfo>,
+    pub(super) input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
-    pub(super) output: Vec<ValueInfo>,
+    pub(super) output: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "15")]
-    pub(super) sparse_initializer: Vec<Sparse>,
+    pub(super) sparse_initializer: Vec<SparseTensorProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct ValueInfo {
+pub(super) struct ValueInfoProto {
     #[prost(string, optional, tag = "1")]
     pub(super) name: Option<String>,
     #[prost(message, optional, tag = "2")]
-    pub(super) r#type: Option<Type>,
+    pub(super) r#type: Option<TypeProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Type {
+pub(super) struct TypeProto {
     #[prost(message, optional, tag = "1")]
-    pub(super) tensor_type: Option<TensorType>,
+    pub(super) tensor_type: Option<TensorTypeProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct TensorType {
+pub(super) struct TensorTypeProto {
     #[prost(int32, optional, tag = "1")]
     pub(super) elem_type: Option<i32>,
     #[prost(message, optional, tag = "2")]
-    pub(super) shape: Option<Shape>,
+    pub(super) shape: Option<TensorShapeProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Shape {
+pub(super) struct TensorShapeProto {
     #[prost(message, repeated, tag = "1")]
-    pub(super) dim: Vec<Dimension>,
+    pub(super) dim: Vec<DimensionProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Dimension {
+pub(super) struct DimensionProto {
     #[prost(int64, optional, tag = "1")]
     pub(super) dim_value: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Node {
+pub(super) struct NodeProto {
     #[prost(string, repeated, tag = "1")]
     pub(super) input: Vec<String>,
     #[prost(string, repeated, tag = "2")]
@@ -77,47 +77,47 @@ pub(super) struct Node {
     #[prost(string, optional, tag = "4")]
     pub(super) op_type: Option<String>,
     #[prost(message, repeated, tag = "5")]
-    pub(super) attribute: Vec<Attribute>,
+    pub(super) attribute: Vec<AttributeProto>,
     #[prost(string, optional, tag = "7")]
     pub(super) domain: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Attribute {
+pub(super) struct AttributeProto {
     #[prost(string, optional, tag = "1")]
     pub(super) name: Option<String>,
     #[prost(int64, optional, tag = "3")]
     pub(super) i: Option<i64>,
     #[prost(message, optional, tag = "5")]
-    pub(super) t: Option<Tensor>,
+    pub(super) t: Option<TensorProto>,
     #[prost(message, optional, tag = "6")]
-    pub(super) g: Option<Graph>,
+    pub(super) g: Option<GraphProto>,
     #[prost(float, repeated, tag = "7")]
     pub(super) floats: Vec<f32>,
     #[prost(int64, repeated, tag = "8")]
     pub(super) ints: Vec<i64>,
     #[prost(message, repeated, tag = "10")]
-    pub(super) tensors: Vec<Tensor>,
+    pub(super) tensors: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
-    pub(super) graphs: Vec<Graph>,
+    pub(super) graphs: Vec<GraphProto>,
     #[prost(message, optional, tag = "22")]
-    pub(super) sparse_tensor: Option<Sparse>,
+    pub(super) sparse_tensor: Option<SparseTensorProto>,
     #[prost(message, repeated, tag = "23")]
-    pub(super) sparse_tensors: Vec<Sparse>,
+    pub(super) sparse_tensors: Vec<SparseTensorProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Sparse {
+pub(super) struct SparseTensorProto {
     #[prost(message, optional, tag = "1")]
-    pub(super) values: Option<Tensor>,
+    pub(super) values: Option<TensorProto>,
     #[prost(message, optional, tag = "2")]
-    pub(super) indices: Option<Tensor>,
+    pub(super) indices: Option<TensorProto>,
     #[prost(int64, repeated, tag = "3")]
     pub(super) dims: Vec<i64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Tensor {
+pub(super) struct TensorProto {
     #[prost(int64, repeated, tag = "1")]
     pub(super) dims: Vec<i64>,
     #[prost(int32, optional, tag = "2")]
@@ -138,14 +138,14 @@ pub(super) struct Tensor {
     #[prost(uint64, repeated, tag = "11")]
     pub(super) uint64_data: Vec<u64>,
     #[prost(message, repeated, tag = "13")]
-    pub(super) external_data: Vec<Entry>,
+    pub(super) external_data: Vec<StringStringEntryProto>,
     /// 1 = in another file.
     #[prost(int32, optional, tag = "14")]
     pub(super) data_location: Option<i32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Entry {
+pub(super) struct StringStringEntryProto {
     #[prost(string, optional, tag = "1")]
     pub(super) key: Option<String>,
     #[prost(string, optional, tag = "2")]

@@ -1,16 +1,16 @@
-use super::proto::Entry;
+use super::proto::StringStringEntryProto;
 use super::*;
 
-fn ints(name: &str, values: &[i64]) -> Attribute {
-    Attribute { name: Some(name.into()), ints: values.to_vec(), ..Attribute::default() }
+fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto { name: Some(name.into()), ints: values.to_vec(), ..AttributeProto::default() }
 }
 
-fn int(name: &str, value: i64) -> Attribute {
-    Attribute { name: Some(name.into()), i: Some(value), ..Attribute::default() }
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { name: Some(name.into()), i: Some(value), ..AttributeProto::default() }
 }
 
-fn node(op: &str, inputs: &[&str], attribute: Vec<Attribute>) -> Node {
-    Node {
+fn node(op: &str, inputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+    NodeProto {
         input: inputs.iter().map(|i| (*i).to_owned()).collect(),
         output: vec!["o".into()],
         name: Some("n".into()),
@@ -20,27 +20,33 @@ fn node(op: &str, inputs: &[&str], attribute: Vec<Attribute>) -> Node {
     }
 }
 
-fn tensor(name: &str, values: &[i64]) -> Tensor {
+fn tensor(name: &str, values: &[i64]) -> TensorProto {
     let raw: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Tensor {
+    TensorProto {
         name: Some(name.into()),
         dims: vec![values.len() as i64],
         data_type: Some(INT64),
         raw_data: Some(raw.into()),
-        ..Tensor::default()
+        ..TensorProto::default()
     }
 }
 
-fn floats(name: &str, values: &[f32]) -> Tensor {
+fn floats(name: &str, values: &[f32]) -> TensorProto {
     let (dims, float_data) = (vec![values.len() as i64], values.to_vec());
-    Tensor { name: Some(name.into()), dims, data_type: Some(FLOAT), float_data, ..Tensor::default() }
+    TensorProto {
+        name: Some(name.into()),
+        dims,
+        data_type: Some(FLOAT),
+        float_data,
+        ..TensorProto::default()
+    }
 }
 
-fn check(nodes: Vec<Node>, initializer: Vec<Tensor>) -> Result<(), String> {
-    let graph = Graph { node: nodes, initializer, ..Graph::default() };
+fn check(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> Result<(), String> {
+    let graph = GraphProto { node: nodes, initializer, ..GraphProto::default() };
     // Through the bytes, as a file is read.
-    let model = Model { graph: Some(graph), functions: Vec::new() };
-    let read = Model::decode(Bytes::from(model.encode_to_vec())).map_err(|e| e.to_string())?;
+    let model = ModelProto { graph: Some(graph), functions: Vec::new() };
+    let read = ModelProto::decode(Bytes::from(model.encode_to_vec())).map_err(|e| e.to_string())?;
     read.graph.iter().try_for_each(|g| body(g, None))
 }
 
@@ -109,7 +115,7 @@ fn what_graphs_hold_is_accepted() {
         node("Softmax", &["x"], vec![int("axis", -1)]),
         node("Resize", &["x", "", "twice"], vec![]),
         node("ConstantOfShape", &["computed"], vec![]),
-        Node { domain: Some("other".into()), ..node("Transpose", &["x"], vec![ints("perm", &[9])]) },
+        NodeProto { domain: Some("other".into()), ..node("Transpose", &["x"], vec![ints("perm", &[9])]) },
     ];
     let constants = vec![
         tensor("crop", &[0, -1, 0, 1]),
@@ -121,22 +127,25 @@ fn what_graphs_hold_is_accepted() {
 
 #[test]
 fn a_tensor_holds_what_it_promises() {
-    let external = |length: &str| Tensor {
+    let external = |length: &str| TensorProto {
         name: Some("w".into()),
         dims: vec![4, 4],
         data_type: Some(FLOAT),
         data_location: Some(1),
-        external_data: vec![Entry { key: Some("length".into()), value: Some(length.into()) }],
-        ..Tensor::default()
+        external_data: vec![StringStringEntryProto {
+            key: Some("length".into()),
+            value: Some(length.into()),
+        }],
+        ..TensorProto::default()
     };
     assert_eq!(check(vec![], vec![external("64"), tensor("a", &[1, 2]), floats("b", &[])]), Ok(()));
-    let longer = |dims: &[i64]| Tensor { dims: dims.to_vec(), ..tensor("w", &[1]) };
+    let longer = |dims: &[i64]| TensorProto { dims: dims.to_vec(), ..tensor("w", &[1]) };
     for (tensor, why) in [
         (longer(&[1 << 40]), "promises 1099511627776 elements, 8 bytes are there"),
         (longer(&[i64::MAX, i64::MAX]), "cannot be"),
         (longer(&[-1]), "cannot be"),
         (longer(&[1; 65]), "65 axes"),
-        (Tensor { dims: vec![1 << 33], ..floats("w", &[1.0]) }, "1 values are there"),
+        (TensorProto { dims: vec![1 << 33], ..floats("w", &[1.0]) }, "1 values are there"),
         (external("65"), "65 bytes of the data file"),
         (external("-1"), "no number"),
     ] {
@@ -148,45 +157,47 @@ fn a_tensor_holds_what_it_promises() {
 #[test]
 fn nothing_hides_in_a_branch_a_function_or_a_constant() {
     let bad = node("Transpose", &["x"], vec![ints("perm", &[1])]);
-    let inner = Graph { node: vec![bad.clone()], ..Graph::default() };
-    let branch = Attribute { name: Some("then_branch".into()), g: Some(inner), ..Attribute::default() };
+    let inner = GraphProto { node: vec![bad.clone()], ..GraphProto::default() };
+    let branch =
+        AttributeProto { name: Some("then_branch".into()), g: Some(inner), ..AttributeProto::default() };
     assert!(check(vec![node("If", &["x"], vec![branch])], vec![]).unwrap_err().contains("no permutation"));
-    let value = |t| Attribute { name: Some("value".into()), t: Some(t), ..Attribute::default() };
+    let value = |t| AttributeProto { name: Some("value".into()), t: Some(t), ..AttributeProto::default() };
     let made = node("Constant", &[], vec![value(tensor("", &[1 << 40]))]);
     let e = check(vec![made, node("ConstantOfShape", &["o"], vec![])], vec![]).unwrap_err();
     assert!(e.contains("1099511627776 elements"), "{e}");
-    let huge = Tensor { dims: vec![1 << 40], ..tensor("", &[1]) };
+    let huge = TensorProto { dims: vec![1 << 40], ..tensor("", &[1]) };
     assert!(check(vec![node("Constant", &[], vec![value(huge)])], vec![]).unwrap_err().contains("promises"));
     assert!(nodes(&[bad], Constants::default()).is_err());
-    let sparse = Sparse { dims: vec![1 << 40], ..Sparse::default() };
+    let sparse = SparseTensorProto { dims: vec![1 << 40], ..SparseTensorProto::default() };
     assert!(sparse_fits(&sparse).unwrap_err().contains("asks for"));
 }
 
 /// A file with one external weight `w` of four bytes at offset 4 of `data`, which is also an input, as old files have it.
 fn file(folder: &Utf8Path, location: &str) -> camino::Utf8PathBuf {
-    let entry = |key: &str, value: &str| Entry { key: Some(key.into()), value: Some(value.into()) };
-    let weight = Tensor {
+    let entry =
+        |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+    let weight = TensorProto {
         name: Some("w".into()),
         dims: vec![1],
         data_type: Some(FLOAT),
         external_data: vec![entry("location", location), entry("offset", "4"), entry("length", "4")],
         data_location: Some(1),
-        ..Tensor::default()
+        ..TensorProto::default()
     };
     let port = |name: &str, elem_type, dims: &[Option<i64>]| {
-        let dim = dims.iter().map(|n| proto::Dimension { dim_value: *n }).collect();
-        let shape = Some(proto::Shape { dim });
-        let tensor_type = Some(proto::TensorType { elem_type: Some(elem_type), shape });
-        ValueInfo { name: Some(name.into()), r#type: Some(proto::Type { tensor_type }) }
+        let dim = dims.iter().map(|n| proto::DimensionProto { dim_value: *n }).collect();
+        let shape = Some(proto::TensorShapeProto { dim });
+        let tensor_type = Some(proto::TensorTypeProto { elem_type: Some(elem_type), shape });
+        ValueInfoProto { name: Some(name.into()), r#type: Some(proto::TypeProto { tensor_type }) }
     };
-    let graph = Graph {
+    let graph = GraphProto {
         initializer: vec![weight],
         input: vec![port("x", FLOAT, &[None, Some(2)]), port("w", FLOAT, &[Some(1)])],
         output: vec![port("y", INT64, &[None])],
-        ..Graph::default()
+        ..GraphProto::default()
     };
     let path = folder.join("g.onnx");
-    let model = Model { graph: Some(graph), functions: Vec::new() };
+    let model = ModelProto { graph: Some(graph), functions: Vec::new() };
     std::fs::write(&path, model.encode_to_vec()).unwrap();
     path
 }

@@ -14,7 +14,7 @@ use crate::{EngineError, EngineErrorKind};
 use places::{Places, SYSTEM_LOADER};
 
 pub use elf::check_whole;
-pub use places::Place;
+pub use places::SearchedPlace;
 
 /// A shared library that an engine needs, and where it is looked for: see [`SharedLibrary::search`].
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +74,7 @@ impl SharedLibrary {
     /// The first place that names a library is final: one that was asked for and does not fit is an error and never a
     /// silent fallback. The current directory and its parents are not searched: running a program on somebody's files must
     /// not run code that lies beside them. Neither are folders above an installed program, to which others may write.
-    pub fn search(&self, explicit: Option<&Utf8Path>) -> Vec<Place> {
+    pub fn search(&self, explicit: Option<&Utf8Path>) -> Vec<SearchedPlace> {
         places::search(self, explicit, &Places::here(self.variable))
     }
 
@@ -83,9 +83,9 @@ impl SharedLibrary {
         self.choose_of(self.search(explicit))
     }
 
-    fn choose_of(&self, mut places: Vec<Place>) -> Choice {
+    fn choose_of(&self, mut places: Vec<SearchedPlace>) -> Choice {
         match places.pop() {
-            Some(Place { origin, path, .. }) => Choice { origin, path },
+            Some(SearchedPlace { origin, path, .. }) => Choice { origin, path },
             None => Choice { origin: SYSTEM_LOADER, path: self.files[0].into() },
         }
     }
@@ -165,10 +165,10 @@ pub fn loader_words(error: &libloading::Error) -> String {
 /// The one library of its kind in a process: bindings keep the first that they are given. It stays loaded, and what was
 /// started with it stays.
 #[derive(Debug)]
-pub struct OneInProcess<T>(Mutex<Option<Running<T>>>);
+pub struct OneInProcess<T>(Mutex<Option<StartedLibrary<T>>>);
 
 #[derive(Debug)]
-struct Running<T> {
+struct StartedLibrary<T> {
     path: Utf8PathBuf,
     started: T,
     _handle: Library,
@@ -191,7 +191,7 @@ impl<T: Clone> OneInProcess<T> {
         start: impl FnOnce() -> Result<(Opened, T), EngineError>,
     ) -> Result<T, EngineError> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Running { path, started, .. }) = running.as_ref() {
+        if let Some(StartedLibrary { path, started, .. }) = running.as_ref() {
             let asked = library.resolve(choice)?;
             if asked == *path {
                 return Ok(started.clone());
@@ -203,7 +203,7 @@ impl<T: Clone> OneInProcess<T> {
             return Err(library.unavailable(message).hint("use one library in a process"));
         }
         let (Opened { path, handle, .. }, started) = start()?;
-        Ok(running.insert(Running { path, started, _handle: handle }).started.clone())
+        Ok(running.insert(StartedLibrary { path, started, _handle: handle }).started.clone())
     }
 }
 

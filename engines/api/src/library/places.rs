@@ -57,7 +57,7 @@ impl Places {
 
 /// A place that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct SearchedPlace {
     /// Who names it: an option, a variable, a folder, or [`SYSTEM_LOADER`].
     pub origin: &'static str,
     /// The file or folder; for the system loader a bare name.
@@ -67,7 +67,11 @@ pub struct Place {
 }
 
 /// Every place in order, up to the one that is taken, which is the last. Touches files, loads nothing.
-pub(super) fn search(library: &SharedLibrary, explicit: Option<&Utf8Path>, places: &Places) -> Vec<Place> {
+pub(super) fn search(
+    library: &SharedLibrary,
+    explicit: Option<&Utf8Path>,
+    places: &Places,
+) -> Vec<SearchedPlace> {
     let holds = |folder: &Utf8Path| {
         library.find(folder).map(|file| if library.by_folder { folder.to_owned() } else { file })
     };
@@ -80,8 +84,8 @@ fn search_with(
     explicit: Option<&Utf8Path>,
     places: &Places,
     holds: &dyn Fn(&Utf8Path) -> Option<Utf8PathBuf>,
-) -> Vec<Place> {
-    let named = |origin, path: &Utf8Path| vec![Place { origin, path: path.to_owned(), taken: true }];
+) -> Vec<SearchedPlace> {
+    let named = |origin, path: &Utf8Path| vec![SearchedPlace { origin, path: path.to_owned(), taken: true }];
     if let Some(path) = explicit {
         return named(BY_OPTION, path);
     }
@@ -96,12 +100,12 @@ fn search_with(
     for (origin, folder) in beside.map(|p| (BESIDE_EXECUTABLE, p.to_owned())).into_iter().chain(set_up) {
         let found = holds(&folder);
         let taken = found.is_some();
-        looked.push(Place { origin, path: found.unwrap_or(folder), taken });
+        looked.push(SearchedPlace { origin, path: found.unwrap_or(folder), taken });
         if taken {
             return looked;
         }
     }
-    looked.push(Place { origin: SYSTEM_LOADER, path: library.files[0].into(), taken: true });
+    looked.push(SearchedPlace { origin: SYSTEM_LOADER, path: library.files[0].into(), taken: true });
     looked
 }
 
@@ -169,7 +173,7 @@ mod tests {
         places.variable = Some("named".into());
         assert_eq!(last(&there, &places), ("SOME_LIB", "named".into(), 1));
         let asked = search_with(&WANTED, Some("asked".into()), &places, &|_| None);
-        assert_eq!(asked, [Place { origin: BY_OPTION, path: "asked".into(), taken: true }]);
+        assert_eq!(asked, [SearchedPlace { origin: BY_OPTION, path: "asked".into(), taken: true }]);
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-const INVALID_VALUE: Status = 1;
-const OUT_OF_MEMORY: Status = 2;
-const ILLEGAL_ADDRESS: Status = 700;
+const INVALID_VALUE: CuResult = 1;
+const OUT_OF_MEMORY: CuResult = 2;
+const ILLEGAL_ADDRESS: CuResult = 700;
 const CAPACITY: usize = 1 << 20;
 
 #[derive(Default)]
@@ -82,70 +82,70 @@ fn host(at: Address) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(at as usize)
 }
 
-fn failing(call: &str) -> Status {
+fn failing(call: &str) -> CuResult {
     if books(|b| b.failing(call)) { ILLEGAL_ADDRESS } else { 0 }
 }
 
-unsafe extern "system" fn one(out: *mut c_int) -> Status {
+unsafe extern "system" fn one(out: *mut c_int) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = 1 };
     0
 }
-unsafe extern "system" fn version(out: *mut c_int) -> Status {
+unsafe extern "system" fn version(out: *mut c_int) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = 12_080 };
     0
 }
-unsafe extern "system" fn total(out: *mut usize, _: c_int) -> Status {
+unsafe extern "system" fn total(out: *mut usize, _: c_int) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = CAPACITY };
     0
 }
-unsafe extern "system" fn same(out: *mut c_int, index: c_int) -> Status {
+unsafe extern "system" fn same(out: *mut c_int, index: c_int) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = index };
     0
 }
-unsafe extern "system" fn name(out: *mut c_char, _: c_int, _: c_int) -> Status {
+unsafe extern "system" fn name(out: *mut c_char, _: c_int, _: c_int) -> CuResult {
     let text = c"stand-in";
     // SAFETY: the caller gives 255 bytes.
     unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), out, text.count_bytes() + 1) };
     0
 }
-unsafe extern "system" fn attribute(out: *mut c_int, which: c_int, _: c_int) -> Status {
+unsafe extern "system" fn attribute(out: *mut c_int, which: c_int, _: c_int) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = if which == CAPABILITY[0] { 8 } else { 9 } };
     0
 }
-unsafe extern "system" fn handle(out: *mut Handle, _: c_int) -> Status {
+unsafe extern "system" fn handle(out: *mut Handle, _: c_int) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = std::ptr::dangling_mut::<u8>().cast() };
     0
 }
-unsafe extern "system" fn stream(out: *mut Handle, flags: u32) -> Status {
+unsafe extern "system" fn stream(out: *mut Handle, flags: u32) -> CuResult {
     assert_eq!(flags, NON_BLOCKING);
     // SAFETY: the caller gives a place to write.
     unsafe { handle(out, 0) }
 }
-unsafe extern "system" fn current(_: Handle) -> Status {
+unsafe extern "system" fn current(_: Handle) -> CuResult {
     failing("cuCtxSetCurrent")
 }
-unsafe extern "system" fn destroy(_: Handle) -> Status {
+unsafe extern "system" fn destroy(_: Handle) -> CuResult {
     0
 }
-unsafe extern "system" fn synchronize(_: Handle) -> Status {
+unsafe extern "system" fn synchronize(_: Handle) -> CuResult {
     failing("cuStreamSynchronize")
 }
-unsafe extern "system" fn init(_: u32) -> Status {
+unsafe extern "system" fn init(_: u32) -> CuResult {
     0
 }
-unsafe extern "system" fn memory(free: *mut usize, total: *mut usize) -> Status {
+unsafe extern "system" fn memory(free: *mut usize, total: *mut usize) -> CuResult {
     let used = books(|b| b.live.values().map(|(_, memory)| size_of_val(&**memory)).sum::<usize>());
     // SAFETY: the caller gives two places to write.
     unsafe { (*free, *total) = (CAPACITY - used, CAPACITY) };
     failing("cuMemGetInfo")
 }
-unsafe extern "system" fn allocate(out: *mut Address, bytes: usize) -> Status {
+unsafe extern "system" fn allocate(out: *mut Address, bytes: usize) -> CuResult {
     let (mut free, mut total) = (0, 0);
     // SAFETY: two places to write.
     unsafe { memory(&mut free, &mut total) };
@@ -164,10 +164,10 @@ unsafe extern "system" fn allocate(out: *mut Address, bytes: usize) -> Status {
     unsafe { *out = address };
     0
 }
-unsafe extern "system" fn free(address: Address) -> Status {
+unsafe extern "system" fn free(address: Address) -> CuResult {
     if books(|b| b.live.remove(&address)).is_some() { 0 } else { INVALID_VALUE }
 }
-unsafe extern "system" fn to_device(to: Address, from: *const c_void, bytes: usize, _: Handle) -> Status {
+unsafe extern "system" fn to_device(to: Address, from: *const c_void, bytes: usize, _: Handle) -> CuResult {
     if books(|b| b.place(to, bytes)).is_none() {
         return INVALID_VALUE;
     }
@@ -175,7 +175,7 @@ unsafe extern "system" fn to_device(to: Address, from: *const c_void, bytes: usi
     unsafe { std::ptr::copy_nonoverlapping(from.cast(), host(to), bytes) };
     failing("cuMemcpyHtoDAsync")
 }
-unsafe extern "system" fn to_host(to: *mut c_void, from: Address, bytes: usize, _: Handle) -> Status {
+unsafe extern "system" fn to_host(to: *mut c_void, from: Address, bytes: usize, _: Handle) -> CuResult {
     if books(|b| b.place(from, bytes)).is_none() {
         return INVALID_VALUE;
     }
@@ -183,7 +183,7 @@ unsafe extern "system" fn to_host(to: *mut c_void, from: Address, bytes: usize, 
     unsafe { std::ptr::copy_nonoverlapping(host(from), to.cast(), bytes) };
     failing("cuMemcpyDtoHAsync")
 }
-unsafe extern "system" fn copy(to: Address, from: Address, bytes: usize, _: Handle) -> Status {
+unsafe extern "system" fn copy(to: Address, from: Address, bytes: usize, _: Handle) -> CuResult {
     let places = books(|b| Some((b.place(from, bytes)?, b.place(to, bytes)?)));
     let Some((from_place, to_place)) = places.filter(|_| to.abs_diff(from) >= bytes as u64) else {
         return INVALID_VALUE;
@@ -194,7 +194,7 @@ unsafe extern "system" fn copy(to: Address, from: Address, bytes: usize, _: Hand
     unsafe { std::ptr::copy_nonoverlapping(host(from), host(to), bytes) };
     failing("cuMemcpyDtoDAsync")
 }
-unsafe extern "system" fn fill(to: Address, value: u8, bytes: usize, _: Handle) -> Status {
+unsafe extern "system" fn fill(to: Address, value: u8, bytes: usize, _: Handle) -> CuResult {
     let Some((number, offset)) = books(|b| b.place(to, bytes)) else { return INVALID_VALUE };
     books(|b| b.log.push(format!("fill {bytes}: #{number}+{offset}")));
     // SAFETY: inside one allocation.
@@ -202,25 +202,25 @@ unsafe extern "system" fn fill(to: Address, value: u8, bytes: usize, _: Handle) 
     failing("cuMemsetD8Async")
 }
 
-fn texts(status: Status) -> (&'static CStr, &'static CStr) {
+fn texts(status: CuResult) -> (&'static CStr, &'static CStr) {
     match status {
         INVALID_VALUE => (c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
         OUT_OF_MEMORY => (c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
         _ => (c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
     }
 }
-unsafe extern "system" fn error_name(status: Status, out: *mut *const c_char) -> Status {
+unsafe extern "system" fn error_name(status: CuResult, out: *mut *const c_char) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = texts(status).0.as_ptr() };
     0
 }
-unsafe extern "system" fn error_text(status: Status, out: *mut *const c_char) -> Status {
+unsafe extern "system" fn error_text(status: CuResult, out: *mut *const c_char) -> CuResult {
     // SAFETY: the caller gives a place to write.
     unsafe { *out = texts(status).1.as_ptr() };
     0
 }
 
-pub(crate) fn driver() -> Arc<Driver> {
+pub(crate) fn driver() -> Arc<CudaDriver> {
     let api = Api {
         init,
         driver_version: version,
@@ -244,5 +244,5 @@ pub(crate) fn driver() -> Arc<Driver> {
         error_name,
         error_text,
     };
-    Arc::new(Driver { api, _library: None })
+    Arc::new(CudaDriver { api, _library: None })
 }

@@ -29,7 +29,7 @@ fn spec(width: usize) -> GraphSpec {
 
 struct Bench {
     spec: GraphSpec,
-    stream: Stream,
+    stream: CudaStream,
     cache: DeviceCache,
     width: usize,
     /// What each slot must hold, by time and row; `None` = zeros.
@@ -40,10 +40,10 @@ struct Bench {
 
 impl Bench {
     fn new(width: usize) -> Self {
-        let device = Device::open(&fake::driver(), 0).unwrap();
+        let device = CudaDevice::open(&fake::driver(), 0).unwrap();
         let spec = spec(width);
         let cache = DeviceCache::new(&device, &spec, &[]).unwrap();
-        let stream = Stream::new(&device).unwrap();
+        let stream = CudaStream::new(&device).unwrap();
         Self { spec, stream, cache, width, expected: Vec::new(), lengths: Vec::new(), written: 0.0 }
     }
 
@@ -58,12 +58,17 @@ impl Bench {
     }
 
     /// One step of all rows that have as many slots.
-    fn all(&mut self, new: usize, past: usize) -> Result<Vec<Place>, String> {
+    fn all(&mut self, new: usize, past: usize) -> Result<Vec<CacheSlice>, String> {
         self.step(new, &CallRow::all(self.lengths.len(), past), None)
     }
 
     /// One step: what the engine would see is checked, what it would write is written.
-    fn step(&mut self, new: usize, rows: &[CallRow], kept: Option<&[usize]>) -> Result<Vec<Place>, String> {
+    fn step(
+        &mut self,
+        new: usize,
+        rows: &[CallRow],
+        kept: Option<&[usize]>,
+    ) -> Result<Vec<CacheSlice>, String> {
         let (of, batch) = (self.lengths.len(), rows.len());
         let x = vec![0.0; batch * new];
         let inputs = [("x", TensorView::f32([batch, new], &x))];
@@ -188,11 +193,11 @@ fn slots_of_some_rows_are_scattered_in_as_few_copies_as_possible() {
     let row = CallRow::new;
     assert_eq!(
         pieces(4, &[row(0, 2), row(1, 2), row(2, 2), row(3, 3)], &[0, 1, 2, 3], 1),
-        [Piece { from: 0, to: 8, slots: 3 }, Piece { from: 3, to: 15, slots: 1 }]
+        [SlotRun { from: 0, to: 8, slots: 3 }, SlotRun { from: 3, to: 15, slots: 1 }]
     );
     assert_eq!(
         pieces(3, &[row(0, 0), row(1, 1), row(2, 1)], &[1, 2], 2),
-        [Piece { from: 1, to: 4, slots: 2 }, Piece { from: 4, to: 7, slots: 2 }]
+        [SlotRun { from: 1, to: 4, slots: 2 }, SlotRun { from: 4, to: 7, slots: 2 }]
     );
     let mut bench = Bench::new(64);
     bench.reset(3);
@@ -233,7 +238,7 @@ fn a_cache_that_is_too_large_for_the_device_grows_by_doubling() {
 
 #[test]
 fn known_profiles_bound_the_memory() {
-    let device = Device::open(&fake::driver(), 0).unwrap();
+    let device = CudaDevice::open(&fake::driver(), 0).unwrap();
     let spec = spec(64);
     let short = |max| {
         let mut profile = Profile::from_spec("p", &spec);

@@ -1,8 +1,8 @@
 //! Engines are built, and how they are built is reported.
 
 use dpar_engine_tensorrt::{
-    BuildError, BuildRequest, BuildSettings, BuiltEngine, Capability, Override, Point, Profile, Progress,
-    read_plan_header,
+    BuildError, BuildProgress, BuildRequest, BuildSettings, BuiltEngine, Capability, Override, Point,
+    Profile, read_plan_header,
 };
 
 use crate::{Graph, builder, graph};
@@ -55,7 +55,7 @@ fn several_profiles_devices_and_settings_are_taken() {
 fn progress_is_reported() {
     let graph = graph("head");
     let mut seen: Vec<(String, usize, usize, usize)> = Vec::new();
-    let mut progress = |p: Progress<'_>| {
+    let mut progress = |p: BuildProgress<'_>| {
         seen.push((p.phase.to_owned(), p.step, p.total, p.depth));
         true
     };
@@ -73,7 +73,7 @@ fn a_build_stops_when_it_is_told_to_and_leaves_the_library_usable() {
     let graph = graph("attention_step");
     for steps in [0, 3] {
         let mut left = steps;
-        let mut progress = |_: Progress<'_>| {
+        let mut progress = |_: BuildProgress<'_>| {
             left -= 1;
             left >= 0
         };

@@ -3,7 +3,7 @@
 use dpar_engine_api::{
     Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile, Session, Tensor, TensorView,
 };
-use dpar_engine_conformance::{Case, Check, Verdict, run};
+use dpar_engine_conformance::{ConformanceCheck, ConformanceVerdict, GraphCase, run};
 use dpar_engine_tensorrt::{BuildRequest, EngineBuilder};
 use dpar_export_spec::GraphSpec;
 
@@ -43,20 +43,20 @@ impl Session for Built {
 fn the_builder_refuses_every_hostile_file() {
     let cases = ["attention_step", "head", "conv_decode"].map(|name| {
         let graph = graph(name);
-        Case::new(graph.spec, graph.path)
+        GraphCase::new(graph.spec, graph.path)
     });
     let outcomes = run(&Builds(builder()), &cases);
     for case in &cases {
         for check in [
-            Check::Prepare,
-            Check::OtherSpec,
-            Check::TruncatedGraph,
-            Check::Garbage,
-            Check::MissingData,
-            Check::TruncatedData,
+            ConformanceCheck::Prepare,
+            ConformanceCheck::OtherSpec,
+            ConformanceCheck::TruncatedGraph,
+            ConformanceCheck::Garbage,
+            ConformanceCheck::MissingData,
+            ConformanceCheck::TruncatedData,
         ] {
             let outcome = outcomes.iter().find(|o| o.graph == case.spec.name && o.check == check).unwrap();
-            assert_eq!(outcome.verdict, Verdict::Pass, "{outcome}");
+            assert_eq!(outcome.verdict, ConformanceVerdict::Pass, "{outcome}");
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use dpar_export_spec::DecoderCross;
 
-use super::{Expected, MAX_LAYERS, Table};
+use super::{Expected, ExpectedTensors, MAX_LAYERS};
 use crate::CheckpointError;
-use crate::weights::{Named, WeightSet};
+use crate::weights::{CanonicalTensors, WeightSet};
 
 /// Sizes read from the tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(crate) struct DparDims {
 /// Every tensor of the transformer.
 pub(crate) fn table(d: &DparDims) -> Vec<Expected> {
     let w = d.width;
-    let mut t = Table::default();
+    let mut t = ExpectedTensors::default();
     t.add("cls_embedding.embedding_table.weight", &[d.class_rows, w]);
     t.add("tok_embeddings.weight", &[d.token_rows, w]);
     t.add("decoder_start_embedding.weight", &[1, w]);
@@ -64,7 +64,7 @@ pub(crate) fn table(d: &DparDims) -> Vec<Expected> {
 }
 
 /// Compares a file with the table and reads its sizes.
-pub(crate) fn resolve(named: Named) -> Result<(DparDims, WeightSet), CheckpointError> {
+pub(crate) fn resolve(named: CanonicalTensors) -> Result<(DparDims, WeightSet), CheckpointError> {
     let layers = |layers: &str, cross: &str| {
         named.parts(layers, MAX_LAYERS).max(named.parts(cross, MAX_LAYERS)).max(1)
     };

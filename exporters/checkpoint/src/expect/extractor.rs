@@ -2,9 +2,9 @@
 
 use dpar_export_spec::{EfficientNetSpec, InceptionSpec};
 
-use super::{Expected, Table};
+use super::{Expected, ExpectedTensors};
 
-impl Table {
+impl ExpectedTensors {
     /// A batch norm's four tensors.
     fn batch_norm(&mut self, name: &str, channels: usize) {
         for part in ["weight", "bias", "running_mean", "running_var"] {
@@ -15,7 +15,7 @@ impl Table {
 
 /// FID-Inception: 472 tensors.
 pub(crate) fn inception() -> Vec<Expected> {
-    let mut t = Table::default();
+    let mut t = ExpectedTensors::default();
     for l in InceptionSpec::layers() {
         t.add(format!("{}.conv.weight", l.name), &[l.output, l.input, l.kernel[0], l.kernel[1]]);
         t.batch_norm(&format!("{}.bn", l.name), l.output);
@@ -27,7 +27,7 @@ pub(crate) fn inception() -> Vec<Expected> {
 
 /// EfficientNet-Lite0 with the names of the package `efficientnet-lite-pytorch`; `classes` rows of `_fc.weight`.
 pub(crate) fn efficientnet_lite0(classes: usize) -> Vec<Expected> {
-    let mut t = Table::default();
+    let mut t = ExpectedTensors::default();
     t.add("_conv_stem.weight", &[EfficientNetSpec::STEM, 3, 3, 3]);
     t.batch_norm("_bn0", EfficientNetSpec::STEM);
     let mut last = EfficientNetSpec::STEM;

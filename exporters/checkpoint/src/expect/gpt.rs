@@ -1,8 +1,8 @@
 //! LlamaGen transformers: the entropy model (no class table) and the baseline.
 
-use super::{Expected, MAX_LAYERS, Table};
+use super::{Expected, ExpectedTensors, MAX_LAYERS};
 use crate::CheckpointError;
-use crate::weights::{Named, WeightSet};
+use crate::weights::{CanonicalTensors, WeightSet};
 
 /// Sizes read from the tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) struct GptDims {
 
 /// Every tensor of the transformer.
 pub(crate) fn table(d: &GptDims) -> Vec<Expected> {
-    let mut t = Table::default();
+    let mut t = ExpectedTensors::default();
     if let Some(rows) = d.class_rows {
         t.add("cls_embedding.embedding_table.weight", &[rows, d.width]);
     }
@@ -35,7 +35,10 @@ pub(crate) fn table(d: &GptDims) -> Vec<Expected> {
 }
 
 /// Compares a file with the table and reads its sizes.
-pub(crate) fn resolve(named: Named, conditional: bool) -> Result<(GptDims, WeightSet), CheckpointError> {
+pub(crate) fn resolve(
+    named: CanonicalTensors,
+    conditional: bool,
+) -> Result<(GptDims, WeightSet), CheckpointError> {
     let dims = GptDims {
         width: named.dim("tok_embeddings.weight", 1),
         ffn: named.dim("layers.0.feed_forward.w1.weight", 0),

@@ -15,9 +15,9 @@ const MAX_LAYERS: usize = 1024;
 
 /// A growing table.
 #[derive(Debug, Default)]
-pub(crate) struct Table(Vec<Expected>);
+pub(crate) struct ExpectedTensors(Vec<Expected>);
 
-impl Table {
+impl ExpectedTensors {
     fn add(&mut self, name: impl Into<String>, shape: &[usize]) {
         self.0.push(Expected { name: name.into(), shape: shape.to_vec() });
     }

@@ -2,9 +2,9 @@
 
 use dpar_export_spec::{VqLevel, VqStack};
 
-use super::{Expected, Table};
+use super::{Expected, ExpectedTensors};
 use crate::CheckpointError;
-use crate::weights::{Named, WeightSet};
+use crate::weights::{CanonicalTensors, WeightSet};
 
 /// Indexes of this size and more are not levels or blocks.
 const MAX_LEVELS: usize = 16;
@@ -34,7 +34,7 @@ impl VqDims {
     }
 }
 
-impl Table {
+impl ExpectedTensors {
     fn conv(&mut self, name: &str, out: usize, input: usize, kernel: usize) {
         self.add(format!("{name}.weight"), &[out, input, kernel, kernel]);
         self.add(format!("{name}.bias"), &[out]);
@@ -90,7 +90,7 @@ impl Table {
 
 /// Every tensor of the tokenizer. Decoder levels execute in index order, lowest resolution first.
 pub(crate) fn table(d: &VqDims) -> Vec<Expected> {
-    let mut t = Table::default();
+    let mut t = ExpectedTensors::default();
     t.conv("encoder.conv_in", d.encoder.conv_in, 3, 3);
     let deepest = t.levels("encoder", "downsample", &d.encoder);
     t.middle("encoder", deepest);
@@ -107,7 +107,7 @@ pub(crate) fn table(d: &VqDims) -> Vec<Expected> {
     t.0
 }
 
-fn stack(named: &Named, stack: &str) -> VqStack {
+fn stack(named: &CanonicalTensors, stack: &str) -> VqStack {
     let levels = named.parts(&format!("{stack}.conv_blocks."), MAX_LEVELS).max(1);
     let level = |index: usize| {
         let at = format!("{stack}.conv_blocks.{index}");
@@ -126,7 +126,7 @@ fn stack(named: &Named, stack: &str) -> VqStack {
 }
 
 /// Compares a file with the table and reads its sizes.
-pub(crate) fn resolve(named: Named) -> Result<(VqDims, WeightSet), CheckpointError> {
+pub(crate) fn resolve(named: CanonicalTensors) -> Result<(VqDims, WeightSet), CheckpointError> {
     let dims = VqDims {
         codebook: named.dim("quantize.embedding.weight", 0),
         code_width: named.dim("quantize.embedding.weight", 1),
@@ -161,7 +161,7 @@ pub(crate) fn resolve(named: Named) -> Result<(VqDims, WeightSet), CheckpointErr
     Ok((dims, named.bind(&table)?))
 }
 
-fn check_groups(named: &Named, tensor: &str, channels: usize) -> Result<(), CheckpointError> {
+fn check_groups(named: &CanonicalTensors, tensor: &str, channels: usize) -> Result<(), CheckpointError> {
     if channels.is_multiple_of(GROUPS) {
         return Ok(());
     }

@@ -5,7 +5,7 @@ use crate::{CheckpointError, ErrorKind};
 
 /// What a file is instead, and what to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Foreign {
+pub(super) struct ForeignFormat {
     pub(super) what: &'static str,
     hint: &'static str,
 }
@@ -43,22 +43,25 @@ const MAGIC: &[(&[u8], &str, &str)] = &[
 ];
 
 /// What a file is that its own format's reader does not know.
-pub(super) fn recognise(file: &[u8]) -> Option<Foreign> {
+pub(super) fn recognise(file: &[u8]) -> Option<ForeignFormat> {
     let head = file.get(..16)?;
     if let Some((_, what, hint)) = MAGIC.iter().find(|(magic, ..)| file.starts_with(magic)) {
-        return Some(Foreign { what, hint });
+        return Some(ForeignFormat { what, hint });
     }
     let tensors = file.get(8) == Some(&b'{')
         && head.first_chunk::<8>().is_some_and(|n| u64::from_le_bytes(*n) < file.len() as u64);
     if tensors {
-        return Some(Foreign { what: "a safetensors file", hint: "rename it to .safetensors" });
+        return Some(ForeignFormat { what: "a safetensors file", hint: "rename it to .safetensors" });
     }
     if file.get(257..262) == Some(b"ustar") {
-        return Some(Foreign { what: "a tar archive", hint: UNPACK });
+        return Some(ForeignFormat { what: "a tar archive", hint: UNPACK });
     }
     if file.iter().take(4096).all(|b| *b == 0) {
         let hint = "the download was interrupted: copy or download the file again";
-        return Some(Foreign { what: "zeros at its start, where its table of contents should be", hint });
+        return Some(ForeignFormat {
+            what: "zeros at its start, where its table of contents should be",
+            hint,
+        });
     }
     let text =
         std::str::from_utf8(head).ok()?.trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
@@ -67,33 +70,33 @@ pub(super) fn recognise(file: &[u8]) -> Option<Foreign> {
     }
     let starts = |words: &[&str]| words.iter().any(|w| text.starts_with(w));
     if starts(&["<!doctype", "<html", "<head", "<body"]) {
-        Some(Foreign { what: "an HTML page", hint: DOWNLOAD })
+        Some(ForeignFormat { what: "an HTML page", hint: DOWNLOAD })
     } else if starts(&["<?xml", "<error"]) {
-        Some(Foreign { what: "an XML document", hint: DOWNLOAD })
+        Some(ForeignFormat { what: "an XML document", hint: DOWNLOAD })
     } else if starts(&["{", "[{"]) {
-        Some(Foreign { what: "JSON text", hint: DOWNLOAD })
+        Some(ForeignFormat { what: "JSON text", hint: DOWNLOAD })
     } else {
         None
     }
 }
 
 /// What a ZIP archive is that holds no pickle of PyTorch's.
-pub(super) fn archive<'n>(mut names: impl Iterator<Item = &'n str> + Clone) -> Option<Foreign> {
+pub(super) fn archive<'n>(mut names: impl Iterator<Item = &'n str> + Clone) -> Option<ForeignFormat> {
     let any = |end: &str| names.clone().any(|n| n.ends_with(end));
     if any("models/model.json") || any("serialized_exported_program.json") {
-        return Some(Foreign { what: "a program of torch.export (.pt2)", hint: STATE_DICT });
+        return Some(ForeignFormat { what: "a program of torch.export (.pt2)", hint: STATE_DICT });
     }
     if any("model.weights.h5") {
-        return Some(Foreign { what: "a Keras archive", hint: STATE_DICT });
+        return Some(ForeignFormat { what: "a Keras archive", hint: STATE_DICT });
     }
     if any("") && names.all(|n| n.ends_with(".npy")) {
-        return Some(Foreign { what: "a NumPy archive (.npz)", hint: STATE_DICT });
+        return Some(ForeignFormat { what: "a NumPy archive (.npz)", hint: STATE_DICT });
     }
     None
 }
 
 /// The error that calls a file by its name.
-pub(super) fn error(expected: WeightFormat, found: Foreign) -> CheckpointError {
+pub(super) fn error(expected: WeightFormat, found: ForeignFormat) -> CheckpointError {
     let kind = ErrorKind::OtherFormat { expected, found: found.what };
     CheckpointError::new(kind).with_hint(found.hint)
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::pickle::Value;
+use super::pickle::PickleValue;
 use super::state::malformed;
 use super::torch::{parse_prefix, place_all};
 use super::{Contents, WeightFormat, state};
@@ -34,18 +34,18 @@ pub(super) fn contents(file: &[u8], wanted: Option<&str>) -> Result<Contents, Ch
     };
     let (version, machine, object, keys) =
         (next().map_err(fail)?, next().map_err(fail)?, next().map_err(fail)?, next().map_err(fail)?);
-    if !matches!(version.get(version.root), Value::Int(VERSION)) {
+    if !matches!(version.get(version.root), PickleValue::Int(VERSION)) {
         return Err(fail(malformed("its protocol version is not 1001")));
     }
     let little = machine.dict(machine.root).and_then(|facts| {
         let named = facts.iter().find(|(k, _)| machine.str(*k) == Some("little_endian"))?;
         Some(machine.get(named.1))
     });
-    if !matches!(little, Some(Value::Int(1))) {
+    if !matches!(little, Some(PickleValue::Int(1))) {
         let problem = "its byte order is not little endian, or not given".to_owned();
         return Err(fail(ErrorKind::UnsupportedFile(problem)));
     }
-    let Value::List(keys_in_order) = keys.get(keys.root) else {
+    let PickleValue::List(keys_in_order) = keys.get(keys.root) else {
         return Err(fail(malformed("its list of storages is not a list")));
     };
     // What the object's storages declare; only those can be placed, because the file has element counts only.
@@ -53,7 +53,7 @@ pub(super) fn contents(file: &[u8], wanted: Option<&str>) -> Result<Contents, Ch
         .values
         .iter()
         .filter_map(|v| match v {
-            Value::Storage(s) => Some((s.key.as_str(), s.class.size()?)),
+            PickleValue::Storage(s) => Some((s.key.as_str(), s.class.size()?)),
             _ => None,
         })
         .collect();

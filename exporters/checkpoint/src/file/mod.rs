@@ -53,7 +53,7 @@ impl WeightFormat {
 
 /// Where a tensor lies in a file. The range is inside the file; strides are in elements.
 #[derive(Debug)]
-struct Entry {
+struct TensorEntry {
     dtype: WeightDType,
     shape: Vec<usize>,
     range: Range<usize>,
@@ -74,7 +74,7 @@ pub(crate) struct Unread {
 /// The table of contents of one file.
 #[derive(Debug, Default)]
 struct Contents {
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, TensorEntry>,
     unread: BTreeMap<String, Unread>,
     /// Keys to the state dict, joined by dots; empty where it is bare.
     key: String,
@@ -84,7 +84,7 @@ struct Contents {
 
 /// One file of the weights.
 #[derive(Debug)]
-struct Part {
+struct WeightFile {
     path: Utf8PathBuf,
     bytes: Bytes,
 }
@@ -97,9 +97,9 @@ struct Part {
 #[derive(Debug)]
 pub struct TensorFile {
     path: Utf8PathBuf,
-    parts: Vec<Part>,
+    parts: Vec<WeightFile>,
     /// Name → part and place in it.
-    entries: BTreeMap<String, (usize, Entry)>,
+    entries: BTreeMap<String, (usize, TensorEntry)>,
     unread: BTreeMap<String, Unread>,
     key: String,
     others: Vec<String>,
@@ -169,7 +169,7 @@ impl TensorFile {
         };
         let Contents { entries, unread, key, others } = contents.map_err(|e| e.at(path))?;
         let entries = entries.into_iter().map(|(name, entry)| (name, (0, entry))).collect();
-        let parts = vec![Part { path: path.to_owned(), bytes }];
+        let parts = vec![WeightFile { path: path.to_owned(), bytes }];
         Ok(Self { path: path.to_owned(), parts, entries, unread, key, others })
     }
 

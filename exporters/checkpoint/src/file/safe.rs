@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
-use super::{Contents, Entry, WeightFormat, foreign};
+use super::{Contents, TensorEntry, WeightFormat, foreign};
 use crate::{CheckpointError, ErrorKind, WeightDType};
 
 /// Reads the table of contents of a `.safetensors` file.
@@ -21,7 +21,7 @@ pub(super) fn contents(file: &[u8]) -> Result<Contents, CheckpointError> {
     for (name, info) in metadata.tensors() {
         let (from, to) = info.data_offsets;
         let (range, shape) = (data + from..data + to, info.shape.clone());
-        let entry = Entry { dtype: dtype(info.dtype), shape, range, strides: None, negated: false };
+        let entry = TensorEntry { dtype: dtype(info.dtype), shape, range, strides: None, negated: false };
         contents.entries.insert(name, entry);
     }
     Ok(contents)
@@ -62,11 +62,11 @@ fn kind(e: &SafeTensorError, file: &[u8]) -> ErrorKind {
 /// The size of the file that a header of `announced` bytes describes.
 fn described(file: &[u8], announced: u64) -> Option<u64> {
     #[derive(serde::Deserialize)]
-    struct Tensor {
+    struct TensorInfo {
         data_offsets: Option<(u64, u64)>,
     }
     let end = usize::try_from(announced).ok()?.checked_add(8)?;
-    let tensors: BTreeMap<String, Tensor> = serde_json::from_slice(file.get(8..end)?).ok()?;
+    let tensors: BTreeMap<String, TensorInfo> = serde_json::from_slice(file.get(8..end)?).ok()?;
     let data = tensors.values().filter_map(|t| Some(t.data_offsets?.1)).max().unwrap_or(0);
     data.checked_add(end as u64)
 }

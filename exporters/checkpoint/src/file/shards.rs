@@ -24,7 +24,7 @@ pub(super) struct Index {
 }
 
 #[derive(Deserialize)]
-struct Raw {
+struct IndexFile {
     weight_map: Option<BTreeMap<String, String>>,
 }
 
@@ -32,7 +32,7 @@ struct Raw {
 pub(super) fn read(path: &Utf8Path) -> Result<Index, CheckpointError> {
     let fail = |problem: String| CheckpointError::in_file(ErrorKind::UnsupportedFile(problem), path);
     let text = read_text(path, "the index of a sharded checkpoint")?;
-    let raw: Raw = serde_json::from_str(&text)
+    let raw: IndexFile = serde_json::from_str(&text)
         .map_err(|e| fail(format!("the index of a sharded checkpoint is not what it should be: {e}")))?;
     let map = raw.weight_map.filter(|m| !m.is_empty());
     let map = map.ok_or_else(|| {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::WeightFormat;
-use super::pickle::{self, Heap, Id, TensorDesc, Value};
+use super::pickle::{self, Heap, PickleValue, TensorDesc, ValueId};
 use crate::{CheckpointError, ErrorKind};
 
 pub(super) fn malformed(problem: impl Into<String>) -> ErrorKind {
@@ -32,14 +32,14 @@ pub(super) struct StateDict<'h> {
 pub(super) fn find<'h>(heap: &'h Heap<'_>, wanted: Option<&str>) -> Result<StateDict<'h>, CheckpointError> {
     let Some(root) = heap.dict(heap.root) else {
         let what = match heap.get(heap.root) {
-            Value::Object { module, name } => {
+            PickleValue::Object { module, name } => {
                 let problem =
                     format!("the saved object is {}, not a dictionary", pickle::describe(module, name));
                 return Err(CheckpointError::new(malformed(problem))
                     .with_hint("save its tensors alone: torch.save({'model': m.state_dict()}, FILE)"));
             }
-            Value::List(_) | Value::Tuple(_) => "a list, not a dictionary",
-            Value::Tensor(_) => "one tensor, not a dictionary",
+            PickleValue::List(_) | PickleValue::Tuple(_) => "a list, not a dictionary",
+            PickleValue::Tensor(_) => "one tensor, not a dictionary",
             _ => "not a dictionary",
         };
         return Err(malformed(format!("the saved object is {what}")).into());
@@ -104,13 +104,14 @@ fn not_under(wanted: &str, all: &[StateDict<'_>]) -> CheckpointError {
 /// All dictionaries with tensors in them, the root first, then by depth.
 fn state_dicts<'h>(heap: &'h Heap<'_>) -> Vec<StateDict<'h>> {
     let mut found = Vec::new();
-    let mut seen: HashSet<Id> = HashSet::from([heap.root]);
+    let mut seen: HashSet<ValueId> = HashSet::from([heap.root]);
     let mut queue = VecDeque::from([(String::new(), heap.root, 0)]);
     while let Some((key, id, depth)) = queue.pop_front() {
         let Some(pairs) = heap.dict(id) else { continue };
         let own = contents(heap, pairs);
         // A key that is there twice has the later value.
-        let last: HashMap<&str, Id> = pairs.iter().filter_map(|(k, v)| Some((heap.str(*k)?, *v))).collect();
+        let last: HashMap<&str, ValueId> =
+            pairs.iter().filter_map(|(k, v)| Some((heap.str(*k)?, *v))).collect();
         for (k, v) in pairs.iter().filter(|_| depth < DEPTH) {
             if let (Some(name), Some(_)) = (heap.str(*k), heap.dict(*v))
                 && last.get(name) == Some(v)
@@ -131,14 +132,14 @@ fn state_dicts<'h>(heap: &'h Heap<'_>) -> Vec<StateDict<'h>> {
 }
 
 /// What lies directly in a dictionary.
-fn contents<'h>(heap: &'h Heap<'_>, pairs: &'h [(Id, Id)]) -> StateDict<'h> {
+fn contents<'h>(heap: &'h Heap<'_>, pairs: &'h [(ValueId, ValueId)]) -> StateDict<'h> {
     let mut own = StateDict::default();
     for (k, v) in pairs {
         let Some(name) = heap.str(*k) else { continue };
         match heap.get(*v) {
-            Value::Tensor(desc) => own.tensors.push((name, desc)),
-            Value::Unread(what) => own.unread.push((name, what.to_string(), true)),
-            Value::Object { module, name: class } => {
+            PickleValue::Tensor(desc) => own.tensors.push((name, desc)),
+            PickleValue::Unread(what) => own.unread.push((name, what.to_string(), true)),
+            PickleValue::Object { module, name: class } => {
                 own.unread.push((name, pickle::describe(module, class), false))
             }
             _ => {}

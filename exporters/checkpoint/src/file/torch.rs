@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::pickle::{self, Heap, PickleError, TensorDesc, Value};
+use super::pickle::{self, Heap, PickleError, PickleValue, TensorDesc};
 use super::state::{self, StateDict, malformed};
 use super::zip::{self, ZipError};
-use super::{Contents, Entry, Unread, WeightFormat, foreign};
+use super::{Contents, TensorEntry, Unread, WeightFormat, foreign};
 use crate::{CheckpointError, ErrorKind};
 
 /// Reads the table of contents of a `.pt` file; the state dict is the one under `wanted`, if that is given.
@@ -99,7 +99,7 @@ pub(super) fn place_all(
 ) -> Result<Contents, CheckpointError> {
     let mut contents = Contents { key: state.key, others: state.others, ..Contents::default() };
     for (name, desc) in state.tensors {
-        let Value::Storage(storage) = heap.get(desc.storage) else { continue };
+        let PickleValue::Storage(storage) = heap.get(desc.storage) else { continue };
         let entry = place(&storage.key).and_then(|place| view(desc, storage, place, file_len)).map_err(
             |problem| CheckpointError::new(ErrorKind::MalformedTensor(problem)).tensor_named(name),
         )?;
@@ -121,7 +121,7 @@ fn view(
     storage: &pickle::Storage,
     place: Range<usize>,
     file_len: usize,
-) -> Result<Entry, String> {
+) -> Result<TensorEntry, String> {
     let item = desc.dtype.size().ok_or("its element type has no size")?;
     let unit = storage.class.size().ok_or("its storage's element type has no size")?;
     let units = usize::try_from(storage.elements).map_err(|_| "its storage has a negative size")?;
@@ -144,8 +144,13 @@ fn view(
             .collect::<Result<Vec<usize>, String>>()
     };
     let (shape, strides) = (unsigned(&desc.size, "size")?, unsigned(&desc.stride, "stride")?);
-    let entry =
-        |shape, range, strides| Entry { dtype: desc.dtype, shape, range, strides, negated: desc.negated };
+    let entry = |shape, range, strides| TensorEntry {
+        dtype: desc.dtype,
+        shape,
+        range,
+        strides,
+        negated: desc.negated,
+    };
     let too_big = || format!("its shape {shape:?} does not fit an address");
     // Zeros last, so that an empty tensor with absurd other sizes is still caught.
     let largest =

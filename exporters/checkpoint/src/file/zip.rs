@@ -29,9 +29,9 @@ fn malformed<T>(why: impl Into<String>) -> Result<T, ZipError> {
 
 /// Little-endian reads that never go out of bounds.
 #[derive(Clone, Copy)]
-struct Bytes<'a>(&'a [u8]);
+struct LittleEndian<'a>(&'a [u8]);
 
-impl<'a> Bytes<'a> {
+impl<'a> LittleEndian<'a> {
     fn get<const N: usize>(self, at: usize) -> Option<[u8; N]> {
         self.0.get(at..)?.first_chunk::<N>().copied()
     }
@@ -60,7 +60,7 @@ struct Directory {
 
 /// Name → byte range of every stored record. Directory entries are left out.
 pub(crate) fn records(file: &[u8]) -> Result<BTreeMap<&str, Range<usize>>, ZipError> {
-    let b = Bytes(file);
+    let b = LittleEndian(file);
     let directory = find_directory(b)?;
     let mut records = BTreeMap::new();
     let mut occupied: Vec<Range<usize>> = Vec::new();
@@ -86,7 +86,7 @@ pub(crate) fn records(file: &[u8]) -> Result<BTreeMap<&str, Range<usize>>, ZipEr
 }
 
 /// Locates the central directory through the end record, and through the 64-bit one where that exists.
-fn find_directory(b: Bytes<'_>) -> Result<Directory, ZipError> {
+fn find_directory(b: LittleEndian<'_>) -> Result<Directory, ZipError> {
     let len = b.0.len();
     let newest = len.saturating_sub(22);
     let oldest = newest.saturating_sub(usize::from(u16::MAX));
@@ -130,7 +130,7 @@ fn find_directory(b: Bytes<'_>) -> Result<Directory, ZipError> {
 }
 
 /// Bytes behind an archive that is whole: an end record lies before them, and the directory is where it says.
-fn bytes_behind(b: Bytes<'_>) -> Option<usize> {
+fn bytes_behind(b: LittleEndian<'_>) -> Option<usize> {
     /// How far from the end an end record is looked for.
     const FAR: usize = 64 << 20;
     let len = b.0.len();
@@ -151,7 +151,7 @@ fn bytes_behind(b: Bytes<'_>) -> Option<usize> {
 
 /// Reads one directory entry and the local header it points to: its name, its whole range, its data range.
 fn entry<'a>(
-    b: Bytes<'a>,
+    b: LittleEndian<'a>,
     at: &mut usize,
     directory: &Directory,
 ) -> Result<(&'a str, Range<usize>, Range<usize>), ZipError> {
@@ -216,7 +216,7 @@ fn wide_fields(extra: &[u8], fields: [&mut u64; 3]) -> Result<(), ZipError> {
     if fields.iter().all(|f| **f != u64::from(u32::MAX)) {
         return Ok(());
     }
-    let b = Bytes(extra);
+    let b = LittleEndian(extra);
     let mut at = 0;
     while let (Some(tag), Some(len)) = (b.u16(at), b.u16(at + 2)) {
         let len = usize::from(len);
@@ -225,7 +225,7 @@ fn wide_fields(extra: &[u8], fields: [&mut u64; 3]) -> Result<(), ZipError> {
             let mut from = 0;
             for field in fields {
                 if *field == u64::from(u32::MAX) {
-                    let Some(wide) = Bytes(body).u64(from) else {
+                    let Some(wide) = LittleEndian(body).u64(from) else {
                         return malformed("a 64-bit extra field is cut off");
                     };
                     *field = wide;

@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{DecoderCross, PatchMode, PatchRule, SystemKind, VqLevel, VqStack};
 
 use crate::expect::{self, dpar::DparDims, gpt::GptDims, vq::VqDims};
-use crate::known::{self, Layers, Size};
+use crate::known::{self, LayerCounts, Size};
 use crate::weights::Expected;
 use crate::{CheckpointError, ErrorKind};
 
@@ -41,8 +41,8 @@ pub struct SynthSize {
 impl From<Size> for SynthSize {
     fn from(size: Size) -> Self {
         let layers = match size.layers {
-            Layers::Gpt(n) => vec![n],
-            Layers::Dpar(e, g, d) => vec![e, g, d],
+            LayerCounts::Gpt(n) => vec![n],
+            LayerCounts::Dpar(e, g, d) => vec![e, g, d],
         };
         Self { width: size.width, heads: size.heads, layers }
     }
@@ -284,8 +284,8 @@ impl Synth {
 /// `model.gpt_model`, and the heads where no published name says them.
 fn word(size: &SynthSize, prefix: &str) -> String {
     let layers = match size.layers[..] {
-        [e, g, d] => Layers::Dpar(e, g, d),
-        _ => Layers::Gpt(size.layers[0]),
+        [e, g, d] => LayerCounts::Dpar(e, g, d),
+        _ => LayerCounts::Gpt(size.layers[0]),
     };
     let name = known::name_of(&Size { width: size.width, heads: size.heads, layers });
     name.map_or_else(

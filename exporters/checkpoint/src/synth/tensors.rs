@@ -27,12 +27,12 @@ pub(super) struct Tensors {
 struct Seeded {
     shape: Vec<usize>,
     seed: u64,
-    kind: Kind,
+    kind: Fill,
 }
 
 /// What a tensor holds.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum Fill {
     /// The same number.
     Constant(f32),
     /// Uniform, with mean 0 and this standard deviation.
@@ -41,7 +41,7 @@ enum Kind {
     Output(f64),
 }
 
-impl Kind {
+impl Fill {
     fn of(tensor: &Expected) -> Self {
         match tensor.shape[..] {
             [_] if tensor.name.ends_with(".bias") => Self::Constant(0.0),
@@ -56,7 +56,7 @@ impl Kind {
 impl Tensors {
     pub(super) fn new(table: Vec<Expected>, seed: u64) -> Self {
         let tensors = (1..).zip(table).map(|(i, tensor)| {
-            let kind = Kind::of(&tensor);
+            let kind = Fill::of(&tensor);
             (tensor.name, Seeded { shape: tensor.shape, seed: seed.wrapping_shl(32).wrapping_add(i), kind })
         });
         Self { tensors: tensors.collect() }
@@ -66,8 +66,8 @@ impl Tensors {
     pub(super) fn with_spread(mut self, spread: Spread) -> Self {
         for (name, tensor) in &mut self.tensors {
             match name.as_str() {
-                "tok_embeddings.weight" => tensor.kind = Kind::Uniform(SPREAD_EMBEDDING),
-                "output.weight" => tensor.kind = Kind::Output(spread.gain),
+                "tok_embeddings.weight" => tensor.kind = Fill::Uniform(SPREAD_EMBEDDING),
+                "output.weight" => tensor.kind = Fill::Output(spread.gain),
                 _ => {}
             }
         }
@@ -96,9 +96,9 @@ impl Seeded {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let mut uniform = || (random.f32() - 0.5) * UNIFORM;
         match self.kind {
-            Kind::Constant(value) => vec![value; self.elements()],
-            Kind::Uniform(deviation) => (0..self.elements()).map(|_| uniform() * deviation).collect(),
-            Kind::Output(gain) => {
+            Fill::Constant(value) => vec![value; self.elements()],
+            Fill::Uniform(deviation) => (0..self.elements()).map(|_| uniform() * deviation).collect(),
+            Fill::Output(gain) => {
                 let width = self.shape.last().copied().unwrap_or(1);
                 let scale = gain as f32 / (width as f32).sqrt();
                 let direction: Vec<f32> = (0..width).map(|_| scale.copysign(uniform())).collect();
@@ -135,7 +135,7 @@ impl View for &Seeded {
 mod tests {
     use super::*;
 
-    fn seeded(shape: &[usize], seed: u64, kind: Kind) -> Vec<f32> {
+    fn seeded(shape: &[usize], seed: u64, kind: Fill) -> Vec<f32> {
         Seeded { shape: shape.to_vec(), seed, kind }.values()
     }
 
@@ -147,17 +147,17 @@ mod tests {
 
     #[test]
     fn weights_are_seeded_and_have_the_scale_of_training() {
-        let values = seeded(&[100, 100], 7, Kind::Uniform(DEVIATION));
+        let values = seeded(&[100, 100], 7, Fill::Uniform(DEVIATION));
         assert!((deviation(&values) - 0.02).abs() < 1e-3);
-        assert_eq!(values, seeded(&[100, 100], 7, Kind::Uniform(DEVIATION)));
-        assert_ne!(values[0], seeded(&[100, 100], 8, Kind::Uniform(DEVIATION))[0]);
-        assert_eq!(seeded(&[3], 1, Kind::Constant(1.0)), [1.0; 3]);
+        assert_eq!(values, seeded(&[100, 100], 7, Fill::Uniform(DEVIATION)));
+        assert_ne!(values[0], seeded(&[100, 100], 8, Fill::Uniform(DEVIATION))[0]);
+        assert_eq!(seeded(&[3], 1, Fill::Constant(1.0)), [1.0; 3]);
     }
 
     #[test]
     fn output_weights_have_one_direction_and_their_gain() {
         let (rows, width) = (4096, 64);
-        let values = seeded(&[rows, width], 3, Kind::Output(5.0));
+        let values = seeded(&[rows, width], 3, Fill::Output(5.0));
         // Along its own first row, normalised, the table has the gain as its deviation over tokens.
         let first = &values[..width];
         let norm = first.iter().map(|v| v * v).sum::<f32>().sqrt();

@@ -45,9 +45,9 @@ fn case(batch: usize, rounds: &[[f64; 3]]) -> Measurement {
     }
 }
 
-fn report(cases: Vec<Measurement>) -> Report {
+fn report(cases: Vec<Measurement>) -> BenchReport {
     let machine = Machine { cpu: Some("c".to_owned()), cores: 2, threads: 1, read_bytes_per_second: 1e10 };
-    Report::new(machine, cases)
+    BenchReport::new(machine, cases)
 }
 
 fn verdict_of<'a>(comparison: &'a Comparison, graph: Option<&str>) -> &'a Change {

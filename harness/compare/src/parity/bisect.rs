@@ -15,14 +15,14 @@ use dpar_engine_api::{
 };
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::{TeacherForced, prepare_model};
-use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
-use dpar_export_decode::runtime::{LoadedBundle, Progress};
+use dpar_export_decode::loaded::{LoadedBundle, Progress};
+use dpar_export_decode::replay::{ForcedTokens, Replay, ReplayOptions, follow};
 use dpar_export_metrics::Verdict;
 use dpar_export_onnx::derive::{Exposed, expose};
 use dpar_export_spec::{GraphName, GraphSpec, PatchRule};
 use serde::Serialize;
 
-use super::decisions::{Sizes, teacher_forced};
+use super::decisions::{ComparedSizes, teacher_forced};
 use super::shadow::{Limits, numbers};
 use super::{sizes, usual};
 use crate::CompareError;
@@ -43,7 +43,7 @@ pub struct Bisection {
     /// `pass` when nothing differs.
     pub verdict: Verdict,
     /// The two sources.
-    pub sources: [Source; 2],
+    pub sources: [BisectSource; 2],
     /// The first slot that differs in the whole loop; null where no slot does.
     pub symptom: Option<Symptom>,
     /// The first graph that differs on the same inputs.
@@ -56,7 +56,7 @@ pub struct Bisection {
 
 /// One of the two.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Source {
+pub struct BisectSource {
     /// How the findings call it.
     pub name: String,
     /// What ran; null for recorded outputs.
@@ -195,8 +195,8 @@ impl Bisection {
     }
 }
 
-fn source(name: &str, runtime: &LoadedBundle<'_>) -> Source {
-    Source {
+fn source(name: &str, runtime: &LoadedBundle<'_>) -> BisectSource {
+    BisectSource {
         name: name.to_owned(),
         engine: Some(runtime.info().clone()),
         bundle: Some(runtime.bundle().manifest_sha256().to_owned()),
@@ -204,8 +204,8 @@ fn source(name: &str, runtime: &LoadedBundle<'_>) -> Source {
 }
 
 /// One batch, so that every call belongs to one slot.
-fn how<'a>(bundle: &'a Bundle, forced: &Forced, cfg_scale: f32) -> Follow<'a> {
-    Follow::new(bundle.system(), cfg_scale, forced.labels.len())
+fn how<'a>(bundle: &'a Bundle, forced: &ForcedTokens, cfg_scale: f32) -> ReplayOptions<'a> {
+    ReplayOptions::new(bundle.system(), cfg_scale, forced.labels.len())
 }
 
 /// Finds where `b` parts from `a`: two engines on one bundle, or two bundles of one system on one engine.
@@ -216,7 +216,7 @@ pub fn between(
     names: [&str; 2],
     a: &LoadedBundle<'_>,
     b: &LoadedBundle<'_>,
-    forced: &Forced,
+    forced: &ForcedTokens,
     cfg_scale: f32,
     progress: Progress<'_>,
 ) -> Result<Bisection, CompareError> {
@@ -302,7 +302,12 @@ pub fn between(
 }
 
 /// The first slot at which two replays differ by more than the tolerance.
-fn symptom(sizes: Sizes<'_>, a: &Replay, b: &Replay, guided: bool) -> Result<Option<Symptom>, CompareError> {
+fn symptom(
+    sizes: ComparedSizes<'_>,
+    a: &Replay,
+    b: &Replay,
+    guided: bool,
+) -> Result<Option<Symptom>, CompareError> {
     let compared = teacher_forced(sizes, a, b, guided)?;
     let firsts = compared.decisions.first_off.iter().enumerate();
     let Some((slot, image)) = firsts.filter_map(|(i, s)| s.map(|s| (s, i))).min() else { return Ok(None) };
@@ -330,7 +335,7 @@ fn symptom(sizes: Sizes<'_>, a: &Replay, b: &Replay, guided: bool) -> Result<Opt
 }
 
 /// A call that came out differently on the same inputs.
-struct Call {
+struct DifferingCall {
     graph: String,
     slot: Option<usize>,
     output: String,
@@ -343,7 +348,7 @@ struct Watch {
     limit: Limits,
     slot: AtomicUsize,
     in_loop: bool,
-    found: Mutex<Option<Call>>,
+    found: Mutex<Option<DifferingCall>>,
     error: Mutex<Option<EngineError>>,
 }
 
@@ -357,7 +362,7 @@ impl Watch {
         self.found.lock().is_ok_and(|f| f.is_some()) || self.error.lock().is_ok_and(|e| e.is_some())
     }
 
-    fn take(&self) -> Result<Option<Call>, CompareError> {
+    fn take(&self) -> Result<Option<DifferingCall>, CompareError> {
         if let Some(e) = self.error.lock().ok().and_then(|mut e| e.take()) {
             return Err(e.into());
         }
@@ -388,7 +393,7 @@ impl Session for Watched {
                     worst(self.session.spec(), &outputs, &others, &self.watch.limit)
                     && let Ok(mut found) = self.watch.found.lock()
                 {
-                    *found = Some(Call {
+                    *found = Some(DifferingCall {
                         graph: self.session.spec().name.clone(),
                         slot: self.watch.in_loop.then(|| self.watch.slot.load(Ordering::Relaxed)),
                         output,
@@ -443,12 +448,12 @@ fn difference(graph: &str, a: &Tensor, b: &Tensor, limits: &Limits) -> (Status, 
 fn first_call(
     a: &LoadedBundle<'_>,
     b: &LoadedBundle<'_>,
-    forced: &Forced,
+    forced: &ForcedTokens,
     replay: Option<&Replay>,
     cfg_scale: f32,
     limit: Limits,
     progress: Progress<'_>,
-) -> Result<Option<Call>, CompareError> {
+) -> Result<Option<DifferingCall>, CompareError> {
     let system = a.bundle().system();
     let watched = |watch: &Arc<Watch>, name: GraphName| -> Result<Watched, CompareError> {
         Ok(Watched { session: a.prepare(name)?, other: b.prepare(name)?, watch: watch.clone() })
@@ -502,7 +507,7 @@ fn first_call(
 fn node(
     a: &LoadedBundle<'_>,
     b: &LoadedBundle<'_>,
-    call: &Call,
+    call: &DifferingCall,
     limits: &Limits,
 ) -> Result<Option<NodeFinding>, CompareError> {
     let beside = || std::env::temp_dir().to_string_lossy().into_owned();
@@ -535,7 +540,7 @@ fn node(
 /// Runs the call on the graph with its intermediate values as outputs, in a folder of its own.
 fn opened(
     runtime: &LoadedBundle<'_>,
-    call: &Call,
+    call: &DifferingCall,
     folder: &Utf8Path,
 ) -> Result<(Exposed, Vec<Tensor>), CompareError> {
     fs_err::create_dir(folder).map_err(CompareError::io(folder))?;

@@ -15,7 +15,7 @@ use crate::tolerance::{Limit, Quantity, Rounding, guidance_gain};
 
 /// Largest errors between two sources that are no failure, |a − b|: the measure that the table has for them.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Tolerance {
+pub(crate) struct PairTolerance {
     pub(crate) entropy: Limit,
     /// Of the logits that are compared, guided or not.
     pub(crate) logits: Limit,
@@ -23,7 +23,7 @@ pub(crate) struct Tolerance {
 
 /// Sizes and rule of what is compared.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes<'a> {
+pub(crate) struct ComparedSizes<'a> {
     pub(crate) rule: &'a PatchRule,
     pub(crate) tokens: usize,
     pub(crate) vocab: usize,
@@ -36,9 +36,9 @@ pub(crate) struct Sizes<'a> {
     pub(crate) cfg_scale: f32,
 }
 
-impl Sizes<'_> {
-    pub(crate) fn tolerance(&self) -> Tolerance {
-        Tolerance {
+impl ComparedSizes<'_> {
+    pub(crate) fn tolerance(&self) -> PairTolerance {
+        PairTolerance {
             entropy: self.rounding.limit(Quantity::Entropy),
             logits: self.rounding.limit(Quantity::Logits).scaled(guidance_gain(self.cfg_scale)),
         }
@@ -60,7 +60,7 @@ pub(crate) struct Compared {
 /// Compares two sources over the same tokens, each image up to its first boundary flip: what follows has other patches.
 /// `guided`: compare the logits that decide, and not the conditional ones.
 pub(crate) fn teacher_forced(
-    sizes: Sizes<'_>,
+    sizes: ComparedSizes<'_>,
     a: &Replay,
     b: &Replay,
     guided: bool,
@@ -141,7 +141,7 @@ pub(crate) fn teacher_forced(
 /// Compares two sets of free-running streams of the same requests, each image up to its first divergence.
 /// `gap(image, slot, choices)`: the margin of a draw, see [`draw_gap`].
 pub(crate) fn free_running(
-    sizes: Sizes<'_>,
+    sizes: ComparedSizes<'_>,
     a: &[Stream],
     b: &[Stream],
     observed: &Observed,
@@ -180,14 +180,14 @@ struct Draws {
     seed: u64,
 }
 
-struct Found {
+struct DrawFlips {
     flips: Vec<Decision>,
     /// Largest difference of what draws hang on: guided logits, or the cumulative distributions.
     error: f64,
 }
 
 impl Draws {
-    fn new(sizes: Sizes<'_>) -> Result<Self, SampleError> {
+    fn new(sizes: ComparedSizes<'_>) -> Result<Self, SampleError> {
         Ok(Self {
             sampled: Sampler::new(sizes.sampler)?,
             greedy: Sampler::new(SamplerOptions { greedy: true, ..SamplerOptions::default() })?,
@@ -195,7 +195,7 @@ impl Draws {
         })
     }
 
-    fn both(&mut self, a: &[f32], b: &[f32], image: usize, slot: usize) -> Result<Found, SampleError> {
+    fn both(&mut self, a: &[f32], b: &[f32], image: usize, slot: usize) -> Result<DrawFlips, SampleError> {
         let (key, at) = (image_key(self.seed, image as u64), slot as u64);
         let options = *self.sampled.options();
         let mut flips = Vec::new();
@@ -220,7 +220,7 @@ impl Draws {
                 pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
             }
         };
-        Ok(Found { flips, error })
+        Ok(DrawFlips { flips, error })
     }
 }
 
@@ -292,9 +292,9 @@ mod tests {
         SamplerOptions { method: Method::Cdf, ..SamplerOptions::default() }
     }
 
-    fn sizes(rule: &PatchRule) -> Sizes<'_> {
+    fn sizes(rule: &PatchRule) -> ComparedSizes<'_> {
         let (rounding, sampler) = (Rounding::FP32, cdf());
-        Sizes { rule, tokens: 4, vocab: 2, seed: 0, sampler, rounding, cfg_scale: 1.0 }
+        ComparedSizes { rule, tokens: 4, vocab: 2, seed: 0, sampler, rounding, cfg_scale: 1.0 }
     }
 
     fn compare(a: &Replay, b: &Replay) -> Compared {

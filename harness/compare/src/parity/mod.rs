@@ -24,8 +24,8 @@ use dpar_engine_api::{
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, TeacherForced, prepare_model};
-use dpar_export_decode::replay::{Follow, Forced, Replay, follow};
-use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::replay::{ForcedTokens, Replay, ReplayOptions, follow};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{GraphName, Hinted};
 
@@ -34,16 +34,18 @@ use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
 use crate::decision::{DecisionKind, Observed};
 use crate::tolerance::Rounding;
 use crate::verify::{conclusion, probe, verify_golden};
-use decisions::{Sizes, Tolerance, draw_gap, free_running, teacher_forced};
+use decisions::{ComparedSizes, PairTolerance, draw_gap, free_running, teacher_forced};
 use reference::Reference;
-use report::{BundleId, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, REFERENCE, Settings};
-use shadow::{Limits, Shade, Shadowed, Sink};
+use report::{
+    BundleId, EngineResult, EngineStatus, ImageTrace, Pair, ParityReport, ParitySettings, REFERENCE,
+};
+use shadow::{Limits, ShadowOutputs, Shadowed, SharedOutputs};
 
 /// Images on which the graphs that the loop does not run are compared: two, so that patch counts differ.
 const BESIDE_THE_LOOP: usize = 2;
 
 /// An engine of a run: its name, whether the user named it, and the engine or why there is none.
-pub struct Contender {
+pub struct ParityEngine {
     /// Name as given to `--engines`.
     pub name: String,
     /// Whether the user named it.
@@ -70,7 +72,7 @@ pub struct ParityOptions {
 }
 
 /// What one engine computed.
-struct Outcome<'a> {
+struct EngineOutcome<'a> {
     runtime: Option<LoadedBundle<'a>>,
     streams: Vec<Stream>,
     replay: Option<Replay>,
@@ -84,14 +86,14 @@ struct Outcome<'a> {
 /// the caller asked to stop. An engine that cannot run, and every difference, is in the report.
 pub fn run(
     bundle: &Bundle,
-    engines: Vec<Contender>,
+    engines: Vec<ParityEngine>,
     reference: Option<&Utf8Path>,
     options: &ParityOptions,
     progress: Progress<'_>,
 ) -> Result<ParityReport, CompareError> {
     let system = bundle.system();
     let mut golden = reference.map(|folder| reference::read(system, folder)).transpose()?;
-    let mut outcomes: Vec<Outcome<'_>> =
+    let mut outcomes: Vec<EngineOutcome<'_>> =
         engines.into_iter().map(|e| start(bundle, e)).collect::<Result<_, EngineError>>()?;
     for outcome in &mut outcomes {
         outcome.attempt(|runtime, outcome| {
@@ -112,7 +114,7 @@ pub fn run(
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         verdict: Verdict::Incomplete,
         bundle: identify(bundle),
-        settings: Settings {
+        settings: ParitySettings {
             baseline: baseline.map(|b| outcomes[b].result.engine.clone()),
             reference: reference.and_then(Utf8Path::file_name).map(str::to_owned),
             forced_tokens: None,
@@ -170,7 +172,7 @@ fn identify(bundle: &Bundle) -> BundleId {
     }
 }
 
-fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Result<Outcome<'a>, EngineError> {
+fn start<'a>(bundle: &'a Bundle, contender: ParityEngine) -> Result<EngineOutcome<'a>, EngineError> {
     let mut result = EngineResult {
         engine: contender.name,
         asked_for: contender.asked_for,
@@ -198,7 +200,7 @@ fn start<'a>(bundle: &'a Bundle, contender: Contender) -> Result<Outcome<'a>, En
             None
         }
     };
-    Ok(Outcome { runtime, streams: Vec::new(), replay: None, result })
+    Ok(EngineOutcome { runtime, streams: Vec::new(), replay: None, result })
 }
 
 impl EngineResult {
@@ -217,7 +219,7 @@ impl EngineResult {
     }
 }
 
-impl<'a> Outcome<'a> {
+impl<'a> EngineOutcome<'a> {
     /// Runs a piece of work on the engine, if it still runs. What an engine cannot do ends the engine, not the run.
     fn attempt(
         &mut self,
@@ -258,8 +260,8 @@ fn usual() -> DecodeOptions {
 }
 
 /// Streams as tokens to follow.
-pub fn drawn(streams: &[Stream]) -> Forced {
-    Forced {
+pub fn drawn(streams: &[Stream]) -> ForcedTokens {
+    ForcedTokens {
         tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
         labels: streams.iter().map(|s| s.request.class).collect(),
     }
@@ -268,15 +270,16 @@ pub fn drawn(streams: &[Stream]) -> Forced {
 /// The teacher-forced runs. The calls of engine `first` are made on all others too.
 fn force(
     bundle: &Bundle,
-    outcomes: &mut [Outcome<'_>],
+    outcomes: &mut [EngineOutcome<'_>],
     first: usize,
-    forced: &Forced,
+    forced: &ForcedTokens,
     options: &ParityOptions,
     progress: Progress<'_>,
-) -> Result<Vec<Sink>, CompareError> {
+) -> Result<Vec<SharedOutputs>, CompareError> {
     let system = bundle.system();
-    let how = Follow::new(system, options.cfg_scale, options.batch);
-    let sinks: Vec<Sink> = outcomes.iter().map(|_| Arc::new(Mutex::new(Shade::default()))).collect();
+    let how = ReplayOptions::new(system, options.cfg_scale, options.batch);
+    let sinks: Vec<SharedOutputs> =
+        outcomes.iter().map(|_| Arc::new(Mutex::new(ShadowOutputs::default()))).collect();
     for (i, outcome) in outcomes.iter_mut().enumerate() {
         if i != first {
             outcome.attempt(|runtime, outcome| {
@@ -337,7 +340,7 @@ type PrepareSession<'a> = dyn Fn(GraphName) -> Result<Box<dyn Session>, CompareE
 fn beside_the_loop(
     bundle: &Bundle,
     prepare: &PrepareSession<'_>,
-    forced: &Forced,
+    forced: &ForcedTokens,
     replay: &Replay,
 ) -> Result<(), CompareError> {
     let (system, t) = (bundle.system(), bundle.system().tokens());
@@ -362,7 +365,7 @@ fn beside_the_loop(
 }
 
 /// Fills in the traces of the report.
-fn trace(outcomes: &mut [Outcome<'_>], forced: &Forced, tokens: usize) {
+fn trace(outcomes: &mut [EngineOutcome<'_>], forced: &ForcedTokens, tokens: usize) {
     let some = |e: &[f32]| e.iter().map(|e| e.is_finite().then_some(*e)).collect();
     for outcome in outcomes {
         outcome.result.free_running = outcome
@@ -393,18 +396,23 @@ fn trace(outcomes: &mut [Outcome<'_>], forced: &Forced, tokens: usize) {
 }
 
 /// `cfg_scale`: of the logits that are compared.
-fn sizes<'a>(bundle: &'a Bundle, drawn: &DecodeOptions, rounding: Rounding, cfg_scale: f32) -> Sizes<'a> {
+fn sizes<'a>(
+    bundle: &'a Bundle,
+    drawn: &DecodeOptions,
+    rounding: Rounding,
+    cfg_scale: f32,
+) -> ComparedSizes<'a> {
     let system = bundle.system();
     let (rule, tokens, vocab) = (&system.patch_rule, system.tokens(), system.vocab);
     let DecodeOptions { seed, sampler, .. } = *drawn;
-    Sizes { rule, tokens, vocab, seed, sampler, rounding, cfg_scale }
+    ComparedSizes { rule, tokens, vocab, seed, sampler, rounding, cfg_scale }
 }
 
 /// Two engines.
 fn pair(
     bundle: &Bundle,
-    [a, b]: [&Outcome<'_>; 2],
-    sink: &Sink,
+    [a, b]: [&EngineOutcome<'_>; 2],
+    sink: &SharedOutputs,
     again: Option<&Again>,
     options: &ParityOptions,
 ) -> Result<Option<Pair>, CompareError> {
@@ -448,7 +456,7 @@ struct Again {
 
 impl Again {
     /// The logits that decide in both at a slot.
-    fn logits(&self, image: usize, slot: usize, sizes: Sizes<'_>) -> Option<[&[f32]; 2]> {
+    fn logits(&self, image: usize, slot: usize, sizes: ComparedSizes<'_>) -> Option<[&[f32]; 2]> {
         let at = (self.rows.get(&image)? * sizes.tokens + slot) * sizes.vocab;
         let [x, y] = self.replays.each_ref().map(|r| r.deciding().get(at..at + sizes.vocab));
         Some([x?, y?])
@@ -459,7 +467,7 @@ impl Again {
 /// again. An engine that goes wrong on the way has failed, and the margins are not known.
 fn again(
     bundle: &Bundle,
-    outcomes: &mut [Outcome<'_>],
+    outcomes: &mut [EngineOutcome<'_>],
     [a, b]: [usize; 2],
     options: &ParityOptions,
     progress: Progress<'_>,
@@ -475,7 +483,7 @@ fn again(
     }
     let streams: Vec<Stream> = rows.keys().map(|image| x[*image].clone()).collect();
     let forced = drawn(&streams);
-    let how = Follow::new(bundle.system(), options.cfg_scale, options.batch);
+    let how = ReplayOptions::new(bundle.system(), options.cfg_scale, options.batch);
     let mut replays = Vec::new();
     for engine in [a, b] {
         outcomes[engine].attempt(|runtime, _| {
@@ -486,7 +494,7 @@ fn again(
     Ok(<[Replay; 2]>::try_from(replays).ok().map(|replays| Again { rows, replays }))
 }
 
-fn loop_tensors(compared: &decisions::Compared, tolerance: Tolerance) -> Vec<crate::stats::TensorStats> {
+fn loop_tensors(compared: &decisions::Compared, tolerance: PairTolerance) -> Vec<crate::stats::TensorStats> {
     let mut tensors = vec![compared.logits.absolute("logits", tolerance.logits)];
     if compared.entropy.largest().is_some() {
         tensors.push(compared.entropy.absolute("entropy", tolerance.entropy));
@@ -498,7 +506,7 @@ fn loop_tensors(compared: &decisions::Compared, tolerance: Tolerance) -> Vec<cra
 fn against_reference(
     bundle: &Bundle,
     golden: &mut Reference,
-    outcome: &Outcome<'_>,
+    outcome: &EngineOutcome<'_>,
     options: &ParityOptions,
 ) -> Result<Option<Pair>, CompareError> {
     let (Some(replay), Some(arithmetic)) = (&outcome.replay, &outcome.result.arithmetic) else {

@@ -2,7 +2,7 @@
 
 use camino::Utf8Path;
 use dpar_export_decode::generate::shift_entropy;
-use dpar_export_decode::replay::{Forced, Replay};
+use dpar_export_decode::replay::{ForcedTokens, Replay};
 use dpar_export_files::patches::unpad;
 use dpar_export_spec::SystemSpec;
 
@@ -12,7 +12,7 @@ use crate::verify::{Drawing, logits_shape, not_compared, open, own_columns};
 
 /// Tokens that a reference gives, and what it computed for them.
 pub(crate) struct Reference {
-    pub(crate) forced: Forced,
+    pub(crate) forced: ForcedTokens,
     /// Its patch lengths are those of the source that it was last compared with, where it recorded none.
     pub(crate) replay: Replay,
     /// Whether the reference holds patch lengths.
@@ -61,7 +61,7 @@ pub(crate) fn read(system: &SystemSpec, folder: &Utf8Path) -> Result<Reference, 
         false => vec![f32::NAN; n * t],
     };
     Ok(Reference {
-        forced: Forced { tokens, labels: labels.iter().copied().collect() },
+        forced: ForcedTokens { tokens, labels: labels.iter().copied().collect() },
         replay: Replay {
             patch_lengths,
             entropy,

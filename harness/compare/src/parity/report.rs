@@ -30,7 +30,7 @@ pub struct ParityReport {
     /// What was run.
     pub bundle: BundleId,
     /// How it was run.
-    pub settings: Settings,
+    pub settings: ParitySettings,
     /// Every engine asked for, in that order.
     pub engines: Vec<EngineResult>,
     /// Every comparison: the baseline with each other engine, then the reference with each engine.
@@ -62,7 +62,7 @@ pub struct BundleId {
 
 /// The settings of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Settings {
+pub struct ParitySettings {
     /// Engine that the others are compared with: the first that ran.
     pub baseline: Option<String>,
     /// Folder name of the reference.

@@ -68,7 +68,7 @@ impl Limits {
 
 /// What the shadows of one engine came to.
 #[derive(Debug, Default)]
-pub(crate) struct Shade {
+pub(crate) struct ShadowOutputs {
     /// By `graph/output`, in the order of first use.
     pub(crate) outputs: Vec<Output>,
     /// The first error; nothing is run afterwards.
@@ -76,7 +76,7 @@ pub(crate) struct Shade {
     index: BTreeMap<String, usize>,
 }
 
-impl Shade {
+impl ShadowOutputs {
     fn add(&mut self, spec: &GraphSpec, baseline: &[Tensor], outputs: &[Tensor]) {
         for (port, (a, b)) in spec.outputs.iter().zip(baseline.iter().zip(outputs)) {
             let name = format!("{}/{}", spec.name, port.name);
@@ -100,16 +100,16 @@ pub(crate) fn numbers(tensor: &Tensor) -> Vec<f32> {
 }
 
 /// Shared by the sessions of one engine.
-pub(crate) type Sink = Arc<Mutex<Shade>>;
+pub(crate) type SharedOutputs = Arc<Mutex<ShadowOutputs>>;
 
 /// A session with shadows on other engines.
 pub(crate) struct Shadowed {
     session: Box<dyn Session>,
-    shadows: Vec<(Box<dyn Session>, Sink)>,
+    shadows: Vec<(Box<dyn Session>, SharedOutputs)>,
 }
 
 impl Shadowed {
-    pub(crate) fn new(session: Box<dyn Session>, shadows: Vec<(Box<dyn Session>, Sink)>) -> Self {
+    pub(crate) fn new(session: Box<dyn Session>, shadows: Vec<(Box<dyn Session>, SharedOutputs)>) -> Self {
         Self { session, shadows }
     }
 }

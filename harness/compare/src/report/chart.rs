@@ -38,21 +38,21 @@ fn runs(values: impl Iterator<Item = bool>) -> Vec<(usize, usize)> {
 
 /// A bin of whole numbers from `first` to `last` inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bin {
+pub(super) struct HistogramBar {
     pub(super) first: usize,
     pub(super) last: usize,
     pub(super) count: usize,
 }
 
 /// At most `most` bins of equal width over the values' range.
-pub(super) fn histogram(values: &[usize], most: usize) -> Vec<Bin> {
+pub(super) fn histogram(values: &[usize], most: usize) -> Vec<HistogramBar> {
     let (Some(&low), Some(&high)) = (values.iter().min(), values.iter().max()) else { return Vec::new() };
     let width = (high - low + 1).div_ceil(most.max(1));
     let bins = (high - low) / width + 1;
     let bin = |i: usize| {
         let (first, last) = (low + i * width, low + (i + 1) * width - 1);
         let count = values.iter().filter(|v| (first..=last).contains(*v)).count();
-        Bin { first, last, count }
+        HistogramBar { first, last, count }
     };
     (0..bins).map(bin).collect()
 }
@@ -80,7 +80,7 @@ mod tests {
             assert!(bins.len() <= most && bins.iter().map(|b| b.count).sum::<usize>() == 5, "{bins:?}");
             assert!(bins[0].first == 3 && bins.last().unwrap().last >= 40);
         }
-        assert_eq!(histogram(&[7, 7], 20), [Bin { first: 7, last: 7, count: 2 }]);
+        assert_eq!(histogram(&[7, 7], 20), [HistogramBar { first: 7, last: 7, count: 2 }]);
         assert!(histogram(&[], 20).is_empty());
     }
 }

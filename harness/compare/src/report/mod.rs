@@ -22,7 +22,7 @@ use crate::verify::RecordedFile;
 
 pub use html::html;
 pub use junit::junit;
-pub use samples::{Draw, MOST_IMAGES, Sample, Samples};
+pub use samples::{DrawOptions, MOST_IMAGES, Sample, Samples};
 
 /// Rows of the table of flips; more are counted.
 const MOST_FLIPS: usize = 200;

@@ -92,7 +92,7 @@ pub(super) fn gradient() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Draw, Sample};
+    use crate::report::{DrawOptions, Sample};
 
     fn noise(size: usize, items: usize) -> Samples {
         // Pixels that no compression makes smaller.
@@ -107,7 +107,7 @@ mod tests {
             patch_lengths: vec![1],
             entropy: vec![f32::NAN],
         };
-        let draw = Draw { num: 1, seed: 0, cfg_scale: 1.0, batch: 1 };
+        let draw = DrawOptions { num: 1, seed: 0, cfg_scale: 1.0, batch: 1 };
         let items = (0..items).map(|_| item()).collect();
         Samples { engine: "x".into(), draw, grid: 1, tokens: 1, size, threshold: None, items }
     }

@@ -2,7 +2,7 @@
 
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::{LoadedBundle, Progress};
+use dpar_export_decode::loaded::{LoadedBundle, Progress};
 use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::GraphName;
 
@@ -14,7 +14,7 @@ pub const MOST_IMAGES: u16 = 64;
 
 /// How images are drawn for a report.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Draw {
+pub struct DrawOptions {
     /// Images, at most [`MOST_IMAGES`].
     pub num: u16,
     /// Seed of classes and tokens.
@@ -44,7 +44,7 @@ pub struct Samples {
     /// The engine that drew them.
     pub engine: String,
     /// How they were drawn.
-    pub draw: Draw,
+    pub draw: DrawOptions,
     /// Tokens per row.
     pub grid: usize,
     /// Tokens per image.
@@ -64,7 +64,7 @@ impl Samples {
     /// When the engine fails or the caller stops.
     pub fn draw(
         runtime: &LoadedBundle<'_>,
-        draw: Draw,
+        draw: DrawOptions,
         progress: Progress<'_>,
     ) -> Result<Self, CompareError> {
         let system = runtime.bundle().system();
@@ -93,7 +93,7 @@ impl Samples {
     /// When the engine cannot decode them or the caller stops.
     pub fn of_traces(
         runtime: &LoadedBundle<'_>,
-        draw: Draw,
+        draw: DrawOptions,
         traces: &[ImageTrace],
         progress: Progress<'_>,
     ) -> Result<Self, CompareError> {
@@ -111,7 +111,7 @@ impl Samples {
     /// Decodes the tokens to the samples' pixels, where the bundle has a tokenizer.
     fn of(
         runtime: &LoadedBundle<'_>,
-        draw: Draw,
+        draw: DrawOptions,
         tokens: &[&[u32]],
         mut items: Vec<Sample>,
         progress: Progress<'_>,

@@ -1,7 +1,7 @@
 //! The page's sections: checks, flips, samples, entropy maps, steps, environment, provenance.
 
 use dpar_export_bundle::SourceEntry;
-use dpar_export_files::page::Part;
+use dpar_export_files::page::Section;
 use maud::{Markup, html};
 
 use super::chart::{histogram, outline};
@@ -13,22 +13,22 @@ use crate::check::{Check, Status};
 const BARS: usize = 32;
 
 /// The sections that have something to say.
-pub(super) fn all(page: &Page) -> Vec<Part> {
+pub(super) fn all(page: &Page) -> Vec<Section> {
     let mut parts = vec![
-        Part { id: "checks", title: "Checks", body: checks(page) },
-        Part { id: "flips", title: "Differing decisions", body: flips(page) },
+        Section { id: "checks", title: "Checks", body: checks(page) },
+        Section { id: "flips", title: "Differing decisions", body: flips(page) },
     ];
     if let Some(samples) = page.samples.as_ref().filter(|s| !s.items.is_empty()) {
         if samples.items.iter().any(|s| s.pixels.is_some()) {
-            parts.push(Part { id: "samples", title: "Samples", body: sample_grid(samples) });
+            parts.push(Section { id: "samples", title: "Samples", body: sample_grid(samples) });
         }
         if samples.entropy_range().is_some() {
-            parts.push(Part { id: "entropy", title: "Entropy maps", body: entropy_maps(samples) });
+            parts.push(Section { id: "entropy", title: "Entropy maps", body: entropy_maps(samples) });
         }
-        parts.push(Part { id: "steps", title: "Steps", body: steps(samples) });
+        parts.push(Section { id: "steps", title: "Steps", body: steps(samples) });
     }
-    parts.push(Part { id: "environment", title: "Environment", body: environment(page) });
-    parts.push(Part { id: "provenance", title: "Provenance", body: provenance(page) });
+    parts.push(Section { id: "environment", title: "Environment", body: environment(page) });
+    parts.push(Section { id: "provenance", title: "Provenance", body: provenance(page) });
     parts
 }
 

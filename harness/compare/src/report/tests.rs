@@ -73,7 +73,7 @@ fn page() -> Page {
         ],
         samples: Some(Samples {
             engine: HOSTILE.into(),
-            draw: Draw { num: 2, seed: 0, cfg_scale: 2.0, batch: 1 },
+            draw: DrawOptions { num: 2, seed: 0, cfg_scale: 2.0, batch: 1 },
             grid: 4,
             tokens: 8,
             size: 8,

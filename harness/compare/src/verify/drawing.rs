@@ -47,12 +47,12 @@ impl From<Drawing> for DecodeOptions {
 }
 
 /// A file of settings, read key by key: what is wrong with one is said with its name.
-pub(super) struct Keys {
+pub(super) struct SettingKeys {
     path: Utf8PathBuf,
     map: Map<String, Value>,
 }
 
-impl Keys {
+impl SettingKeys {
     /// Reads a file of at most `most` bytes, with keys that `known` has; keys of other names are for people, unless they are
     /// nearly one of these.
     pub(super) fn read(path: &Utf8Path, most: u64, known: &[&str]) -> Result<Self, CompareError> {
@@ -165,11 +165,11 @@ mod tests {
     const KNOWN: [&str; 7] =
         ["seed", "cfg_scale", "cfg_interval", "sampler", "temperature", "top_k", "top_p"];
 
-    fn read(json: &str) -> Result<Keys, String> {
+    fn read(json: &str) -> Result<SettingKeys, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(dir.path().join("reference.json")).unwrap();
         fs_err::write(&path, json).unwrap();
-        Keys::read(&path, 1 << 20, &KNOWN).map_err(|e| e.to_string())
+        SettingKeys::read(&path, 1 << 20, &KNOWN).map_err(|e| e.to_string())
     }
 
     fn drawing(json: &str) -> Result<Drawing, String> {

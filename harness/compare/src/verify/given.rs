@@ -2,7 +2,7 @@
 //! slot nearly always, and say nothing from there on: it is given the reference's tokens, and its decisions are counted.
 
 use dpar_export_decode::generate::{TeacherForced, shift_entropy};
-use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
 use dpar_export_metrics::{MARGIN_FRACTION, equivalence, mean_and_standard_error};
 
 use crate::CompareError;

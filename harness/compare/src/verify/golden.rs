@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
-use dpar_export_decode::replay::{Follow, Forced, follow};
-use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::replay::{ForcedTokens, ReplayOptions, follow};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_files::picture::to_u8_nhwc;
@@ -15,7 +15,7 @@ use dpar_export_spec::{GraphName, Precision};
 use ndarray::ArrayD;
 
 use super::drawing::unlike;
-use super::reference::{self, Settings, logits_shape, own_columns};
+use super::reference::{self, GoldenSettings, logits_shape, own_columns};
 use crate::check::{Check, CheckId, Differences, Status, mean, or_failed};
 use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart, starts};
 use crate::tolerance::{Quantity, Rounding, guidance_gain};
@@ -36,9 +36,9 @@ pub fn verify_golden(
     let precision = numbers.precision;
     // Before anything runs: what cannot be compared with is said at once.
     let own = own_folder(folder, precision)
-        .map(|own| Golden::open(runtime, &own, batch)?.of_precision(&own, precision))
+        .map(|own| GoldenCheck::open(runtime, &own, batch)?.of_precision(&own, precision))
         .transpose()?;
-    let golden = Golden::open(runtime, folder, batch)?;
+    let golden = GoldenCheck::open(runtime, folder, batch)?;
     let mut checks = golden.all(progress)?;
     match own {
         Some(own) => {
@@ -81,15 +81,15 @@ fn arg_max(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
 }
 
-struct Golden<'a> {
+struct GoldenCheck<'a> {
     runtime: &'a LoadedBundle<'a>,
     file: ArrayFile,
     batch: usize,
-    settings: Settings,
+    settings: GoldenSettings,
     rounding: Rounding,
 }
 
-impl<'a> Golden<'a> {
+impl<'a> GoldenCheck<'a> {
     fn open(runtime: &'a LoadedBundle<'a>, folder: &Utf8Path, batch: usize) -> Result<Self, CompareError> {
         let (file, settings) = reference::open(folder)?;
         let found = runtime.bundle().manifest().numbers();
@@ -412,10 +412,10 @@ impl<'a> Golden<'a> {
         if !sampler.greedy && sampler.method == Method::Cdf {
             return Ok(());
         }
-        let how = Follow::new(system, options.cfg_scale, 1).until(options.cfg_interval);
+        let how = ReplayOptions::new(system, options.cfg_scale, 1).until(options.cfg_interval);
         for flip in flips.iter_mut().filter(|f| f.near_tie && f.kind != DecisionKind::Boundary) {
             let stream = &streams[flip.image];
-            let forced = Forced { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
+            let forced = ForcedTokens { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
             let mut model = self.runtime.model()?;
             let replay = follow(model.as_mut(), &how, &forced, progress)?;
             let row = replay.deciding().chunks(system.vocab).nth(flip.slot).unwrap_or_default();

@@ -11,7 +11,7 @@ mod streams;
 
 use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_bundle::ToolEntry;
-use dpar_export_decode::runtime::LoadedBundle;
+use dpar_export_decode::loaded::LoadedBundle;
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{PatchRule, Precision};
 use serde::Serialize;
@@ -24,14 +24,14 @@ pub use crate::tolerance;
 pub use drawing::Drawing;
 pub use golden::{own_folder, verify_golden};
 pub use probes::probe;
-pub use record::{Golden, Provenance, Recording, record};
+pub use record::{Golden, Recording, ReferenceProvenance, record};
 pub use reference::{ArithmeticWord, RecordedFile, array_file, guidance_of};
 pub(crate) use reference::{conclusion, logits_shape, not_compared, open, own_columns};
 pub use streams::{ReferenceStreams, verify_streams};
 
 /// The whole comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct VerifyReport {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
     /// `incomplete` where nothing was compared.
@@ -54,7 +54,7 @@ pub struct Report {
     pub checks: Vec<Check>,
 }
 
-impl Report {
+impl VerifyReport {
     /// The verdict is that of the checks.
     pub fn new(runtime: &LoadedBundle<'_>, checks: Vec<Check>) -> Self {
         let bundle = runtime.bundle().manifest_sha256().to_owned();

@@ -6,11 +6,13 @@
 //! [`ROWS`]; all others reach the ends of their ranges.
 
 use dpar_engine_api::{MASKED, Tensor, TensorData, TensorView};
-use dpar_engine_conformance::{Case, Check as Kind, Outcome, Tolerances, Verdict};
+use dpar_engine_conformance::{
+    ConformanceCheck, ConformanceOutcome, ConformanceVerdict, GraphCase, Tolerances,
+};
 use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::replay::{Follow, Forced, follow};
-use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::replay::{ForcedTokens, ReplayOptions, follow};
 use dpar_export_spec::{DType, GraphName, GraphSpec, PatchMode};
 use half::{bf16, f16};
 
@@ -77,25 +79,25 @@ fn graphs(runtime: &LoadedBundle<'_>, progress: Progress<'_>) -> Result<Vec<Chec
         }
     }
     let table = [
-        (Kind::Shapes, CheckId::Shapes),
-        (Kind::Repeat, CheckId::RepeatedRuns),
-        (Kind::IdenticalRows, CheckId::IdenticalRows),
-        (Kind::EquivalentRows, CheckId::EqualRows),
-        (Kind::BatchOne, CheckId::BatchOne),
-        (Kind::MaskedPast, CheckId::MaskedPast),
+        (ConformanceCheck::Shapes, CheckId::Shapes),
+        (ConformanceCheck::Repeat, CheckId::RepeatedRuns),
+        (ConformanceCheck::IdenticalRows, CheckId::IdenticalRows),
+        (ConformanceCheck::EquivalentRows, CheckId::EqualRows),
+        (ConformanceCheck::BatchOne, CheckId::BatchOne),
+        (ConformanceCheck::MaskedPast, CheckId::MaskedPast),
     ];
     Ok(table.map(|(kind, id)| line(id, outcomes.iter().filter(|o| o.check == kind))).into())
 }
 
 /// The outcomes of one kind as one check.
-fn line<'a>(id: CheckId, outcomes: impl Iterator<Item = &'a Outcome>) -> Check {
+fn line<'a>(id: CheckId, outcomes: impl Iterator<Item = &'a ConformanceOutcome>) -> Check {
     let (mut passed, mut excepted, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for outcome in outcomes {
         match &outcome.verdict {
-            Verdict::Pass => passed.push(outcome.graph.as_str()),
-            Verdict::Excepted(_) => excepted.push(outcome.graph.as_str()),
-            Verdict::Fail(why) => failed.push(format!("{}: {why}", outcome.graph)),
-            Verdict::NotApplicable(_) => {}
+            ConformanceVerdict::Pass => passed.push(outcome.graph.as_str()),
+            ConformanceVerdict::Excepted(_) => excepted.push(outcome.graph.as_str()),
+            ConformanceVerdict::Fail(why) => failed.push(format!("{}: {why}", outcome.graph)),
+            ConformanceVerdict::NotApplicable(_) => {}
         }
     }
     let mut detail = format!("{} graphs hold", passed.len());
@@ -112,10 +114,10 @@ fn line<'a>(id: CheckId, outcomes: impl Iterator<Item = &'a Outcome>) -> Check {
 }
 
 /// A graph with the bounds of its integer inputs and the sizes that a probe may take.
-fn case(runtime: &LoadedBundle<'_>, spec: &GraphSpec) -> Case {
+fn case(runtime: &LoadedBundle<'_>, spec: &GraphSpec) -> GraphCase {
     let system = runtime.bundle().system();
     let t = system.tokens();
-    let mut case = Case::new(spec.clone(), "");
+    let mut case = GraphCase::new(spec.clone(), "");
     case.cap = t;
     case.caps = [("batch", ROWS), ("cache_rows", ROWS)].map(|(a, n)| (a.to_owned(), n)).into();
     if spec.input("embeddings").is_none() {
@@ -169,11 +171,11 @@ fn prefix(
 ) -> Result<Check, CompareError> {
     let system = runtime.bundle().system();
     let (ids, labels, lengths) = given(streams);
-    let forced = Forced {
+    let forced = ForcedTokens {
         tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
         labels: labels.clone(),
     };
-    let how = Follow::new(system, 1.0, batch);
+    let how = ReplayOptions::new(system, 1.0, batch);
     let mut model = runtime.model()?;
     let steps = follow(model.as_mut(), &how, &forced, progress)?;
     let whole = runtime.score(&ids, &labels, Some(&lengths), batch, progress)?;

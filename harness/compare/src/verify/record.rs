@@ -5,7 +5,7 @@ use dpar_engine_api::EngineInfo;
 use dpar_export_bundle::{ToolEntry, digest};
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
-use dpar_export_decode::runtime::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
 use dpar_export_files::arrays::{ArrayRef, Elements, Spool, Spooled, write_atomic, write_safetensors};
 use dpar_export_files::patches::pad;
 use dpar_export_files::picture::{from_u8_nhwc, to_u8_nhwc};
@@ -54,14 +54,14 @@ pub struct Golden {
     /// The library that computed them, and its version.
     pub library: String,
     /// What recorded it.
-    pub provenance: Provenance,
+    pub provenance: ReferenceProvenance,
     /// The arrays' size and SHA-256, which `verify` checks.
     pub files: Vec<RecordedFile>,
 }
 
 /// What a reference was recorded with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Provenance {
+pub struct ReferenceProvenance {
     /// The tool and its version.
     pub tool: ToolEntry,
     /// SHA-256 of the bundle's manifest.
@@ -153,7 +153,7 @@ pub fn record(
         arithmetic: bundle.manifest().precision.into(),
         device: runtime.info().device.clone(),
         library: format!("{} {}", runtime.info().engine, runtime.info().version),
-        provenance: Provenance {
+        provenance: ReferenceProvenance {
             tool: ToolEntry::this(),
             bundle: bundle.manifest_sha256().to_owned(),
             precision: bundle.manifest().precision,
@@ -202,7 +202,7 @@ fn score(
 }
 
 /// Tokens as images, and these as codes, on the disk but for the codes.
-struct Pictures {
+struct DrawnPictures {
     images: Spooled,
     pixels: Spooled,
     inputs: Spooled,
@@ -218,7 +218,7 @@ fn draw(
     batch: usize,
     folder: &Utf8Path,
     progress: Progress<'_>,
-) -> Result<Pictures, CompareError> {
+) -> Result<DrawnPictures, CompareError> {
     let io = CompareError::io(folder);
     let spool = || Spool::create_in(folder).map_err(&io);
     let (mut images, mut pixels, mut inputs, mut codes) = (spool()?, spool()?, spool()?, Vec::new());
@@ -240,7 +240,7 @@ fn draw(
         }
     }
     let done = |spool: Spool| spool.finish().map_err(&io);
-    Ok(Pictures { images: done(images)?, pixels: done(pixels)?, inputs: done(inputs)?, codes })
+    Ok(DrawnPictures { images: done(images)?, pixels: done(pixels)?, inputs: done(inputs)?, codes })
 }
 
 /// Classes from the seed; of several images, the last is one of the null class where there is one.

@@ -4,13 +4,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::Arithmetic;
 use dpar_export_bundle::digest;
 use dpar_export_decode::generate::sampler::Method;
-use dpar_export_decode::runtime::RunError;
+use dpar_export_decode::loaded::RunError;
 use dpar_export_files::arrays::{ArrayError, ArrayFile};
 use dpar_export_spec::{Numbers, Precision, RuleChange, SystemSpec, text};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::drawing::{Drawing, Keys};
+use super::drawing::{Drawing, SettingKeys};
 use crate::names::{ARRAYS, GOLDEN_JSON};
 use crate::tolerance::Recorded;
 use crate::{CompareError, ReferenceError};
@@ -66,7 +66,7 @@ const KEYS: [&str; 16] = [
 
 /// What is read of `golden.json`.
 #[derive(Debug, Default)]
-pub(crate) struct Settings {
+pub(crate) struct GoldenSettings {
     /// Guidance of the greedy images.
     pub(super) cfg_scale: Option<f32>,
     /// Its last decode index.
@@ -85,7 +85,7 @@ pub(crate) struct Settings {
     /// What computed it: `cpu`, or the name of a GPU.
     device: Option<String>,
     /// What it was computed with, where it says so.
-    provenance: Option<Source>,
+    provenance: Option<ProvenancePrecision>,
     /// Arrays that nothing is compared with.
     pub(crate) others: Vec<String>,
 }
@@ -132,7 +132,7 @@ impl From<ArithmeticWord> for Precision {
 
 /// The part of a provenance that a comparison depends on.
 #[derive(Debug, Deserialize)]
-struct Source {
+struct ProvenancePrecision {
     precision: Option<Precision>,
 }
 
@@ -157,7 +157,7 @@ pub(crate) fn conclusion(recorded: Recorded, found: Numbers, arithmetic: &Arithm
     })
 }
 
-impl Settings {
+impl GoldenSettings {
     /// What the reference was computed with: in float32 on a CPU unless it says otherwise.
     pub(crate) fn recorded(&self) -> Recorded {
         recorded(self.said_precision(), self.device.as_deref())
@@ -191,7 +191,7 @@ pub fn array_file(folder: &Utf8Path) -> Result<Utf8PathBuf, CompareError> {
 /// # Errors
 /// When a file cannot be read, does not have its recorded size and SHA-256, or an array has nearly the name of one that is
 /// compared.
-pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, Settings), CompareError> {
+pub(crate) fn open(folder: &Utf8Path) -> Result<(ArrayFile, GoldenSettings), CompareError> {
     let arrays = array_file(folder)?;
     let mut settings = settings(folder)?;
     for file in &settings.files {
@@ -259,14 +259,14 @@ pub fn guidance_of(folder: &Utf8Path) -> Result<Option<f32>, CompareError> {
     Ok(settings(folder)?.cfg_scale)
 }
 
-fn settings(folder: &Utf8Path) -> Result<Settings, CompareError> {
+fn settings(folder: &Utf8Path) -> Result<GoldenSettings, CompareError> {
     let path = folder.join(GOLDEN_JSON);
     if !path.is_file() {
-        return Ok(Settings::default());
+        return Ok(GoldenSettings::default());
     }
-    let keys = Keys::read(&path, MOST_SETTINGS, &KEYS)?;
+    let keys = SettingKeys::read(&path, MOST_SETTINGS, &KEYS)?;
     let cfg_scale = keys.cfg_scale()?;
-    let settings = Settings {
+    let settings = GoldenSettings {
         cfg_scale,
         // No guidance where the file says none: an end of it contradicts that.
         cfg_interval: keys.cfg_interval(cfg_scale.unwrap_or(1.0))?,

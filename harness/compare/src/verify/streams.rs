@@ -4,14 +4,14 @@
 use camino::Utf8Path;
 use dpar_export_decode::generate::sampler::Method;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::{LoadedBundle, Progress};
+use dpar_export_decode::loaded::{LoadedBundle, Progress};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_inputs::limits;
 use dpar_export_spec::{PatchRule, Precision, RuleChange, SystemSpec};
 use serde::Deserialize;
 
-use super::drawing::{Drawing, Keys, unlike};
+use super::drawing::{Drawing, SettingKeys, unlike};
 use super::given::given_streams;
 use super::reference::{ArithmeticWord, not_compared, recorded};
 use crate::check::{Check, CheckId, mean, or_failed};
@@ -42,7 +42,7 @@ const KEYS: [&str; 14] = [
 
 /// `reference.json` beside the streams.
 #[derive(Debug)]
-struct Settings {
+struct StreamSettings {
     drawing: Drawing,
     rule: RuleChange,
     /// What it was computed in and by, as `golden.json` says it.
@@ -62,7 +62,7 @@ struct Statistics {
 /// Sampled streams of a reference, with the settings they were drawn with.
 #[derive(Debug)]
 pub struct ReferenceStreams {
-    settings: Settings,
+    settings: StreamSettings,
     /// Tokens of one image, T.
     length: usize,
     /// Codes `[N, T]` in raster order.
@@ -84,8 +84,8 @@ impl ReferenceStreams {
     /// When a file cannot be read or does not fit the system.
     pub fn open(path: &Utf8Path, system: &SystemSpec) -> Result<Self, CompareError> {
         let settings_path = path.with_file_name("reference.json");
-        let keys = Keys::read(&settings_path, limits::TEXT, &KEYS)?;
-        let settings = Settings {
+        let keys = SettingKeys::read(&settings_path, limits::TEXT, &KEYS)?;
+        let settings = StreamSettings {
             // References from before there was a choice have no word for it.
             drawing: keys.drawing(Method::Cdf)?,
             rule: keys.rule()?,

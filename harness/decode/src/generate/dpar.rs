@@ -19,14 +19,14 @@ pub struct DparModel {
     patch_embed: Counted,
     global: Counted,
     decoder: Counted,
-    rows: Vec<Row>,
+    rows: Vec<DparRow>,
     null: Option<i64>,
 }
 
 /// What an image holds between its slots. Row r has its class in row r of the caches of the global transformer and the
 /// decoder, and the null class in row r plus the number of rows.
 #[derive(Debug, Clone, Default)]
-struct Row {
+struct DparRow {
     guided: bool,
     /// Tokens pushed so far; the slot of the next logits.
     slot: usize,
@@ -91,7 +91,7 @@ impl DparModel {
             labels.push(class);
             any_guided |= guided;
             self.rows[opening.row] =
-                Row { guided, patch: vec![Vec::new(); self.spec.encoder_layers], ..Row::default() };
+                DparRow { guided, patch: vec![Vec::new(); self.spec.encoder_layers], ..DparRow::default() };
         }
         if labels.is_empty() {
             return Ok(Vec::new());
@@ -170,7 +170,7 @@ impl StepModel for DparModel {
     }
 
     fn reset(&mut self, rows: usize, null: Option<i64>) {
-        self.rows = vec![Row::default(); rows];
+        self.rows = vec![DparRow::default(); rows];
         self.null = null;
         let twice = if null.is_some() { 2 * rows } else { rows };
         if let Some(entropy) = &mut self.entropy {

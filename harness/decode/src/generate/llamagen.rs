@@ -14,12 +14,12 @@ pub struct LlamagenModel {
     vocab: usize,
     step: Counted,
     null: Option<i64>,
-    rows: Vec<Row>,
+    rows: Vec<LlamagenRow>,
 }
 
 /// What an image holds between its slots.
 #[derive(Debug, Clone, Copy, Default)]
-struct Row {
+struct LlamagenRow {
     guided: bool,
     slot: usize,
     /// Slot id of the next step: the class at slot 0, then the last token.
@@ -51,7 +51,7 @@ impl StepModel for LlamagenModel {
     }
 
     fn reset(&mut self, rows: usize, null: Option<i64>) {
-        self.rows = vec![Row::default(); rows];
+        self.rows = vec![LlamagenRow::default(); rows];
         self.null = null.map(|null| self.class_id(null));
         self.step.reset(if null.is_some() { 2 * rows } else { rows });
     }
@@ -59,7 +59,7 @@ impl StepModel for LlamagenModel {
     fn open(&mut self, openings: &[Opening]) -> Result<(), EngineError> {
         for opening in openings {
             if let After::Class { class, guided } = opening.after {
-                self.rows[opening.row] = Row { guided, slot: 0, next: self.class_id(class) };
+                self.rows[opening.row] = LlamagenRow { guided, slot: 0, next: self.class_id(class) };
             }
         }
         Ok(())
@@ -81,7 +81,7 @@ impl StepModel for LlamagenModel {
         let mut ids = Vec::with_capacity(lines.len());
         let mut call = Vec::with_capacity(lines.len());
         for (row, null) in lines {
-            let Row { slot, next, .. } = self.rows[row];
+            let LlamagenRow { slot, next, .. } = self.rows[row];
             ids.push(self.null.filter(|_| null && slot == 0).unwrap_or(next));
             call.push(CallRow::new(row + if null { of } else { 0 }, slot));
         }

@@ -22,12 +22,12 @@ pub const RESIZE: &str = "extractor_resize";
 
 /// A matrix with one row an image, in memory.
 #[derive(Debug, Clone)]
-pub struct Table {
+pub struct ActivationTable {
     data: Vec<f32>,
     width: usize,
 }
 
-impl Table {
+impl ActivationTable {
     /// Its rows; `what` names them in errors.
     ///
     /// # Errors
@@ -71,11 +71,11 @@ pub struct StoredActivations {
     /// The feature network.
     pub network: Network,
     /// Pooled features, [N, D].
-    pub pool: Option<Table>,
+    pub pool: Option<ActivationTable>,
     /// Spatial features, [N, S].
-    pub spatial: Option<Table>,
+    pub spatial: Option<ActivationTable>,
     /// Logits, [N, C].
-    pub logits: Option<Table>,
+    pub logits: Option<ActivationTable>,
     /// Stored mean and covariance of the pooled features.
     pub pool_moments: Option<Moments>,
     /// Stored mean and covariance of the spatial features.
@@ -115,7 +115,7 @@ impl StoredActivations {
         let counts = [("pool_3", &pool), ("spatial", &spatial), ("logits", &logits)];
         let mut known: Option<(&str, usize)> = None;
         for (name, table) in counts {
-            let Some(count) = table.as_ref().map(Table::count) else { continue };
+            let Some(count) = table.as_ref().map(ActivationTable::count) else { continue };
             match known {
                 Some((other, n)) if n != count => {
                     let message = format!("{path}: `{other}` holds {n} images, `{name}` {count}");
@@ -154,7 +154,7 @@ impl StoredActivations {
 
     /// Number of images of which there are activations.
     pub fn count(&self) -> Option<usize> {
-        self.pool.as_ref().map(Table::count)
+        self.pool.as_ref().map(ActivationTable::count)
     }
 }
 
@@ -162,7 +162,11 @@ impl StoredActivations {
 ///
 /// # Errors
 /// When a value is not finite or there are fewer than two images.
-pub fn moments_of(table: &Table, what: &'static str, compute: &Compute) -> Result<Moments, EvaluateError> {
+pub fn moments_of(
+    table: &ActivationTable,
+    what: &'static str,
+    compute: &Compute,
+) -> Result<Moments, EvaluateError> {
     let rows = table.rows(what)?;
     let run = || {
         let mut all = MomentsAccumulator::new(table.width())?;
@@ -188,7 +192,7 @@ fn too_much(file: &ArrayFile, name: &str, e: &memory::MemoryError) -> EvaluateEr
 
 /// An array of one row an image, trailing dimensions flattened. float64 is taken where every value is one of
 /// float32: features are float32 everywhere, and some tools save them widened.
-fn table(file: &ArrayFile, name: &str) -> Result<Option<Table>, EvaluateError> {
+fn table(file: &ArrayFile, name: &str) -> Result<Option<ActivationTable>, EvaluateError> {
     if !file.contains(name) {
         return Ok(None);
     }
@@ -222,7 +226,7 @@ fn table(file: &ArrayFile, name: &str) -> Result<Option<Table>, EvaluateError> {
         let message = format!("{}: array `{name}`: image {} holds {}", file.path(), bad / width, data[bad]);
         return Err(EvaluateError::input(InputKind::Activations, message, None));
     }
-    Ok(Some(Table { data, width }))
+    Ok(Some(ActivationTable { data, width }))
 }
 
 fn moments(file: &ArrayFile, mean: &str, covariance: &str) -> Result<Option<Moments>, EvaluateError> {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::EvaluateError;
-use crate::{Phase, Step};
+use crate::{Step, WorkPhase};
 
 /// How long the wish to stop is not noticed.
 const ASKED: Duration = Duration::from_millis(50);
@@ -48,7 +48,7 @@ pub fn apart<T: Send + 'static, E: From<EvaluateError> + Send + 'static>(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(EvaluateError::Lost.into()),
         }
-        if !step(Phase::Metric(what), at.saturating_sub(1), total) {
+        if !step(WorkPhase::Metric(what), at.saturating_sub(1), total) {
             stopped.store(true, Ordering::Relaxed);
             return Err(EvaluateError::Interrupted.into());
         }
@@ -82,7 +82,7 @@ mod tests {
             });
         assert!(found.unwrap());
         seen.dedup();
-        assert_eq!(seen, [(Phase::Metric("a"), 0, 2), (Phase::Metric("b"), 1, 2)]);
+        assert_eq!(seen, [(WorkPhase::Metric("a"), 0, 2), (WorkPhase::Metric("b"), 1, 2)]);
         let lost = apart(1, |_| -> Result<(), EvaluateError> { panic!("a defect") }, &mut |_, _, _| true);
         assert!(matches!(lost, Err(EvaluateError::Lost)));
     }

@@ -11,7 +11,7 @@ use super::store::Store;
 
 /// The difference of two Fréchet distances to one reference, images paired in their order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Comparison {
+pub struct FrechetComparison {
     /// The distance of these samples.
     pub here: f64,
     /// That of the others.
@@ -47,7 +47,7 @@ pub fn compare(
     fid: bool,
     seed: u64,
     compute: &Compute,
-) -> Result<Comparison, EvaluateError> {
+) -> Result<FrechetComparison, EvaluateError> {
     let fail = || EvaluateError::metric("comparison");
     let influence = |store: &Store| -> Result<Vec<f64>, EvaluateError> {
         let mapped = store.pool()?;
@@ -63,7 +63,7 @@ pub fn compare(
     let test = equivalence(difference, error, margin).map_err(fail())?;
     let bootstrap = Bootstrap { seed, ..Bootstrap::default() };
     let spread = bootstrap.paired(&a, &b, compute).map_err(fail())?;
-    Ok(Comparison {
+    Ok(FrechetComparison {
         here,
         there,
         difference,

@@ -1,7 +1,7 @@
 //! Pictures that a bundle makes: drawn from classes and seeds, or decoded from given tokens.
 
 use dpar_export_decode::generate::{Batching, DecodeOptions, Request};
-use dpar_export_decode::runtime::{LoadedBundle, RunError};
+use dpar_export_decode::loaded::{LoadedBundle, RunError};
 use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::GraphName;
 use serde_json::{Value, json};

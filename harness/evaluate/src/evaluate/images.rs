@@ -17,7 +17,7 @@ const TOLD: usize = 12;
 #[derive(Debug)]
 pub struct ImageSet {
     path: Utf8PathBuf,
-    files: Files,
+    files: ImageFiles,
     count: usize,
     convert: bool,
     left_out: Vec<String>,
@@ -29,7 +29,7 @@ pub struct ImageSet {
 }
 
 #[derive(Debug)]
-enum Files {
+enum ImageFiles {
     Npz(ImageNpz),
     Folder(Vec<Utf8PathBuf>),
 }
@@ -77,7 +77,7 @@ impl ImageSet {
             format!("{} {} {}", metadata.len(), stamp(&metadata), path.file_name().unwrap_or_default());
         Ok(Self {
             path: path.to_owned(),
-            files: Files::Npz(npz),
+            files: ImageFiles::Npz(npz),
             count,
             convert: false,
             left_out: Vec::new(),
@@ -104,7 +104,7 @@ impl ImageSet {
         let content = format!("{kind} {}", hex::encode(content.finalize()));
         let stamp = hex::encode(stamps.finalize());
         let files: Vec<Utf8PathBuf> = names.iter().map(|n| path.join(n)).collect();
-        let (path, count, files) = (path.to_owned(), files.len(), Files::Folder(files));
+        let (path, count, files) = (path.to_owned(), files.len(), ImageFiles::Folder(files));
         Ok(Self { path, files, count, convert, left_out, spread: None, size, content, stamp })
     }
 
@@ -188,11 +188,11 @@ impl ImageSet {
     ) -> Result<(), EvaluateError> {
         let range = (range.0.min(self.count), range.1.min(self.count));
         let files = match &self.files {
-            Files::Npz(npz) => match self.spread {
+            ImageFiles::Npz(npz) => match self.spread {
                 None => return npz.chunks(range, chunk, f),
                 Some(of) => return self.spread_chunks(npz, of, range, chunk, f),
             },
-            Files::Folder(files) => files,
+            ImageFiles::Folder(files) => files,
         };
         let chunk = chunk.max(1).min(range.1.saturating_sub(range.0));
         let bytes = (3 * chunk as u64).saturating_mul(self.size.0 as u64).saturating_mul(self.size.1 as u64);

@@ -9,7 +9,7 @@ use dpar_export_metrics::{
 use serde_json::json;
 use std::collections::BTreeMap;
 
-use super::report::{Measured, Metric, Network, Report, Settings};
+use super::report::{Measured, Metric, MetricReport, MetricSettings, Network};
 use super::{EvaluateError, InputKind};
 
 /// What is known of a set of images.
@@ -36,12 +36,12 @@ pub fn measure(
     samples: Side<'_>,
     reference: Side<'_>,
     network: &Network,
-    settings: &Settings,
+    settings: &MetricSettings,
     compute: &Compute,
     step: &mut dyn FnMut(&'static str) -> bool,
-) -> Result<Report, EvaluateError> {
+) -> Result<MetricReport, EvaluateError> {
     let mut next = |what: &'static str| if step(what) { Ok(()) } else { Err(EvaluateError::Interrupted) };
-    let mut report = Report::default();
+    let mut report = MetricReport::default();
     next("Fréchet distance")?;
     frechet(&mut report, samples, reference, network, settings, compute)?;
     next("Inception Score")?;
@@ -101,11 +101,11 @@ fn of_variant(base: &str, variant: Variant) -> String {
 }
 
 fn frechet(
-    report: &mut Report,
+    report: &mut MetricReport,
     samples: Side<'_>,
     reference: Side<'_>,
     network: &Network,
-    settings: &Settings,
+    settings: &MetricSettings,
     compute: &Compute,
 ) -> Result<(), EvaluateError> {
     let metric = if network.inception { Metric::Fid } else { Metric::FrechetDistance };
@@ -146,10 +146,10 @@ fn frechet(
 }
 
 fn inception_score(
-    report: &mut Report,
+    report: &mut MetricReport,
     samples: Side<'_>,
     network: &Network,
-    settings: &Settings,
+    settings: &MetricSettings,
     compute: &Compute,
 ) -> Result<(), EvaluateError> {
     let Some(logits) = samples.logits else {
@@ -193,10 +193,10 @@ fn inception_score(
 }
 
 fn manifolds(
-    report: &mut Report,
+    report: &mut MetricReport,
     (samples, reference): (Rows<'_>, Rows<'_>),
     network: &Network,
-    settings: &Settings,
+    settings: &MetricSettings,
     compute: &Compute,
 ) -> Result<(), EvaluateError> {
     let found = match precision_recall(samples, reference, settings.pr_mode, compute) {
@@ -233,10 +233,10 @@ fn manifolds(
 }
 
 fn kernel(
-    report: &mut Report,
+    report: &mut MetricReport,
     (samples, reference): (Rows<'_>, Rows<'_>),
     network: &Network,
-    settings: &Settings,
+    settings: &MetricSettings,
     compute: &Compute,
 ) -> Result<(), EvaluateError> {
     let title = name(network, "KID", "kernel distance");

@@ -1,6 +1,6 @@
 //! Metrics of image sets: what is measured, by whose definition, and how sure it is.
 //!
-//! [`job`] is a whole evaluation: a [`job::Source`] of samples, a reference, an output folder that is gone on with. Below it,
+//! [`job`] is a whole evaluation: a [`job::SampleSource`] of samples, a reference, an output folder that is gone on with. Below it,
 //! [`images`] reads sets of images, [`look`] takes their features, [`store`] keeps them so that interrupted work goes on,
 //! [`activations`] reads features that others computed, [`reference`] is what samples are compared with; [`measure`] turns
 //! features into numbers, which [`report`] names, [`protocol`] binds to what they depend on, and [`compare`] judges.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::report::{Network, Report, Settings};
+use super::report::{MetricReport, MetricSettings, Network};
 
 /// Version of `metrics.json`.
 pub const SCHEMA: u32 = 1;
@@ -18,7 +18,7 @@ pub struct Protocol {
     /// What its features depend on: digest, resize, normalisation, engine.
     pub extractor: Value,
     /// How numbers are computed.
-    pub settings: Settings,
+    pub settings: MetricSettings,
     /// Number of samples N.
     pub images: u64,
     /// Height and width of the samples in pixels.
@@ -51,7 +51,7 @@ pub struct ReferenceId {
 
 /// The samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Samples {
+pub struct SamplesId {
     /// SHA-256 of the images ([`super::store::Store::pixels_sha256`]).
     pub pixels_sha256: String,
     /// SHA-256 of the manifest of the bundle that generated them, and the options.
@@ -73,10 +73,10 @@ pub struct MetricsFile {
     /// The fingerprint.
     pub protocol: Protocol,
     /// The samples.
-    pub samples: Samples,
+    pub samples: SamplesId,
     /// The numbers.
     #[serde(flatten)]
-    pub report: Report,
+    pub report: MetricReport,
 }
 
 impl Protocol {

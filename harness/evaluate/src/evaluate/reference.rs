@@ -4,7 +4,7 @@ use camino::Utf8Path;
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_metrics::Moments;
 
-use super::activations::{StoredActivations, Table};
+use super::activations::{ActivationTable, StoredActivations};
 use super::images::{ImageSet, Reading};
 use super::report::Network;
 use super::{EvaluateError, InputKind};
@@ -46,7 +46,7 @@ impl Given {
         if let Some(e) = found.prepared_by([Some(&identity.digest), Some(identity.resize.name())]) {
             return unlike(format!("{path}: {e} of the extractor"), other);
         }
-        let (width, pool) = (extractor.widths()[0], found.pool.as_ref().map(Table::width));
+        let (width, pool) = (extractor.widths()[0], found.pool.as_ref().map(ActivationTable::width));
         if let Some(there) = found.pool_moments.as_ref().map(Moments::width).or(pool)
             && there != width
         {

@@ -40,7 +40,7 @@ impl Network {
 
 /// How numbers are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct MetricSettings {
     /// Whose protocol.
     pub variant: Variant,
     /// Arithmetic of Precision and Recall.
@@ -93,7 +93,7 @@ pub struct Measured {
 
 /// The numbers of a set of images.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct MetricReport {
     /// By metric.
     pub metrics: BTreeMap<Metric, Measured>,
     /// Metrics that could not be computed, with the reason.
@@ -101,7 +101,7 @@ pub struct Report {
     pub not_computed: BTreeMap<Metric, String>,
 }
 
-impl Report {
+impl MetricReport {
     /// Adds a number.
     pub(super) fn add(&mut self, metric: Metric, measured: Measured) {
         self.metrics.insert(metric, measured);

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_decode::runtime::RunError;
+use dpar_export_decode::loaded::RunError;
 use dpar_export_files::arrays::{Mapped, write_atomic};
 use dpar_export_files::staging::remove_unfinished;
 use dpar_export_inputs::memory;
@@ -56,7 +56,7 @@ pub struct Purpose {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
+struct StoreHeader {
     purpose: Purpose,
     count: u64,
     /// SHA-256 of the counted rows, by file.
@@ -70,13 +70,13 @@ struct Header {
 pub struct Store {
     folder: Utf8PathBuf,
     purpose: Purpose,
-    counted: Counted,
+    counted: CountedRows,
 }
 
 /// What is known of the counted rows. A step works on a copy, which takes its place when it is on the disk: what fails leaves
 /// the store as it was.
 #[derive(Debug, Clone)]
-struct Counted {
+struct CountedRows {
     count: u64,
     /// Digests, by file.
     hashes: BTreeMap<&'static str, Sha256>,
@@ -84,7 +84,7 @@ struct Counted {
     spatial: Option<MomentsAccumulator>,
 }
 
-impl Counted {
+impl CountedRows {
     fn hash(&mut self, name: &'static str, rows: &[u8]) {
         self.hashes.entry(name).or_default().update(rows);
     }
@@ -134,7 +134,7 @@ impl Store {
         let new = |width| MomentsAccumulator::new(width).map_err(EvaluateError::metric("features"));
         let moments = new(purpose.widths[0])?;
         let spatial = (purpose.widths[1] > 0).then(|| new(purpose.widths[1])).transpose()?;
-        let counted = Counted { count: 0, hashes: BTreeMap::new(), moments, spatial };
+        let counted = CountedRows { count: 0, hashes: BTreeMap::new(), moments, spatial };
         let mut store = Self { folder: folder.to_owned(), purpose, counted: counted.clone() };
         let mut next = counted;
         for (name, _) in store.files() {
@@ -172,7 +172,7 @@ impl Store {
             return Err(damaged("its header is too long"));
         }
         let (header, rest) = rest.split_at(length);
-        let header: Header = serde_json::from_slice(header).map_err(|e| damaged(&e.to_string()))?;
+        let header: StoreHeader = serde_json::from_slice(header).map_err(|e| damaged(&e.to_string()))?;
         let (moments, spatial) = rest.split_at_checked(header.moments).ok_or_else(|| damaged("truncated"))?;
         let state = |bytes: &[u8]| {
             MomentsAccumulator::from_bytes(bytes).map_err(EvaluateError::metric(path.as_str()))
@@ -186,7 +186,7 @@ impl Store {
         if !fits {
             return Err(damaged("its parts do not fit together"));
         }
-        let counted = Counted { count: header.count, hashes: BTreeMap::new(), moments, spatial };
+        let counted = CountedRows { count: header.count, hashes: BTreeMap::new(), moments, spatial };
         let mut store = Self { folder: folder.to_owned(), purpose: header.purpose, counted };
         for (name, _) in store.files() {
             let (path, bytes) = (folder.join(name), store.committed(name)?);
@@ -313,10 +313,10 @@ impl Store {
     }
 
     /// Makes `next` what counts.
-    fn commit(&mut self, next: Counted) -> Result<(), EvaluateError> {
+    fn commit(&mut self, next: CountedRows) -> Result<(), EvaluateError> {
         let moments = next.moments.to_bytes();
         let spatial = next.spatial.as_ref().map(MomentsAccumulator::to_bytes).unwrap_or_default();
-        let header = Header {
+        let header = StoreHeader {
             purpose: self.purpose.clone(),
             count: next.count,
             rows: next

@@ -19,7 +19,7 @@ use dpar_engine_api::{Engine, EngineError, EngineErrorKind, EngineInfo, GraphFil
 use dpar_export_bundle::{
     BundleError, ExtractorBundle, ExtractorSpec, ForeignExtractor, Normalise, port_width,
 };
-use dpar_export_decode::runtime::{Progress, RunError};
+use dpar_export_decode::loaded::{Progress, RunError};
 use dpar_export_metrics::{Compute, Resize, Resizer};
 use dpar_export_spec::GraphSpec;
 use serde::{Deserialize, Serialize};
@@ -122,12 +122,12 @@ impl Activations {
 }
 
 /// What a network was read from.
-enum Source {
+enum NetworkSource {
     Bundle(ExtractorBundle),
     File(ForeignExtractor),
 }
 
-impl Source {
+impl NetworkSource {
     fn unchanged(&self) -> Result<(), BundleError> {
         match self {
             Self::Bundle(bundle) => bundle.unchanged(),
@@ -140,7 +140,7 @@ impl Source {
 pub struct FeatureExtractor {
     spec: ExtractorSpec,
     path: Utf8PathBuf,
-    source: Source,
+    source: NetworkSource,
     identity: ExtractorIdentity,
     info: EngineInfo,
     session: Box<dyn Session>,
@@ -165,7 +165,7 @@ impl FeatureExtractor {
             let resize = options.resize.unwrap_or_default();
             let foreign = ForeignExtractor::read(path, options.input_size, resize, None).map_err(failed)?;
             let (spec, digest) = (foreign.spec.clone(), foreign.sha256.clone());
-            let from = (path, Source::File(foreign.clone()));
+            let from = (path, NetworkSource::File(foreign.clone()));
             let made = foreign.with_graph(|file| Self::prepare(spec, digest, from, file, engine, options));
             return made.map_err(EvaluateError::Extractor);
         }
@@ -175,7 +175,7 @@ impl FeatureExtractor {
             return Err(input(format!("{path} looks at images of {side} pixels, as it was exported")));
         }
         let (spec, digest) = (bundle.spec().clone(), bundle.manifest_sha256().to_owned());
-        let from = (path, Source::Bundle(bundle.clone()));
+        let from = (path, NetworkSource::Bundle(bundle.clone()));
         let made = bundle.with_graph(|file| Self::prepare(spec, digest, from, file, engine, options));
         made.map_err(EvaluateError::Extractor)
     }
@@ -183,7 +183,7 @@ impl FeatureExtractor {
     fn prepare(
         spec: ExtractorSpec,
         digest: String,
-        (path, source): (&Utf8Path, Source),
+        (path, source): (&Utf8Path, NetworkSource),
         file: GraphFile<'_>,
         engine: Box<dyn Engine>,
         options: &ExtractorOptions,

@@ -8,13 +8,13 @@ use dpar_export_metrics::{
     kid_influence, kid_margin, mean_and_standard_error, paired_standard_error, relative_margin,
 };
 
-use super::{Gate, ImageMetrics, Pair, Real, moments, rows};
+use super::{Gate, ImageMetrics, PairedActivations, Real, moments, rows};
 use crate::evaluate::report::Network;
 use crate::features::Activations;
 
 /// How the streams part.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Parted<'a> {
+pub(super) struct DivergedStreams<'a> {
     /// The first decision that differs, of every stream that parts.
     pub(super) flips: &'a [Decision],
     /// Streams.
@@ -25,7 +25,7 @@ pub(super) struct Parted<'a> {
     pub(super) rounding: Rounding,
 }
 
-impl Parted<'_> {
+impl DivergedStreams<'_> {
     /// Whether near-ties explain that the images differ: float32 on both sides, few streams, and a near-tie in each of them.
     fn explains(&self) -> bool {
         let share = self.rounding.limit(Quantity::PartedStreams).value();
@@ -45,8 +45,8 @@ pub(super) fn labels(differ: usize, n: usize) -> Gate {
 /// Token streams: equal up to as many near-ties as `verify --streams` allows. In float32 on both sides any other difference is
 /// a defect. A lower precision may part where that does not explain it: then the `distances` that follow decide, and without any
 /// nothing does.
-pub(super) fn streams(parted: Parted<'_>, distances: &[Gate]) -> Gate {
-    let Parted { flips, of: n, slots, rounding } = parted;
+pub(super) fn streams(parted: DivergedStreams<'_>, distances: &[Gate]) -> Gate {
+    let DivergedStreams { flips, of: n, slots, rounding } = parted;
     let defects = flips.iter().filter(|f| !f.near_tie).count();
     let ties = Ties::of_streams(rounding, flips, (n, slots));
     let mut detail =
@@ -78,7 +78,7 @@ pub(super) fn streams(parted: Parted<'_>, distances: &[Gate]) -> Gate {
 /// Where the few streams that part in float32 do so at near-ties, the images behind them are other draws of the
 /// same distribution: a difference that the statistics cannot settle is explained by them, and is no reason to ask for more
 /// images.
-fn explained(mut gate: Gate, parted: Parted<'_>) -> Gate {
+fn explained(mut gate: Gate, parted: DivergedStreams<'_>) -> Gate {
     if parted.explains() && gate.verdict == Verdict::Inconclusive {
         gate.verdict = Verdict::Pass;
         let (n, of) = (parted.flips.len(), parted.of);
@@ -88,7 +88,11 @@ fn explained(mut gate: Gate, parted: Parted<'_>) -> Gate {
 }
 
 /// Mean steps, paired image by image.
-pub(super) fn steps(found: &[usize], reference: &[usize], parted: Parted<'_>) -> Result<Gate, MetricError> {
+pub(super) fn steps(
+    found: &[usize],
+    reference: &[usize],
+    parted: DivergedStreams<'_>,
+) -> Result<Gate, MetricError> {
     let wide = |v: &[usize]| v.iter().map(|s| *s as f64).collect::<Vec<f64>>();
     let (found, reference) = (wide(found), wide(reference));
     let error = paired_standard_error(&found, &reference)?;
@@ -102,10 +106,10 @@ pub(super) fn steps(found: &[usize], reference: &[usize], parted: Parted<'_>) ->
 /// features of another scale.
 pub(super) fn distances(
     (name, network): (&str, &Network),
-    pair: &Pair,
+    pair: &PairedActivations,
     real: &Real,
     (found, wanted): (&ImageMetrics, &ImageMetrics),
-    parted: Parted<'_>,
+    parted: DivergedStreams<'_>,
     compute: &Compute,
 ) -> Result<Vec<Gate>, MetricError> {
     let mut gates = Vec::new();
@@ -126,7 +130,7 @@ pub(super) fn distances(
 }
 
 /// Standard error of the difference of two distances to the same real images, from their influence functions.
-fn distance_error(pair: &Pair, real: &Real, compute: &Compute) -> Result<f64, MetricError> {
+fn distance_error(pair: &PairedActivations, real: &Real, compute: &Compute) -> Result<f64, MetricError> {
     let influence = |set: &Activations| -> Result<Vec<f64>, MetricError> {
         let influence = FrechetInfluence::new(&moments(set, compute)?, &real.moments, compute)?;
         influence.rows(rows(set)?, compute)
@@ -134,7 +138,7 @@ fn distance_error(pair: &Pair, real: &Real, compute: &Compute) -> Result<f64, Me
     paired_standard_error(&influence(&pair.found)?, &influence(&pair.reference)?)
 }
 
-fn kid_error(pair: &Pair, real: &Activations, compute: &Compute) -> Result<f64, MetricError> {
+fn kid_error(pair: &PairedActivations, real: &Activations, compute: &Compute) -> Result<f64, MetricError> {
     let influence = |set| kid_influence(rows(set)?, rows(real)?, compute);
     paired_standard_error(&influence(&pair.found)?, &influence(&pair.reference)?)
 }
@@ -177,8 +181,8 @@ mod tests {
         Rounding::between(Precision::Fp32, Precision::Fp16, ArithmeticKind::AsGraph)
     }
 
-    fn parted(flips: &[Decision], of: usize, rounding: Rounding) -> Parted<'_> {
-        Parted { flips, of, slots: 64, rounding }
+    fn parted(flips: &[Decision], of: usize, rounding: Rounding) -> DivergedStreams<'_> {
+        DivergedStreams { flips, of, slots: 64, rounding }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use dpar_export_compare::decision::Decision;
 use dpar_export_compare::tolerance::Rounding;
 use dpar_export_compare::verify::ReferenceStreams;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
-use dpar_export_decode::runtime::LoadedBundle;
+use dpar_export_decode::loaded::LoadedBundle;
 use dpar_export_metrics::{
     Compute, MetricError, Moments, MomentsAccumulator, PrMode, Rows, Variant, Verdict,
 };
@@ -24,9 +24,9 @@ use crate::error::{EvaluateError, InputKind};
 use crate::evaluate::drawn::{Codes, Drawn};
 use crate::evaluate::look::{Pictures, collect};
 use crate::evaluate::measure::{PARTS, Side, measure};
-use crate::evaluate::report::{Metric, Network, Settings};
+use crate::evaluate::report::{Metric, MetricSettings, Network};
 use crate::features::{Activations, ExtractorIdentity, FeatureExtractor};
-use crate::{Phase, Step};
+use crate::{Step, WorkPhase};
 
 pub use reference::{Real, ReferenceFolder};
 
@@ -200,7 +200,7 @@ pub fn reproduce(
         reference.look(extractor, &compute, step)?;
     }
     let requests = recorded.requests(n, system.num_classes);
-    let mut tell = |done, total| step(Phase::Streams, done, total);
+    let mut tell = |done, total| step(WorkPhase::Streams, done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
     let rounding =
         Rounding::between(recorded.recorded(), bundle.manifest().numbers(), runtime.arithmetic().kind);
@@ -209,7 +209,7 @@ pub fn reproduce(
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();
 
-    let parted = gates::Parted { flips: &flips, of: n, slots: system.tokens(), rounding };
+    let parted = gates::DivergedStreams { flips: &flips, of: n, slots: system.tokens(), rounding };
     let mut distances = Vec::new();
     let mut looked = None;
     if let Some(extractor) = extractor.as_deref_mut() {
@@ -274,13 +274,13 @@ pub fn run_seed(
     // The table's numbers are on FID-Inception: those of another network are not comparable.
     let Some(extractor) = extractor.filter(|e| e.spec().is_fid()) else {
         let requests = Request::all_seeded(decode.seed, n as u64, runtime.bundle().system().num_classes);
-        let mut tell = |done, total| step(Phase::Streams, done, total);
+        let mut tell = |done, total| step(WorkPhase::Streams, done, total);
         let streams = runtime.decode(&requests, decode, options.batch, &mut tell)?;
         run.steps = mean(streams.iter().map(Stream::steps).sum::<usize>() as f64);
         return Ok(run);
     };
     let drawn = Drawn::new(runtime, n as u64, decode.clone(), options.batch)?;
-    let (activations, steps) = collect(&drawn, CHUNK, extractor, &mut |at| step(Phase::Samples, at, n))?;
+    let (activations, steps) = collect(&drawn, CHUNK, extractor, &mut |at| step(WorkPhase::Samples, at, n))?;
     let compute = Compute::new(options.threads).map_err(EvaluateError::metric("threads"))?;
     let metrics = numbers(&activations, real, &Network::of(extractor.spec()).0, &compute, step)?;
     run.steps = mean(steps.iter().map(|s| f64::from(*s)).sum());
@@ -299,7 +299,7 @@ fn generating_parameters(runtime: &LoadedBundle<'_>) -> u64 {
 }
 
 /// Activations of the generated images and of the reference's, in the same order.
-struct Pair {
+struct PairedActivations {
     found: Activations,
     reference: Activations,
 }
@@ -313,7 +313,7 @@ fn pair(
     recorded: &ReferenceStreams,
     batch: usize,
     step: Step<'_>,
-) -> Result<Pair, EvaluateError> {
+) -> Result<PairedActivations, EvaluateError> {
     let t = runtime.bundle().system().tokens();
     let reference: Vec<i64> = recorded.tokens[..streams.len() * t].to_vec();
     let mut other = Vec::new();
@@ -328,9 +328,9 @@ fn pair(
         let codes = Codes { runtime, ids, batch };
         collect(&codes, CHUNK, extractor, &mut |at| step(phase, at, codes.count()))
     };
-    let (reference, _) = look_at(&reference, Phase::Recorded)?;
+    let (reference, _) = look_at(&reference, WorkPhase::Recorded)?;
     let mut found = reference.clone();
-    let (new, _) = look_at(&other, Phase::Samples)?;
+    let (new, _) = look_at(&other, WorkPhase::Samples)?;
     let put = |to: &mut [f32], from: &[f32], count: usize| {
         let width = from.len().checked_div(count).unwrap_or(0);
         for (row, &i) in from.chunks_exact(width.max(1)).zip(&changed) {
@@ -341,7 +341,7 @@ fn pair(
     if let (Some(to), Some(from)) = (&mut found.logits, &new.logits) {
         put(to, from, new.count);
     }
-    Ok(Pair { found, reference })
+    Ok(PairedActivations { found, reference })
 }
 
 /// Mean and covariance of features.
@@ -380,9 +380,9 @@ fn numbers(
         pool: real.map(|r| rows(&r.seen)).transpose().map_err(failed())?,
         ..Side::default()
     };
-    let settings = Settings { variant: Variant::GuidedDiffusion, pr_mode: PrMode::F32, kid: None };
+    let settings = MetricSettings { variant: Variant::GuidedDiffusion, pr_mode: PrMode::F32, kid: None };
     let mut done = 0..PARTS;
-    let mut next = |what| step(Phase::Metric(what), done.next().unwrap_or(PARTS), PARTS);
+    let mut next = |what| step(WorkPhase::Metric(what), done.next().unwrap_or(PARTS), PARTS);
     let report = measure(side, other, network, &settings, compute, &mut next)?;
     let value = |metric| report.metrics.get(&metric).map(|m| m.value);
     Ok(ImageMetrics {

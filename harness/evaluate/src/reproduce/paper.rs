@@ -31,13 +31,13 @@ pub struct Paper {
     /// Images behind every FID.
     pub images: u64,
     /// The systems.
-    pub rows: Vec<Row>,
+    pub rows: Vec<PaperRow>,
 }
 
 /// One system of the table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Row {
+pub struct PaperRow {
     /// Name, e.g. `DPAR-B`.
     pub name: String,
     /// What kind of system.
@@ -75,7 +75,7 @@ impl Paper {
     ///
     /// # Errors
     /// With the names there are.
-    pub fn row(&self, name: &str) -> Result<&Row, EvaluateError> {
+    pub fn row(&self, name: &str) -> Result<&PaperRow, EvaluateError> {
         self.rows.iter().find(|r| r.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
             let names: Vec<&str> = self.rows.iter().map(|r| r.name.as_str()).collect();
             table(format!("the table has no `{name}`; it has {}", text::list(names)))
@@ -83,7 +83,7 @@ impl Paper {
     }
 }
 
-impl Row {
+impl PaperRow {
     /// That a system can be held against this row.
     ///
     /// # Errors
@@ -277,7 +277,7 @@ fn report(message: String) -> EvaluateError {
 ///
 /// # Errors
 /// When a number is not finite, or there is no run.
-pub fn gate(paper: &Paper, row: &Row, runs: &[Run]) -> Result<Vec<Gate>, MetricError> {
+pub fn gate(paper: &Paper, row: &PaperRow, runs: &[Run]) -> Result<Vec<Gate>, MetricError> {
     type Get = fn(&Run) -> Option<f64>;
     let columns: [(&str, f64, Get, bool); 5] = [
         ("FID", row.fid, |r| r.fid, true),

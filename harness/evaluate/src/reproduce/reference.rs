@@ -11,7 +11,7 @@ use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::look::collect;
 use crate::evaluate::reference::Given;
 use crate::features::{Activations, FeatureExtractor};
-use crate::{Phase, Step};
+use crate::{Step, WorkPhase};
 
 /// Real images of the folder.
 const REAL: &str = "real_images.npz";
@@ -101,7 +101,7 @@ impl ReferenceFolder {
             Given::Stored(found, _) => found.pool_moments,
             Given::Images(_) => None,
         };
-        let at = &mut |n| step(Phase::Reference, n, images.count());
+        let at = &mut |n| step(WorkPhase::Reference, n, images.count());
         let (seen, _) = collect(images, CHUNK, extractor, at)?;
         let moments = match stored {
             Some(stored) => stored,

@@ -7,7 +7,7 @@ use dpar_export_inputs::memory;
 use zip::CompressionMethod;
 
 use super::mapped::Mapped;
-use super::npy::{Header, Kind};
+use super::npy::{NpyHeader, NpyType};
 use super::npz;
 use super::{ArrayError, ArrayErrorKind};
 
@@ -20,11 +20,11 @@ pub struct ImageNpz {
     size: (usize, usize),
     /// The member's checksum, as the archive has it.
     crc32: u32,
-    place: Place,
+    place: PixelData,
 }
 
 #[derive(Debug)]
-enum Place {
+enum PixelData {
     /// Where the archive's member begins, its first pixel, and where it ends.
     Mapped(Mapped, [usize; 3]),
     /// Index of the archive's member.
@@ -50,10 +50,10 @@ impl ImageNpz {
             return Err(ArrayErrorKind::Missing { available: names.into_iter().map(|(_, n)| n).collect() });
         };
         let mut file = archive.by_index(*index)?;
-        let header = Header::read(&mut file)?;
-        if header.stored()? != Kind::U8.into() {
+        let header = NpyHeader::read(&mut file)?;
+        if header.stored()? != NpyType::U8.into() {
             let (found, shape) = (header.dtype(), header.shape);
-            return Err(ArrayErrorKind::Dtype { found, wanted: Kind::U8.name(), shape });
+            return Err(ArrayErrorKind::Dtype { found, wanted: NpyType::U8.name(), shape });
         }
         if header.shape.len() != 4 || header.shape[3] != 3 {
             let wanted = vec![None, None, None, Some(3)];
@@ -69,7 +69,7 @@ impl ImageNpz {
             return Err(ArrayErrorKind::Malformed(format!("no images in shape {:?}", header.shape)));
         }
         let held = npz::most_bytes(path, &file)?.saturating_sub(header.bytes as u64);
-        let needed = header.check_size(Kind::U8, held)?;
+        let needed = header.check_size(NpyType::U8, held)?;
         let place = match file.compression() {
             CompressionMethod::Stored => {
                 let member = file.data_start().and_then(|s| usize::try_from(s).ok());
@@ -82,7 +82,7 @@ impl ImageNpz {
                         if file.size() != (end - member) as u64 {
                             return Err(behind());
                         }
-                        Place::Mapped(mapped, [member, start, end])
+                        PixelData::Mapped(mapped, [member, start, end])
                     }
                     _ => {
                         let held = mapped.len() as u64;
@@ -90,7 +90,7 @@ impl ImageNpz {
                     }
                 }
             }
-            _ => Place::Deflated(*index),
+            _ => PixelData::Deflated(*index),
         };
         let crc32 = file.crc32();
         drop(file);
@@ -128,7 +128,7 @@ impl ImageNpz {
         let (from, to) = (from.min(self.count), to.min(self.count));
         let fail = |e: ArrayErrorKind| E::from(e.of(ARR_0).in_file(&self.path));
         match &self.place {
-            Place::Mapped(mapped, [member, start, end]) => {
+            PixelData::Mapped(mapped, [member, start, end]) => {
                 let bytes = |from: usize, to: usize| mapped.get(from..to).unwrap_or_default();
                 let (first, last) = (start + from * image, start + to.max(from) * image);
                 let mut hasher = crc32fast::Hasher::new();
@@ -153,10 +153,10 @@ impl ImageNpz {
                 }
                 Ok(())
             }
-            Place::Deflated(index) => {
+            PixelData::Deflated(index) => {
                 let mut archive = npz::open(&self.path).map_err(fail)?;
                 let mut file = archive.by_index(*index).map_err(|e| fail(e.into()))?;
-                Header::read(&mut file).map_err(fail)?;
+                NpyHeader::read(&mut file).map_err(fail)?;
                 let skip = (from * image) as u64;
                 let skipped = std::io::copy(&mut (&mut file).take(skip), &mut std::io::sink());
                 if skipped.map_err(|e| fail(damaged(e)))? < skip {

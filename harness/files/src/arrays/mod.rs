@@ -35,7 +35,7 @@ pub use npz::{ImageNpzWriter, NpzStream, write_npy, write_npz};
 pub use spool::{Spool, Spooled};
 pub use tensors::write_safetensors;
 
-use npy::{Kind, Stored};
+use npy::{NpyType, Stored};
 
 /// An array, row-major and contiguous.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,13 +53,13 @@ pub enum Array {
 }
 
 impl Array {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> NpyType {
         match self {
-            Self::F32(_) => Kind::F32,
-            Self::F64(_) => Kind::F64,
-            Self::I64(_) => Kind::I64,
-            Self::I32(_) => Kind::I32,
-            Self::U8(_) => Kind::U8,
+            Self::F32(_) => NpyType::F32,
+            Self::F64(_) => NpyType::F64,
+            Self::I64(_) => NpyType::I64,
+            Self::I32(_) => NpyType::I32,
+            Self::U8(_) => NpyType::U8,
         }
     }
 
@@ -140,13 +140,13 @@ pub enum Elements<'a> {
 }
 
 impl Elements<'_> {
-    fn kind(self) -> Kind {
+    fn kind(self) -> NpyType {
         match self {
-            Self::F32(_) => Kind::F32,
-            Self::F64(_) => Kind::F64,
-            Self::I64(_) => Kind::I64,
-            Self::I32(_) => Kind::I32,
-            Self::U8(_) => Kind::U8,
+            Self::F32(_) => NpyType::F32,
+            Self::F64(_) => NpyType::F64,
+            Self::I64(_) => NpyType::I64,
+            Self::I32(_) => NpyType::I32,
+            Self::U8(_) => NpyType::U8,
         }
     }
 
@@ -191,7 +191,7 @@ impl<'a> ArrayRef<'a> {
         Self { shape, elements: Elements::U8(elements) }
     }
 
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> NpyType {
         self.elements.kind()
     }
 
@@ -365,7 +365,7 @@ impl ArrayFile {
         &self,
         name: &str,
         array: &Array,
-        kind: Kind,
+        kind: NpyType,
         to: impl FnOnce(&Array, &str) -> Result<T, ArrayError>,
     ) -> Result<T, ArrayError> {
         if array.kind().size() != kind.size() {
@@ -411,7 +411,7 @@ impl ArrayFile {
     }
 
     /// Refuses an element type that is none of these before a shape, which is seldom right where the type is not.
-    fn fits_in(&self, name: &str, wanted: &'static str, from: &[Kind]) -> Result<(), ArrayError> {
+    fn fits_in(&self, name: &str, wanted: &'static str, from: &[NpyType]) -> Result<(), ArrayError> {
         let info = self.info(name)?;
         match Stored::named(&info.dtype) {
             Some(stored) if !from.contains(&stored.kind()) => {
@@ -428,10 +428,10 @@ impl ArrayFile {
     /// # Errors
     /// As both.
     pub fn i64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<i64>, ArrayError> {
-        self.fits_in(name, "int64", &[Kind::I64, Kind::I32, Kind::U8])?;
+        self.fits_in(name, "int64", &[NpyType::I64, NpyType::I32, NpyType::U8])?;
         match self.require(name, wanted)? {
             Array::I64(a) => Ok(a),
-            other => self.widened(name, &other, Kind::I64, Array::to_i64),
+            other => self.widened(name, &other, NpyType::I64, Array::to_i64),
         }
     }
 
@@ -462,10 +462,10 @@ impl ArrayFile {
     /// # Errors
     /// As both.
     pub fn f32(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f32>, ArrayError> {
-        self.fits_in(name, "float32", &[Kind::F32, Kind::U8])?;
+        self.fits_in(name, "float32", &[NpyType::F32, NpyType::U8])?;
         match self.require(name, wanted)? {
             Array::F32(a) => Ok(a),
-            other => self.widened(name, &other, Kind::F32, Array::to_f32),
+            other => self.widened(name, &other, NpyType::F32, Array::to_f32),
         }
     }
 
@@ -474,10 +474,10 @@ impl ArrayFile {
     /// # Errors
     /// As both.
     pub fn f64(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<f64>, ArrayError> {
-        self.fits_in(name, "float64", &[Kind::F64, Kind::F32, Kind::I32, Kind::U8])?;
+        self.fits_in(name, "float64", &[NpyType::F64, NpyType::F32, NpyType::I32, NpyType::U8])?;
         match self.require(name, wanted)? {
             Array::F64(a) => Ok(a),
-            other => self.widened(name, &other, Kind::F64, Array::to_f64),
+            other => self.widened(name, &other, NpyType::F64, Array::to_f64),
         }
     }
 
@@ -486,7 +486,7 @@ impl ArrayFile {
     /// # Errors
     /// As [`require`](Self::require), and when the elements are of another type.
     pub fn u8(&self, name: &str, wanted: &[Option<usize>]) -> Result<ArrayD<u8>, ArrayError> {
-        self.fits_in(name, "uint8", &[Kind::U8])?;
+        self.fits_in(name, "uint8", &[NpyType::U8])?;
         match self.require(name, wanted)? {
             Array::U8(a) => Ok(a),
             other => Err(self.as_stored(other.no_fit("uint8", name))),
@@ -494,11 +494,11 @@ impl ArrayFile {
     }
 }
 
-fn npy_open(path: &Utf8Path) -> Result<(npy::Header, u64, impl std::io::Read), ArrayErrorKind> {
+fn npy_open(path: &Utf8Path) -> Result<(npy::NpyHeader, u64, impl std::io::Read), ArrayErrorKind> {
     let file = dpar_export_inputs::open(path)?;
     let size = file.metadata()?.len();
     let mut reader = std::io::BufReader::new(file);
-    let header = npy::Header::read(&mut reader)?;
+    let header = npy::NpyHeader::read(&mut reader)?;
     let held = size.saturating_sub(header.bytes as u64);
     if let Ok(needed) = header.stored().and_then(|stored| npy::bytes_of(&header.shape, stored))
         && let Some(behind) = held.checked_sub(needed as u64).filter(|n| *n > 0)

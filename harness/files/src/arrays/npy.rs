@@ -20,7 +20,7 @@ const CHUNK: usize = 1 << 16;
 
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct NpyHeader {
     /// Element type as written, such as `<f4`.
     pub(super) descr: String,
     /// First index fastest.
@@ -33,7 +33,7 @@ pub(super) struct Header {
 
 /// An element type of arrays in memory, and of files that are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum NpyType {
     F32,
     F64,
     I64,
@@ -41,7 +41,7 @@ pub(super) enum Kind {
     U8,
 }
 
-impl Kind {
+impl NpyType {
     pub(super) fn size(self) -> usize {
         match self {
             Self::U8 => 1,
@@ -71,10 +71,10 @@ impl Kind {
     }
 }
 
-/// An element type of a file that is read. The narrow ones become the next [`Kind`], which holds each of their values.
+/// An element type of a file that is read. The narrow ones become the next [`NpyType`], which holds each of their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
-    Same(Kind),
+    Same(NpyType),
     F16,
     Bf16,
     I8,
@@ -85,11 +85,11 @@ pub(super) enum Stored {
 
 impl Stored {
     const ALL: [Self; 11] = [
-        Self::Same(Kind::F32),
-        Self::Same(Kind::F64),
-        Self::Same(Kind::I64),
-        Self::Same(Kind::I32),
-        Self::Same(Kind::U8),
+        Self::Same(NpyType::F32),
+        Self::Same(NpyType::F64),
+        Self::Same(NpyType::I64),
+        Self::Same(NpyType::I32),
+        Self::Same(NpyType::U8),
         Self::F16,
         Self::Bf16,
         Self::I8,
@@ -99,12 +99,12 @@ impl Stored {
     ];
 
     /// What its elements are in memory.
-    pub(super) fn kind(self) -> Kind {
+    pub(super) fn kind(self) -> NpyType {
         match self {
             Self::Same(kind) => kind,
-            Self::F16 | Self::Bf16 => Kind::F32,
-            Self::I8 | Self::I16 | Self::U16 => Kind::I32,
-            Self::U32 => Kind::I64,
+            Self::F16 | Self::Bf16 => NpyType::F32,
+            Self::I8 | Self::I16 | Self::U16 => NpyType::I32,
+            Self::U32 => NpyType::I64,
         }
     }
 
@@ -137,13 +137,13 @@ impl Stored {
     }
 }
 
-impl From<Kind> for Stored {
-    fn from(kind: Kind) -> Self {
+impl From<NpyType> for Stored {
+    fn from(kind: NpyType) -> Self {
         Self::Same(kind)
     }
 }
 
-impl Header {
+impl NpyHeader {
     /// The element type.
     ///
     /// # Errors
@@ -151,11 +151,11 @@ impl Header {
     pub(super) fn stored(&self) -> Result<Stored, ArrayErrorKind> {
         let d = self.descr.as_str();
         let why = match d {
-            "<f4" => return Ok(Kind::F32.into()),
-            "<f8" => return Ok(Kind::F64.into()),
-            "<i8" => return Ok(Kind::I64.into()),
-            "<i4" => return Ok(Kind::I32.into()),
-            "|u1" | "<u1" | ">u1" => return Ok(Kind::U8.into()),
+            "<f4" => return Ok(NpyType::F32.into()),
+            "<f8" => return Ok(NpyType::F64.into()),
+            "<i8" => return Ok(NpyType::I64.into()),
+            "<i4" => return Ok(NpyType::I32.into()),
+            "|u1" | "<u1" | ">u1" => return Ok(NpyType::U8.into()),
             "<f2" => return Ok(Stored::F16),
             "|i1" | "<i1" | ">i1" => return Ok(Stored::I8),
             "<i2" => return Ok(Stored::I16),
@@ -252,19 +252,19 @@ pub(super) fn read_elements(
     let i32s = |values: Vec<i32>| Ok::<_, ArrayErrorKind>(Array::I32(shaped(values, shape, fortran)?));
     let i64s = |values: Vec<i64>| Ok::<_, ArrayErrorKind>(Array::I64(shaped(values, shape, fortran)?));
     Ok(match stored {
-        Stored::Same(Kind::F32) | Stored::F16 | Stored::Bf16 => {
+        Stored::Same(NpyType::F32) | Stored::F16 | Stored::Bf16 => {
             Array::F32(shaped(floats(reader, n, stored)?, shape, fortran)?)
         }
-        Stored::Same(Kind::F64) => {
+        Stored::Same(NpyType::F64) => {
             Array::F64(shaped(values(reader, n, f64::from_le_bytes)?, shape, fortran)?)
         }
-        Stored::Same(Kind::I64) => i64s(values(reader, n, i64::from_le_bytes)?)?,
+        Stored::Same(NpyType::I64) => i64s(values(reader, n, i64::from_le_bytes)?)?,
         Stored::U32 => i64s(values(reader, n, |b| u32::from_le_bytes(b).into())?)?,
-        Stored::Same(Kind::I32) => i32s(values(reader, n, i32::from_le_bytes)?)?,
+        Stored::Same(NpyType::I32) => i32s(values(reader, n, i32::from_le_bytes)?)?,
         Stored::I8 => i32s(values(reader, n, |b| i8::from_le_bytes(b).into())?)?,
         Stored::I16 => i32s(values(reader, n, |b| i16::from_le_bytes(b).into())?)?,
         Stored::U16 => i32s(values(reader, n, |b| u16::from_le_bytes(b).into())?)?,
-        Stored::Same(Kind::U8) => {
+        Stored::Same(NpyType::U8) => {
             let mut bytes = memory::reserved(n)?;
             let read = reader.take(n as u64).read_to_end(&mut bytes)?;
             if read < n {
@@ -280,8 +280,8 @@ pub(super) fn floats(reader: &mut impl Read, n: usize, stored: Stored) -> Result
     match stored {
         Stored::F16 => values(reader, n, |b| f16::from_le_bytes(b).to_f32()),
         Stored::Bf16 => values(reader, n, |b| bf16::from_le_bytes(b).to_f32()),
-        Stored::Same(Kind::F32) => values(reader, n, f32::from_le_bytes),
-        Stored::Same(Kind::F64 | Kind::I64 | Kind::I32 | Kind::U8)
+        Stored::Same(NpyType::F32) => values(reader, n, f32::from_le_bytes),
+        Stored::Same(NpyType::F64 | NpyType::I64 | NpyType::I32 | NpyType::U8)
         | Stored::I8
         | Stored::I16
         | Stored::U16
@@ -342,7 +342,7 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn header(&mut self) -> Result<Header, ArrayErrorKind> {
+    fn header(&mut self) -> Result<NpyHeader, ArrayErrorKind> {
         let (mut descr, mut fortran, mut shape) = (None, None, None);
         self.expect(b'{')?;
         while !self.eat(b'}') {
@@ -364,7 +364,9 @@ impl<'a> Parser<'a> {
         }
         self.space();
         match (self.rest, descr, fortran, shape) {
-            ([], Some(descr), Some(fortran), Some(shape)) => Ok(Header { descr, fortran, shape, bytes: 0 }),
+            ([], Some(descr), Some(fortran), Some(shape)) => {
+                Ok(NpyHeader { descr, fortran, shape, bytes: 0 })
+            }
             _ => Err(malformed("an incomplete .npy header")),
         }
     }
@@ -468,7 +470,7 @@ impl<'a> Parser<'a> {
 }
 
 /// The header numpy itself would write for a C-ordered array.
-pub(super) fn header_bytes(kind: Kind, shape: &[usize]) -> Result<Vec<u8>, ArrayErrorKind> {
+pub(super) fn header_bytes(kind: NpyType, shape: &[usize]) -> Result<Vec<u8>, ArrayErrorKind> {
     bytes_of(shape, kind)?;
     let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
     let sizes = if sizes.len() == 1 { format!("{},", sizes[0]) } else { sizes.join(", ") };

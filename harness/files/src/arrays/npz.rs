@@ -10,7 +10,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use super::atomic::AtomicFile;
-use super::npy::{self, Header, Kind};
+use super::npy::{self, NpyHeader, NpyType};
 use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef, Elements};
 
 /// Deflate cannot make more than 1,032 bytes of one: a member that promises more is a lie.
@@ -56,7 +56,7 @@ pub(super) fn list(path: &Utf8Path) -> Result<Vec<ArrayInfo>, ArrayError> {
                 .of(name)
                 .in_file(path));
         }
-        let read = |mut file: ZipFile<'_, _>| Ok((Header::read(&mut file)?, most_bytes(path, &file)?));
+        let read = |mut file: ZipFile<'_, _>| Ok((NpyHeader::read(&mut file)?, most_bytes(path, &file)?));
         let (header, most) = member(&mut archive, index, read).map_err(|e| e.of(&name).in_file(path))?;
         let (place, held) = (index as u64, most.saturating_sub(header.bytes as u64));
         arrays.push(ArrayInfo { name, dtype: header.dtype(), shape: header.shape, place, held });
@@ -74,7 +74,7 @@ pub(super) fn get(path: &Utf8Path, info: &ArrayInfo) -> Result<Array, ArrayError
 pub(super) fn elements<T, E: From<ArrayErrorKind>>(
     path: &Utf8Path,
     info: &ArrayInfo,
-    read: impl FnOnce(&Header, u64, &mut dyn Read) -> Result<T, E>,
+    read: impl FnOnce(&NpyHeader, u64, &mut dyn Read) -> Result<T, E>,
 ) -> Result<T, E> {
     let mut archive = open(path)?;
     let index = info.place as usize;
@@ -82,7 +82,7 @@ pub(super) fn elements<T, E: From<ArrayErrorKind>>(
         return Err(ArrayErrorKind::Malformed("the file changed while it was read".to_owned()).into());
     }
     let mut file = archive.by_index(index).map_err(ArrayErrorKind::from)?;
-    let header = Header::read(&mut file).map_err(of_data)?;
+    let header = NpyHeader::read(&mut file).map_err(of_data)?;
     let held = most_bytes(path, &file)?.saturating_sub(header.bytes as u64);
     let out = read(&header, held, &mut file)?;
     // Reading to the end is what compares the checksum.
@@ -175,7 +175,7 @@ pub struct NpzStream {
     zip: ZipWriter<AtomicFile>,
     path: Utf8PathBuf,
     name: String,
-    kind: Kind,
+    kind: NpyType,
     elements: u64,
     written: u64,
 }
@@ -186,10 +186,10 @@ impl NpzStream {
     /// # Errors
     /// When the folder refuses, or the sizes overflow.
     pub fn f32(path: &Utf8Path, name: &str, shape: &[usize]) -> Result<Self, ArrayError> {
-        Self::create(path, name, Kind::F32, shape)
+        Self::create(path, name, NpyType::F32, shape)
     }
 
-    fn create(path: &Utf8Path, name: &str, kind: Kind, shape: &[usize]) -> Result<Self, ArrayError> {
+    fn create(path: &Utf8Path, name: &str, kind: NpyType, shape: &[usize]) -> Result<Self, ArrayError> {
         let write = || {
             let bytes = npy::bytes_of(shape, kind)? as u64;
             let mut zip = ZipWriter::new(AtomicFile::create(path)?);
@@ -259,7 +259,7 @@ impl ImageNpzWriter {
     pub fn create(path: &Utf8Path, height: usize, width: usize, count: u64) -> Result<Self, ArrayError> {
         let n = usize::try_from(count)
             .map_err(|_| ArrayErrorKind::TooLarge(format!("{count} images")).in_file(path))?;
-        let stream = NpzStream::create(path, "arr_0", Kind::U8, &[n, height, width, 3])?;
+        let stream = NpzStream::create(path, "arr_0", NpyType::U8, &[n, height, width, 3])?;
         Ok(Self { stream, image_bytes: height * width * 3, count, pushed: 0 })
     }
 

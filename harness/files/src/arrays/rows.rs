@@ -4,7 +4,7 @@ use std::io::Read;
 
 use dpar_export_inputs::memory;
 
-use super::npy::{self, Header, Kind, Stored};
+use super::npy::{self, NpyHeader, NpyType, Stored};
 use super::{ArrayError, ArrayErrorKind, ArrayFile, Format, npy_open, npz, tensors};
 
 /// Why reading by rows ended early.
@@ -41,7 +41,7 @@ impl ArrayFile {
         let all = info.shape.iter().fold(1_usize, |all, n| all.saturating_mul(*n));
         let row = info.shape.iter().skip(1).fold(1_usize, |all, n| all.saturating_mul(*n));
         let piece = row.saturating_mul(rows.max(1)).min(all).max(1);
-        let stored = Stored::named(&info.dtype).filter(|s| s.kind() == Kind::F32);
+        let stored = Stored::named(&info.dtype).filter(|s| s.kind() == NpyType::F32);
         let mut read = |stored: Stored| -> Result<(), Stop<E>> {
             memory::check("a part of it", (piece as u64).saturating_mul(4)).map_err(ArrayErrorKind::from)?;
             match self.format {
@@ -74,7 +74,7 @@ impl ArrayFile {
 }
 
 /// Whether the elements lie row by row, and are all there.
-fn in_order<E>(header: &Header, stored: Stored, held: u64) -> Result<(), Stop<E>> {
+fn in_order<E>(header: &NpyHeader, stored: Stored, held: u64) -> Result<(), Stop<E>> {
     if header.fortran {
         return Err(Stop::Columns);
     }

@@ -7,7 +7,7 @@ use fs_err::File;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::atomic::AtomicFile;
-use super::npy::{self, Kind, Stored};
+use super::npy::{self, NpyType, Stored};
 use super::{Array, ArrayError, ArrayErrorKind, ArrayInfo, ArrayRef};
 
 /// Longest JSON header that is read: the limit of the safetensors library.
@@ -15,11 +15,11 @@ const LONGEST_HEADER: u64 = 100_000_000;
 
 fn stored(dtype: Dtype) -> Option<Stored> {
     Some(match dtype {
-        Dtype::F32 => Kind::F32.into(),
-        Dtype::F64 => Kind::F64.into(),
-        Dtype::I64 => Kind::I64.into(),
-        Dtype::I32 => Kind::I32.into(),
-        Dtype::U8 => Kind::U8.into(),
+        Dtype::F32 => NpyType::F32.into(),
+        Dtype::F64 => NpyType::F64.into(),
+        Dtype::I64 => NpyType::I64.into(),
+        Dtype::I32 => NpyType::I32.into(),
+        Dtype::U8 => NpyType::U8.into(),
         Dtype::F16 => Stored::F16,
         Dtype::BF16 => Stored::Bf16,
         Dtype::I8 => Stored::I8,
@@ -143,12 +143,12 @@ pub fn write_safetensors(path: &Utf8Path, arrays: &[(&str, ArrayRef<'_>)]) -> Re
     write().map_err(|e: ArrayErrorKind| e.in_file(path))
 }
 
-fn dtype(kind: Kind) -> Dtype {
+fn dtype(kind: NpyType) -> Dtype {
     match kind {
-        Kind::F32 => Dtype::F32,
-        Kind::F64 => Dtype::F64,
-        Kind::I64 => Dtype::I64,
-        Kind::I32 => Dtype::I32,
-        Kind::U8 => Dtype::U8,
+        NpyType::F32 => Dtype::F32,
+        NpyType::F64 => Dtype::F64,
+        NpyType::I64 => Dtype::I64,
+        NpyType::I32 => Dtype::I32,
+        NpyType::U8 => Dtype::U8,
     }
 }

@@ -193,14 +193,14 @@ fn npz_members_keep_their_order_and_carry_no_time() {
 
 #[test]
 fn the_npy_header_is_the_one_numpy_writes() {
-    let bytes = npy::header_bytes(Kind::U8, &[10, 32, 32, 3]).unwrap();
+    let bytes = npy::header_bytes(NpyType::U8, &[10, 32, 32, 3]).unwrap();
     assert_eq!(bytes.len(), 128);
     let text = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (10, 32, 32, 3), }";
     assert_eq!(&bytes[..text.len()], text);
     assert_eq!(bytes.last(), Some(&b'\n'));
-    let one = npy::header_bytes(Kind::F32, &[3]).unwrap();
+    let one = npy::header_bytes(NpyType::F32, &[3]).unwrap();
     assert!(String::from_utf8_lossy(&one).contains("'shape': (3,), }"));
-    let scalar = npy::header_bytes(Kind::F32, &[]).unwrap();
+    let scalar = npy::header_bytes(NpyType::F32, &[]).unwrap();
     assert!(String::from_utf8_lossy(&scalar).contains("'shape': (), }"));
 }
 

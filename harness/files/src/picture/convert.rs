@@ -20,29 +20,29 @@ pub fn read_as_rgb(path: &Utf8Path) -> Result<Picture, PictureError> {
     let file = |message: String| PictureError::File { path: path.to_owned(), message };
     let bytes = dpar_export_inputs::read(path, memory::most()).map_err(|e| file(e.to_string()))?;
     decode(&bytes).map_err(|e| match e {
-        Unread::Memory(source) => PictureError::Memory { path: Some(path.to_owned()), source },
-        Unread::Other(message) => file(message),
+        DecodeFault::Memory(source) => PictureError::Memory { path: Some(path.to_owned()), source },
+        DecodeFault::Other(message) => file(message),
     })
 }
 
 /// Why a picture was not read.
 #[derive(Debug)]
-enum Unread {
+enum DecodeFault {
     Memory(memory::MemoryError),
     Other(String),
 }
 
-impl From<memory::MemoryError> for Unread {
+impl From<memory::MemoryError> for DecodeFault {
     fn from(e: memory::MemoryError) -> Self {
         Self::Memory(e)
     }
 }
 
-fn other(e: impl ToString) -> Unread {
-    Unread::Other(e.to_string())
+fn other(e: impl ToString) -> DecodeFault {
+    DecodeFault::Other(e.to_string())
 }
 
-fn decode(bytes: &[u8]) -> Result<Picture, Unread> {
+fn decode(bytes: &[u8]) -> Result<Picture, DecodeFault> {
     match bytes {
         [0x89, b'P', b'N', b'G', ..] => png(bytes),
         [0xFF, 0xD8, 0xFF, ..] => jpeg(bytes),
@@ -52,7 +52,7 @@ fn decode(bytes: &[u8]) -> Result<Picture, Unread> {
 }
 
 /// Refuses a picture whose decoding takes `bytes` a pixel and is more than one input may ask for.
-fn fits(width: usize, height: usize, bytes: u64) -> Result<(), Unread> {
+fn fits(width: usize, height: usize, bytes: u64) -> Result<(), DecodeFault> {
     let pixels = (width as u64).saturating_mul(height as u64);
     if pixels > limits::PIXELS {
         return Err(other(format!("{width} × {height} pixels are too many")));
@@ -60,15 +60,15 @@ fn fits(width: usize, height: usize, bytes: u64) -> Result<(), Unread> {
     Ok(memory::check("it", bytes * pixels)?)
 }
 
-fn animated() -> Unread {
+fn animated() -> DecodeFault {
     other("it is animated: only still pictures are read")
 }
 
-fn truncated() -> Unread {
+fn truncated() -> DecodeFault {
     other("it is truncated")
 }
 
-fn png(bytes: &[u8]) -> Result<Picture, Unread> {
+fn png(bytes: &[u8]) -> Result<Picture, DecodeFault> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     let info = decoder.read_header_info().map_err(other)?;
     let (width, height) = (info.width as usize, info.height as usize);
@@ -94,7 +94,7 @@ fn png(bytes: &[u8]) -> Result<Picture, Unread> {
     Ok(Picture { width, height, rgb: opaque(pixels, channels) })
 }
 
-fn jpeg(bytes: &[u8]) -> Result<Picture, Unread> {
+fn jpeg(bytes: &[u8]) -> Result<Picture, DecodeFault> {
     // The decoder fills what is missing with grey.
     if !ends(bytes) {
         return Err(truncated());
@@ -117,7 +117,7 @@ fn jpeg(bytes: &[u8]) -> Result<Picture, Unread> {
     }
 }
 
-fn webp(bytes: &[u8]) -> Result<Picture, Unread> {
+fn webp(bytes: &[u8]) -> Result<Picture, DecodeFault> {
     if riff(bytes).is_none_or(|end| end > bytes.len()) {
         return Err(truncated());
     }
@@ -270,7 +270,7 @@ mod tests {
                 assert!(decode(&bytes[..end]).is_err(), "{end} of {} bytes", bytes.len());
             }
         }
-        assert!(matches!(decode(b"GIF89a and more"), Err(Unread::Other(e)) if e.contains("neither")));
+        assert!(matches!(decode(b"GIF89a and more"), Err(DecodeFault::Other(e)) if e.contains("neither")));
     }
 
     #[test]
@@ -296,7 +296,10 @@ mod tests {
         let frame = chunk(b"ANMF", &[&[0; 6], side, side, &[10, 0, 0, 0], still].concat());
         let body = [b"WEBP".to_vec(), extended, chunk(b"ANIM", &[0; 6]), frame.clone(), frame].concat();
         for bytes in [apng, chunk(b"RIFF", &body)] {
-            assert!(matches!(decode(&bytes), Err(Unread::Other(e)) if e.contains("animated")), "{bytes:?}");
+            assert!(
+                matches!(decode(&bytes), Err(DecodeFault::Other(e)) if e.contains("animated")),
+                "{bytes:?}"
+            );
         }
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn outline(
         };
         let same = |other: Option<usize>| other.and_then(|o| patch_of.get(o)) == Some(&patch_of[token]);
         // In raster order the token before is left of this one, or at the end of the row above.
-        let closed = Sides {
+        let closed = ClosedSides {
             left: !same(token.checked_sub(1)),
             right: !same(Some(token + 1)),
             top: !same(token.checked_sub(columns)),
@@ -74,7 +74,7 @@ pub(super) fn outline(
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Sides {
+struct ClosedSides {
     left: bool,
     right: bool,
     top: bool,
@@ -91,7 +91,7 @@ struct Cell {
 }
 
 impl Cell {
-    fn draw(self, picture: &mut Picture, closed: Sides) {
+    fn draw(self, picture: &mut Picture, closed: ClosedSides) {
         let narrow = (self.right - self.left).min(self.bottom - self.top) < NARROW;
         for y in self.top..self.bottom {
             for x in self.left..self.right {

@@ -48,9 +48,9 @@ pub fn write_png(path: &Utf8Path, rgb: &[u8], height: usize, width: usize) -> Re
 pub fn read_png(path: &Utf8Path) -> Result<Picture, PictureError> {
     let reader = BufReader::new(dpar_export_inputs::open(path).map_err(|e| file(path, e))?);
     decode(reader).map_err(|e| match e {
-        Unread::Memory(source) => PictureError::Memory { path: Some(path.to_owned()), source },
-        Unread::Pixels(color, bits) => PictureError::Pixels { path: path.to_owned(), color, bits },
-        Unread::Other(message) => file(path, message),
+        PngFault::Memory(source) => PictureError::Memory { path: Some(path.to_owned()), source },
+        PngFault::Pixels(color, bits) => PictureError::Pixels { path: path.to_owned(), color, bits },
+        PngFault::Other(message) => file(path, message),
     })
 }
 
@@ -60,14 +60,14 @@ fn file(path: &Utf8Path, error: impl ToString) -> PictureError {
 
 /// Why a picture was not read.
 #[derive(Debug)]
-enum Unread {
+enum PngFault {
     Memory(memory::MemoryError),
     Pixels(&'static str, u8),
     Other(String),
 }
 
-fn decode(reader: impl BufRead + Seek) -> Result<Picture, Unread> {
-    let other = |e: png::DecodingError| Unread::Other(e.to_string());
+fn decode(reader: impl BufRead + Seek) -> Result<Picture, PngFault> {
+    let other = |e: png::DecodingError| PngFault::Other(e.to_string());
     let mut decoder = png::Decoder::new(reader);
     let info = decoder.read_header_info().map_err(other)?;
     let (width, height) = (info.width, info.height);
@@ -79,20 +79,20 @@ fn decode(reader: impl BufRead + Seek) -> Result<Picture, Unread> {
             png::ColorType::GrayscaleAlpha => "grey and alpha",
             png::ColorType::Rgba => "RGB and alpha",
         };
-        return Err(Unread::Pixels(color, info.bit_depth as u8));
+        return Err(PngFault::Pixels(color, info.bit_depth as u8));
     }
     let pixels = u64::from(width) * u64::from(height);
     if pixels > limits::PIXELS {
-        return Err(Unread::Other(format!("{width} × {height} pixels are too many")));
+        return Err(PngFault::Other(format!("{width} × {height} pixels are too many")));
     }
     // The decoder holds a few rows beside the picture; other chunks are held below a limit of its own.
-    memory::check("it", 3 * (pixels + 4 * u64::from(width))).map_err(Unread::Memory)?;
+    memory::check("it", 3 * (pixels + 4 * u64::from(width))).map_err(PngFault::Memory)?;
     let mut reader = decoder.read_info().map_err(other)?;
     let (width, height) = (width as usize, height as usize);
     if reader.output_buffer_size() != Some(width * height * 3) {
-        return Err(Unread::Other("not RGB with 8 bits a channel".to_owned()));
+        return Err(PngFault::Other("not RGB with 8 bits a channel".to_owned()));
     }
-    let mut rgb = memory::reserved(width * height * 3).map_err(Unread::Memory)?;
+    let mut rgb = memory::reserved(width * height * 3).map_err(PngFault::Memory)?;
     rgb.resize(width * height * 3, 0);
     reader.next_frame(&mut rgb).map_err(other)?;
     Ok(Picture { width, height, rgb })
@@ -151,7 +151,7 @@ mod tests {
         let mut encoder = png::Encoder::new(&mut gray, 1, 1);
         encoder.set_color(png::ColorType::Grayscale);
         encoder.write_header().unwrap().write_image_data(&[7]).unwrap();
-        assert!(matches!(decode(Cursor::new(gray)), Err(Unread::Pixels("grey", 8))));
+        assert!(matches!(decode(Cursor::new(gray)), Err(PngFault::Pixels("grey", 8))));
     }
 
     #[test]

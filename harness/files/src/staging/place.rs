@@ -5,16 +5,16 @@ use std::io;
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 
 /// Device and number of a file or folder: the same for every name that it has.
-type Id = (u64, u64);
+type FileId = (u64, u64);
 
 /// Where a path leads through links and `..`, whether something is there yet or not.
 #[derive(Debug, Clone)]
 pub struct Place {
     path: Utf8PathBuf,
     /// Of what is there.
-    own: Option<Id>,
+    own: Option<FileId>,
     /// Of the folders that it lies in.
-    above: Vec<Id>,
+    above: Vec<FileId>,
 }
 
 /// How one place meets another.
@@ -84,13 +84,13 @@ impl Place {
 }
 
 #[cfg(unix)]
-fn id(path: &Utf8Path) -> Option<Id> {
+fn id(path: &Utf8Path) -> Option<FileId> {
     use std::os::unix::fs::MetadataExt;
     fs_err::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
 /// Names are compared without links instead.
 #[cfg(not(unix))]
-fn id(_: &Utf8Path) -> Option<Id> {
+fn id(_: &Utf8Path) -> Option<FileId> {
     None
 }

@@ -14,14 +14,14 @@ const LONGEST_NAME: usize = 255;
 
 /// One entry of what was in a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+struct EntryState {
     name: String,
     id: (u64, u64),
     length: u64,
     modified: Option<SystemTime>,
 }
 
-impl Entry {
+impl EntryState {
     fn of(name: &str, meta: &std::fs::Metadata) -> Self {
         #[cfg(unix)]
         let id = {
@@ -36,7 +36,7 @@ impl Entry {
 
 /// What was in a place, to be told from what comes there later: the file or the folder with its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity(Vec<Entry>);
+pub(super) struct Identity(Vec<EntryState>);
 
 impl Identity {
     /// Of what is there; without our own working folders.
@@ -47,16 +47,16 @@ impl Identity {
             Err(e) => return Err(e),
         };
         if !meta.is_dir() {
-            return Ok(Some(Self(vec![Entry::of("", &meta)])));
+            return Ok(Some(Self(vec![EntryState::of("", &meta)])));
         }
         // A folder's own size and time change with what is ours in it.
-        let mut entries = vec![Entry { length: 0, modified: None, ..Entry::of("", &meta) }];
+        let mut entries = vec![EntryState { length: 0, modified: None, ..EntryState::of("", &meta) }];
         for entry in path.as_std_path().read_dir()? {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if !is_ours(&name) {
-                entries.push(Entry::of(&name, &entry.metadata()?));
+                entries.push(EntryState::of(&name, &entry.metadata()?));
             }
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));

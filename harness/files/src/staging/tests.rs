@@ -2,7 +2,7 @@
 
 use super::*;
 
-const KIND: Kind = Kind { marks: &["mark"], writes: |name| ["mark", "new"].contains(&name) };
+const KIND: FolderKind = FolderKind { marks: &["mark"], writes: |name| ["mark", "new"].contains(&name) };
 
 pub(super) fn temp() -> (tempfile::TempDir, Utf8PathBuf) {
     let dir = tempfile::tempdir().unwrap();

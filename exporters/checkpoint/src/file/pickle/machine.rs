@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use super::globals::{Global, dotted, lookup};
-use super::{Heap, Id, MAX_LEN, MAX_VALUES, PickleError, Value};
+use super::{Heap, MAX_LEN, MAX_VALUES, PickleError, PickleValue, ValueId};
 
 /// Builds the values of a pickle; also its length. `bytes` may be longer than the program: reading stops at STOP.
 pub(crate) fn run(bytes: &[u8]) -> Result<(Heap<'_>, usize), PickleError> {
-    let mut m = Machine {
+    let mut m = PickleMachine {
         bytes,
         at: 0,
         op_at: 0,
@@ -26,26 +26,26 @@ pub(crate) fn run(bytes: &[u8]) -> Result<(Heap<'_>, usize), PickleError> {
     }
 }
 
-pub(super) struct Machine<'a> {
+pub(super) struct PickleMachine<'a> {
     bytes: &'a [u8],
     at: usize,
     op_at: usize,
-    pub(super) values: Vec<Value<'a>>,
-    stack: Vec<Id>,
+    pub(super) values: Vec<PickleValue<'a>>,
+    stack: Vec<ValueId>,
     /// Stack heights at the open MARKs.
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+    memo: HashMap<u32, ValueId>,
     /// Items copied out of containers by calls; the memo could make one container be copied again and again.
     pub(super) copied: usize,
     /// Bytes of the program that were strings of bytes.
     skipped: usize,
     /// The one value that stands for all floats.
-    number: Option<Id>,
+    number: Option<ValueId>,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> PickleMachine<'a> {
     /// Executes one opcode; the root when it was STOP.
-    fn step(&mut self) -> Result<Option<Id>, PickleError> {
+    fn step(&mut self) -> Result<Option<ValueId>, PickleError> {
         self.op_at = self.at;
         if self.at - self.skipped > MAX_LEN {
             return self
@@ -75,20 +75,20 @@ impl<'a> Machine<'a> {
                 self.push_id(top)?;
             }
             // None, True, False, and numbers.
-            b'N' => self.push(Value::Opaque)?,
-            0x88 => self.push(Value::Int(1))?,
-            0x89 => self.push(Value::Int(0))?,
+            b'N' => self.push(PickleValue::Opaque)?,
+            0x88 => self.push(PickleValue::Int(1))?,
+            0x89 => self.push(PickleValue::Int(0))?,
             b'J' => {
                 let v = i32::from_le_bytes(self.array()?);
-                self.push(Value::Int(v.into()))?;
+                self.push(PickleValue::Int(v.into()))?;
             }
             b'K' => {
                 let v = self.array::<1>()?[0];
-                self.push(Value::Int(v.into()))?;
+                self.push(PickleValue::Int(v.into()))?;
             }
             b'M' => {
                 let v = u16::from_le_bytes(self.array()?);
-                self.push(Value::Int(v.into()))?;
+                self.push(PickleValue::Int(v.into()))?;
             }
             0x8a => {
                 let n = self.array::<1>()?[0];
@@ -103,7 +103,7 @@ impl<'a> Machine<'a> {
                 match self.number {
                     Some(id) => self.push_id(id)?,
                     None => {
-                        self.push(Value::Opaque)?;
+                        self.push(PickleValue::Opaque)?;
                         self.number = self.stack.last().copied();
                     }
                 }
@@ -143,26 +143,26 @@ impl<'a> Machine<'a> {
                 self.opaque_bytes(n)?;
             }
             // Containers.
-            b'}' => self.push(Value::Dict(Vec::new()))?,
-            b']' => self.push(Value::List(Vec::new()))?,
-            b')' => self.push(Value::Tuple(Vec::new()))?,
+            b'}' => self.push(PickleValue::Dict(Vec::new()))?,
+            b']' => self.push(PickleValue::List(Vec::new()))?,
+            b')' => self.push(PickleValue::Tuple(Vec::new()))?,
             b't' => {
                 let items = self.pop_mark()?;
-                self.push(Value::Tuple(items))?;
+                self.push(PickleValue::Tuple(items))?;
             }
             b'l' => {
                 let items = self.pop_mark()?;
-                self.push(Value::List(items))?;
+                self.push(PickleValue::List(items))?;
             }
             b'd' => {
                 let items = self.pop_mark()?;
                 let pairs = self.pairs(&items)?;
-                self.push(Value::Dict(pairs))?;
+                self.push(PickleValue::Dict(pairs))?;
             }
             0x85..=0x87 => {
                 let n = usize::from(op - 0x84);
                 let items = self.pop_n(n)?;
-                self.push(Value::Tuple(items))?;
+                self.push(PickleValue::Tuple(items))?;
             }
             b'a' => {
                 let item = self.pop()?;
@@ -181,14 +181,14 @@ impl<'a> Machine<'a> {
                 self.set_items(&items)?;
             }
             // EMPTY_SET, ADDITEMS, FROZENSET
-            0x8f => self.push(Value::Opaque)?,
+            0x8f => self.push(PickleValue::Opaque)?,
             0x90 => {
                 self.pop_mark()?;
                 self.top()?;
             }
             0x91 => {
                 self.pop_mark()?;
-                self.push(Value::Opaque)?;
+                self.push(PickleValue::Opaque)?;
             }
             // The memo.
             b'q' => {
@@ -214,11 +214,11 @@ impl<'a> Machine<'a> {
             // Names and everything that would call them.
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global(lookup(module, name)))?;
+                self.push(PickleValue::Global(lookup(module, name)))?;
             }
             0x93 => {
                 let [module, name] = self.strings()?;
-                self.push(Value::Global(lookup(module, name)))?;
+                self.push(PickleValue::Global(lookup(module, name)))?;
             }
             b'R' | 0x81 => {
                 let (args, callable) = (self.pop()?, self.pop()?);
@@ -238,7 +238,8 @@ impl<'a> Machine<'a> {
             }
             b'o' => {
                 let items = self.pop_mark()?;
-                let Some(Value::Global(class)) = items.first().map(|i| &self.values[*i as usize]) else {
+                let Some(PickleValue::Global(class)) = items.first().map(|i| &self.values[*i as usize])
+                else {
                     return self.fail("an OBJ opcode without a class");
                 };
                 let made = self.instance(*class)?;
@@ -248,7 +249,7 @@ impl<'a> Machine<'a> {
                 self.pop()?;
                 let target = self.top()?;
                 // State of data is metadata (a state dict's `_metadata`, a parameter's attributes): dropped.
-                if let Value::Global(Global::Hostile { module, name }) = &self.values[target as usize] {
+                if let PickleValue::Global(Global::Hostile { module, name }) = &self.values[target as usize] {
                     return Err(PickleError::Hostile(dotted(module, name)));
                 }
             }
@@ -289,16 +290,16 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&rest[..n]).or_else(|_| self.fail("a name is not UTF-8"))
     }
 
-    pub(super) fn push(&mut self, value: Value<'a>) -> Result<(), PickleError> {
+    pub(super) fn push(&mut self, value: PickleValue<'a>) -> Result<(), PickleError> {
         if self.values.len() >= MAX_VALUES {
             return self.fail("more values than any checkpoint holds");
         }
-        let id = self.values.len() as Id;
+        let id = self.values.len() as ValueId;
         self.values.push(value);
         self.push_id(id)
     }
 
-    pub(super) fn push_id(&mut self, id: Id) -> Result<(), PickleError> {
+    pub(super) fn push_id(&mut self, id: ValueId) -> Result<(), PickleError> {
         if self.stack.len() >= MAX_VALUES {
             return self.fail("the stack is deeper than any checkpoint needs");
         }
@@ -311,21 +312,21 @@ impl<'a> Machine<'a> {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self) -> Result<Id, PickleError> {
+    fn pop(&mut self) -> Result<ValueId, PickleError> {
         if self.stack.len() <= self.floor() {
             return self.fail("the stack is empty");
         }
         self.stack.pop().ok_or(PickleError::Truncated)
     }
 
-    fn top(&self) -> Result<Id, PickleError> {
+    fn top(&self) -> Result<ValueId, PickleError> {
         match self.stack.last() {
             Some(id) if self.stack.len() > self.floor() => Ok(*id),
             _ => self.fail("the stack is empty"),
         }
     }
 
-    fn pop_n(&mut self, n: usize) -> Result<Vec<Id>, PickleError> {
+    fn pop_n(&mut self, n: usize) -> Result<Vec<ValueId>, PickleError> {
         match self.stack.len().checked_sub(n) {
             Some(from) if from >= self.floor() => Ok(self.stack.split_off(from)),
             _ => self.fail("the stack is empty"),
@@ -341,7 +342,7 @@ impl<'a> Machine<'a> {
         self.pop().map(drop)
     }
 
-    fn pop_mark(&mut self) -> Result<Vec<Id>, PickleError> {
+    fn pop_mark(&mut self) -> Result<Vec<ValueId>, PickleError> {
         match self.marks.pop() {
             Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
             _ => self.fail("there is no mark"),
@@ -354,9 +355,9 @@ impl<'a> Machine<'a> {
             let sign = if raw.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
             let mut wide = [sign; 8];
             wide[..raw.len()].copy_from_slice(raw);
-            Value::Int(i64::from_le_bytes(wide))
+            PickleValue::Int(i64::from_le_bytes(wide))
         } else {
-            Value::Opaque
+            PickleValue::Opaque
         };
         self.push(value)
     }
@@ -364,26 +365,26 @@ impl<'a> Machine<'a> {
     fn string(&mut self, n: u64) -> Result<(), PickleError> {
         let raw = self.take(n)?;
         // `surrogatepass` strings are legal in Python and never tensor names.
-        self.push(std::str::from_utf8(raw).map_or(Value::Opaque, Value::Str))
+        self.push(std::str::from_utf8(raw).map_or(PickleValue::Opaque, PickleValue::Str))
     }
 
     /// Python 2 strings: names when they are ASCII.
     fn old_string(&mut self, n: u64) -> Result<(), PickleError> {
         let raw = self.take(n)?;
         let text = std::str::from_utf8(raw).ok().filter(|s| s.is_ascii());
-        self.push(text.map_or(Value::Opaque, Value::Str))
+        self.push(text.map_or(PickleValue::Opaque, PickleValue::Str))
     }
 
     fn opaque_bytes(&mut self, n: u64) -> Result<(), PickleError> {
         self.skipped += self.take(n)?.len();
-        self.push(Value::Opaque)
+        self.push(PickleValue::Opaque)
     }
 
     fn strings(&mut self) -> Result<[&'a str; 2], PickleError> {
         let name = self.pop()?;
         let module = self.pop()?;
         match (&self.values[module as usize], &self.values[name as usize]) {
-            (Value::Str(m), Value::Str(n)) => Ok([m, n]),
+            (PickleValue::Str(m), PickleValue::Str(n)) => Ok([m, n]),
             _ => self.fail("a name that is not a string"),
         }
     }
@@ -404,7 +405,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn pairs(&self, items: &[Id]) -> Result<Vec<(Id, Id)>, PickleError> {
+    fn pairs(&self, items: &[ValueId]) -> Result<Vec<(ValueId, ValueId)>, PickleError> {
         let (pairs, rest) = items.as_chunks::<2>();
         if !rest.is_empty() {
             return self.fail("a key without a value");
@@ -412,24 +413,24 @@ impl<'a> Machine<'a> {
         Ok(pairs.iter().map(|[k, v]| (*k, *v)).collect())
     }
 
-    fn extend(&mut self, items: Vec<Id>) -> Result<(), PickleError> {
+    fn extend(&mut self, items: Vec<ValueId>) -> Result<(), PickleError> {
         let target = self.top()?;
         match &mut self.values[target as usize] {
-            Value::List(list) => list.extend(items),
-            Value::Opaque | Value::Object { .. } => {}
+            PickleValue::List(list) => list.extend(items),
+            PickleValue::Opaque | PickleValue::Object { .. } => {}
             _ => return self.fail("items are appended to something that is not a list"),
         }
         Ok(())
     }
 
-    fn set_items(&mut self, items: &[Id]) -> Result<(), PickleError> {
+    fn set_items(&mut self, items: &[ValueId]) -> Result<(), PickleError> {
         let pairs = self.pairs(items)?;
         let target = self.top()?;
         match &mut self.values[target as usize] {
-            Value::Dict(dict) => dict.extend(pairs),
+            PickleValue::Dict(dict) => dict.extend(pairs),
             // An object with items is a dictionary of some class of its own.
-            object @ Value::Object { .. } => *object = Value::Dict(pairs),
-            Value::Opaque => {}
+            object @ PickleValue::Object { .. } => *object = PickleValue::Dict(pairs),
+            PickleValue::Opaque => {}
             _ => return self.fail("keys are set on something that is not a dictionary"),
         }
         Ok(())

@@ -26,7 +26,7 @@ const MAX_VALUES: usize = 1 << 22;
 const MAX_RANK: usize = 8;
 
 /// Index of a value in the arena.
-pub(crate) type Id = u32;
+pub(crate) type ValueId = u32;
 
 /// Why a pickle is refused.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(crate) struct Storage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TensorDesc {
     /// The storage value.
-    pub(crate) storage: Id,
+    pub(crate) storage: ValueId,
     /// First element.
     pub(crate) offset: i64,
     /// Dimensions.
@@ -68,7 +68,7 @@ pub(crate) struct TensorDesc {
 
 /// A value that a pickle builds.
 #[derive(Debug)]
-pub(crate) enum Value<'a> {
+pub(crate) enum PickleValue<'a> {
     /// None, numbers beyond i64, bytes and sets.
     Opaque,
     /// An object whose contents do not matter here, by what made it.
@@ -80,9 +80,9 @@ pub(crate) enum Value<'a> {
     Unread(Box<str>),
     Int(i64),
     Str(&'a str),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
+    List(Vec<ValueId>),
+    Tuple(Vec<ValueId>),
+    Dict(Vec<(ValueId, ValueId)>),
     Global(globals::Global<'a>),
     Storage(Box<Storage>),
     Tensor(Box<TensorDesc>),
@@ -91,28 +91,28 @@ pub(crate) enum Value<'a> {
 /// The finished heap: all values and the root.
 #[derive(Debug)]
 pub(crate) struct Heap<'a> {
-    pub(crate) values: Vec<Value<'a>>,
-    pub(crate) root: Id,
+    pub(crate) values: Vec<PickleValue<'a>>,
+    pub(crate) root: ValueId,
 }
 
 impl<'a> Heap<'a> {
     /// The value of that index.
-    pub(crate) fn get(&self, id: Id) -> &Value<'a> {
-        self.values.get(id as usize).unwrap_or(&Value::Opaque)
+    pub(crate) fn get(&self, id: ValueId) -> &PickleValue<'a> {
+        self.values.get(id as usize).unwrap_or(&PickleValue::Opaque)
     }
 
     /// The pairs of a dictionary.
-    pub(crate) fn dict(&self, id: Id) -> Option<&[(Id, Id)]> {
+    pub(crate) fn dict(&self, id: ValueId) -> Option<&[(ValueId, ValueId)]> {
         match self.get(id) {
-            Value::Dict(pairs) => Some(pairs),
+            PickleValue::Dict(pairs) => Some(pairs),
             _ => None,
         }
     }
 
     /// A string.
-    pub(crate) fn str(&self, id: Id) -> Option<&'a str> {
+    pub(crate) fn str(&self, id: ValueId) -> Option<&'a str> {
         match self.get(id) {
-            Value::Str(s) => Some(s),
+            PickleValue::Str(s) => Some(s),
             _ => None,
         }
     }

@@ -1,14 +1,14 @@
 //! An engine and recorded outputs: which of them differ names the graphs that can be at fault.
 
 use camino::Utf8Path;
-use dpar_export_decode::replay::{Follow, Replay, follow};
-use dpar_export_decode::runtime::{LoadedBundle, Progress};
+use dpar_export_decode::loaded::{LoadedBundle, Progress};
+use dpar_export_decode::replay::{Replay, ReplayOptions, follow};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::GraphName;
 
-use super::super::decisions::Sizes;
+use super::super::decisions::ComparedSizes;
 use super::super::{reference, usual};
-use super::{Bisection, Divergence, GraphFinding, Source, Symptom, sizes, source, symptom};
+use super::{BisectSource, Bisection, Divergence, GraphFinding, Symptom, sizes, source, symptom};
 use crate::CompareError;
 use crate::check::{Check, CheckId, SCHEMA_VERSION, Status};
 use crate::decision::starts;
@@ -34,7 +34,7 @@ pub fn against_recorded(
     {
         return Ok(found);
     }
-    let how = Follow::new(bundle.system(), 1.0, batch);
+    let how = ReplayOptions::new(bundle.system(), 1.0, batch);
     let own = follow(runtime.model()?.as_mut(), &how, &golden.forced, progress)?;
     golden.follow(&own);
     let numbers = bundle.manifest().numbers();
@@ -117,9 +117,9 @@ fn named(graphs: &[GraphName]) -> Vec<String> {
     graphs.iter().map(ToString::to_string).collect()
 }
 
-fn recorded(runtime: &LoadedBundle<'_>, folder: &Utf8Path) -> [Source; 2] {
+fn recorded(runtime: &LoadedBundle<'_>, folder: &Utf8Path) -> [BisectSource; 2] {
     let name = folder.file_name().unwrap_or("reference").to_owned();
-    [Source { name, engine: None, bundle: None }, source(&runtime.info().engine, runtime)]
+    [BisectSource { name, engine: None, bundle: None }, source(&runtime.info().engine, runtime)]
 }
 
 /// Whether the bundle's patch rule gives other patches than recorded for the recorded entropies: exact, so it comes first.
@@ -152,7 +152,7 @@ fn inferred(
     runtime: &LoadedBundle<'_>,
     golden: &reference::Reference,
     symptom: &Symptom,
-    sizes: Sizes<'_>,
+    sizes: ComparedSizes<'_>,
     batch: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<String>, CompareError> {

@@ -3,7 +3,7 @@
 //! ```no_run
 //! use dpar_engine_table::{self as engines, EngineOptions};
 //! use dpar_export_evaluate::evaluate::images::{ImageSet, Reading};
-//! use dpar_export_evaluate::evaluate::job::{Job, JobOptions, Outcome, Source};
+//! use dpar_export_evaluate::evaluate::job::{Job, JobOptions, JobOutcome, SampleSource};
 //! use dpar_export_evaluate::features::{ExtractorOptions, FeatureExtractor};
 //! use dpar_export_metrics::Compute;
 //!
@@ -11,8 +11,8 @@
 //! let engine = engines::create("tract", &EngineOptions::default())?;
 //! let extractor = FeatureExtractor::open("inception".into(), engine, &ExtractorOptions::default())?;
 //! let job = Job::new(extractor, Compute::new(2)?, JobOptions::new("reference.npz".into(), "out".into()))?;
-//! let samples = Source::Images(ImageSet::open("samples".into(), Reading::default())?);
-//! if let Outcome::Whole(evaluation) = job.run(&samples, &mut |_, _, _| true)? {
+//! let samples = SampleSource::Images(ImageSet::open("samples".into(), Reading::default())?);
+//! if let JobOutcome::Whole(evaluation) = job.run(&samples, &mut |_, _, _| true)? {
 //!     assert!(!evaluation.file.report.metrics.is_empty());
 //! }
 //! # Ok(())
@@ -32,23 +32,23 @@ use dpar_export_metrics::{Compute, KidProtocol, Moments, PrMode, Rows, Variant};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::activations::{DIGEST, RESIZE, Table, moments_of};
+use super::activations::{ActivationTable, DIGEST, RESIZE, moments_of};
 use super::apart::apart;
-pub use super::compare::Comparison;
+pub use super::compare::FrechetComparison;
 use super::compare::compare;
 pub use super::drawn::Drawn;
 use super::images::{ImageSet, Reading};
 use super::look::{Pictures, look};
 use super::measure::{PARTS, Side, measure};
-use super::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, Samples};
+use super::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, SamplesId};
 use super::reference::Given;
-use super::report::{Metric, Network, Report, Settings};
+use super::report::{Metric, MetricReport, MetricSettings, Network};
 use super::store::{Purpose, Store};
 use super::{EvaluateError, InputKind};
 use crate::features::FeatureExtractor;
-use crate::{Phase, Step};
+use crate::{Step, WorkPhase};
 pub use shard::Shard;
-pub use source::Source;
+pub use source::SampleSource;
 
 /// What an output folder holds.
 const METRICS: &str = "metrics.json";
@@ -59,7 +59,7 @@ const REFERENCE: &str = "reference";
 
 /// Which of the samples are evaluated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
+pub enum SamplePart {
     /// All.
     Whole,
     /// A part, whose features another call joins with the others'.
@@ -80,7 +80,7 @@ pub struct JobOptions {
     /// Whether to go on where an earlier run ended.
     pub resume: bool,
     /// Which of the samples.
-    pub part: Part,
+    pub part: SamplePart,
     /// `metrics.json` of another evaluation under the same protocol.
     pub compare: Option<Utf8PathBuf>,
     /// Images between two savings of the state, at least 1.
@@ -101,7 +101,7 @@ impl JobOptions {
             reading: Reading::default(),
             output,
             resume: false,
-            part: Part::Whole,
+            part: SamplePart::Whole,
             compare: None,
             chunk: 256,
             variant: None,
@@ -113,7 +113,7 @@ impl JobOptions {
 
 /// What came out.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum JobOutcome {
     /// The features of a part are stored.
     Shard {
         /// Which.
@@ -135,7 +135,7 @@ pub struct Evaluation {
     /// Its path.
     pub path: Utf8PathBuf,
     /// The comparison that was asked for.
-    pub comparison: Option<Comparison>,
+    pub comparison: Option<FrechetComparison>,
 }
 
 /// An evaluation with its network.
@@ -144,11 +144,11 @@ pub struct Job {
     compute: Arc<Compute>,
     extractor: FeatureExtractor,
     network: Network,
-    settings: Settings,
+    settings: MetricSettings,
 }
 
 /// The reference: statistics, features of its images, what it is.
-struct Reference {
+struct ReferenceNumbers {
     pool: Option<Moments>,
     spatial: Option<Moments>,
     rows: Option<Features>,
@@ -157,7 +157,7 @@ struct Reference {
 
 /// Features of every image.
 enum Features {
-    Table(Table),
+    Table(ActivationTable),
     Mapped(Mapped, usize),
 }
 
@@ -175,8 +175,8 @@ fn mapped_rows<'a>(what: &'static str, mapped: &'a Mapped, width: usize) -> Resu
 }
 
 /// The samples' numbers and what they are made of.
-struct Numbers {
-    report: Report,
+struct SampleNumbers {
+    report: MetricReport,
     pool: Moments,
     spatial: Option<Moments>,
 }
@@ -208,7 +208,7 @@ impl Job {
             }
         }
         let variant = options.variant.or(variant).unwrap_or_default();
-        let settings = Settings { variant, pr_mode: options.pr_mode, kid: Some(options.kid) };
+        let settings = MetricSettings { variant, pr_mode: options.pr_mode, kid: Some(options.kid) };
         Ok(Self { options, compute: Arc::new(compute), extractor, network, settings })
     }
 
@@ -217,23 +217,23 @@ impl Job {
     /// # Errors
     /// When inputs do not fit together, which is found before anything is written; when a picture, the network or the disk
     /// fails, or `step` says stop, which leaves a folder that is gone on with.
-    pub fn run(mut self, source: &Source<'_>, step: Step<'_>) -> Result<Outcome, EvaluateError> {
+    pub fn run(mut self, source: &SampleSource<'_>, step: Step<'_>) -> Result<JobOutcome, EvaluateError> {
         self.check(source)?;
         let _lock = folder::hold(&self.options.output, self.options.resume)?;
         let (total, part) = (source.count(), self.options.part.clone());
         let range = match part {
-            Part::Shard(shard) => shard.range(total, self.chunk()),
-            Part::Whole | Part::Merge(_) => (0, total),
+            SamplePart::Shard(shard) => shard.range(total, self.chunk()),
+            SamplePart::Whole | SamplePart::Merge(_) => (0, total),
         };
         let files = (&source.content(), source.stamp());
         let purpose = self.purpose(files, total, range, source.generated().is_some())?;
         let mut samples = Store::open(&self.options.output.join(SAMPLES), purpose)?;
         match part {
-            Part::Merge(shards) => self.merge(&mut samples, &shards)?,
-            Part::Whole => self.fill(&mut samples, Phase::Samples, source, step)?,
-            Part::Shard(shard) => {
-                self.fill(&mut samples, Phase::Samples, source, step)?;
-                return Ok(Outcome::Shard { shard, images: samples.count(), of: total as u64 });
+            SamplePart::Merge(shards) => self.merge(&mut samples, &shards)?,
+            SamplePart::Whole => self.fill(&mut samples, WorkPhase::Samples, source, step)?,
+            SamplePart::Shard(shard) => {
+                self.fill(&mut samples, WorkPhase::Samples, source, step)?;
+                return Ok(JobOutcome::Shard { shard, images: samples.count(), of: total as u64 });
             }
         }
         let reference = self.reference(step)?;
@@ -241,7 +241,7 @@ impl Job {
     }
 
     /// What can be wrong is found before hours of work: the reference, the labels, the other evaluation.
-    fn check(&self, source: &Source<'_>) -> Result<(), EvaluateError> {
+    fn check(&self, source: &SampleSource<'_>) -> Result<(), EvaluateError> {
         let reference = Given::open(&self.options.reference, self.options.reading, &self.extractor)?;
         for set in [source.images(), reference.images()].into_iter().flatten() {
             set.tell();
@@ -293,7 +293,7 @@ impl Job {
     fn fill(
         &mut self,
         store: &mut Store,
-        phase: Phase,
+        phase: WorkPhase,
         pictures: &dyn Pictures,
         step: Step<'_>,
     ) -> Result<(), EvaluateError> {
@@ -346,14 +346,14 @@ impl Job {
         Ok(())
     }
 
-    fn reference(&mut self, step: Step<'_>) -> Result<Reference, EvaluateError> {
+    fn reference(&mut self, step: Step<'_>) -> Result<ReferenceNumbers, EvaluateError> {
         let path = self.options.reference.clone();
         let (found, set) = match Given::open(&path, self.options.reading, &self.extractor)? {
             Given::Stored(found, set) => (found, set),
             Given::Images(set) => {
                 let store = self.reference_images(&set, step)?;
                 let width = store.purpose().widths[0];
-                return Ok(Reference {
+                return Ok(ReferenceNumbers {
                     pool: Some(store.moments(&self.compute)?),
                     spatial: store.spatial_moments(&self.compute)?,
                     id: ReferenceId {
@@ -365,7 +365,7 @@ impl Job {
                 });
             }
         };
-        let of = |moments: &Option<Moments>, table: &Option<Table>, what| match (moments, table) {
+        let of = |moments: &Option<Moments>, table: &Option<ActivationTable>, what| match (moments, table) {
             (Some(moments), _) => Ok(Some(moments.clone())),
             (None, table) => table.as_ref().map(|t| moments_of(t, what, &self.compute)).transpose(),
         };
@@ -378,27 +378,26 @@ impl Job {
             (None, None) => None,
         };
         let images = rows.as_ref().map(|f| f.rows().map(|r| r.count() as u64)).transpose()?;
-        let sha256 =
-            dpar_export_bundle::digest(&path).map_err(dpar_export_decode::runtime::RunError::from)?.1;
+        let sha256 = dpar_export_bundle::digest(&path).map_err(dpar_export_decode::loaded::RunError::from)?.1;
         let stored_statistics = found.pool_moments.is_some();
-        Ok(Reference { pool, spatial, rows, id: ReferenceId { stored_statistics, sha256, images } })
+        Ok(ReferenceNumbers { pool, spatial, rows, id: ReferenceId { stored_statistics, sha256, images } })
     }
 
     fn reference_images(&mut self, set: &ImageSet, step: Step<'_>) -> Result<Store, EvaluateError> {
         let files = (&json!(set.content()), set.stamp());
         let purpose = self.purpose(files, set.count(), (0, set.count()), false)?;
         let mut store = Store::open(&self.options.output.join(REFERENCE), purpose)?;
-        self.fill(&mut store, Phase::Reference, set, step)?;
+        self.fill(&mut store, WorkPhase::Reference, set, step)?;
         Ok(store)
     }
 
     fn finish(
         &self,
-        source: &Source<'_>,
+        source: &SampleSource<'_>,
         samples: Store,
-        reference: Reference,
+        reference: ReferenceNumbers,
         step: Step<'_>,
-    ) -> Result<Outcome, EvaluateError> {
+    ) -> Result<JobOutcome, EvaluateError> {
         let (network, settings, compute) = (self.network.clone(), self.settings, Arc::clone(&self.compute));
         let parts = PARTS + usize::from(self.options.compare.is_some());
         let work = move |next: &mut dyn FnMut(&'static str) -> bool| -> Result<_, EvaluateError> {
@@ -416,7 +415,7 @@ impl Job {
         let file = MetricsFile {
             schema: SCHEMA,
             protocol: self.protocol(source, reference.id)?,
-            samples: Samples {
+            samples: SamplesId {
                 pixels_sha256: samples.pixels_sha256()?,
                 generated: source.generated(),
                 converted: source.converted().then(|| "rgb".to_owned()),
@@ -429,10 +428,10 @@ impl Job {
             (Some(other), Some(moments)) => Some(self.compare(other, &file, samples, moments, parts, step)?),
             _ => None,
         };
-        Ok(Outcome::Whole(Box::new(Evaluation { file, path, comparison })))
+        Ok(JobOutcome::Whole(Box::new(Evaluation { file, path, comparison })))
     }
 
-    fn protocol(&self, source: &Source<'_>, reference: ReferenceId) -> Result<Protocol, EvaluateError> {
+    fn protocol(&self, source: &SampleSource<'_>, reference: ReferenceId) -> Result<Protocol, EvaluateError> {
         let extractor = serde_json::to_value(self.extractor.identity());
         Ok(Protocol {
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -512,7 +511,7 @@ impl Job {
         reference: Moments,
         parts: usize,
         step: Step<'_>,
-    ) -> Result<Comparison, EvaluateError> {
+    ) -> Result<FrechetComparison, EvaluateError> {
         let (other, store, there) = self.other(path)?;
         like(path, &own.protocol, &other.protocol)?;
         let here = self.distance(&self.options.output, own)?;
@@ -532,12 +531,12 @@ impl Job {
 
 fn numbers(
     samples: &Store,
-    reference: &Reference,
+    reference: &ReferenceNumbers,
     network: &Network,
-    settings: &Settings,
+    settings: &MetricSettings,
     compute: &Compute,
     next: &mut dyn FnMut(&'static str) -> bool,
-) -> Result<Numbers, EvaluateError> {
+) -> Result<SampleNumbers, EvaluateError> {
     let (features, logits) = (samples.pool()?, samples.logits()?);
     let [width, _, classes] = samples.purpose().widths;
     let (pool, spatial) = (samples.moments(compute)?, samples.spatial_moments(compute)?);
@@ -554,7 +553,7 @@ fn numbers(
         logits: None,
     };
     let report = measure(side, other, network, settings, compute, next)?;
-    Ok(Numbers { report, pool, spatial })
+    Ok(SampleNumbers { report, pool, spatial })
 }
 
 /// The store of the samples of a `metrics.json`.

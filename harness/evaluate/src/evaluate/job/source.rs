@@ -12,14 +12,14 @@ use crate::evaluate::look::{Pictures, Sink};
 use crate::evaluate::protocol::Sampling;
 
 /// Where samples come from.
-pub enum Source<'a> {
+pub enum SampleSource<'a> {
     /// Images that are there.
     Images(ImageSet),
     /// A bundle draws them.
     Drawn(Drawn<'a>),
 }
 
-impl Source<'_> {
+impl SampleSource<'_> {
     fn pictures(&self) -> &dyn Pictures {
         match self {
             Self::Images(set) => set,
@@ -99,7 +99,7 @@ impl Source<'_> {
     }
 }
 
-impl Pictures for Source<'_> {
+impl Pictures for SampleSource<'_> {
     fn count(&self) -> usize {
         self.pictures().count()
     }
