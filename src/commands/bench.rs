@@ -10,6 +10,7 @@ use dpar_export_bench::{
     BenchReport, Case, Change, Comparison, Machine, Measurement, Phase, compare, measure, page,
 };
 use dpar_export_inputs::limits;
+use dpar_export_spec::RuleChange;
 
 use super::args::{DrawArgs, EnginesArgs, EnginesPlan, OptionalOutputArgs, ScheduleArgs};
 use super::failure::{Exit, Failure};
@@ -41,9 +42,9 @@ pub(crate) struct BenchArgs {
     /// Earlier report (JSON) of this machine: say what got slower; exit 1 if something did, 4 if it cannot be told
     #[arg(long, value_name = "FILE.json")]
     compare: Option<Utf8PathBuf>,
-    /// Values to go through, instead of one: batch=1,2,4,8
-    #[arg(long, value_name = "batch=B,..")]
-    sweep: Option<Sweep>,
+    /// Values to go through, instead of one: batch=1,2,4,8 or threshold=7.4,7.8,8.2 (nats); both may be given
+    #[arg(long, value_name = "WHAT=N,..")]
+    sweep: Vec<Sweep>,
     /// Images of a round [default: as many as are decoded together]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     num: Option<u32>,
@@ -67,22 +68,34 @@ pub(crate) struct BenchArgs {
     engines: EnginesArgs,
 }
 
-/// Batches to go through.
+/// Values to go through.
 #[derive(Debug, Clone)]
-struct Sweep(Vec<usize>);
+enum Sweep {
+    Batch(Vec<usize>),
+    Threshold(Vec<f32>),
+}
 
 impl FromStr for Sweep {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some(values) = text.strip_prefix("batch=") else {
-            return Err("expected batch= and numbers, such as batch=1,2,4".to_owned());
-        };
         let batch = |v: &str| match v.parse() {
             Ok(n @ 1..=256) => Ok(n),
             _ => Err(format!("`{v}` is no batch from 1 to 256")),
         };
-        values.split(',').map(batch).collect::<Result<_, _>>().map(Self)
+        let threshold = |v: &str| match v.parse::<f32>() {
+            Ok(n) if n.is_finite() => Ok(n),
+            _ => Err(format!("`{v}` is no threshold in nats")),
+        };
+        match text.split_once('=') {
+            Some(("batch", values)) => {
+                values.split(',').map(batch).collect::<Result<_, _>>().map(Self::Batch)
+            }
+            Some(("threshold", values)) => {
+                values.split(',').map(threshold).collect::<Result<_, _>>().map(Self::Threshold)
+            }
+            _ => Err("expected batch= or threshold= and numbers, such as batch=1,2,4".to_owned()),
+        }
     }
 }
 
@@ -90,6 +103,8 @@ impl FromStr for Sweep {
 pub(super) struct Plan {
     bundles: Vec<Utf8PathBuf>,
     batches: Vec<usize>,
+    /// `None` = as the bundle has it.
+    thresholds: Vec<Option<f32>>,
     engines: EnginesPlan,
     case: Case,
     num: Option<usize>,
@@ -103,6 +118,19 @@ impl BenchArgs {
     /// Reads the earlier report, takes the names of the outputs.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
         let engines = self.engines.resolve(vec![DEFAULT_ENGINE.to_owned()])?;
+        let (mut batches, mut thresholds) = (None, None);
+        for sweep in self.sweep {
+            let again = match sweep {
+                Sweep::Batch(values) => batches.replace(values).map(|_| "batch"),
+                Sweep::Threshold(values) => thresholds.replace(values).map(|_| "threshold"),
+            };
+            if let Some(what) = again {
+                return Err(Failure::usage(
+                    format!("--sweep {what}= is given twice"),
+                    Some("give all values at once"),
+                ));
+            }
+        }
         let ending = |path: &Utf8Path, ending: &str| match path.extension() {
             Some(found) if found == ending => Ok(()),
             _ => Err(Failure::usage(format!("{path} does not end in .{ending}"), None)),
@@ -121,7 +149,8 @@ impl BenchArgs {
         let json = take(output, "json", self.output.replace.force)?;
         let html = take(report, "html", true)?;
         Ok(Plan {
-            batches: self.sweep.map_or_else(|| vec![engines.batch], |sweep| sweep.0),
+            batches: batches.unwrap_or_else(|| vec![engines.batch]),
+            thresholds: thresholds.map_or_else(|| vec![None], |t| t.into_iter().map(Some).collect()),
             case: Case {
                 batch: engines.batch,
                 schedule: self.schedule.schedule,
@@ -153,11 +182,19 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let mut wanted = Vec::new();
     for bundle in &plan.bundles {
         for name in &plan.engines.names {
-            wanted.extend(plan.batches.iter().map(|batch| (bundle, name.as_str(), *batch)));
+            let batches = plan.batches.iter();
+            wanted.extend(batches.flat_map(|batch| {
+                plan.thresholds.iter().map(|threshold| Wanted {
+                    bundle,
+                    engine: name,
+                    batch: *batch,
+                    threshold: *threshold,
+                })
+            }));
         }
     }
-    if let Some(&(bundle, name, batch)) = plan.one.and_then(|one| wanted.get(one)) {
-        let case = here(bundle, name, batch, &plan, printer)?;
+    if let Some(wanted) = plan.one.and_then(|one| wanted.get(one)) {
+        let case = here(wanted, &plan, printer)?;
         if let Some(file) = plan.json {
             file.write(&serde_json::to_vec(&case).map_err(std::io::Error::from)?)?;
             file.commit()?;
@@ -195,15 +232,18 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     Ok(comparison.map_or(Exit::Pass, |c| c.verdict.into()))
 }
 
-/// Measures a case in this process.
-fn here(
-    bundle: &Utf8Path,
-    engine: &str,
+/// A case among all.
+struct Wanted<'a> {
+    bundle: &'a Utf8Path,
+    engine: &'a str,
     batch: usize,
-    plan: &Plan,
-    printer: Printer,
-) -> Result<Measurement, Failure> {
-    let opened = Bundle::open(bundle)?;
+    threshold: Option<f32>,
+}
+
+/// Measures a case in this process.
+fn here(wanted: &Wanted<'_>, plan: &Plan, printer: Printer) -> Result<Measurement, Failure> {
+    let &Wanted { bundle, engine, batch, threshold } = wanted;
+    let opened = Bundle::open(bundle)?.with_rule(&RuleChange { threshold, ..RuleChange::default() })?;
     let case = Case { batch, images: plan.num.unwrap_or(batch), ..plan.case.clone() };
     let bar = printer.progress("measuring", "steps");
     let total = (case.warmup + case.rounds) * opened.system().tokens() * case.images.div_ceil(case.batch);
@@ -272,6 +312,7 @@ fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
         "precision",
         "engine",
         "batch",
+        "threshold",
         "images/s",
         "first token ms",
         "step ms p50",
@@ -289,6 +330,7 @@ fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
             c.precision.clone(),
             c.engine.clone(),
             c.batch.to_string(),
+            c.threshold.map_or("-".to_owned(), |nats| nats.to_string()),
             format!("{:.3}", c.images_per_second),
             format!("{:.2}", c.first_token_ms()),
             format!("{:.2}", c.step_ms.p50),

@@ -4,7 +4,7 @@ use dpar_export_checkpoint::LoadOptions;
 use serde_json::Value;
 
 use crate::cli::run;
-use crate::common::{ENGINES, Temp, export};
+use crate::common::{ENGINES, Temp, export, llamagen};
 
 /// Every time of a report of `bench`, multiplied.
 fn scaled(report: &Value, factor: f64) -> Value {
@@ -64,6 +64,39 @@ fn cases_are_measured_shown_and_held_against_an_earlier_report() {
 }
 
 #[test]
+fn a_larger_threshold_makes_fewer_steps_of_the_same_images() {
+    let temp = Temp::new();
+    export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let bundle = temp.path("b").into_string();
+    let found = run(&[
+        "bench",
+        &bundle,
+        "--warmup",
+        "0",
+        "--rounds",
+        "1",
+        "--sweep",
+        "threshold=4,4.35,4.7",
+        "--batch",
+        "4",
+        "--json",
+    ]);
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let report: Value = serde_json::from_str(&found.stdout).unwrap();
+    let cases = report["report"]["cases"].as_array().unwrap();
+    let column = |key: &str| cases.iter().map(|c| c[key].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(column("threshold"), [4.0, 4.35, 4.7]);
+    assert!(column("mean_steps").is_sorted_by(|a, b| a > b), "{:?}", column("mean_steps"));
+
+    // Of a system without a threshold none can be asked for.
+    let (checkpoint, options) = llamagen("emoji32");
+    export(checkpoint, &options, &temp.path("l"));
+    let found = run(&["bench", temp.path("l").as_str(), "--sweep", "threshold=4"]);
+    assert_eq!(found.code, 2, "{}", found.stderr);
+    assert!(found.stderr.contains("threshold"), "{}", found.stderr);
+}
+
+#[test]
 fn what_cannot_be_measured_is_said_and_nothing_is_written() {
     let temp = Temp::new();
     export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
@@ -71,7 +104,9 @@ fn what_cannot_be_measured_is_said_and_nothing_is_written() {
     let (bundle, report) = (path("b"), path("r.json"));
     for (args, code, said) in [
         (&["--sweep", "batch=1,0"][..], 2, "`0` is no batch from 1 to 256"),
-        (&["--sweep", "threshold=7"], 2, "expected batch="),
+        (&["--sweep", "size=7"], 2, "expected batch= or threshold="),
+        (&["--sweep", "threshold=7,high"], 2, "`high` is no threshold in nats"),
+        (&["--sweep", "batch=1", "--sweep", "batch=2"], 2, "--sweep batch= is given twice"),
         (&["--compare", &path("none.json")], 2, "none.json"),
         (&["--ort-lib", &path("no.so"), "--engines", ENGINES[1]], 3, "no.so"),
         (&["--report", &path("page.pdf")], 2, "does not end in .html"),

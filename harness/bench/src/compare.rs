@@ -45,7 +45,7 @@ pub struct Comparison {
 }
 
 /// Holds a report against an earlier one. Cases are the same when system, precision, engine, batch,
-/// schedule, images, threads and guidance are.
+/// schedule, images, threshold, threads and guidance are.
 ///
 /// # Errors
 /// When they are not of one machine, or have no case in common.

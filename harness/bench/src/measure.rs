@@ -118,6 +118,8 @@ pub struct Measurement {
     pub tokens: usize,
     /// Guidance scale.
     pub cfg_scale: f32,
+    /// Threshold of the patch rule that ran, in nats, where it has one: the decimal number that was given, so that every writer of JSON writes the same.
+    pub threshold: Option<f64>,
     /// Mean number of patches of an image: steps of the large transformer.
     pub mean_steps: f64,
     /// Loading of all graphs, in seconds.
@@ -145,8 +147,9 @@ impl Measurement {
             true => String::new(),
             false => format!(", {} images", self.images),
         };
+        let threshold = self.threshold.map_or(String::new(), |nats| format!(", threshold {nats}"));
         format!(
-            "{} {} on {}, batch {}, {}{images}",
+            "{} {} on {}, batch {}, {}{images}{threshold}",
             self.system,
             self.precision,
             self.engine,
@@ -276,6 +279,7 @@ fn gather(
         images: case.images,
         tokens: bundle.system().tokens(),
         cfg_scale: case.cfg_scale,
+        threshold: bundle.patch_rule().numbers().threshold.and_then(|nats| nats.to_string().parse().ok()),
         mean_steps: streams.iter().map(|s| s.steps() as f64).sum::<f64>() / streams.len().max(1) as f64,
         opening,
         images_per_second: (case.images * rounds.len()) as f64 / total,

@@ -64,7 +64,7 @@ fn cases(report: &BenchReport) -> Markup {
                 thead {
                     tr {
                         @for title in [
-                            "System", "Precision", "Engine", "Threads", "Batch", "Schedule", "Images/s", "First token ms", "Step ms p50",
+                            "System", "Precision", "Engine", "Threads", "Batch", "Schedule", "Threshold", "Images/s", "First token ms", "Step ms p50",
                             "p90", "p99", "Bandwidth", "Anonymous MB", "Mapped MB", "Steps",
                         ] { th scope="col" { (title) } }
                     }
@@ -78,6 +78,7 @@ fn cases(report: &BenchReport) -> Markup {
                             td.number { (case.threads.map_or("engine's".to_owned(), |n| n.to_string())) }
                             td.number { (case.batch) }
                             td { (case.schedule.as_str()) }
+                            td.number { (case.threshold.map_or("–".to_owned(), |n| n.to_string())) }
                             td.number { (number(case.images_per_second)) }
                             td.number { (number(case.first_token_ms())) }
                             @for ms in [case.step_ms.p50, case.step_ms.p90, case.step_ms.p99] { td.number { (number(ms)) } }
@@ -98,8 +99,14 @@ fn cases(report: &BenchReport) -> Markup {
 fn series(report: &BenchReport) -> Vec<(String, Vec<&Measurement>)> {
     let mut series: Vec<(String, Vec<&Measurement>)> = Vec::new();
     for case in &report.cases {
-        let name =
-            format!("{} {} on {}, {}", case.system, case.precision, case.engine, case.schedule.as_str());
+        let threshold = case.threshold.map_or(String::new(), |nats| format!(", threshold {nats}"));
+        let name = format!(
+            "{} {} on {}, {}{threshold}",
+            case.system,
+            case.precision,
+            case.engine,
+            case.schedule.as_str()
+        );
         match series.iter_mut().find(|(n, _)| *n == name) {
             Some((_, cases)) => cases.push(case),
             None => series.push((name, vec![case])),

@@ -33,6 +33,7 @@ fn case(batch: usize, rounds: &[[f64; 3]]) -> Measurement {
         images: batch,
         tokens: 64,
         cfg_scale: 2.0,
+        threshold: None,
         mean_steps: 36.0,
         opening: 0.1,
         images_per_second: 1.0,
