@@ -6,13 +6,14 @@ use dpar_export_inputs::without_mark;
 use dpar_export_spec::{ComponentKind, SystemSpec};
 use serde_json::{Map, Value, json};
 
+use super::Misfit;
 use super::json::{read as read_json, unique_keys};
 
 /// Reads the configuration of a bundle whose manifest is of that schema version, and checks that its parts fit.
 ///
 /// # Errors
-/// What is wrong, in words.
-pub(crate) fn read(bytes: &[u8], schema_version: u32) -> Result<SystemSpec, String> {
+/// What is wrong.
+pub(crate) fn read(bytes: &[u8], schema_version: u32) -> Result<SystemSpec, Misfit> {
     let (bytes, copies) = match schema_version {
         1 => {
             let (bytes, copies) = without_copies(bytes)?;
@@ -21,7 +22,7 @@ pub(crate) fn read(bytes: &[u8], schema_version: u32) -> Result<SystemSpec, Stri
         _ => (Cow::Borrowed(bytes), Vec::new()),
     };
     let system: SystemSpec = read_json(&bytes).map_err(|e| e.to_string())?;
-    system.validate()?;
+    system.validate().map_err(|e| e.to_string())?;
     copies.iter().try_for_each(|copy| copy.check(&system))?;
     Ok(system)
 }
@@ -43,7 +44,7 @@ const COPIES: [(ComponentKind, &[&str]); 4] = [
 ];
 
 /// A document of version 1 as this version writes it, and what was taken out of it.
-fn without_copies(bytes: &[u8]) -> Result<(Vec<u8>, Vec<Copy>), String> {
+fn without_copies(bytes: &[u8]) -> Result<(Vec<u8>, Vec<Copy>), Misfit> {
     let bytes = without_mark(bytes);
     unique_keys(bytes).map_err(|e| e.to_string())?;
     let mut config: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
@@ -61,7 +62,7 @@ fn without_copies(bytes: &[u8]) -> Result<(Vec<u8>, Vec<Copy>), String> {
 
 impl Copy {
     /// Holds it against the fact.
-    fn check(&self, system: &SystemSpec) -> Result<(), String> {
+    fn check(&self, system: &SystemSpec) -> Result<(), Misfit> {
         let fact = match (self.key, self.of) {
             ("vocab" | "codebook", _) => Some(json!(system.vocab)),
             // The entropy model knows no classes.
@@ -76,7 +77,7 @@ impl Copy {
             return Ok(());
         }
         let of = self.of.map_or("the system", ComponentKind::name);
-        Err(format!("`{}` of `{of}` is not that of the system", self.key))
+        Err(format!("`{}` of `{of}` is not that of the system", self.key).into())
     }
 }
 
@@ -101,8 +102,8 @@ mod tests {
             assert_eq!(read(&new, 2).unwrap(), system);
             assert!(new.len() < text.len());
             // Each version has its own keys.
-            assert!(read(text.as_bytes(), 2).unwrap_err().contains("unknown field"));
-            assert!(read(&new, 1).unwrap_err().contains("is not that of the system"));
+            assert!(read(text.as_bytes(), 2).unwrap_err().to_string().contains("unknown field"));
+            assert!(read(&new, 1).unwrap_err().to_string().contains("is not that of the system"));
         }
         let [dpar, llamagen, fractional] = OLD.map(|text| read(text.as_bytes(), 1).unwrap());
         assert_eq!((dpar.kind, dpar.grid(), dpar.vocab, dpar.downsample()), (SystemKind::Dpar, 4, 32, 2));
@@ -119,7 +120,7 @@ mod tests {
             let refused = |document: &Value, what: &str| {
                 let bytes = serde_json::to_vec(document).unwrap();
                 let message = read(&bytes, 1).unwrap_err();
-                assert!(message.contains("is not that of the system"), "{what}: {message}");
+                assert!(message.to_string().contains("is not that of the system"), "{what}: {message}");
             };
             let mut other = document.clone();
             other["grid"] = json!(5);

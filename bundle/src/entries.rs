@@ -33,7 +33,7 @@ impl Manifest {
             // Ports of a network of another tool have the names that it gave them.
             let foreign = self.system == SystemKind::Extractor;
             let valid = graph.spec.validate(foreign);
-            valid.map_err(|message| ManifestError::Entry(format!("graph `{name}`: {message}")))?;
+            valid.map_err(|e| ManifestError::Entry(format!("graph `{name}`: {e}")))?;
         }
         for component in &self.components {
             self.check_component(component)?;

@@ -18,8 +18,8 @@ use super::files::Files;
 use super::held::Held;
 use super::write::{BUNDLE_FOLDER, add_component, add_config, add_sources, empty, finish};
 use super::{
-    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Manifest, ONNX, SourceEntry, check_opset,
-    check_references, digest, json,
+    BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Manifest, Misfit, ONNX, SourceEntry,
+    check_opset, check_references, digest, json,
 };
 
 /// Names of FID-Inception, the first its own.
@@ -131,7 +131,8 @@ impl ExtractorSpec {
                 logits: own("logits"),
             },
         };
-        spec.check_values().map_err(|message| BundleError::Config { path: CONFIG.into(), message })?;
+        spec.check_values()
+            .map_err(|e| BundleError::Config { path: CONFIG.into(), message: e.to_string() })?;
         Ok(spec)
     }
 
@@ -164,33 +165,35 @@ impl ExtractorSpec {
         if self.is_fid() { "FID".to_owned() } else { format!("Fréchet distance on {}", self.network_name()) }
     }
 
-    fn check_values(&self) -> Result<(), String> {
+    fn check_values(&self) -> Result<(), Misfit> {
         if self.kind != SystemKind::Extractor || !self.component.kind().is_extractor() {
-            return Err("it describes no feature extractor".to_owned());
+            return Err("it describes no feature extractor".into());
         }
-        self.component.validate()?;
+        self.component.validate().map_err(|e| e.to_string())?;
         if !(1..=MAX_SIDE).contains(&self.input_size) {
-            return Err(format!("`input_size` is not in 1..={MAX_SIDE}"));
+            return Err(format!("`input_size` is not in 1..={MAX_SIDE}").into());
         }
         match &self.normalise {
             Some(n)
                 if !n.mean.iter().all(|v| v.is_finite())
                     || !n.std.iter().all(|v| *v > 0.0 && v.is_finite()) =>
             {
-                Err("`normalise` needs finite means and divisors above 0".to_owned())
+                Err("`normalise` needs finite means and divisors above 0".into())
             }
             _ => Ok(()),
         }
     }
 
     /// That the manifest has the component of the spec and its one graph.
-    fn check_manifest(&self, manifest: &Manifest) -> Result<(), String> {
+    fn check_manifest(&self, manifest: &Manifest) -> Result<(), Misfit> {
         let kind = self.component.kind();
         if !matches!(manifest.components.as_slice(), [only] if only.kind == kind) {
-            return Err(format!("its component `{}` is not the one in the manifest", kind.name()));
+            return Err(format!("its component `{}` is not the one in the manifest", kind.name()).into());
         }
         let [graph] = manifest.graphs.as_slice() else {
-            return Err(format!("the manifest has {} graphs, an extractor has one", manifest.graphs.len()));
+            return Err(
+                format!("the manifest has {} graphs, an extractor has one", manifest.graphs.len()).into()
+            );
         };
         let names = match &self.component {
             ComponentSpec::Features(_) => vec![GraphName::Features],
@@ -204,13 +207,15 @@ impl ExtractorSpec {
             }
         };
         if !matches!(names.as_slice(), [only] if *only == *graph.spec.name) {
-            return Err(format!("graph `{}` of the manifest is none of its component", graph.spec.name));
+            return Err(
+                format!("graph `{}` of the manifest is none of its component", graph.spec.name).into()
+            );
         }
         self.check_ports(&graph.spec)
     }
 
     /// That the graph has the ports of the spec, with its sizes.
-    fn check_ports(&self, graph: &GraphSpec) -> Result<(), String> {
+    fn check_ports(&self, graph: &GraphSpec) -> Result<(), Misfit> {
         let size = Dim::Fixed(self.input_size);
         let is_image = |p: &Port| {
             p.dtype == DType::F32
@@ -219,7 +224,7 @@ impl ExtractorSpec {
                 && p.dims[1..] == [Dim::Fixed(3), size.clone(), size.clone()]
         };
         if graph.inputs.len() != 1 || !graph.input(&self.ports.image).is_some_and(is_image) {
-            return Err(format!("graph `{}` has not the one image input of the spec", graph.name));
+            return Err(format!("graph `{}` has not the one image input of the spec", graph.name).into());
         }
         let wanted = [Some(&self.ports.features), self.ports.spatial.as_ref(), self.ports.logits.as_ref()];
         for name in wanted.into_iter().flatten() {
@@ -227,7 +232,8 @@ impl ExtractorSpec {
                 return Err(format!(
                     "graph `{}` has no output `{name}` of rows of a fixed width",
                     graph.name
-                ));
+                )
+                .into());
             }
         }
         Ok(())
@@ -271,8 +277,8 @@ impl ExtractorBundle {
         let (files, config) = Files::open(folder, system, graph)?;
         let bad = |message: String| BundleError::Integrity { path: folder.join(CONFIG), message };
         let spec: ExtractorSpec = json::read(&config).map_err(|e| bad(e.to_string()))?;
-        spec.check_values().map_err(bad)?;
-        spec.check_manifest(&files.manifest).map_err(bad)?;
+        spec.check_values().map_err(|e| bad(e.to_string()))?;
+        spec.check_manifest(&files.manifest).map_err(|e| bad(e.to_string()))?;
         Ok(Self { files, spec })
     }
 
@@ -419,9 +425,9 @@ impl ForeignExtractor {
             return Err(bad("it is larger than 2 GiB".to_owned()));
         }
         let bytes = dpar_export_inputs::read(&place, limits::GRAPH).map_err(io)?;
-        let foreign = read_foreign(&bytes).map_err(bad)?;
+        let foreign = read_foreign(&bytes).map_err(|e| bad(e.to_string()))?;
         let file_name = path.file_name().unwrap_or("features.onnx");
-        let (size, width) = interface(&foreign, input_size).map_err(bad)?;
+        let (size, width) = interface(&foreign, input_size).map_err(|e| bad(e.to_string()))?;
         let (image, features) = (&foreign.inputs[0].name, &foreign.outputs[0].name);
         let batch = || Dim::axis("batch");
         let side = || Dim::Fixed(size);
@@ -446,8 +452,8 @@ impl ForeignExtractor {
                 logits: None,
             },
         };
-        spec.check_values().map_err(bad)?;
-        graph.validate(true).map_err(bad)?;
+        spec.check_values().map_err(|e| bad(e.to_string()))?;
+        graph.validate(true).map_err(|e| bad(e.to_string()))?;
         let sha256 = hex::encode(Sha256::digest(&bytes));
         let (opset, parameters) = (foreign.opset, foreign.parameters);
         Ok(Self { spec, graph, opset, parameters, sha256, path: place, held })
@@ -483,39 +489,43 @@ fn check_foreign(
     bytes: &[u8],
 ) -> Result<(), BundleError> {
     let wrong = |message: String| BundleError::Integrity { path: folder.join(&graph.file), message };
-    let foreign = read_foreign(bytes).map_err(wrong)?;
-    check_opset(foreign.opset, manifest.opset).map_err(wrong)
+    let foreign = read_foreign(bytes).map_err(|e| wrong(e.to_string()))?;
+    check_opset(foreign.opset, manifest.opset).map_err(|e| wrong(e.to_string()))
 }
 
 /// Input side and feature width.
-fn interface(foreign: &Foreign, input_size: Option<usize>) -> Result<(usize, usize), String> {
+fn interface(foreign: &Foreign, input_size: Option<usize>) -> Result<(usize, usize), Misfit> {
     let one = |ports: &[ForeignPort], what: &str| match ports {
-        [port] if port.float => Ok(port.clone()),
-        [port] => Err(format!("{what} `{}` is not float32", port.name)),
-        _ => Err(format!("it has {} {what}s, one is needed", ports.len())),
+        [port] if port.float => Ok::<_, Misfit>(port.clone()),
+        [port] => Err(format!("{what} `{}` is not float32", port.name).into()),
+        _ => Err(format!("it has {} {what}s, one is needed", ports.len()).into()),
     };
     let (image, features) = (one(&foreign.inputs, "input")?, one(&foreign.outputs, "output")?);
     let Some([batch, channels, height, width]) = image.dims.as_deref() else {
-        return Err(format!("input `{}` has not the shape [N, 3, S, S]", image.name));
+        return Err(format!("input `{}` has not the shape [N, 3, S, S]", image.name).into());
     };
     if let Some(n) = batch {
-        return Err(format!("the batch axis of input `{}` is fixed at {n}; export it dynamic", image.name));
+        return Err(
+            format!("the batch axis of input `{}` is fixed at {n}; export it dynamic", image.name).into()
+        );
     }
     if channels.is_some_and(|c| c != 3) {
-        return Err(format!("input `{}` has {} channels, 3 are needed", image.name, channels.unwrap_or(0)));
+        return Err(
+            format!("input `{}` has {} channels, 3 are needed", image.name, channels.unwrap_or(0)).into()
+        );
     }
     let sides: Vec<usize> = [*height, *width, input_size].into_iter().flatten().collect();
     let Some(size) = sides.first().copied() else {
-        return Err("its input size is open: give it with --input-size".to_owned());
+        return Err("its input size is open: give it with --input-size".into());
     };
     if sides.iter().any(|s| *s != size) {
         let side = |s: &Option<usize>| s.map_or_else(|| "any".to_owned(), |s| s.to_string());
         let given = input_size.map(|s| format!(", --input-size {s}")).unwrap_or_default();
-        return Err(format!("its input is {} x {} pixels{given}", side(height), side(width)));
+        return Err(format!("its input is {} x {} pixels{given}", side(height), side(width)).into());
     }
     match features.dims.as_deref() {
         Some([_, Some(f)]) if *f > 0 => Ok((size, *f)),
-        _ => Err(format!("output `{}` has not the shape [N, F] with a fixed F", features.name)),
+        _ => Err(format!("output `{}` has not the shape [N, F] with a fixed F", features.name).into()),
     }
 }
 

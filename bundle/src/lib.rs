@@ -317,12 +317,12 @@ impl Bundle {
     fn assemble(files: Files, config: &[u8]) -> Result<Self, BundleError> {
         let manifest = &files.manifest;
         let unlike = |message| BundleError::Integrity { path: files.folder.join(CONFIG), message };
-        let system = config::read(config, manifest.schema_version).map_err(unlike)?;
+        let system = config::read(config, manifest.schema_version).map_err(|e| unlike(e.to_string()))?;
         // Two files of one export say the same: the one that differs was changed, whatever its digest says.
         if Some(&system.patch_rule) != manifest.patch_rule.as_ref() || system.kind != manifest.system {
             return Err(unlike(format!("its system or patch rule is not the one in {MANIFEST}")));
         }
-        check_graphs(manifest, &system).map_err(unlike)?;
+        check_graphs(manifest, &system).map_err(|e| unlike(e.to_string()))?;
         Ok(Self { files, system })
     }
 
@@ -330,8 +330,10 @@ impl Bundle {
     fn check_tables(&self, graph: &GraphEntry, tables: &[(String, Option<i64>)]) -> Result<(), BundleError> {
         let of = |c: &&ComponentSpec| c.kind().name() == graph.spec.component;
         let Some(component) = self.system.components.iter().find(of) else { return Ok(()) };
-        dpar_export_onnx::check_tables(tables, component, &self.system)
-            .map_err(|message| BundleError::Integrity { path: self.folder().join(&graph.file), message })
+        dpar_export_onnx::check_tables(tables, component, &self.system).map_err(|e| BundleError::Integrity {
+            path: self.folder().join(&graph.file),
+            message: e.to_string(),
+        })
     }
 
     /// The folder.
@@ -428,13 +430,30 @@ impl Bundle {
     }
 }
 
+/// What in a bundle does not fit the rest of it, or in a network of another tool what is asked of one: in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misfit(String);
+
+impl From<String> for Misfit {
+    fn from(why: String) -> Self {
+        Self(why)
+    }
+}
+
+impl From<&str> for Misfit {
+    fn from(why: &str) -> Self {
+        Self(why.to_owned())
+    }
+}
+
 /// The manifest has the components of the configuration with their graphs and no others, with the sizes of the
 /// configuration.
-fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> {
+fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), Misfit> {
     if let Some(other) =
         manifest.components.iter().find(|c| system.components.iter().all(|s| s.kind() != c.kind))
     {
-        return Err(format!("component `{}` of the manifest is not in it", other.kind.name()));
+        return Err(format!("component `{}` of the manifest is not in it", other.kind.name()).into());
     }
     for component in &system.components {
         let name = component.kind().name();
@@ -442,10 +461,10 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
         let graphs =
             || manifest.graphs.iter().filter(|g| g.spec.component == name).map(|g| g.spec.name.as_str());
         if let Some(other) = graphs().find(|g| known.iter().all(|k| *k != **g)) {
-            return Err(format!("graph `{other}` of the manifest is none of component `{name}`"));
+            return Err(format!("graph `{other}` of the manifest is none of component `{name}`").into());
         }
         if let Some(missing) = known.iter().find(|k| graphs().all(|g| **k != *g)) {
-            return Err(format!("the manifest has no graph `{missing}` for component `{name}`"));
+            return Err(format!("the manifest has no graph `{missing}` for component `{name}`").into());
         }
     }
     let width = system.dpar().map(|d| d.width);
@@ -461,13 +480,16 @@ fn check_graphs(manifest: &Manifest, system: &SystemSpec) -> Result<(), String> 
             let (name, rule) = (&graph.spec.name, system.longest_patch());
             return Err(format!(
                 "graph `{name}` takes patches of {longest} tokens, the patch rule makes {rule}"
-            ));
+            )
+            .into());
         }
         for port in graph.spec.inputs.iter().chain(&graph.spec.outputs) {
             let wanted = sizes.iter().find(|(name, _)| *name == port.name).and_then(|(_, size)| *size);
             let last = port.dims.last();
             if wanted.is_some_and(|w| last != Some(&dpar_export_spec::Dim::Fixed(w))) {
-                return Err(format!("port `{}` of graph `{}` has another size", port.name, graph.spec.name));
+                return Err(
+                    format!("port `{}` of graph `{}` has another size", port.name, graph.spec.name).into()
+                );
             }
         }
     }
@@ -521,7 +543,7 @@ fn check_references(
 ) -> Result<Vec<(String, Option<i64>)>, BundleError> {
     let path = folder.join(graph.file_for(&[dialect]).1);
     let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
-    let own = dpar_export_onnx::read_own(bytes).map_err(wrong)?;
+    let own = dpar_export_onnx::read_own(bytes).map_err(|e| wrong(e.to_string()))?;
     let listed = weights_beside(manifest, graph).and_then(Utf8Path::file_name);
     if let Some(file) = own.external.iter().find(|file| Some(file.as_str()) != listed) {
         return Err(wrong(format!(
@@ -533,16 +555,16 @@ fn check_references(
         (Some(quantized), Dialect::Portable) => quantized.opset,
         _ => manifest.opset,
     };
-    check_opset(own.opset, opset).map_err(wrong)?;
+    check_opset(own.opset, opset).map_err(|e| wrong(e.to_string()))?;
     let (name, precision) = (graph.spec.name.clone(), manifest.precision);
     dpar_export_onnx::check_precision(bytes, &graph.spec, Said { precision, quantized, dialect })
-        .map_err(|message| BundleError::Precision { graph: name, precision, message })?;
+        .map_err(|e| BundleError::Precision { graph: name, precision, message: e.to_string() })?;
     Ok(own.tables)
 }
 
-fn check_opset(found: i64, said: i64) -> Result<(), String> {
+fn check_opset(found: i64, said: i64) -> Result<(), Misfit> {
     match found == said {
         true => Ok(()),
-        false => Err(format!("its opset is {found}, the manifest says {said}")),
+        false => Err(format!("its opset is {found}, the manifest says {said}").into()),
     }
 }

@@ -103,7 +103,7 @@ impl GraphEntry {
     }
 
     /// The file for an engine that takes `dialects` rather than the portable form, the best first.
-    pub fn file_for(&self, dialects: &[Dialect]) -> (Dialect, &str) {
+    pub(crate) fn file_for(&self, dialects: &[Dialect]) -> (Dialect, &str) {
         let find = |wanted: &Dialect| self.files().find(|(dialect, _)| dialect == wanted);
         dialects.iter().find_map(find).unwrap_or((Dialect::Portable, &self.file))
     }

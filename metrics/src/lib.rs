@@ -33,7 +33,7 @@ mod manifold;
 mod moments;
 mod numpy_random;
 mod precision_recall;
-mod random;
+pub mod random;
 mod resize;
 mod screen;
 mod singular;
@@ -47,14 +47,12 @@ pub use inception_score::{
     ADM_CHUNK, InceptionScore, InceptionScoreAccumulator, inception_score_torch_fidelity,
 };
 pub use kid::{Kid, KidProtocol, KidSubsets, kid, kid_influence, kid_subsets};
-pub use manifold::NEIGHBOURS;
 pub use moments::{Moments, MomentsAccumulator, working_memory};
 pub use numpy_random::NumpyRandom;
 pub use precision_recall::{PrMode, PrecisionRecall, precision_recall};
 pub use resize::{INCEPTION_SIZE, Resize, Resizer};
 pub use stats::{
-    Bootstrap, BootstrapResult, Equivalence, KID_MARGIN_FLOOR, MARGIN_FLOOR, MARGIN_FRACTION, PRINTED_ERRORS,
-    PRINTED_FRACTION, PRINTED_SEEDS, PrintedComparison, SINGLE_RUN_FRACTION, Verdict, Z90,
+    Bootstrap, BootstrapResult, Equivalence, MARGIN_FRACTION, PRINTED_SEEDS, PrintedComparison, Verdict, Z90,
     compare_with_printed, equivalence, equivalence_margin, fraction_interval, kid_margin,
     mean_and_standard_error, paired_standard_error, relative_margin,
 };

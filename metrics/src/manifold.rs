@@ -16,7 +16,7 @@ const TILE: usize = 512;
 const DENSE: usize = 8;
 
 /// Neighbours of the manifold.
-pub const NEIGHBOURS: usize = 3;
+pub(crate) const NEIGHBOURS: usize = 3;
 /// A radius is this smallest (counted from 1) squared distance of a row, the distance to itself included.
 pub(crate) const RANK: usize = NEIGHBOURS + 1;
 

@@ -1,19 +1,26 @@
-//! The counter-based generator of the bootstrap.
+//! Counter-based random numbers: no state, so any order of evaluation gives the same ones. SplitMix64 (G. L. Steele, D. Lea,
+//! C. H. Flood, "Fast splittable pseudorandom number generators", 2014), whose sequence from a seed can be entered anywhere.
 
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+/// SplitMix64's increment: 2⁶⁴ / golden ratio.
+pub const INCREMENT: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Output function of SplitMix64 (G. L. Steele, D. Lea, C. H. Flood, "Fast splittable pseudorandom number
-/// generators", 2014).
-fn mix(mut z: u64) -> u64 {
+/// SplitMix64's output function.
+#[inline(always)]
+pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
 
-/// Word `index` of stream `stream` of `seed`: no state, so any order of evaluation gives the same numbers.
+/// Number `index` of the sequence from `seed`, counted from 0: mix(seed + G·(index + 1)).
+#[inline(always)]
+pub fn nth(seed: u64, index: u64) -> u64 {
+    mix(seed.wrapping_add(INCREMENT.wrapping_mul(index.wrapping_add(1))))
+}
+
+/// Word `index` of stream `stream` of `seed`.
 pub(crate) fn word(seed: u64, stream: u64, index: u64) -> u64 {
-    let key = mix(seed.wrapping_add(GOLDEN.wrapping_mul(stream.wrapping_add(1))));
-    mix(key.wrapping_add(GOLDEN.wrapping_mul(index.wrapping_add(1))))
+    nth(nth(seed, stream), index)
 }
 
 /// `n` indices drawn with replacement from `0..n`. The bias of the multiply-and-shift is below n·2⁻⁶⁴.

@@ -7,20 +7,20 @@ use crate::{Compute, MetricError};
 /// interval.
 pub const Z90: f64 = 1.644_853_626_951_472_7;
 /// Smallest margin of the equivalence test, in units of the metric: of an FID, or of steps.
-pub const MARGIN_FLOOR: f64 = 0.03;
+pub(crate) const MARGIN_FLOOR: f64 = 0.03;
 /// Margin of the equivalence test as a fraction of the reference value.
 pub const MARGIN_FRACTION: f64 = 0.01;
 /// Smallest margin of KID, where the floor of distances would let anything pass, since a KID is a few thousandths: the last
 /// digit that is usually printed (KID·10³ with one decimal).
-pub const KID_MARGIN_FLOOR: f64 = 1e-4;
+pub(crate) const KID_MARGIN_FLOOR: f64 = 1e-4;
 /// Tolerance against a printed number, as a fraction of it.
-pub const PRINTED_FRACTION: f64 = 0.02;
+pub(crate) const PRINTED_FRACTION: f64 = 0.02;
 /// Tolerance against a printed number, in standard errors of the mean over seeds.
-pub const PRINTED_ERRORS: f64 = 3.0;
+pub(crate) const PRINTED_ERRORS: f64 = 3.0;
 /// Seeds needed to compare with a printed number.
 pub const PRINTED_SEEDS: usize = 3;
 /// Fewer seeds than [`PRINTED_SEEDS`] that are off by less than this fraction decide nothing.
-pub const SINGLE_RUN_FRACTION: f64 = 0.013;
+pub(crate) const SINGLE_RUN_FRACTION: f64 = 0.013;
 
 /// Outcome of a gate, or of a whole run of comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

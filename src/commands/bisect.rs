@@ -14,7 +14,6 @@ use crate::generate::sampler::SamplerOptions;
 use crate::generate::{DecodeOptions, Request};
 use crate::loaded::{LoadedBundle, Progress, RunError};
 use crate::parity::bisect::{Bisection, against_recorded, between};
-use crate::parity::drawn;
 use crate::replay::ForcedTokens;
 
 #[derive(Debug, Args)]
@@ -133,7 +132,7 @@ impl Plan {
     fn draw(&self, runtime: &LoadedBundle<'_>, progress: Progress<'_>) -> Result<ForcedTokens, RunError> {
         let classes = runtime.bundle().system().num_classes;
         let requests = Request::all_seeded(self.options.seed, self.images, classes);
-        Ok(drawn(&runtime.decode(&requests, &self.options, self.engines.batch, progress)?))
+        Ok(ForcedTokens::of(&runtime.decode(&requests, &self.options, self.engines.batch, progress)?))
     }
 }
 

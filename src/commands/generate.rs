@@ -124,7 +124,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let seconds = started.elapsed().as_secs_f64();
         write_trace(&staged.path().join(TRACE), &streams, system)?;
         if images {
-            let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+            let ids = Stream::ids(&streams);
             let bar = printer.progress("decoding", "images");
             let shown = &streams[..streams.len().min(GRID_IMAGES)];
             let pixels = write_images(runtime, &ids, staged.path(), batch, shown.len(), &bar)?;
@@ -209,7 +209,7 @@ fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
 fn write_trace(path: &Utf8Path, streams: &[Stream], system: &SystemSpec) -> Result<(), Failure> {
     let (t, rule) = (system.tokens(), system.patch_rule.numbers());
     let n = streams.len();
-    let tokens: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+    let tokens = Stream::ids(streams);
     let entropy: Vec<f32> = streams.iter().flat_map(|s| s.entropy.iter().copied()).collect();
     let margin: Vec<f32> = streams.iter().flat_map(|s| s.margin.iter().copied()).collect();
     let steps: Vec<i64> = streams.iter().map(|s| s.steps() as i64).collect();

@@ -9,7 +9,7 @@ use super::key::key_id;
 use crate::json::unique_keys;
 
 /// The payload of an in-toto statement.
-pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
+pub(crate) const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 
 /// A signed payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub struct EnvelopeSignature {
 }
 
 /// The bytes that are signed: DSSE's pre-authentication encoding.
-pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let head = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len());
     [head.as_bytes(), payload].concat()
 }
@@ -42,6 +42,32 @@ pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
 /// Both alphabets are allowed by the format.
 fn decode(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).or_else(|_| URL_SAFE.decode(text)).ok()
+}
+
+/// Why an envelope is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeFault {
+    /// The file is not UTF-8.
+    #[error("it is not text")]
+    NotText,
+    /// The line is no envelope, and why.
+    #[error("it is no DSSE envelope: {0}")]
+    NoEnvelope(String),
+    /// None, or several.
+    #[error("it holds {0} lines, one envelope is expected")]
+    Lines(usize),
+    /// A payload of this type.
+    #[error("its payload is `{0}`, not `{PAYLOAD_TYPE}`")]
+    Type(String),
+    /// A payload that cannot be decoded.
+    #[error("its payload is not base64")]
+    Encoding,
+    /// By the key, of another payload.
+    #[error("the signature does not fit: payload or signature were changed")]
+    Changed,
+    /// By other keys than this one.
+    #[error("no signature is by this key ({0})")]
+    OtherKey(String),
 }
 
 impl Envelope {
@@ -62,16 +88,16 @@ impl Envelope {
     ///
     /// # Errors
     /// When it holds no envelope, or several.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, EnvelopeFault> {
         let text = std::str::from_utf8(dpar_export_inputs::without_mark(bytes))
-            .map_err(|_| "it is not text".to_owned())?;
+            .map_err(|_| EnvelopeFault::NotText)?;
         let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
         match lines.as_slice() {
             [line] => {
-                unique_keys(line.as_bytes()).map_err(|e| format!("it is no DSSE envelope: {e}"))?;
-                serde_json::from_str(line).map_err(|e| format!("it is no DSSE envelope: {e}"))
+                unique_keys(line.as_bytes()).map_err(|e| EnvelopeFault::NoEnvelope(e.to_string()))?;
+                serde_json::from_str(line).map_err(|e| EnvelopeFault::NoEnvelope(e.to_string()))
             }
-            other => Err(format!("it holds {} lines, one envelope is expected", other.len())),
+            other => Err(EnvelopeFault::Lines(other.len())),
         }
     }
 
@@ -79,11 +105,11 @@ impl Envelope {
     ///
     /// # Errors
     /// Why it is not accepted.
-    pub fn open(&self, key: &VerifyingKey) -> Result<Vec<u8>, String> {
+    pub fn open(&self, key: &VerifyingKey) -> Result<Vec<u8>, EnvelopeFault> {
         if self.payload_type != PAYLOAD_TYPE {
-            return Err(format!("its payload is `{}`, not `{PAYLOAD_TYPE}`", self.payload_type));
+            return Err(EnvelopeFault::Type(self.payload_type.clone()));
         }
-        let payload = decode(&self.payload).ok_or("its payload is not base64")?;
+        let payload = decode(&self.payload).ok_or(EnvelopeFault::Encoding)?;
         let message = pae(&self.payload_type, &payload);
         let valid = |s: &EnvelopeSignature| {
             let signature = decode(&s.sig).and_then(|b| Signature::from_slice(&b).ok());
@@ -95,8 +121,8 @@ impl Envelope {
         }
         let own = key_id(key);
         match self.signatures.iter().any(|s| s.keyid == own) {
-            true => Err("the signature does not fit: payload or signature were changed".to_owned()),
-            false => Err(format!("no signature is by this key ({own})")),
+            true => Err(EnvelopeFault::Changed),
+            false => Err(EnvelopeFault::OtherKey(own)),
         }
     }
 }

@@ -21,15 +21,15 @@ use crate::{Bundle, BundleError, ExtractorBundle, MANIFEST, ToolEntry, digest, i
 use dpar_export_inputs::without_mark;
 use dpar_export_spec::Hinted;
 
-pub use dsse::{Envelope, PAYLOAD_TYPE, pae};
+pub use dsse::{Envelope, EnvelopeFault};
 pub use key::{key_id, read_private, read_public};
 
 /// `_type` of every statement.
-pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
+pub(crate) const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 /// Predicate of a bundle: its provenance chain.
-pub const BUNDLE_PREDICATE: &str = "urn:dpar-export:provenance:v1";
+pub(crate) const BUNDLE_PREDICATE: &str = "urn:dpar-export:provenance:v1";
 /// Predicate of another file: which bundle it speaks of.
-pub const FILE_PREDICATE: &str = "urn:dpar-export:report:v1";
+pub(crate) const FILE_PREDICATE: &str = "urn:dpar-export:report:v1";
 /// Ending of an attestation's file name.
 pub const ENDING: &str = "intoto.jsonl";
 /// Larger attestations and reports are refused unread.
@@ -300,8 +300,8 @@ fn verify(
         message,
     };
     // What is no attestation vouches for nothing: the same answer as to a wrong one.
-    let envelope = Envelope::parse(&bytes).map_err(rejected)?;
-    let payload = envelope.open(&key).map_err(rejected)?;
+    let envelope = Envelope::parse(&bytes).map_err(|e| rejected(e.to_string()))?;
+    let payload = envelope.open(&key).map_err(|e| rejected(e.to_string()))?;
     // Signed by the right key: from here on it is the signer's word against the files, if everybody reads the same word.
     unique_keys(&payload).map_err(|e| rejected(format!("no in-toto statement: {e}")))?;
     let found: Statement =

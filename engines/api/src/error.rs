@@ -100,6 +100,23 @@ fn without_backtrace(message: &str) -> &str {
     message
 }
 
+/// Why a graph, or a node or tensor of it, is none that an engine can take: in words, about what is there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct GraphFault(String);
+
+impl From<String> for GraphFault {
+    fn from(why: String) -> Self {
+        Self(why)
+    }
+}
+
+impl From<&str> for GraphFault {
+    fn from(why: &str) -> Self {
+        Self(why.to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,13 +29,13 @@ use serde::Serialize;
 
 pub use cached::{CachePort, CacheState, CachedSession, CallRow, CheckedStep, MASKED, Outputs, call_rows};
 pub use descriptor::{BuiltFile, Devices, Driver, EngineDescriptor, EngineFiles, Gpu, LibraryFound, Survey};
-pub use error::{EngineError, EngineErrorKind};
+pub use error::{EngineError, EngineErrorKind, GraphFault};
 pub use graph::{check_graph, graph_bytes};
 pub use host_cache::HostCache;
 pub use options::{EngineOption, EngineOptions};
 pub use ports::{FilePort, check_ports};
 pub use tensor::{Tensor, TensorData, TensorSlice, TensorView};
-pub use validate::{bind_axes, check_inputs, check_outputs};
+pub use validate::{bind_axes, check_outputs};
 
 /// What would run here: the proof that goes into reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -217,7 +217,7 @@ pub trait Session: Send {
     /// When an input is missing, unknown or given twice, has the wrong dtype or a shape that contradicts the
     /// ports or the axis ranges; when the engine fails; when an output's shape is not the one the ports promise.
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
-        let axes = check_inputs(self.spec(), inputs)?;
+        let axes = validate::check_inputs(self.spec(), inputs)?;
         let outputs = self.run_unchecked(inputs)?;
         check_outputs(self.spec(), &axes, &outputs)?;
         Ok(outputs)

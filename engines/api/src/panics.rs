@@ -19,15 +19,20 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// What a panic said, cut at [`LONGEST_TEXT`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Panicked(String);
+
 /// Runs `body`; a panic in it is an error with the panic's message.
 ///
 /// # Errors
-/// The message, cut at [`LONGEST_TEXT`].
-pub fn guard<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+/// [`Panicked`].
+pub fn guard<T>(body: impl FnOnce() -> T) -> Result<T, Panicked> {
     let outer = GUARDED.replace(true);
     let done = catch_unwind(AssertUnwindSafe(body));
     GUARDED.set(outer);
-    done.map_err(|panic| cut(message(&*panic), LONGEST_TEXT).into_owned())
+    done.map_err(|panic| Panicked(cut(message(&*panic), LONGEST_TEXT).into_owned()))
 }
 
 /// What a panic said.
@@ -64,10 +69,11 @@ mod tests {
     #[test]
     fn panics_become_errors_with_their_message() {
         assert_eq!(guard(|| 7), Ok(7));
-        assert_eq!(guard(|| panic!("plain")), Err::<(), _>("plain".to_owned()));
-        assert_eq!(guard(|| panic!("{}", 3)), Err::<(), _>("3".to_owned()));
-        assert_eq!(guard(|| std::panic::panic_any(3)), Err::<(), _>("no message".to_owned()));
-        let long = guard(|| panic!("{}", "x".repeat(1 << 20))).unwrap_err();
+        let said = |text: &str| Err::<(), _>(Panicked(text.to_owned()));
+        assert_eq!(guard(|| panic!("plain")), said("plain"));
+        assert_eq!(guard(|| panic!("{}", 3)), said("3"));
+        assert_eq!(guard(|| std::panic::panic_any(3)), said("no message"));
+        let long = guard(|| panic!("{}", "x".repeat(1 << 20))).unwrap_err().to_string();
         assert!(long.len() < 2 * LONGEST_TEXT && long.ends_with("more bytes)"));
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dpar_export_spec::{DType, Dim, GraphSpec, Port, text};
 
-use crate::{EngineError, EngineErrorKind};
+use crate::{EngineError, EngineErrorKind, GraphFault};
 
 /// One input or output as an engine found it in a graph file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub fn check_ports(
     outputs: &[FilePort],
 ) -> Result<(), EngineError> {
     for (side, promised, found) in [("input", &spec.inputs, inputs), ("output", &spec.outputs, outputs)] {
-        check_side(side, promised, found).map_err(|message| {
-            EngineError::new(EngineErrorKind::Graph, engine, message)
+        check_side(side, promised, found).map_err(|fault| {
+            EngineError::new(EngineErrorKind::Graph, engine, fault.to_string())
                 .in_graph(&spec.name)
                 .hint("the graph file and its manifest do not belong together: export both again")
         })?;
@@ -54,7 +54,7 @@ pub fn check_ports(
     Ok(())
 }
 
-fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), String> {
+fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), GraphFault> {
     let by_name: BTreeMap<&str, &FilePort> = found.iter().rev().map(|f| (f.name.as_str(), f)).collect();
     for port in promised {
         let dims: Vec<String> = port.dims.iter().map(ToString::to_string).collect();
@@ -65,7 +65,8 @@ fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), S
                 "the spec has {side} `{}`: {want}, the file has {}",
                 port.name,
                 if names.is_empty() { format!("no {side}s") } else { text::names(names) }
-            ));
+            )
+            .into());
         };
         let fits = file.dtype == Some(port.dtype)
             && file.dims.as_ref().is_none_or(|dims| {
@@ -78,12 +79,14 @@ fn check_side(side: &str, promised: &[Port], found: &[FilePort]) -> Result<(), S
                     })
             });
         if !fits {
-            return Err(format!("{side} `{}` is {file} in the file, {want} in the spec", port.name));
+            return Err(format!("{side} `{}` is {file} in the file, {want} in the spec", port.name).into());
         }
     }
     let names: BTreeSet<&str> = promised.iter().map(|p| p.name.as_str()).collect();
     match found.iter().find(|f| !names.contains(f.name.as_str())) {
-        Some(extra) => Err(format!("the file has {side} `{}`: {extra}, the spec does not", extra.name)),
+        Some(extra) => {
+            Err(format!("the file has {side} `{}`: {extra}, the spec does not", extra.name).into())
+        }
         None => Ok(()),
     }
 }

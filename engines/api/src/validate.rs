@@ -69,7 +69,7 @@ pub fn bind_axes<'a>(
 ///
 /// # Errors
 /// [`EngineErrorKind::Input`] naming the port.
-pub fn check_inputs(
+pub(crate) fn check_inputs(
     spec: &GraphSpec,
     inputs: &[(&str, TensorView<'_>)],
 ) -> Result<BTreeMap<String, usize>, EngineError> {

@@ -141,7 +141,7 @@ impl Engine for CandleEngine {
 }
 
 /// A refused graph.
-fn refusal(graph: GraphFile<'_>, message: String) -> EngineError {
+fn refusal(graph: GraphFile<'_>, message: impl std::fmt::Display) -> EngineError {
     EngineError::refused(NAME, graph, message)
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use camino::Utf8Path;
 use candle_core::{DType, Device, Tensor};
 use candle_onnx::onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
-use dpar_engine_api::{EngineError, GraphFile, panics};
+use dpar_engine_api::{EngineError, GraphFault, GraphFile, panics};
 
 use crate::refusal;
 use crate::support;
@@ -29,7 +29,7 @@ pub(crate) struct ExecutionPlan {
 impl ExecutionPlan {
     /// Checks every node, reads the initializers and evaluates what depends on nothing else.
     pub(crate) fn new(graph: GraphFile<'_>, model: ModelProto) -> Result<Self, EngineError> {
-        let refuse = |message: String| refusal(graph, message);
+        let refuse = |fault: GraphFault| refusal(graph, fault);
         let version = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
         support::check_opset(version.map(|o| o.version)).map_err(refuse)?;
         let body = model.graph.unwrap_or_default();
@@ -47,10 +47,10 @@ impl ExecutionPlan {
             if let Some(missing) =
                 node.input.iter().find(|i| !i.is_empty() && !known.contains_key(i.as_str()))
             {
-                return Err(refuse(format!(
-                    "{}: no node, input or initializer makes `{missing}`",
-                    support::name(node)
-                )));
+                return Err(refuse(
+                    format!("{}: no node, input or initializer makes `{missing}`", support::name(node))
+                        .into(),
+                ));
             }
             let types: Vec<Option<DType>> =
                 node.input.iter().map(|i| known.get(i.as_str()).copied().flatten()).collect();
@@ -58,7 +58,7 @@ impl ExecutionPlan {
             known.extend(node.output.iter().map(|o| (o.as_str(), made)));
         }
         if let Some(port) = graph.spec.outputs.iter().find(|p| !known.contains_key(p.name.as_str())) {
-            return Err(refuse(format!("nothing makes output `{}`", port.name)));
+            return Err(refuse(format!("nothing makes output `{}`", port.name).into()));
         }
         drop(known);
         let outputs: BTreeSet<&str> = graph.spec.outputs.iter().map(|p| p.name.as_str()).collect();
@@ -91,7 +91,7 @@ impl ExecutionPlan {
     ///
     /// # Errors
     /// The node and what candle says.
-    pub(crate) fn run(&self, inputs: Values) -> Result<Values, String> {
+    pub(crate) fn run(&self, inputs: Values) -> Result<Values, GraphFault> {
         let mut values = self.constants.clone();
         values.extend(inputs);
         for step in &self.steps {
@@ -128,7 +128,7 @@ fn only(model: &ModelProto) -> Option<&NodeProto> {
 }
 
 /// One node on the values that it reads.
-fn evaluate(model: &ModelProto, values: &Values) -> Result<Values, String> {
+fn evaluate(model: &ModelProto, values: &Values) -> Result<Values, GraphFault> {
     let Some(node) = only(model) else { return Ok(Values::new()) };
     let body = || match own(node, values) {
         Some(made) => made.map(|t| Values::from([(node.output[0].clone(), t)])),
@@ -137,7 +137,7 @@ fn evaluate(model: &ModelProto, values: &Values) -> Result<Values, String> {
             candle_onnx::simple_eval(model, read.collect())
         }
     };
-    let failed = |why: String| format!("{}: {why}", support::name(node));
+    let failed = |why: String| GraphFault::from(format!("{}: {why}", support::name(node)));
     match panics::guard(body) {
         Ok(made) => made.map_err(|e| failed(e.to_string())),
         Err(panic) => Err(failed(format!("candle gave up: {panic}"))),

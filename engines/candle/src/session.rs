@@ -37,7 +37,8 @@ impl Session for CandleSession {
             values.insert((*name).to_owned(), tensor);
         }
         let plan = &self.plan;
-        let values = self.pool.install(|| plan.run(values)).map_err(|e| fail(EngineErrorKind::Run, e))?;
+        let values =
+            self.pool.install(|| plan.run(values)).map_err(|e| fail(EngineErrorKind::Run, e.to_string()))?;
         let take = |port: &dpar_export_spec::Port| {
             let value = values.get(&port.name).ok_or_else(|| "it did not come back".to_owned());
             value

@@ -5,6 +5,7 @@ use candle_core::DType;
 use candle_onnx::onnx::attribute_proto::AttributeType;
 use candle_onnx::onnx::tensor_proto::DataType;
 use candle_onnx::onnx::{AttributeProto, NodeProto};
+use dpar_engine_api::GraphFault;
 
 /// The lowest opset whose operators mean what candle-onnx does (`Softmax` over one axis).
 const MIN_OPSET: i64 = 13;
@@ -61,11 +62,11 @@ const POOL: &[&str] =
     &["auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "strides"];
 
 /// Checks the version of the default operator set.
-pub(crate) fn check_opset(version: Option<i64>) -> Result<(), String> {
+pub(crate) fn check_opset(version: Option<i64>) -> Result<(), GraphFault> {
     match version {
         Some(v) if v >= MIN_OPSET => Ok(()),
-        Some(v) => Err(format!("opset {v}; candle-onnx evaluates {MIN_OPSET} and later")),
-        None => Err("the file names no opset".to_owned()),
+        Some(v) => Err(format!("opset {v}; candle-onnx evaluates {MIN_OPSET} and later").into()),
+        None => Err("the file names no opset".into()),
     }
 }
 
@@ -75,8 +76,8 @@ pub(crate) fn name(node: &NodeProto) -> String {
 }
 
 /// Whether candle evaluates the node as ONNX means it.
-pub(crate) fn check(node: &NodeProto) -> Result<(), String> {
-    let refuse = |why: String| Err(format!("{}: {why}", name(node)));
+pub(crate) fn check(node: &NodeProto) -> Result<(), GraphFault> {
+    let refuse = |why: String| Err(GraphFault::from(format!("{}: {why}", name(node))));
     if !matches!(node.domain.as_str(), "" | "ai.onnx") {
         return refuse(format!("candle knows no operators of `{}`", node.domain));
     }
@@ -92,12 +93,12 @@ pub(crate) fn check(node: &NodeProto) -> Result<(), String> {
     if node.op_type != "Constant" && node.input.is_empty() {
         return refuse("it has no input".to_owned());
     }
-    special(node).or_else(refuse)
+    special(node).or_else(|why| refuse(why.to_string()))
 }
 
 /// The conditions beyond names.
-fn special(node: &NodeProto) -> Result<(), String> {
-    let unsupported = |what: &str| Err(format!("candle does not support {what}"));
+fn special(node: &NodeProto) -> Result<(), GraphFault> {
+    let unsupported = |what: &str| Err(format!("candle does not support {what}").into());
     let inputs = node.input.len();
     match node.op_type.as_str() {
         "AveragePool" | "MaxPool" | "Conv" => {
@@ -145,7 +146,7 @@ fn special(node: &NodeProto) -> Result<(), String> {
                 ("nearest_mode", "floor"),
             ];
             if let Some((key, want)) = mode.iter().find(|(key, want)| text(node, key) != Some(want)) {
-                return Err(format!("candle needs `{key}` to be `{want}`"));
+                return Err(format!("candle needs `{key}` to be `{want}`").into());
             }
         }
         "Constant" if node.attribute.first().is_none_or(|a| a.r#type() != AttributeType::Tensor) => {
@@ -172,11 +173,11 @@ pub(crate) fn cast_to(node: &NodeProto) -> Option<DType> {
 ///
 /// # Errors
 /// The node, where candle has no kernel for the type.
-pub(crate) fn output_type(node: &NodeProto, inputs: &[Option<DType>]) -> Result<Option<DType>, String> {
+pub(crate) fn output_type(node: &NodeProto, inputs: &[Option<DType>]) -> Result<Option<DType>, GraphFault> {
     let first = inputs.first().copied().flatten();
     match node.op_type.as_str() {
         "MatMul" | "Gemm" | "Conv" if inputs.contains(&Some(DType::BF16)) => {
-            Err(format!("{}: candle has no bfloat16 kernel for it on the CPU", name(node)))
+            Err(format!("{}: candle has no bfloat16 kernel for it on the CPU", name(node)).into())
         }
         "Cast" => Ok(cast_to(node)),
         "ArgMax" | "ArgMin" => Ok(Some(DType::I64)),
@@ -235,7 +236,7 @@ mod tests {
         };
         check(&pool(&[0, 0, 0, 0])).unwrap();
         let e = check(&pool(&[1, 1, 1, 1])).unwrap_err();
-        assert_eq!(e, "node `layer/it` (AveragePool): candle does not support padding here");
+        assert_eq!(e.to_string(), "node `layer/it` (AveragePool): candle does not support padding here");
         for (node, why) in [
             (node("Attention", 3, vec![]), "does not have this operator"),
             (node("GlobalAveragePool", 1, vec![]), "does not have this operator"),
@@ -250,11 +251,11 @@ mod tests {
             (NodeProto { output: vec!["a".into(), "b".into()], ..node("MaxPool", 1, vec![]) }, "one output"),
         ] {
             let e = check(&node).unwrap_err();
-            assert!(e.starts_with("node `layer/it` (") && e.contains(why), "{e}");
+            assert!(e.to_string().starts_with("node `layer/it` (") && e.to_string().contains(why), "{e}");
         }
         let types = [Some(DType::BF16), Some(DType::BF16)];
         let e = output_type(&node("MatMul", 2, vec![]), &types).unwrap_err();
-        assert!(e.starts_with("node `layer/it` (MatMul): candle has no bfloat16"), "{e}");
+        assert!(e.to_string().starts_with("node `layer/it` (MatMul): candle has no bfloat16"), "{e}");
         assert_eq!(output_type(&node("Cast", 1, vec![number("to", 1)]), &types).unwrap(), Some(DType::F32));
         assert!(check_opset(Some(11)).is_err() && check_opset(None).is_err());
         check_opset(Some(17)).unwrap();

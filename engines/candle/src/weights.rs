@@ -7,6 +7,7 @@ use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_onnx::onnx::TensorProto;
 use candle_onnx::onnx::tensor_proto::{DataLocation, DataType};
+use dpar_engine_api::GraphFault;
 use memmap2::Mmap;
 
 /// The data files of one graph, each mapped once.
@@ -23,11 +24,11 @@ impl MappedWeights {
     }
 
     /// The tensor of an initializer: its bytes are copied once.
-    pub(crate) fn tensor(&mut self, proto: &TensorProto) -> Result<Tensor, String> {
-        self.read(proto).map_err(|why| format!("initializer `{}`: {why}", proto.name))
+    pub(crate) fn tensor(&mut self, proto: &TensorProto) -> Result<Tensor, GraphFault> {
+        self.read(proto).map_err(|why| format!("initializer `{}`: {why}", proto.name).into())
     }
 
-    fn read(&mut self, proto: &TensorProto) -> Result<Tensor, String> {
+    fn read(&mut self, proto: &TensorProto) -> Result<Tensor, GraphFault> {
         let shape = proto.dims.iter().map(|d| usize::try_from(*d));
         let shape: Vec<usize> = shape.collect::<Result<_, _>>().map_err(|_| "a negative size".to_owned())?;
         let count = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d)).ok_or("too many elements")?;
@@ -38,15 +39,18 @@ impl MappedWeights {
             Ok(DataType::Float16) => (DType::F16, 2),
             Ok(DataType::Bfloat16) => (DType::BF16, 2),
             Ok(DataType::Uint8 | DataType::Bool) => (DType::U8, 1),
-            Ok(other) => return Err(format!("candle has no tensors of {}", other.as_str_name())),
-            Err(_) => return Err(format!("data type {} is unknown", proto.data_type)),
+            Ok(other) => return Err(format!("candle has no tensors of {}", other.as_str_name()).into()),
+            Err(_) => return Err(format!("data type {} is unknown", proto.data_type).into()),
         };
         let bytes = count.checked_mul(size).ok_or("too many bytes")?;
         let make = |raw: &[u8]| {
             if raw.len() != bytes {
-                return Err(format!("{} bytes for shape {shape:?} of {dtype:?}", raw.len()));
+                return Err(GraphFault::from(format!(
+                    "{} bytes for shape {shape:?} of {dtype:?}",
+                    raw.len()
+                )));
             }
-            Tensor::from_raw_buffer(raw, dtype, &shape, &Device::Cpu).map_err(|e| e.to_string())
+            Tensor::from_raw_buffer(raw, dtype, &shape, &Device::Cpu).map_err(|e| e.to_string().into())
         };
         if DataLocation::try_from(proto.data_location) == Ok(DataLocation::External) {
             let (location, range) = place(proto, bytes)?;
@@ -68,16 +72,16 @@ impl MappedWeights {
     }
 
     /// A data file, which must lie in the graph's folder and be reached without leaving it.
-    fn map(&mut self, location: &str) -> Result<&Mmap, String> {
+    fn map(&mut self, location: &str) -> Result<&Mmap, GraphFault> {
         if !self.files.contains_key(location) {
             let inside = |c: Utf8Component<'_>| matches!(c, Utf8Component::Normal(_));
             if location.is_empty() || !Utf8Path::new(location).components().all(inside) {
-                return Err(format!("`{location}` is not a path inside the graph's folder"));
+                return Err(format!("`{location}` is not a path inside the graph's folder").into());
             }
             let path = self.folder.join(location);
             let real = |p: &Utf8Path| fs_err::canonicalize(p).map_err(|e| e.to_string());
             if !real(&path)?.starts_with(real(&self.folder)?) {
-                return Err(format!("`{location}` leads out of the graph's folder"));
+                return Err(format!("`{location}` leads out of the graph's folder").into());
             }
             let file = fs_err::File::open(&path).map_err(|e| e.to_string())?;
             // SAFETY: the mapping is read only. Whoever truncates the file while it is being read ends this process,
@@ -86,7 +90,7 @@ impl MappedWeights {
             let map = unsafe { Mmap::map(file.file()) }.map_err(|e| format!("{path}: {e}"))?;
             self.files.insert(location.to_owned(), map);
         }
-        self.files.get(location).ok_or_else(|| format!("`{location}` was not mapped"))
+        self.files.get(location).ok_or_else(|| format!("`{location}` was not mapped").into())
     }
 }
 
@@ -95,7 +99,7 @@ fn le<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Ve
 }
 
 /// File and byte range of external data.
-fn place(proto: &TensorProto, bytes: usize) -> Result<(String, Range<usize>), String> {
+fn place(proto: &TensorProto, bytes: usize) -> Result<(String, Range<usize>), GraphFault> {
     let field = |key: &str| proto.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
     let location = field("location").ok_or("external data without a location")?;
     let number = |key: &str, or: usize| match field(key) {
@@ -156,13 +160,16 @@ mod tests {
             ("w.onnx_data", "18446744073709551615", "4", "ends nowhere"),
         ] {
             let e = weights.tensor(&external(location, offset, length)).unwrap_err();
-            assert!(e.starts_with("initializer `w`: ") && e.contains(why), "{location} {offset}: {e}");
+            assert!(
+                e.to_string().starts_with("initializer `w`: ") && e.to_string().contains(why),
+                "{location} {offset}: {e}"
+            );
         }
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink(root.join("outside"), folder.join("link")).unwrap();
             let e = weights.tensor(&external("link", "8", "4")).unwrap_err();
-            assert!(e.contains("leads out"), "{e}");
+            assert!(e.to_string().contains("leads out"), "{e}");
         }
     }
 
@@ -173,6 +180,8 @@ mod tests {
             MappedWeights::new(Utf8Path::new("")).tensor(&proto).unwrap_err();
         }
         let proto = TensorProto { data_type: DataType::String as i32, ..external("w", "0", "4") };
-        assert!(MappedWeights::new(Utf8Path::new("")).tensor(&proto).unwrap_err().contains("STRING"));
+        assert!(
+            MappedWeights::new(Utf8Path::new("")).tensor(&proto).unwrap_err().to_string().contains("STRING")
+        );
     }
 }

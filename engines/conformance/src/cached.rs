@@ -8,7 +8,7 @@ use dpar_export_spec::{Dim, Port};
 use crate::checks::{run, text};
 use crate::close::{EXACT, Tolerance};
 use crate::inputs::{self, Inputs};
-use crate::{CheckResult, ConformanceCheck, GraphCase};
+use crate::{CheckFailure, CheckResult, ConformanceCheck, GraphCase};
 
 /// Steps of a walk: enough for a cache that was appended to, looked at and appended to again.
 const STEPS: usize = 4;
@@ -46,7 +46,11 @@ pub(crate) fn all(
 
 type NamedTensors = Vec<(String, Tensor)>;
 
-fn step(session: &mut dyn CachedSession, inputs: &Inputs, rows: &[CallRow]) -> Result<NamedTensors, String> {
+fn step(
+    session: &mut dyn CachedSession,
+    inputs: &Inputs,
+    rows: &[CallRow],
+) -> Result<NamedTensors, CheckFailure> {
     session.step(&inputs.views(), rows).map(dpar_engine_api::Outputs::into_tensors).map_err(text)
 }
 
@@ -55,9 +59,9 @@ fn compare(
     actual: &NamedTensors,
     expected: &NamedTensors,
     what: &str,
-) -> Result<(), String> {
+) -> Result<(), CheckFailure> {
     if actual.len() != expected.len() || actual.is_empty() {
-        return Err(format!("{what}: {} outputs, expected {}", actual.len(), expected.len()));
+        return Err(format!("{what}: {} outputs, expected {}", actual.len(), expected.len()).into());
     }
     for ((name, a), (_, b)) in actual.iter().zip(expected) {
         tolerance.check(name, a, b).map_err(|e| format!("{what}: {e}"))?;
@@ -77,19 +81,19 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn of(case: &'a GraphCase) -> Result<Option<Self>, String> {
+    fn of(case: &'a GraphCase) -> Result<Option<Self>, CheckFailure> {
         let state = CacheState::new(&case.spec).map_err(text)?;
         let Some(port) = state.ports().first() else { return Ok(None) };
         let (old, fresh) = (case.spec.input(&port.past.name), &case.spec.outputs[port.fresh]);
         let axis = |port: Option<&'a Port>, i: usize| match port.and_then(|p| p.dims.get(i)) {
             Some(Dim::Axis(name)) => Ok(name.as_str()),
-            _ => Err("an axis of the cache has no name".to_owned()),
+            _ => Err(CheckFailure::from("an axis of the cache has no name")),
         };
         let (past, rows) = (axis(old, 0)?, axis(old, 1)?);
         let (new, batch) = (axis(Some(fresh), 0)?, axis(Some(fresh), 1)?);
         let range = |axis: &str, smallest: usize, largest: usize| match case.spec.axis(axis) {
             Some(r) if r.min <= smallest && r.max >= largest => Ok(()),
-            _ => Err(format!("axis `{axis}` does not take {smallest} to {largest}")),
+            _ => Err(CheckFailure::from(format!("axis `{axis}` does not take {smallest} to {largest}"))),
         };
         range(past, 0, STEPS)?;
         range(new, 1, STEPS)?;
@@ -99,7 +103,7 @@ impl<'a> Walk<'a> {
     }
 
     /// A cache without slots, as an input.
-    fn empty(&self, port: &CachePort) -> Result<Tensor, String> {
+    fn empty(&self, port: &CachePort) -> Result<Tensor, CheckFailure> {
         let dtype = port.past.dtype;
         let none = TensorData::zeros(dtype, 0).ok_or_else(|| format!("no empty tensor of {dtype}"))?;
         Ok(Tensor::new(port.shape(0, ROWS), none))
@@ -111,7 +115,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Random inputs of all [`ROWS`] rows, without those that the cache gives.
-    fn inputs(&self, new: usize, salt: u64) -> Result<Inputs, String> {
+    fn inputs(&self, new: usize, salt: u64) -> Result<Inputs, CheckFailure> {
         let mut sizes = self.case.sizes(|a| a.opt);
         for (axis, size) in [(self.past, 0), (self.rows, ROWS), (self.new, new), (self.batch, ROWS)] {
             sizes.insert(axis.to_owned(), size);
@@ -136,7 +140,7 @@ impl<'a> Walk<'a> {
         session: &mut dyn CachedSession,
         batch: usize,
         steps: usize,
-    ) -> Result<Vec<NamedTensors>, String> {
+    ) -> Result<Vec<NamedTensors>, CheckFailure> {
         session.reset(batch);
         let one = |time| {
             step(session, &self.at(&(0..batch).collect::<Vec<_>>(), time)?, &CallRow::all(batch, time))
@@ -145,7 +149,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Inputs of one new slot of these rows at `time`.
-    fn at(&self, rows: &[usize], time: usize) -> Result<Inputs, String> {
+    fn at(&self, rows: &[usize], time: usize) -> Result<Inputs, CheckFailure> {
         Ok(Inputs(self.pick(&self.inputs(1, 20 + time as u64)?.0, self.batch, rows)))
     }
 }
@@ -308,8 +312,8 @@ fn refused(session: &mut dyn CachedSession, walk: &Walk<'_>) -> CheckResult {
     for (what, inputs, rows) in tries {
         match session.step(&inputs.views(), &rows) {
             Err(e) if e.kind == EngineErrorKind::Input => {}
-            Err(e) => return Err(format!("{what}: not an input error: {}", text(e))),
-            Ok(_) => return Err(format!("{what}: it was accepted")),
+            Err(e) => return Err(format!("{what}: not an input error: {}", text(e)).into()),
+            Ok(_) => return Err(format!("{what}: it was accepted").into()),
         }
     }
     let outputs = step(session, &good, &CallRow::all(ROWS, 2))?;

@@ -5,13 +5,13 @@ use dpar_export_spec::GraphSpec;
 
 use crate::close::{EXACT, Tolerance};
 use crate::inputs::{self, AxisSizes, BATCH, Inputs, Random};
-use crate::{CheckResult, ConformanceCheck, GraphCase};
+use crate::{CheckFailure, CheckResult, ConformanceCheck, GraphCase};
 
-pub(crate) fn text(e: EngineError) -> String {
-    match &e.hint {
+pub(crate) fn text(e: EngineError) -> CheckFailure {
+    CheckFailure::from(match &e.hint {
         Some(hint) => format!("{e} ({:?}; {hint})", e.kind),
         None => format!("{e} ({:?})", e.kind),
-    }
+    })
 }
 
 pub(crate) fn probe(engine: &dyn Engine) -> CheckResult {
@@ -19,11 +19,11 @@ pub(crate) fn probe(engine: &dyn Engine) -> CheckResult {
     for (field, value) in [("version", &info.version), ("device", &info.device), ("provider", &info.provider)]
     {
         if value.is_empty() {
-            return Err(format!("the {field} is empty"));
+            return Err(format!("the {field} is empty").into());
         }
     }
     if info.engine != engine.name() {
-        return Err(format!("it calls itself `{}` and `{}`", engine.name(), info.engine));
+        return Err(format!("it calls itself `{}` and `{}`", engine.name(), info.engine).into());
     }
     Ok(None)
 }
@@ -37,10 +37,7 @@ pub(crate) fn all(
     let prepared = engine.prepare(case.file()).map_err(text);
     let mut session = prepared.map_err(|why| note(ConformanceCheck::Prepare, Err(why))).ok()?;
     let same = session.spec() == &case.spec;
-    note(
-        ConformanceCheck::Prepare,
-        if same { Ok(None) } else { Err("the session has another spec".to_owned()) },
-    );
+    note(ConformanceCheck::Prepare, if same { Ok(None) } else { Err("the session has another spec".into()) });
     for (check, found) in without_reference(session.as_mut(), case) {
         note(check, found);
     }
@@ -66,7 +63,7 @@ pub(crate) fn without_reference(
 }
 
 /// One run through the contract, which checks names, dtypes and shapes.
-pub(crate) fn run(session: &mut dyn Session, inputs: &Inputs) -> Result<Vec<Tensor>, String> {
+pub(crate) fn run(session: &mut dyn Session, inputs: &Inputs) -> Result<Vec<Tensor>, CheckFailure> {
     session.run(&inputs.views()).map_err(text)
 }
 
@@ -75,16 +72,16 @@ pub(crate) fn compare(
     tolerance: Tolerance,
     actual: &[Tensor],
     expected: &[Tensor],
-) -> Result<(), String> {
+) -> Result<(), CheckFailure> {
     if actual.len() != expected.len() {
-        return Err(format!("{} outputs, expected {}", actual.len(), expected.len()));
+        return Err(format!("{} outputs, expected {}", actual.len(), expected.len()).into());
     }
     let mut pairs = spec.outputs.iter().zip(actual.iter().zip(expected));
     pairs.try_for_each(|(port, (a, b))| tolerance.check(&port.name, a, b))
 }
 
-fn at<T>(shape: &str, result: Result<T, String>) -> Result<T, String> {
-    result.map_err(|e| format!("at {shape}: {e}"))
+fn at<T>(shape: &str, result: Result<T, CheckFailure>) -> Result<T, CheckFailure> {
+    result.map_err(|e| format!("at {shape}: {e}").into())
 }
 
 fn shapes(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
@@ -97,10 +94,11 @@ fn shapes(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
                 return Err(format!(
                     "at {name}: `{}` is {found}, expected {}{shape:?}",
                     port.name, port.dtype
-                ));
+                )
+                .into());
             }
             if tensor.to_f32().is_some_and(|v| v.iter().any(|v| !v.is_finite())) {
-                return Err(format!("at {name}: `{}` is not finite", port.name));
+                return Err(format!("at {name}: `{}` is not finite", port.name).into());
             }
         }
     }
@@ -209,7 +207,7 @@ fn masked_past(session: &mut dyn Session, case: &GraphCase) -> CheckResult {
     compare(&case.spec, EXACT, &outputs, &expected).map_err(|e| format!("a masked past entry leaks: {e}"))?;
     let outputs = run(session, &altered(true))?;
     if compare(&case.spec, EXACT, &outputs, &expected).is_ok() {
-        return Err("visible past entries have no influence either".to_owned());
+        return Err("visible past entries have no influence either".into());
     }
     Ok(None)
 }

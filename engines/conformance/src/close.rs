@@ -2,6 +2,7 @@
 
 use dpar_engine_api::{Tensor, TensorData};
 
+use crate::CheckFailure;
 use crate::tolerance::{Limit, Quantity, Rounding};
 
 /// `|a - b| <= absolute + relative * |b|`, element by element; integers must be equal.
@@ -50,7 +51,7 @@ impl Tolerance {
     ///
     /// # Errors
     /// Shape or dtype, or the worst element: its index, both values and the distance.
-    pub fn check(self, name: &str, actual: &Tensor, expected: &Tensor) -> Result<(), String> {
+    pub fn check(self, name: &str, actual: &Tensor, expected: &Tensor) -> Result<(), CheckFailure> {
         if actual.shape() != expected.shape() || actual.dtype() != expected.dtype() {
             return Err(format!(
                 "`{name}` is {}{:?}, expected {}{:?}",
@@ -58,19 +59,22 @@ impl Tolerance {
                 actual.shape(),
                 expected.dtype(),
                 expected.shape()
-            ));
+            )
+            .into());
         }
         if self == EXACT && same_bytes(actual, expected) {
             return Ok(());
         }
         if let (Some(a), Some(b)) = (actual.as_i64(), expected.as_i64()) {
             return match a.iter().zip(b).position(|(a, b)| a != b) {
-                Some(i) => Err(format!("`{name}`{:?} is {}, expected {}", index(actual, i), a[i], b[i])),
+                Some(i) => {
+                    Err(format!("`{name}`{:?} is {}, expected {}", index(actual, i), a[i], b[i]).into())
+                }
                 None => Ok(()),
             };
         }
         let (Some(a), Some(b)) = (actual.to_f32(), expected.to_f32()) else {
-            return Err(format!("`{name}` has a dtype that cannot be compared"));
+            return Err(format!("`{name}` has a dtype that cannot be compared").into());
         };
         // How many times the allowance an element is off; NaN is worse than everything.
         let excess = |a: f32, b: f32| {
@@ -97,7 +101,8 @@ impl Tolerance {
                 (a[i] - b[i]).abs(),
                 self.absolute,
                 self.relative
-            )),
+            )
+            .into()),
         }
     }
 }
@@ -149,7 +154,7 @@ mod tests {
         let a = Tensor::f32([2, 2], vec![0.0, 1.0, 2.5, 3.1]);
         let b = Tensor::f32([2, 2], vec![0.0, 1.0, 2.0, 3.0]);
         let e = engine().check("y", &a, &b).unwrap_err();
-        assert!(e.starts_with("`y`[1, 0] is 2.5, expected 2.0: distance 5e-1"), "{e}");
+        assert!(e.to_string().starts_with("`y`[1, 0] is 2.5, expected 2.0: distance 5e-1"), "{e}");
         engine().check("y", &b, &b).unwrap();
         assert!(engine().check("y", &Tensor::f32([4], vec![0.0; 4]), &b).is_err());
     }
@@ -159,7 +164,9 @@ mod tests {
         let nan = Tensor::f32([1], vec![f32::NAN]);
         assert!(engine().check("y", &nan, &nan).is_err());
         let (plus, minus) = (Tensor::f32([1], vec![0.0]), Tensor::f32([1], vec![-0.0]));
-        assert!(EXACT.check("y", &plus, &minus).unwrap_err().contains("[0] is 0.0, expected -0.0"));
+        assert!(
+            EXACT.check("y", &plus, &minus).unwrap_err().to_string().contains("[0] is 0.0, expected -0.0")
+        );
         engine().check("y", &plus, &minus).unwrap();
     }
 
@@ -167,6 +174,6 @@ mod tests {
     fn integers_must_be_equal() {
         let e =
             engine().check("t", &Tensor::i64([2], vec![1, 2]), &Tensor::i64([2], vec![1, 3])).unwrap_err();
-        assert_eq!(e, "`t`[1] is 2, expected 3");
+        assert_eq!(e.to_string(), "`t`[1] is 2, expected 3");
     }
 }

@@ -8,7 +8,7 @@ use dpar_engine_api::Tensor;
 use dpar_export_spec::{DType, GraphSpec, Port};
 use serde::Deserialize;
 
-use crate::{GraphCase, Inputs, KnownOutputs};
+use crate::{CheckFailure, GraphCase, Inputs, KnownOutputs};
 
 /// Names of the graphs in `fixtures/`.
 pub const FIXTURES: [&str; 3] = ["attention_step", "head", "conv_decode"];
@@ -36,14 +36,14 @@ struct FixtureArray {
 ///
 /// # Errors
 /// When its files cannot be read.
-pub fn fixture(name: &str) -> Result<GraphCase, String> {
+pub fn fixture(name: &str) -> Result<GraphCase, CheckFailure> {
     let folder = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let text = fs_err::read_to_string(folder.join(format!("{name}.json"))).map_err(|e| e.to_string())?;
     let document: Document = serde_json::from_str(&text).map_err(|e| format!("{name}.json: {e}"))?;
     let tensor = |port: &Port, arrays: &BTreeMap<String, FixtureArray>| {
         let array = arrays.get(&port.name).ok_or_else(|| format!("{name}.json has no `{}`", port.name))?;
         // Stored as decimal text: every float32 and every small integer is exact in a float64.
-        Ok::<_, String>(match port.dtype {
+        Ok::<_, CheckFailure>(match port.dtype {
             DType::I64 => {
                 Tensor::i64(array.shape.clone(), array.data.iter().map(|v| *v as i64).collect::<Vec<_>>())
             }
@@ -56,13 +56,13 @@ pub fn fixture(name: &str) -> Result<GraphCase, String> {
             spec.inputs
                 .iter()
                 .map(|p| Ok((p.name.clone(), tensor(p, &document.reference.inputs)?)))
-                .collect::<Result<_, String>>()?,
+                .collect::<Result<_, CheckFailure>>()?,
         ),
         outputs: spec
             .outputs
             .iter()
             .map(|p| tensor(p, &document.reference.outputs))
-            .collect::<Result<_, String>>()?,
+            .collect::<Result<_, CheckFailure>>()?,
     };
     let mut case = GraphCase::new(spec, folder.join(format!("{name}.onnx")));
     case.bounds = document.bounds;

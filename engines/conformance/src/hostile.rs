@@ -9,7 +9,7 @@ use dpar_export_spec::{DType, Dim, GraphSpec};
 use crate::checks::{compare, run, text};
 use crate::close::EXACT;
 use crate::inputs::{self, Inputs};
-use crate::{CheckResult, ConformanceCheck, GraphCase};
+use crate::{CheckFailure, CheckResult, ConformanceCheck, GraphCase};
 
 pub(crate) fn all(
     engine: &dyn Engine,
@@ -17,7 +17,7 @@ pub(crate) fn all(
     note: &mut dyn FnMut(ConformanceCheck, CheckResult),
 ) {
     note(ConformanceCheck::OtherSpec, other_spec(engine, case));
-    type Body = fn(&dyn Engine, &GraphCase, &Utf8Path) -> Result<Option<&'static str>, String>;
+    type Body = fn(&dyn Engine, &GraphCase, &Utf8Path) -> Result<Option<&'static str>, CheckFailure>;
     let table: [(ConformanceCheck, Body); 4] = [
         (ConformanceCheck::TruncatedGraph, truncated_graph),
         (ConformanceCheck::Garbage, garbage),
@@ -25,7 +25,7 @@ pub(crate) fn all(
         (ConformanceCheck::TruncatedData, truncated_data),
     ];
     for (check, body) in table {
-        let found = tempfile::tempdir().map_err(|e| e.to_string()).and_then(|dir| {
+        let found = io(tempfile::tempdir()).and_then(|dir| {
             let path = Utf8PathBuf::from_path_buf(dir.path().to_owned());
             body(engine, case, &path.map_err(|p| format!("{} is not UTF-8", p.display()))?)
         });
@@ -33,21 +33,21 @@ pub(crate) fn all(
     }
 }
 
-fn io<T>(result: std::io::Result<T>) -> Result<T, String> {
-    result.map_err(|e| e.to_string())
+fn io<T>(result: std::io::Result<T>) -> Result<T, CheckFailure> {
+    result.map_err(|e| e.to_string().into())
 }
 
 /// The engine must refuse the file as a graph error that names the graph, and must not panic.
-fn refused(engine: &dyn Engine, spec: &GraphSpec, path: &Utf8Path, what: &str) -> Result<(), String> {
+fn refused(engine: &dyn Engine, spec: &GraphSpec, path: &Utf8Path, what: &str) -> Result<(), CheckFailure> {
     let prepared = catch_unwind(AssertUnwindSafe(|| engine.prepare(GraphFile::new(spec, path)).map(|_| ())));
     match prepared {
-        Err(_) => Err(format!("{what}: it panicked")),
-        Ok(Ok(())) => Err(format!("{what}: it was accepted")),
+        Err(_) => Err(format!("{what}: it panicked").into()),
+        Ok(Ok(())) => Err(format!("{what}: it was accepted").into()),
         Ok(Err(e)) if e.kind != EngineErrorKind::Graph => {
-            Err(format!("{what}: not a graph error: {}", text(e)))
+            Err(format!("{what}: not a graph error: {}", text(e)).into())
         }
         Ok(Err(e)) if e.graph.as_deref() != Some(&spec.name) => {
-            Err(format!("{what}: the error does not name the graph: {}", text(e)))
+            Err(format!("{what}: the error does not name the graph: {}", text(e)).into())
         }
         Ok(Err(_)) => Ok(()),
     }
@@ -106,7 +106,7 @@ fn garbage(engine: &dyn Engine, case: &GraphCase, dir: &Utf8Path) -> CheckResult
 }
 
 /// The data file beside the graph, if the graph names one.
-fn data_file(case: &GraphCase) -> Result<Option<String>, String> {
+fn data_file(case: &GraphCase) -> Result<Option<String>, CheckFailure> {
     let graph = io(fs_err::read(&case.path))?;
     let folder = case.path.parent().filter(|p| !p.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
     for entry in io(folder.read_dir_utf8())? {
@@ -130,7 +130,7 @@ fn missing_data(engine: &dyn Engine, case: &GraphCase, dir: &Utf8Path) -> CheckR
     refused(engine, &case.spec, &path, "no data file")?;
     match engine.prepare(GraphFile::new(&case.spec, &path)) {
         Err(e) if e.hint.as_deref().is_some_and(|h| h.contains("beside")) => Ok(None),
-        _ => Err("the refusal does not say where the data file must lie".to_owned()),
+        _ => Err("the refusal does not say where the data file must lie".into()),
     }
 }
 
@@ -182,8 +182,8 @@ pub(crate) fn bad_inputs(session: &mut dyn Session, case: &GraphCase) -> CheckRe
     for (what, verdict) in verdicts {
         match verdict {
             Err(e) if e.kind == EngineErrorKind::Input => {}
-            Err(e) => return Err(format!("{what}: not an input error: {}", text(e))),
-            Ok(_) => return Err(format!("{what}: it was accepted")),
+            Err(e) => return Err(format!("{what}: not an input error: {}", text(e)).into()),
+            Ok(_) => return Err(format!("{what}: it was accepted").into()),
         }
     }
     let after = run(session, &good)?;

@@ -6,7 +6,7 @@ use dpar_engine_api::{Tensor, TensorData, TensorSlice, TensorView};
 use dpar_export_spec::{DType, Dim, GraphSpec, Port, Role};
 use half::{bf16, f16};
 
-use crate::GraphCase;
+use crate::{CheckFailure, GraphCase};
 
 /// The axis of independent rows.
 pub(crate) const BATCH: &str = "batch";
@@ -53,23 +53,26 @@ impl Random {
 }
 
 /// Size of one dimension.
-pub(crate) fn size(dim: &Dim, sizes: &AxisSizes) -> Result<usize, String> {
+pub(crate) fn size(dim: &Dim, sizes: &AxisSizes) -> Result<usize, CheckFailure> {
     match dim {
         Dim::Fixed(n) => Ok(*n),
         Dim::Axis(_) | Dim::Sum(..) => dim
             .axes()
             .iter()
-            .map(|a| sizes.get(*a).copied().ok_or_else(|| format!("axis `{a}` has no range in the spec")))
+            .map(|a| {
+                let size = sizes.get(*a).copied();
+                size.ok_or_else(|| CheckFailure::from(format!("axis `{a}` has no range in the spec")))
+            })
             .sum(),
     }
 }
 
-pub(crate) fn shape(port: &Port, sizes: &AxisSizes) -> Result<Vec<usize>, String> {
+pub(crate) fn shape(port: &Port, sizes: &AxisSizes) -> Result<Vec<usize>, CheckFailure> {
     port.dims.iter().map(|d| size(d, sizes)).collect()
 }
 
 /// Random inputs: floats in [-2, 2), integers below their bound, masks of zeros.
-pub(crate) fn generate(case: &GraphCase, sizes: &AxisSizes, salt: u64) -> Result<Inputs, String> {
+pub(crate) fn generate(case: &GraphCase, sizes: &AxisSizes, salt: u64) -> Result<Inputs, CheckFailure> {
     let mut random = Random::new(case.seed.wrapping_mul(31).wrapping_add(salt));
     let make = |port: &Port| {
         let shape = shape(port, sizes)?;
@@ -87,7 +90,7 @@ pub(crate) fn generate(case: &GraphCase, sizes: &AxisSizes, salt: u64) -> Result
                     bound.ok_or_else(|| format!("the case gives no bound for input `{}`", port.name))?;
                 Tensor::i64(shape, (0..count).map(|_| random.below(bound)).collect::<Vec<_>>())
             }
-            other => return Err(format!("no generator for {other} inputs")),
+            other => return Err(format!("no generator for {other} inputs").into()),
         };
         Ok((port.name.clone(), tensor))
     };
@@ -158,7 +161,7 @@ pub(crate) fn rows(tensor: &Tensor, axis: usize, pick: &[usize]) -> Tensor {
 }
 
 /// Two tensors of one type side by side along an axis.
-pub(crate) fn joined(a: &Tensor, b: &Tensor, axis: usize) -> Result<Tensor, String> {
+pub(crate) fn joined(a: &Tensor, b: &Tensor, axis: usize) -> Result<Tensor, CheckFailure> {
     fn interleave<T: Copy>(a: &[T], b: &[T], pieces: [usize; 2]) -> Vec<T> {
         let pairs = a.chunks_exact(pieces[0]).zip(b.chunks_exact(pieces[1]));
         pairs.flat_map(|(a, b)| a.iter().chain(b)).copied().collect()
@@ -171,7 +174,7 @@ pub(crate) fn joined(a: &Tensor, b: &Tensor, axis: usize) -> Result<Tensor, Stri
         (TensorSlice::F32(a), TensorSlice::F32(b)) => Tensor::f32(shape, interleave(a, b, pieces)),
         (TensorSlice::F16(a), TensorSlice::F16(b)) => Tensor::f16(shape, interleave(a, b, pieces)),
         (TensorSlice::BF16(a), TensorSlice::BF16(b)) => Tensor::bf16(shape, interleave(a, b, pieces)),
-        (a, b) => return Err(format!("{} and {} in one tensor", a.dtype(), b.dtype())),
+        (a, b) => return Err(format!("{} and {} in one tensor", a.dtype(), b.dtype()).into()),
     })
 }
 

@@ -299,8 +299,25 @@ pub fn assert_passed(outcomes: &[ConformanceOutcome]) {
     );
 }
 
+/// Why a check does not hold, in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CheckFailure(String);
+
+impl From<String> for CheckFailure {
+    fn from(why: String) -> Self {
+        Self(why)
+    }
+}
+
+impl From<&str> for CheckFailure {
+    fn from(why: &str) -> Self {
+        Self(why.to_owned())
+    }
+}
+
 /// What a check found: `Ok(Some(why))` = not applicable.
-type CheckResult = Result<Option<&'static str>, String>;
+type CheckResult = Result<Option<&'static str>, CheckFailure>;
 
 fn outcome(
     engine: &'static str,
@@ -320,7 +337,7 @@ fn outcome(
             ConformanceVerdict::Fail(format!("it holds, but is listed as an exception: {reason}"))
         }
         (Err(_), Some((_, reason))) => ConformanceVerdict::Excepted(reason),
-        (Err(why), None) => ConformanceVerdict::Fail(why),
+        (Err(why), None) => ConformanceVerdict::Fail(why.to_string()),
     };
     ConformanceOutcome { engine, graph: graph.to_owned(), check, verdict }
 }

@@ -47,17 +47,32 @@ struct ApiBase {
     get_version_string: unsafe extern "system" fn() -> *const c_char,
 }
 
+/// Why a library is none that the bindings can use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum ApiFault {
+    #[error("`OrtGetApiBase` returned nothing")]
+    Nothing,
+    #[error("it does not say its version")]
+    Nameless,
+    #[error("version `{0}` is not a 1.x release")]
+    NoRelease(String),
+    #[error("version {0} is too old, 1.{API_VERSION} or later is needed")]
+    TooOld(String),
+    #[error("version {0} does not offer C API {API_VERSION}")]
+    NoApi(String),
+}
+
 /// Returns the version if the library offers the API that the bindings need.
 ///
 /// # Safety
 /// `base` is null or points to an `ApiBase` whose functions can be called.
-unsafe fn check_base(base: *const ApiBase) -> Result<String, String> {
+unsafe fn check_base(base: *const ApiBase) -> Result<String, ApiFault> {
     // SAFETY: promised by the caller.
-    let base = unsafe { base.as_ref() }.ok_or("`OrtGetApiBase` returned nothing")?;
+    let base = unsafe { base.as_ref() }.ok_or(ApiFault::Nothing)?;
     // SAFETY: promised by the caller; it returns a static string or null.
     let text = unsafe { (base.get_version_string)() };
     if text.is_null() {
-        return Err("it does not say its version".to_owned());
+        return Err(ApiFault::Nameless);
     }
     // SAFETY: not null, and a static NUL-terminated string by the C API.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
@@ -67,14 +82,10 @@ unsafe fn check_base(base: *const ApiBase) -> Result<String, String> {
     };
     // Judged by the version first: an older library answers the question below on stderr.
     match minor {
-        None => Err(format!("version `{text}` is not a 1.x release")),
-        Some(minor) if minor < API_VERSION => {
-            Err(format!("version {text} is too old, 1.{API_VERSION} or later is needed"))
-        }
+        None => Err(ApiFault::NoRelease(text)),
+        Some(minor) if minor < API_VERSION => Err(ApiFault::TooOld(text)),
         // SAFETY: promised by the caller; unknown versions give null.
-        Some(_) if unsafe { (base.get_api)(API_VERSION) }.is_null() => {
-            Err(format!("version {text} does not offer C API {API_VERSION}"))
-        }
+        Some(_) if unsafe { (base.get_api)(API_VERSION) }.is_null() => Err(ApiFault::NoApi(text)),
         Some(_) => Ok(text),
     }
 }
@@ -104,7 +115,7 @@ mod tests {
         std::ptr::null()
     }
 
-    fn judge(base: &ApiBase) -> Result<String, String> {
+    fn judge(base: &ApiBase) -> Result<String, ApiFault> {
         // SAFETY: a valid `ApiBase` of the functions above.
         unsafe { check_base(base) }
     }
@@ -122,11 +133,13 @@ mod tests {
             (an_api, odd, "`nightly` is not a 1.x release"),
             (an_api, nothing, "does not say its version"),
         ] {
-            let e = judge(&ApiBase { get_api, get_version_string }).unwrap_err();
+            let e = judge(&ApiBase { get_api, get_version_string }).unwrap_err().to_string();
             assert!(e.contains(reason), "{e}");
         }
         // SAFETY: null is allowed.
-        assert!(unsafe { check_base(std::ptr::null()) }.unwrap_err().contains("returned nothing"));
+        assert!(
+            unsafe { check_base(std::ptr::null()) }.unwrap_err().to_string().contains("returned nothing")
+        );
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

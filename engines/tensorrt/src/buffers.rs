@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use dpar_export_spec::{DType, GraphSpec};
 
-use crate::cuda::{CudaDevice, DeviceBuffer};
+use crate::cuda::{CudaDevice, CudaError, DeviceBuffer};
 use crate::profile::{Point, Profile};
 
 /// Bytes of an element; `None` for a type this engine does not know.
@@ -33,7 +33,7 @@ impl Buffers {
         spec: &GraphSpec,
         profile: Option<&Profile>,
         elsewhere: &BTreeSet<String>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, CudaError> {
         let mut most = profile.map(|p| largest(spec, p)).unwrap_or_default();
         most.retain(|port, _| !elsewhere.contains(port));
         let mut buffers = Self { device: Arc::clone(device), by_port: BTreeMap::new(), most };
@@ -48,7 +48,7 @@ impl Buffers {
     }
 
     /// The port's buffer with room for `bytes`. Nothing may be running that uses the buffer it had.
-    pub(crate) fn reserve(&mut self, port: &str, bytes: usize) -> Result<&DeviceBuffer, String> {
+    pub(crate) fn reserve(&mut self, port: &str, bytes: usize) -> Result<&DeviceBuffer, CudaError> {
         let have = self.by_port.get(port).map(DeviceBuffer::bytes);
         if have.is_none_or(|have| have < bytes) {
             let doubled = have.unwrap_or_default().saturating_mul(2);
@@ -62,8 +62,8 @@ impl Buffers {
         self.get(port)
     }
 
-    pub(crate) fn get(&self, port: &str) -> Result<&DeviceBuffer, String> {
-        self.by_port.get(port).ok_or_else(|| format!("no buffer for `{port}`"))
+    pub(crate) fn get(&self, port: &str) -> Result<&DeviceBuffer, CudaError> {
+        self.by_port.get(port).ok_or_else(|| format!("no buffer for `{port}`").into())
     }
 }
 
@@ -122,6 +122,6 @@ mod tests {
 
         let mut unknown = Buffers::new(&device, &large, None, &none).unwrap();
         assert_eq!(unknown.reserve("y", 24).unwrap().bytes(), 24);
-        assert!(unknown.reserve("y", 1 << 21).err().unwrap().contains("out of memory"));
+        assert!(unknown.reserve("y", 1 << 21).err().unwrap().to_string().contains("out of memory"));
     }
 }

@@ -53,7 +53,7 @@ impl CachedSession for TrtCached {
         session.make_current()?;
         let of = cache.state().cache_rows(run);
         let places = cache.place(session.stream(), &step, run, kept);
-        let places = places.map_err(|e| session.fail(EngineErrorKind::Run, e))?;
+        let places = places.map_err(|e| session.fail(EngineErrorKind::Run, e.to_string()))?;
         let resident = Resident {
             inputs: ports
                 .iter()

@@ -92,8 +92,8 @@ pub(crate) fn driver() -> Result<&'static Arc<CudaDriver>, EngineError> {
     DRIVER.get_or_init(|| open(LIBRARY).map(Arc::new)).as_ref().map_err(Clone::clone)
 }
 
-pub(crate) fn no_driver(message: String) -> EngineError {
-    EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(DRIVER_HINT)
+pub(crate) fn no_driver(message: impl std::fmt::Display) -> EngineError {
+    EngineError::new(EngineErrorKind::Unavailable, NAME, message.to_string()).hint(DRIVER_HINT)
 }
 
 fn open(name: &str) -> Result<CudaDriver, EngineError> {
@@ -116,7 +116,7 @@ fn open(name: &str) -> Result<CudaDriver, EngineError> {
 
 impl CudaDriver {
     /// The driver's own words for a failure.
-    pub(crate) fn check(&self, call: &str, status: CuResult) -> Result<(), String> {
+    pub(crate) fn check(&self, call: &str, status: CuResult) -> Result<(), CudaError> {
         if status == 0 {
             return Ok(());
         }
@@ -129,7 +129,24 @@ impl CudaDriver {
         };
         let name = text(self.api.error_name).unwrap_or_else(|| "unknown error".to_owned());
         let words = text(self.api.error_text).map(|t| format!(": {t}")).unwrap_or_default();
-        Err(format!("{call}: {name} ({status}){words}"))
+        Err(format!("{call}: {name} ({status}){words}").into())
+    }
+}
+
+/// Why a call of the driver failed, or was not made: the call, its error and the driver's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct CudaError(String);
+
+impl From<String> for CudaError {
+    fn from(why: String) -> Self {
+        Self(why)
+    }
+}
+
+impl From<&str> for CudaError {
+    fn from(why: &str) -> Self {
+        Self(why.to_owned())
     }
 }
 
@@ -182,14 +199,14 @@ impl CudaDevice {
     }
 
     /// Makes the device the calling thread's, as every other call here and every call into TensorRT expects.
-    pub(crate) fn make_current(&self) -> Result<(), String> {
+    pub(crate) fn make_current(&self) -> Result<(), CudaError> {
         // SAFETY: the context was retained and is never released.
         let status = unsafe { (self.driver.api.context_set)(self.context) };
         self.driver.check("cuCtxSetCurrent", status)
     }
 
     /// Bytes of device memory that are free.
-    pub(crate) fn free_memory(&self) -> Result<usize, String> {
+    pub(crate) fn free_memory(&self) -> Result<usize, CudaError> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two numbers.
         let status = unsafe { (self.driver.api.memory_info)(&mut free, &mut total) };
@@ -204,7 +221,7 @@ pub(crate) struct CudaStream {
 }
 
 impl CudaStream {
-    pub(crate) fn new(device: &Arc<CudaDevice>) -> Result<Self, String> {
+    pub(crate) fn new(device: &Arc<CudaDevice>) -> Result<Self, CudaError> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes the handle.
         let status = unsafe { (device.driver.api.stream_create)(&mut handle, NON_BLOCKING) };
@@ -218,7 +235,7 @@ impl CudaStream {
     }
 
     /// Waits for everything on the stream, and reports what failed in it.
-    pub(crate) fn synchronize(&self) -> Result<(), String> {
+    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the handle lives as long as `self`.
         let status = unsafe { (self.device.driver.api.stream_synchronize)(self.handle) };
         self.device.driver.check("cuStreamSynchronize", status)
@@ -228,7 +245,7 @@ impl CudaStream {
     ///
     /// # Safety
     /// `from` must stay as it is until the stream is synchronised.
-    pub(crate) unsafe fn upload<T: Plain>(&self, to: &DeviceBuffer, from: &[T]) -> Result<(), String> {
+    pub(crate) unsafe fn upload<T: Plain>(&self, to: &DeviceBuffer, from: &[T]) -> Result<(), CudaError> {
         let bytes = size_of_val(from);
         to.fits(bytes)?;
         if bytes == 0 {
@@ -245,7 +262,11 @@ impl CudaStream {
     ///
     /// # Safety
     /// `to` must neither be read nor moved until the stream is synchronised.
-    pub(crate) unsafe fn download<T: Plain>(&self, to: &mut [T], from: &DeviceBuffer) -> Result<(), String> {
+    pub(crate) unsafe fn download<T: Plain>(
+        &self,
+        to: &mut [T],
+        from: &DeviceBuffer,
+    ) -> Result<(), CudaError> {
         let bytes = size_of_val(to);
         from.fits(bytes)?;
         if bytes == 0 {
@@ -267,13 +288,13 @@ impl CudaStream {
         from: &DeviceBuffer,
         from_at: usize,
         bytes: usize,
-    ) -> Result<(), String> {
+    ) -> Result<(), CudaError> {
         let (to, from) = (to.part(to_at, bytes)?, from.part(from_at, bytes)?);
         if bytes == 0 {
             return Ok(());
         }
         if to.abs_diff(from) < bytes as Address {
-            return Err(format!("a copy of {bytes} bytes on the device overlaps itself"));
+            return Err(format!("a copy of {bytes} bytes on the device overlaps itself").into());
         }
         // SAFETY: both places have that many bytes and are apart.
         let status = unsafe { (self.device.driver.api.copy)(to, from, bytes, self.handle) };
@@ -281,7 +302,7 @@ impl CudaStream {
     }
 
     /// Fills a part of a buffer with zeros.
-    pub(crate) fn zero(&self, to: &DeviceBuffer, at: usize, bytes: usize) -> Result<(), String> {
+    pub(crate) fn zero(&self, to: &DeviceBuffer, at: usize, bytes: usize) -> Result<(), CudaError> {
         let to = to.part(at, bytes)?;
         if bytes == 0 {
             return Ok(());
@@ -323,7 +344,7 @@ pub(crate) struct DeviceBuffer {
 
 impl DeviceBuffer {
     /// At least one byte is allocated, because TensorRT wants an address for empty tensors too.
-    pub(crate) fn new(device: &Arc<CudaDevice>, bytes: usize) -> Result<Self, String> {
+    pub(crate) fn new(device: &Arc<CudaDevice>, bytes: usize) -> Result<Self, CudaError> {
         let mut address = 0;
         // SAFETY: writes the address.
         let status = unsafe { (device.driver.api.allocate)(&mut address, bytes.max(1)) };
@@ -347,16 +368,16 @@ impl DeviceBuffer {
     }
 
     /// The address of a part.
-    fn part(&self, at: usize, bytes: usize) -> Result<Address, String> {
+    fn part(&self, at: usize, bytes: usize) -> Result<Address, CudaError> {
         self.fits(at.saturating_add(bytes))?;
         Ok(self.address + at as Address)
     }
 
-    fn fits(&self, bytes: usize) -> Result<(), String> {
+    fn fits(&self, bytes: usize) -> Result<(), CudaError> {
         if bytes <= self.bytes {
             return Ok(());
         }
-        Err(format!("a copy of {bytes} bytes does not fit a buffer of {}", self.bytes))
+        Err(format!("a copy of {bytes} bytes does not fit a buffer of {}", self.bytes).into())
     }
 }
 
@@ -403,7 +424,7 @@ mod tests {
             stream.upload(&buffer, &[1.0_f32, 2.0, 3.0, 4.0]).unwrap();
             stream.download(&mut back, &buffer).unwrap();
             let e = stream.upload(&buffer, &[0_i64; 3]).unwrap_err();
-            assert!(e.contains("24 bytes does not fit a buffer of 16"), "{e}");
+            assert!(e.to_string().contains("24 bytes does not fit a buffer of 16"), "{e}");
             assert!(stream.download(&mut [0_i64; 3], &buffer).is_err());
             stream.upload::<f32>(&DeviceBuffer::new(&device, 0).unwrap(), &[]).unwrap();
         }
@@ -414,8 +435,14 @@ mod tests {
         // SAFETY: as above.
         unsafe { stream.download(&mut back, &buffer).unwrap() };
         assert_eq!(back, [3.0, 4.0, 0.0, 4.0]);
-        assert!(stream.copy(&buffer, 0, &buffer, 4, 8).unwrap_err().contains("overlaps"));
-        assert!(stream.copy(&buffer, 12, &buffer, 0, 8).unwrap_err().contains("20 bytes does not fit"));
+        assert!(stream.copy(&buffer, 0, &buffer, 4, 8).unwrap_err().to_string().contains("overlaps"));
+        assert!(
+            stream
+                .copy(&buffer, 12, &buffer, 0, 8)
+                .unwrap_err()
+                .to_string()
+                .contains("20 bytes does not fit")
+        );
         assert!(stream.zero(&buffer, usize::MAX, 1).is_err());
         assert!(device.free_memory().unwrap() > 0);
     }
@@ -427,7 +454,7 @@ mod tests {
         assert!(e.message.contains("no CUDA device 3: the machine has 1"), "{e}");
         let device = CudaDevice::open(&driver, 0).unwrap();
         let Err(e) = DeviceBuffer::new(&device, usize::MAX) else { panic!("allocated") };
-        assert!(e.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
+        assert!(e.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
         let stream = CudaStream::new(&device).unwrap();
         let buffer = DeviceBuffer::new(&device, 8).unwrap();
         let mut back = [0_i64; 1];
@@ -450,7 +477,7 @@ mod tests {
             };
             let e = result.unwrap_err();
             let words = "CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered";
-            assert_eq!(e, format!("{call}: {words}"));
+            assert_eq!(e.to_string(), format!("{call}: {words}"));
         }
         fake::fail(None);
     }

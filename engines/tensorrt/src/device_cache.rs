@@ -13,7 +13,7 @@ use dpar_export_spec::{Dim, GraphSpec};
 
 use crate::NAME;
 use crate::buffers::element_bytes;
-use crate::cuda::{CudaDevice, CudaStream, DeviceBuffer};
+use crate::cuda::{CudaDevice, CudaError, CudaStream, DeviceBuffer};
 use crate::profile::Profile;
 
 /// TensorRT takes addresses that are a multiple of this (`IExecutionContext::setTensorAddress`).
@@ -91,12 +91,12 @@ impl DeviceCache {
         step: &CheckedStep,
         rows: &[CallRow],
         kept: Option<&[usize]>,
-    ) -> Result<Vec<CacheSlice>, String> {
+    ) -> Result<Vec<CacheSlice>, CudaError> {
         // One slot at least: an empty past needs an address as well.
         self.reserve(stream, self.state.length_after(step).max(1))?;
         let time = self.aligned_time(rows, kept);
         let of = self.state.rows();
-        let place = |layer: &mut Layer| -> Result<CacheSlice, String> {
+        let place = |layer: &mut Layer| -> Result<CacheSlice, CudaError> {
             let buffer = layer.kept.as_ref().ok_or("the cache has no memory")?;
             let past = buffer.raw();
             if let Some(at) = layer.in_place(of, time) {
@@ -120,7 +120,7 @@ impl DeviceCache {
         step: &CheckedStep,
         rows: &[CallRow],
         kept: Option<&[usize]>,
-    ) -> Result<(), String> {
+    ) -> Result<(), CudaError> {
         let (of, length) = (self.state.rows(), self.state.length());
         let time = self.aligned_time(rows, kept);
         let all: Vec<usize> = (0..rows.len()).collect();
@@ -155,7 +155,7 @@ impl DeviceCache {
 
     /// Gives every tensor room for so many slots. Where all of them fit into half of the free device memory, they get
     /// room for all that a call can ever look at, when a sequence begins; else the room doubles.
-    fn reserve(&mut self, stream: &CudaStream, slots: usize) -> Result<(), String> {
+    fn reserve(&mut self, stream: &CudaStream, slots: usize) -> Result<(), CudaError> {
         let rows = self.state.rows().max(1);
         let held = |layer: &Layer| layer.kept.as_ref().map_or(0, DeviceBuffer::bytes);
         let have = |layer: &Layer| held(layer) / (rows * layer.slot).max(1);

@@ -127,7 +127,7 @@ impl TensorRtEngine {
     pub fn free_memory(&self) -> Result<usize, EngineError> {
         let device = cuda::CudaDevice::open(cuda::driver()?, self.options.device)?;
         let free = device.make_current().and_then(|()| device.free_memory());
-        free.map_err(|e| EngineError::new(EngineErrorKind::Run, NAME, e))
+        free.map_err(|e| EngineError::new(EngineErrorKind::Run, NAME, e.to_string()))
     }
 
     /// Driver and device first: without them the library is of no use.

@@ -78,30 +78,39 @@ fn dotted(version: u32) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 
+/// Major and minor version.
+fn minor(version: u32) -> String {
+    format!("{}.{}", version / 10_000, version / 100 % 100)
+}
+
+/// What is of another version than this build is for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OtherVersion {
+    #[error("it is {product} {found}, this build is for {PRODUCT} {wanted}")]
+    Library { product: &'static str, found: String, wanted: String },
+    #[error("the engine was built by {PRODUCT} {found}, this build runs {PRODUCT} {wanted}")]
+    Engine { found: String, wanted: String },
+}
+
 /// The same major and minor version, or why not.
-fn check_version(version: u32, built_for: u32) -> Result<(), String> {
+fn check_version(version: u32, built_for: u32) -> Result<(), OtherVersion> {
     if version / 100 == built_for / 100 {
         return Ok(());
     }
     let other = if version >= 80_000 { "TensorRT" } else { "TensorRT-RTX" };
-    Err(format!(
-        "it is {other} {}, this build is for {PRODUCT} {}.{}",
-        dotted(version),
-        built_for / 10_000,
-        built_for / 100 % 100
-    ))
+    Err(OtherVersion::Library { product: other, found: dotted(version), wanted: minor(built_for) })
 }
 
 /// Whether an engine built by version `1.7.1.116`, say, is one that the library of this build runs. Engines are not
 /// carried over between minor versions.
-pub(crate) fn check_plan_version(version: &str) -> Result<(), String> {
+pub(crate) fn check_plan_version(version: &str) -> Result<(), OtherVersion> {
     // SAFETY: a function of the bindings without arguments that returns a constant.
     let built_for = unsafe { trtx_sys::get_tensorrt_version() };
-    let wanted = format!("{}.{}", built_for / 10_000, built_for / 100 % 100);
+    let wanted = minor(built_for);
     if version.strip_prefix(&wanted).is_some_and(|rest| rest.starts_with('.')) {
         return Ok(());
     }
-    Err(format!("the engine was built by {PRODUCT} {version}, this build runs {PRODUCT} {wanted}"))
+    Err(OtherVersion::Engine { found: version.to_owned(), wanted })
 }
 
 #[cfg(test)]
@@ -113,9 +122,9 @@ mod tests {
     fn only_the_same_major_and_minor_version_is_accepted() {
         check_version(10_701, 10_701).unwrap();
         check_version(10_702, 10_701).unwrap();
-        let e = check_version(10_600, 10_701).unwrap_err();
+        let e = check_version(10_600, 10_701).unwrap_err().to_string();
         assert!(e.contains("TensorRT-RTX 1.6.0") && e.contains("for TensorRT-RTX 1.7"), "{e}");
-        let e = check_version(101_300, 10_701).unwrap_err();
+        let e = check_version(101_300, 10_701).unwrap_err().to_string();
         assert!(e.contains("it is TensorRT 10.13.0"), "{e}");
     }
 
@@ -125,7 +134,7 @@ mod tests {
         check_plan_version("1.7.9.1").unwrap();
         for other in ["1.6.0.0", "1.70.1.1", "2.7.1.1", "1.7"] {
             let e = check_plan_version(other).unwrap_err();
-            assert!(e.contains(other) && e.contains("this build runs"), "{e}");
+            assert!(e.to_string().contains(other) && e.to_string().contains("this build runs"), "{e}");
         }
     }
 

@@ -103,9 +103,9 @@ impl LogHandler for Forward {
 
 /// The logger of the process; never dropped, because TensorRT's objects point to it.
 pub(crate) fn logger() -> Result<&'static Logger, EngineError> {
-    static LOGGER: OnceLock<Result<Logger, String>> = OnceLock::new();
-    let logger = LOGGER.get_or_init(|| Logger::new(Forward).map_err(|e| e.to_string()));
-    logger.as_ref().map_err(|e| CORE.unavailable(format!("no logger: {e}")))
+    static LOGGER: OnceLock<Result<Logger, EngineError>> = OnceLock::new();
+    let none = |e| CORE.unavailable(format!("no logger: {e}"));
+    LOGGER.get_or_init(|| Logger::new(Forward).map_err(none)).as_ref().map_err(Clone::clone)
 }
 
 /// The errors among the records as one text, each named once, without the file positions inside TensorRT.

@@ -21,7 +21,7 @@ use trtx::{
 
 use crate::buffers::{Buffers, element_bytes};
 use crate::build::dims;
-use crate::cuda::{CudaDevice, CudaStream};
+use crate::cuda::{CudaDevice, CudaError, CudaStream};
 use crate::flavour::{self, Diagnosis};
 use crate::log::{Collector, errors};
 use crate::ports::file_port;
@@ -70,7 +70,7 @@ pub(crate) struct Resident<'a> {
 }
 
 /// Puts work on the stream behind a graph.
-pub(crate) type Enqueue<'a> = &'a mut dyn FnMut(&CudaStream) -> Result<(), String>;
+pub(crate) type Enqueue<'a> = &'a mut dyn FnMut(&CudaStream) -> Result<(), CudaError>;
 
 /// Options of a session.
 pub(crate) struct SessionOptions<'a> {
@@ -130,7 +130,7 @@ fn judge(why: Diagnosis, said: &str) -> (EngineErrorKind, &'static str, &'static
 /// Layers of an engine as TensorRT's inspector gives them, in JSON.
 pub(crate) fn inspect(device: &CudaDevice, path: &Utf8Path, bytes: &[u8]) -> Result<String, EngineError> {
     let fail = |message: String| EngineError::new(EngineErrorKind::Run, NAME, format!("{path}: {message}"));
-    device.make_current().map_err(fail)?;
+    device.make_current().map_err(|e| fail(e.to_string()))?;
     let (_runtime, engine) = deserialize(None, path, bytes)?;
     let inspector = engine.create_engine_inspector().map_err(|e| fail(e.to_string()))?;
     inspector.engine_information(LayerInformationFormat::kJSON).map_err(|e| fail(e.to_string()))
@@ -148,7 +148,7 @@ impl TrtSession {
         let fail = |kind, message: String| {
             EngineError::new(kind, NAME, format!("{}: {message}", file.path)).in_graph(&spec.name)
         };
-        let cuda = |e: String| fail(EngineErrorKind::Run, e);
+        let cuda = |e: CudaError| fail(EngineErrorKind::Run, e.to_string());
         let native = |e: trtx::Error| fail(EngineErrorKind::Run, e.to_string());
         device.make_current().map_err(cuda)?;
         let (runtime, mut engine) = deserialize(Some(&spec.name), &file.path, bytes)?;
@@ -219,7 +219,7 @@ impl TrtSession {
     }
 
     pub(crate) fn make_current(&self) -> Result<(), EngineError> {
-        self.device.make_current().map_err(|e| self.fail(EngineErrorKind::Run, e))
+        self.device.make_current().map_err(|e| self.fail(EngineErrorKind::Run, e.to_string()))
     }
 
     /// An error with what TensorRT said about it.
@@ -259,9 +259,9 @@ impl TrtSession {
             let what = format!("profile {index} cannot be used");
             return Err(self.fail_with(EngineErrorKind::Run, &what, collector));
         }
-        self.stream.synchronize().map_err(|e| self.fail(EngineErrorKind::Run, e))?;
+        self.stream.synchronize().map_err(|e| self.fail(EngineErrorKind::Run, e.to_string()))?;
         let buffers = Buffers::new(&self.device, &self.spec, self.profiles.get(index), &self.elsewhere)
-            .map_err(|e| self.fail(EngineErrorKind::Run, e))?;
+            .map_err(|e| self.fail(EngineErrorKind::Run, e.to_string()))?;
         self.slots.insert(index, Slot { context, buffers });
         Ok(())
     }
@@ -317,7 +317,7 @@ impl TrtSession {
         }
         // Buffers that are too small are replaced before any copy is under way.
         for (port, view) in inputs {
-            let buffer = buffers.reserve(port, view_bytes(view)).map_err(run)?;
+            let buffer = buffers.reserve(port, view_bytes(view)).map_err(|e| run(e.to_string()))?;
             // SAFETY: the buffer holds the input, and lives until it is replaced here or dropped with the slot.
             unsafe { context.set_tensor_address(port, buffer.raw()) }.map_err(native)?;
         }
@@ -345,7 +345,7 @@ impl TrtSession {
                 continue;
             }
             let host = HostOutput::new(port.dtype, sizes).ok_or_else(unknown)?;
-            let buffer = buffers.reserve(&port.name, host.bytes()).map_err(run)?;
+            let buffer = buffers.reserve(&port.name, host.bytes()).map_err(|e| run(e.to_string()))?;
             // SAFETY: as for the inputs.
             unsafe { context.set_tensor_address(&port.name, buffer.raw()) }.map_err(native)?;
             outputs.push(Some(host));
@@ -357,20 +357,18 @@ impl TrtSession {
         let finished = stream.synchronize();
         enqueued.map_err(|e| match errors(&collector.take()) {
             Some(said) => run(format!("{e}: {said}")),
-            None => run(e),
+            None => run(e.to_string()),
         })?;
-        finished.map_err(run)?;
+        finished.map_err(|e| run(e.to_string()))?;
         Ok(outputs.into_iter().map(|o| o.map(HostOutput::into_tensor)).collect())
     }
 
     /// Writes what was compiled for this device, for the next process.
     fn save_cache(&self) {
         let Some((path, cache)) = &self.cache else { return };
-        let write = || -> Result<(), String> {
-            let bytes = flavour::cache_bytes(cache).map_err(|e| e.to_string())?;
-            cache_file::store(path, &bytes).map_err(|e| e.to_string())
-        };
-        if let Err(e) = write() {
+        let bytes = flavour::cache_bytes(cache).map_err(|e| e.to_string());
+        let written = bytes.and_then(|bytes| cache_file::store(path, &bytes).map_err(|e| e.to_string()));
+        if let Err(e) = written {
             tracing::warn!("the runtime cache of `{}` is not kept: {e}", self.spec.name);
         }
     }
@@ -385,7 +383,7 @@ fn enqueue(
     inputs: &[(&str, TensorView<'_>)],
     outputs: &mut [Option<HostOutput>],
     store: Enqueue<'_>,
-) -> Result<(), String> {
+) -> Result<(), CudaError> {
     for (port, view) in inputs {
         let buffer = buffers.get(port)?;
         // SAFETY: the caller's memory is borrowed until the stream has been synchronised.

@@ -76,17 +76,16 @@ impl Session for TractSession {
         let running = &mut self.state;
         let failure = match panics::guard(|| running.run(inputs)) {
             Ok(Ok(values)) => {
+                let missing = |message: String| self.fail(EngineErrorKind::Output, message);
                 let take = |(port, &at): (&dpar_export_spec::Port, &usize)| {
                     let value = values.get(at).map(|v| host_tensor(v, port.dtype));
                     match value {
                         Some(Ok(tensor)) => Ok(tensor),
-                        Some(Err(e)) => Err(format!("output `{}`: {e:#}", port.name)),
-                        None => Err(format!("output `{}` did not come back", port.name)),
+                        Some(Err(e)) => Err(missing(format!("output `{}`: {e:#}", port.name))),
+                        None => Err(missing(format!("output `{}` did not come back", port.name))),
                     }
                 };
-                let taken: Result<Vec<Tensor>, String> =
-                    self.spec.outputs.iter().zip(&self.outputs).map(take).collect();
-                return taken.map_err(|message| self.fail(EngineErrorKind::Output, message));
+                return self.spec.outputs.iter().zip(&self.outputs).map(take).collect();
             }
             Ok(Err(e)) => format!("{e:#}"),
             Err(panic) => format!("tract gave up: {panic}"),

@@ -14,4 +14,4 @@ pub const IMAGES: u64 = 100_000;
 
 /// Memory for what is read of one input; `--max-memory` sets it. Half of what the machine, the container and the
 /// process have, where that is less.
-pub const MEMORY: u64 = 4 << 30;
+pub(crate) const MEMORY: u64 = 4 << 30;

@@ -108,3 +108,20 @@ impl Hinted for ExportError {
         Some(hint.to_owned())
     }
 }
+
+/// Why a file is not the graph that it is said to be, or that this program knows: in words, about the file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct FileFault(String);
+
+impl From<String> for FileFault {
+    fn from(why: String) -> Self {
+        Self(why)
+    }
+}
+
+impl From<&str> for FileFault {
+    fn from(why: &str) -> Self {
+        Self(why.to_owned())
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::builder::MICROSOFT_OPSET;
 use crate::derive::{DeriveError, read_model};
+use crate::error::FileFault;
 use crate::proto::{MICROSOFT, TensorProto};
 
 /// `TensorProto.DataLocation.EXTERNAL`.
@@ -28,7 +29,7 @@ pub struct Own {
 /// # Errors
 /// When the bytes are no ONNX model, or hold anything that this exporter does not write: a reference could hide
 /// there (in a constant, a subgraph, a function, a sparse tensor).
-pub fn read_own(model: &[u8]) -> Result<Own, String> {
+pub fn read_own(model: &[u8]) -> Result<Own, FileFault> {
     let parsed = read_model(model).map_err(|e| match e {
         DeriveError::Unreadable(e) => format!("it is no ONNX model: {e}"),
         DeriveError::Foreign => "it holds fields that this exporter does not write".to_owned(),
@@ -47,10 +48,10 @@ pub fn read_own(model: &[u8]) -> Result<Own, String> {
         for entry in &tensor.external_data {
             let key = entry.key.as_deref().unwrap_or_default();
             if !KEYS.contains(&key) {
-                return Err(format!("a weight says `{key}` of its external data"));
+                return Err(format!("a weight says `{key}` of its external data").into());
             }
             if !keys.insert(key) {
-                return Err(format!("a weight says `{key}` of its external data twice"));
+                return Err(format!("a weight says `{key}` of its external data twice").into());
             }
         }
         let location = tensor.external_data.iter().find(|e| e.key.as_deref() == Some("location"));
@@ -59,7 +60,7 @@ pub fn read_own(model: &[u8]) -> Result<Own, String> {
                 external.insert(file);
             }
             None if tensor.data_location == Some(EXTERNAL) || !tensor.external_data.is_empty() => {
-                return Err("a weight is external and names no file".to_owned());
+                return Err("a weight is external and names no file".into());
             }
             None => {}
         }
@@ -107,19 +108,19 @@ mod tests {
         assert_eq!(found, Own { opset: 17, external, tables });
         assert!(read_own(&model(&[], None)).unwrap().external.is_empty());
         let refused = |entries: &[(&str, &str)], location| read_own(&model(entries, location)).unwrap_err();
-        assert!(refused(&[], Some(EXTERNAL)).contains("names no file"));
-        assert!(refused(&[("offset", "0")], None).contains("names no file"));
-        assert!(refused(&[("location", "x"), ("basepath", "/")], None).contains("`basepath`"));
+        assert!(refused(&[], Some(EXTERNAL)).to_string().contains("names no file"));
+        assert!(refused(&[("offset", "0")], None).to_string().contains("names no file"));
+        assert!(refused(&[("location", "x"), ("basepath", "/")], None).to_string().contains("`basepath`"));
         for key in ["location", "offset"] {
             let e = refused(&[("location", "x"), ("offset", "0"), (key, "../x")], Some(EXTERNAL));
-            assert!(e.contains(&format!("`{key}`")) && e.contains("twice"), "{e}");
+            assert!(e.to_string().contains(&format!("`{key}`")) && e.to_string().contains("twice"), "{e}");
         }
         // Field 25 of a model: functions, which this exporter does not write.
         let hidden = [model(&[], None), vec![0xca, 0x01, 0x00]].concat();
-        assert!(read_own(&hidden).unwrap_err().contains("does not write"));
-        assert!(read_own(&[0xff; 9]).unwrap_err().contains("no ONNX model"));
+        assert!(read_own(&hidden).unwrap_err().to_string().contains("does not write"));
+        assert!(read_own(&[0xff; 9]).unwrap_err().to_string().contains("no ONNX model"));
         let none = ModelProto::default().encode_to_vec();
-        assert!(read_own(&none).unwrap_err().contains("opset"));
+        assert!(read_own(&none).unwrap_err().to_string().contains("opset"));
     }
 
     /// A field with a length: its number, and what it holds.
@@ -150,6 +151,6 @@ mod tests {
         let forged = [field(7, &graph), opset].concat();
         let parsed = ModelProto::decode(forged.as_slice()).unwrap();
         assert_eq!(parsed.encoded_len(), forged.len(), "lengths alone do not tell");
-        assert!(read_own(&forged).unwrap_err().contains("does not write"));
+        assert!(read_own(&forged).unwrap_err().to_string().contains("does not write"));
     }
 }

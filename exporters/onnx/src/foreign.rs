@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 
+use crate::error::FileFault;
 use crate::proto::{DimensionValue, FLOAT, ModelProto, ValueInfoProto};
 use crate::walk::check_whole;
 
@@ -40,7 +41,7 @@ const OPSETS: std::ops::RangeInclusive<i64> = 1..=1 << 10;
 /// # Errors
 /// In words, when the bytes are no ONNX model, refer to weights in another file (anywhere: in a constant, a subgraph, a
 /// function), or hold what no known version of ONNX has.
-pub fn read_foreign(bytes: &[u8]) -> Result<Foreign, String> {
+pub fn read_foreign(bytes: &[u8]) -> Result<Foreign, FileFault> {
     check_whole(bytes)?;
     let model = ModelProto::decode(bytes).map_err(|e| format!("not an ONNX model: {e}"))?;
     let graph = model.graph.ok_or("not an ONNX model: it has no graph")?;
@@ -48,7 +49,7 @@ pub fn read_foreign(bytes: &[u8]) -> Result<Foreign, String> {
     let opset = model.opset_import.iter().find(|o| default(&o.domain)).and_then(|o| o.version);
     let opset = opset.ok_or("not an ONNX model: it names no opset")?;
     if !OPSETS.contains(&opset) {
-        return Err(format!("not an ONNX model: there is no opset {opset}"));
+        return Err(format!("not an ONNX model: there is no opset {opset}").into());
     }
     let initializers: BTreeSet<_> = graph.initializer.iter().map(|i| &i.name).collect();
     let own = |v: &&ValueInfoProto| !initializers.contains(&v.name);
@@ -58,7 +59,7 @@ pub fn read_foreign(bytes: &[u8]) -> Result<Foreign, String> {
     let parameters = graph.initializer.iter().fold(0, |n: u64, i| n.saturating_add(count(&i.dims)));
     // The smallest type that there is takes 4 bits.
     if parameters / 8 > bytes.len() as u64 {
-        return Err(format!("its initializers claim {parameters} elements, more than the file holds"));
+        return Err(format!("its initializers claim {parameters} elements, more than the file holds").into());
     }
     Ok(Foreign {
         opset,

@@ -63,10 +63,9 @@ use store::WeightStore;
 
 pub use axes::MAX_BATCH;
 pub use builder::{OPSET, opset};
-pub use error::ExportError;
+pub use error::{ExportError, FileFault};
 pub use external::{Own, read_own};
 pub use foreign::{Foreign, ForeignPort, read_foreign};
-pub use packed::QUANTIZED_OPSET;
 pub use precision::{Said, check_precision};
 pub use store::{Weights, WeightsError};
 pub use tables::check_tables;

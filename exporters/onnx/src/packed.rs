@@ -14,7 +14,7 @@ use crate::store::WeightStore;
 pub(crate) const ACCURACY_LEVEL: i64 = 4;
 
 /// Opset of portable graphs with quantized weights: the first in which `DequantizeLinear` has blocks and 4-bit types.
-pub const QUANTIZED_OPSET: i64 = 21;
+pub(crate) const QUANTIZED_OPSET: i64 = 21;
 
 /// A matrix in whole numbers: bytes that the dialects name by shapes and types of their own.
 pub(crate) struct Packed {

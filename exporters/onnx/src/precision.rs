@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dpar_export_spec::{DType, Dialect, GraphSpec, Port, Precision, Quantized, Role, WeightBits};
 use prost::Message;
 
+use crate::error::FileFault;
 use crate::proto::{
     BFLOAT16, FLOAT, FLOAT16, GraphProto, INT64, ModelProto, NodeProto, UINT4, UINT8, ValueInfoProto,
     elem_type,
@@ -65,12 +66,12 @@ pub struct Said<'a> {
 ///
 /// # Errors
 /// What is not as it is said: the weight, port or node, its type, and the type that the exporter has there.
-pub fn check_precision(bytes: &[u8], spec: &GraphSpec, said: Said<'_>) -> Result<(), String> {
+pub fn check_precision(bytes: &[u8], spec: &GraphSpec, said: Said<'_>) -> Result<(), FileFault> {
     let precision = said.precision;
     let model = ModelProto::decode(bytes).map_err(|e| format!("not a readable ONNX file: {e}"))?;
-    let Some(graph) = model.graph else { return Err("the file holds no graph".to_owned()) };
+    let Some(graph) = model.graph else { return Err("the file holds no graph".into()) };
     let wrong = |what: &str, name: &str, found: i32, wanted: i32| {
-        Err(format!("{what} `{name}` is {}, in {precision} it is {}", word(found), word(wanted)))
+        Err(format!("{what} `{name}` is {}, in {precision} it is {}", word(found), word(wanted)).into())
     };
     let own = precision.of_component(&spec.component);
     let (mut products, mut explicit) = (false, false);
@@ -81,7 +82,9 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, said: Said<'_>) -> Result
             _ if is_coded(name) && said.quantized.is_some() => code_type(said),
             _ if is_scales(name) && said.quantized.is_some() => FLOAT,
             _ if is_coded(name) || is_scales(name) => {
-                return Err(format!("weight `{name}` is quantized, the manifest says of no such weights"));
+                return Err(
+                    format!("weight `{name}` is quantized, the manifest says of no such weights").into()
+                );
             }
             _ if is_float_table(name) => FLOAT,
             _ if is_matrix(name) => elem_type(own.dtype()),
@@ -95,9 +98,13 @@ pub fn check_precision(bytes: &[u8], spec: &GraphSpec, said: Said<'_>) -> Result
     }
     check_quantized(&graph, said)?;
     match (explicit, own == Precision::Bf16AutocastExplicit) {
-        (true, false) => return Err(format!("it rounds to bfloat16 in float32, in {precision} it does not")),
+        (true, false) => {
+            return Err(format!("it rounds to bfloat16 in float32, in {precision} it does not").into());
+        }
         (false, true) if products => {
-            return Err(format!("it does not round, in {precision} every product is rounded to bfloat16"));
+            return Err(
+                format!("it does not round, in {precision} every product is rounded to bfloat16").into()
+            );
         }
         _ => {}
     }
@@ -129,10 +136,10 @@ fn code_type(said: Said<'_>) -> i32 {
 }
 
 /// The matrices of a quantized component are, but for those that are said to stay, and no node is another dialect's.
-fn check_quantized(graph: &GraphProto, said: Said<'_>) -> Result<(), String> {
+fn check_quantized(graph: &GraphProto, said: Said<'_>) -> Result<(), FileFault> {
     for node in &graph.node {
         let name = node.name.as_deref().unwrap_or_default();
-        let wrong = |what: &str| Err(format!("node `{name}` {what}"));
+        let wrong = |what: &str| Err(format!("node `{name}` {what}").into());
         let int = |key: &str| attribute(node, key);
         let (packed, blocked) = match (node.domain.is_some(), node.op_type.as_deref()) {
             (true, Some("MatMulNBits")) => (true, false),
@@ -173,7 +180,8 @@ fn check_quantized(graph: &GraphProto, said: Said<'_>) -> Result<(), String> {
         if quantized.kept.iter().all(|kept| kept != matrix) {
             return Err(format!(
                 "weight `{matrix}` is not quantized, and is none that the manifest says stays"
-            ));
+            )
+            .into());
         }
     }
     Ok(())
@@ -261,7 +269,7 @@ mod tests {
     fn what_is_wrong_is_named() {
         let refused = |bytes: &[u8], past, precision, text: &str| {
             let e = check_precision(bytes, &spec("dpar", past), plain(precision)).unwrap_err();
-            assert_eq!(e, text);
+            assert_eq!(e.to_string(), text);
         };
         let half = own(Precision::Fp16);
         let weight = "weight `layers.0.w.weight.T` is";

@@ -11,7 +11,7 @@ use dpar_export_spec::DType;
 /// `TensorProto.DataType.FLOAT`.
 pub const FLOAT: i32 = 1;
 /// `TensorProto.DataType.UINT8`.
-pub const UINT8: i32 = 2;
+pub(crate) const UINT8: i32 = 2;
 /// `TensorProto.DataType.INT64`.
 pub const INT64: i32 = 7;
 /// `TensorProto.DataType.FLOAT16`.
@@ -22,7 +22,7 @@ pub const BFLOAT16: i32 = 16;
 pub const UINT4: i32 = 21;
 
 /// Where `MatMulNBits` is defined.
-pub const MICROSOFT: &str = "com.microsoft";
+pub(crate) const MICROSOFT: &str = "com.microsoft";
 
 /// The `TensorProto.DataType` of a port's type.
 pub fn elem_type(dtype: DType) -> i32 {

@@ -2,6 +2,7 @@
 
 use dpar_export_spec::{ComponentSpec, SystemSpec};
 
+use crate::error::FileFault;
 use crate::parts;
 
 /// Checks that the tables of tokens, classes and codes among the initializers of a graph of the component
@@ -14,13 +15,13 @@ pub fn check_tables(
     tables: &[(String, Option<i64>)],
     component: &ComponentSpec,
     system: &SystemSpec,
-) -> Result<(), String> {
+) -> Result<(), FileFault> {
     let wanted = parts(component, Some(system)).map_err(|e| e.to_string())?.tables;
     for (name, found) in tables {
         let Some((_, rows)) = wanted.iter().find(|(table, _)| table == name) else { continue };
         if *found != i64::try_from(*rows).ok() {
             let found = found.map_or_else(|| "no".to_owned(), |n| n.to_string());
-            return Err(format!("table `{name}` has {found} rows, the configuration needs {rows}"));
+            return Err(format!("table `{name}` has {found} rows, the configuration needs {rows}").into());
         }
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! Every message of an ONNX file that another tool wrote, looked at where it lies: in subgraphs, functions, sparse
 //! tensors and training graphs too. What is not known here is refused, not passed over.
 
+use crate::error::FileFault;
+
 /// Deeper nesting than any network has; protobuf readers stop there too.
 const DEPTH: usize = 100;
 
@@ -86,13 +88,13 @@ impl MessageType {
 ///
 /// # Errors
 /// In words, with the first that is not so.
-pub(crate) fn check_whole(model: &[u8]) -> Result<(), String> {
+pub(crate) fn check_whole(model: &[u8]) -> Result<(), FileFault> {
     walk(MessageType::Model, model, 0)
 }
 
-fn walk(kind: MessageType, message: &[u8], depth: usize) -> Result<(), String> {
+fn walk(kind: MessageType, message: &[u8], depth: usize) -> Result<(), FileFault> {
     if depth > DEPTH {
-        return Err("its messages are nested too deeply".to_owned());
+        return Err("its messages are nested too deeply".into());
     }
     let mut rest = message;
     while !rest.is_empty() {
@@ -103,7 +105,7 @@ fn walk(kind: MessageType, message: &[u8], depth: usize) -> Result<(), String> {
             0 => {
                 let value = varint(&mut rest).ok_or_else(cut)?;
                 if (kind, number) == (MessageType::Tensor, 14) && value != 0 {
-                    return Err("its weights lie in other files; save it as one file".to_owned());
+                    return Err("its weights lie in other files; save it as one file".into());
                 }
             }
             1 | 5 => rest = rest.get(if wire == 1 { 8 } else { 4 }..).ok_or_else(cut)?,
@@ -115,24 +117,28 @@ fn walk(kind: MessageType, message: &[u8], depth: usize) -> Result<(), String> {
                     Some(Holds::Message(MessageType::Leaf))
                         if (kind, number) == (MessageType::Tensor, 13) =>
                     {
-                        return Err("its weights lie in other files; save it as one file".to_owned());
+                        return Err("its weights lie in other files; save it as one file".into());
                     }
                     Some(Holds::Message(inner)) => walk(inner, content, depth + 1)?,
                     Some(Holds::Data)
                         if (kind, number) == (MessageType::Node, 4) && content == b"EPContext" =>
                     {
-                        return Err("a node `EPContext` loads what was compiled for a device".to_owned());
+                        return Err("a node `EPContext` loads what was compiled for a device".into());
                     }
                     Some(Holds::Data) => {}
                     None => {
                         return Err(format!(
                             "field {number} of {} is not known here: an engine may read what this program does not",
                             kind.name()
-                        ));
+                        ).into());
                     }
                 }
             }
-            _ => return Err(format!("not an ONNX model: {} has a field of wire type {wire}", kind.name())),
+            _ => {
+                return Err(
+                    format!("not an ONNX model: {} has a field of wire type {wire}", kind.name()).into()
+                );
+            }
         }
     }
     Ok(())
@@ -205,7 +211,7 @@ mod tests {
             check_whole(&within(path, &[14 << 3, 0])).unwrap();
             for tensor in &external {
                 let e = check_whole(&within(path, tensor)).unwrap_err();
-                assert!(e.contains("in other files"), "{place}: {e}");
+                assert!(e.to_string().contains("in other files"), "{place}: {e}");
             }
         }
     }
@@ -225,13 +231,13 @@ mod tests {
         ];
         for (place, kind) in unknown {
             let e = path(place, b"x");
-            assert!(e.contains("field 99") && e.contains(kind), "{kind}: {e}");
+            assert!(e.to_string().contains("field 99") && e.to_string().contains(kind), "{kind}: {e}");
         }
-        assert!(path(&[7, 1, 4], b"EPContext").contains("EPContext"));
-        assert!(path(&[7], &[3]).contains("wire type 3"));
-        assert!(path(&[], &[0x3a, 0x7f]).contains("ends in a field"));
-        assert!(path(&[7], &[0xff; 11]).contains("ends in a field"));
+        assert!(path(&[7, 1, 4], b"EPContext").to_string().contains("EPContext"));
+        assert!(path(&[7], &[3]).to_string().contains("wire type 3"));
+        assert!(path(&[], &[0x3a, 0x7f]).to_string().contains("ends in a field"));
+        assert!(path(&[7], &[0xff; 11]).to_string().contains("ends in a field"));
         let deep = [[7].as_slice(), &[1, 5, 6].repeat(40)].concat();
-        assert!(path(&deep, b"").contains("nested"));
+        assert!(path(&deep, b"").to_string().contains("nested"));
     }
 }

@@ -144,27 +144,64 @@ pub struct GraphSpec {
     pub axes: Vec<AxisRange>,
 }
 
+/// Why an interface is none that is written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InterfaceFault {
+    /// A name that means something else in a path, a shell or a report.
+    #[error("`{name}` is no name of {what} (letters, digits, `_`, `.` and `-`)")]
+    Name {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// An axis with two ranges.
+    #[error("axis `{0}` has two ranges")]
+    TwoRanges(String),
+    /// A range that is none.
+    #[error("axis `{}` is {} to {}, {} to tune for", .0.name, .0.min, .0.max, .0.opt)]
+    Range(AxisRange),
+    /// Two ports of one name.
+    #[error("port `{0}` is there twice")]
+    PortTwice(String),
+    /// An axis without a range.
+    #[error("axis `{axis}` of port `{port}` has no range")]
+    NoRange {
+        /// The axis.
+        axis: String,
+        /// The port that has it.
+        port: String,
+    },
+    /// A dimension that no tensor has.
+    #[error("port `{port}` has a dimension of {dim}")]
+    Dimension {
+        /// The port that has it.
+        port: String,
+        /// The dimension.
+        dim: Dim,
+    },
+}
+
 impl GraphSpec {
     /// Checks what holds of every interface that is written: names, sizes, and that each axis of a port has one range.
     /// Names of ports are the file's own where another tool wrote it (`foreign`): anything but nothing.
     ///
     /// # Errors
-    /// What does not hold, in words.
-    pub fn validate(&self, foreign: bool) -> Result<(), String> {
-        let name = |what: &str, text: &str| match is_name(text) {
+    /// What does not hold.
+    pub fn validate(&self, foreign: bool) -> Result<(), InterfaceFault> {
+        let name = |what, text: &str| match is_name(text) {
             true => Ok(()),
-            false => Err(format!("`{text}` is no name of {what} (letters, digits, `_`, `.` and `-`)")),
+            false => Err(InterfaceFault::Name { what, name: text.to_owned() }),
         };
         name("a graph", &self.name)?;
         let mut ranges = BTreeSet::new();
         for axis in &self.axes {
             name("an axis", &axis.name)?;
             if !ranges.insert(axis.name.as_str()) {
-                return Err(format!("axis `{}` has two ranges", axis.name));
+                return Err(InterfaceFault::TwoRanges(axis.name.clone()));
             }
             if !(axis.min <= axis.opt && axis.opt <= axis.max && axis.max <= MAX_SIZE) {
-                let AxisRange { name, min, opt, max } = axis;
-                return Err(format!("axis `{name}` is {min} to {max}, {opt} to tune for"));
+                return Err(InterfaceFault::Range(axis.clone()));
             }
         }
         let mut ports = BTreeSet::new();
@@ -173,14 +210,14 @@ impl GraphSpec {
                 name("a port", &port.name)?;
             }
             if !ports.insert(port.name.as_str()) {
-                return Err(format!("port `{}` is there twice", port.name));
+                return Err(InterfaceFault::PortTwice(port.name.clone()));
             }
             for dim in &port.dims {
                 if let Some(axis) = dim.axes().into_iter().find(|a| !ranges.contains(a)) {
-                    return Err(format!("axis `{axis}` of port `{}` has no range", port.name));
+                    return Err(InterfaceFault::NoRange { axis: axis.to_owned(), port: port.name.clone() });
                 }
                 if matches!(dim, Dim::Fixed(n) if !(1..=MAX_SIZE).contains(n)) {
-                    return Err(format!("port `{}` has a dimension of {dim}", port.name));
+                    return Err(InterfaceFault::Dimension { port: port.name.clone(), dim: dim.clone() });
                 }
             }
         }
@@ -250,7 +287,7 @@ mod tests {
             let mut changed = spec();
             change(&mut changed);
             let e = changed.validate(false).unwrap_err();
-            assert!(e.contains(message), "{message}: {e}");
+            assert!(e.to_string().contains(message), "{message}: {e}");
         };
         refused(&|s| s.name = "x$(cmd)".into(), "no name of a graph");
         refused(&|s| s.inputs[0].name = "a:1".into(), "no name of a port");

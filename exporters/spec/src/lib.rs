@@ -26,7 +26,7 @@ pub use capability::{Capability, CapabilityError};
 pub use dialect::Dialect;
 pub use dtype::DType;
 pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, MobileBlock};
-pub use graph::{AxisRange, Dim, GraphSpec, Port, is_name};
+pub use graph::{AxisRange, Dim, GraphSpec, InterfaceFault, Port, is_name};
 pub use graph_name::GraphName;
 pub use hint::Hinted;
 pub use patch::{PatchMode, PatchRule, PatchRuleError, RuleChange};
@@ -35,8 +35,8 @@ pub use profile::{Override, Point, Profile, ProfileError};
 pub use quantize::{Blocks, Form, Numbers, Quantize, Quantized, WeightBits};
 pub use role::{CachePart, Role};
 pub use system::{
-    ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemKind, SystemSpec,
-    VqLevel, VqSpec, VqStack,
+    ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemFault, SystemKind,
+    SystemSpec, VqLevel, VqSpec, VqStack,
 };
 pub use tuning::{Tuning, TuningSource};
 pub use weight_mode::WeightMode;

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EfficientNetSpec, FeaturesSpec, InceptionSpec, PatchRule};
+use crate::{EfficientNetSpec, FeaturesSpec, InceptionSpec, PatchRule, PatchRuleError};
 
 /// Largest token grid, image side, table, stack and width that a configuration may claim; far above any model, low enough that
 /// no product of sizes overflows.
@@ -251,21 +251,49 @@ pub struct VqSpec {
     pub decoder: VqStack,
 }
 
+/// Why a component or a system is none that a checkpoint resolves to.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SystemFault {
+    /// A size of a component.
+    #[error("`{what}` of `{component}` is {size}, which no model has")]
+    Size {
+        /// The component.
+        component: &'static str,
+        /// The size.
+        what: &'static str,
+        /// What it is.
+        size: usize,
+    },
+    /// A width without whole heads.
+    #[error("the heads of `{0}` do not divide its width")]
+    Heads(&'static str),
+    /// Parts that do not fit each other.
+    #[error("{0}")]
+    Misfit(&'static str),
+    /// Two components of one kind.
+    #[error("there are two components `{0}`")]
+    ComponentTwice(&'static str),
+    /// A feature network in a system.
+    #[error("`{0}` is a feature extractor")]
+    Extractor(&'static str),
+    /// The patch rule.
+    #[error(transparent)]
+    PatchRule(#[from] PatchRuleError),
+}
+
 impl ComponentSpec {
     /// Checks that every size is one that a model can have.
     ///
     /// # Errors
-    /// The first that is not, in words.
-    pub fn validate(&self) -> Result<(), String> {
-        let (name, sizes) = (self.kind().name(), self.sizes());
+    /// The first that is not.
+    pub fn validate(&self) -> Result<(), SystemFault> {
+        let (component, sizes) = (self.kind().name(), self.sizes());
         let ranges = sizes.ranges();
-        if let Some((what, size, _)) = ranges.iter().find(|(_, size, range)| !range.contains(size)) {
-            return Err(format!("`{what}` of `{name}` is {size}, which no model has"));
+        if let Some((what, size, _)) = ranges.into_iter().find(|(_, size, range)| !range.contains(size)) {
+            return Err(SystemFault::Size { component, what, size });
         }
         match sizes.heads() {
-            Some((width, heads)) if !width.is_multiple_of(heads) => {
-                Err(format!("the heads of `{name}` do not divide its width"))
-            }
+            Some((width, heads)) if !width.is_multiple_of(heads) => Err(SystemFault::Heads(component)),
             _ => Ok(()),
         }
     }
@@ -366,15 +394,15 @@ impl SystemSpec {
     /// Checks that the parts fit each other, as they do in every system that was resolved from a checkpoint.
     ///
     /// # Errors
-    /// What does not fit, in words.
-    pub fn validate(&self) -> Result<(), String> {
-        let fit = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
+    /// What does not fit.
+    pub fn validate(&self) -> Result<(), SystemFault> {
+        let fit = |ok: bool, what| if ok { Ok(()) } else { Err(SystemFault::Misfit(what)) };
         fit((1..=MAX_GRID).contains(&self.grid()), "`grid` is out of range")?;
         fit((1..=MAX_SIDE).contains(&self.image_size), "`image_size` is out of range")?;
         fit(self.image_size.is_multiple_of(self.grid()), "`image_size` is no multiple of `grid`")?;
         fit((1..=MAX_ROWS).contains(&self.vocab), "`vocab` is out of range")?;
         fit(self.num_classes <= MAX_ROWS, "`num_classes` is out of range")?;
-        self.patch_rule.validate().map_err(|e| e.to_string())?;
+        self.patch_rule.validate()?;
         let wanted = match self.kind {
             SystemKind::Dpar => self.dpar().is_some() && self.llamagen().is_none(),
             SystemKind::Llamagen => self.llamagen().is_some() && self.dpar().is_none(),
@@ -389,9 +417,11 @@ impl SystemSpec {
         self.components.iter().enumerate().try_for_each(|(i, component)| {
             let name = component.kind().name();
             let again = self.components[..i].iter().any(|c| c.kind() == component.kind());
-            fit(!again, &format!("there are two components `{name}`"))?;
-            fit(!component.kind().is_extractor(), &format!("`{name}` is a feature extractor"))?;
-            component.validate()
+            match (again, component.kind().is_extractor()) {
+                (true, _) => Err(SystemFault::ComponentTwice(name)),
+                (_, true) => Err(SystemFault::Extractor(name)),
+                (false, false) => component.validate(),
+            }
         })
     }
 

@@ -4,7 +4,7 @@
 use crate::generate::sampler::{SamplerOptions, guide};
 use crate::generate::{
     After, Batching, DecodeOptions, Decoder, GraphCalls, Images, Opening, Pushed, Request, Schedule,
-    SlotLogits, StepModel,
+    SlotLogits, StepModel, Stream,
 };
 use crate::loaded::{Progress, RunError};
 use dpar_engine_api::{EngineError, EngineErrorKind};
@@ -17,6 +17,21 @@ pub struct ForcedTokens {
     pub tokens: Vec<u32>,
     /// `[N]`.
     pub labels: Vec<i64>,
+}
+
+impl ForcedTokens {
+    /// What was drawn.
+    pub fn of(streams: &[Stream]) -> Self {
+        Self {
+            tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
+            labels: streams.iter().map(|s| s.request.class).collect(),
+        }
+    }
+
+    /// The tokens as graphs take them.
+    pub fn ids(&self) -> Vec<i64> {
+        self.tokens.iter().map(|t| i64::from(*t)).collect()
+    }
 }
 
 /// How tokens are followed.

@@ -5,6 +5,7 @@
 
 mod dependencies;
 mod engines;
+mod errors;
 mod files;
 mod modules;
 mod names;
@@ -47,6 +48,7 @@ pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     problems.extend(tracked.iter().flat_map(source::check));
     problems.extend(tracked.iter().flat_map(tolerances::check));
     problems.extend(tracked.iter().flat_map(engines::check));
+    problems.extend(tracked.iter().flat_map(errors::check));
     for problem in &problems {
         eprintln!("{problem}");
     }

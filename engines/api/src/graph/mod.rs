@@ -15,7 +15,7 @@ use dpar_export_spec::DType;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::{EngineError, FilePort, GraphFile, check_ports};
+use crate::{EngineError, FilePort, GraphFault, GraphFile, check_ports};
 use data::DataFault;
 use proto::{
     AttributeProto, BFLOAT16, FLOAT, FLOAT16, GraphProto, INT4, INT32, INT64, ModelProto, NodeProto,
@@ -43,7 +43,7 @@ const DATA_HINT: &str =
 /// # Errors
 /// [`EngineErrorKind::Graph`](crate::EngineErrorKind::Graph) naming the port, the node or the tensor.
 pub fn check_graph(engine: &str, graph: GraphFile<'_>) -> Result<(), EngineError> {
-    let refuse = |message: String| EngineError::refused(engine, graph, message);
+    let refuse = |fault: GraphFault| EngineError::refused(engine, graph, fault);
     let model = read(engine, graph)?;
     for function in &model.functions {
         nodes(&function.node, Constants::default()).map_err(refuse)?;
@@ -54,8 +54,8 @@ pub fn check_graph(engine: &str, graph: GraphFile<'_>) -> Result<(), EngineError
     ports(engine, graph, found)?;
     body(found, None).map_err(refuse)?;
     data::check(found, graph.path.parent().unwrap_or(Utf8Path::new(""))).map_err(|fault| match fault {
-        DataFault::Place(message) => refuse(message),
-        DataFault::Missing(message) => refuse(message).hint(DATA_HINT),
+        DataFault::Place(message) => refuse(message.into()),
+        DataFault::Missing(message) => refuse(message.into()).hint(DATA_HINT),
     })
 }
 
@@ -161,7 +161,7 @@ enum Constant {
     Floats(Vec<f32>),
 }
 
-fn body(graph: &GraphProto, outer: Option<&Constants<'_>>) -> Result<(), String> {
+fn body(graph: &GraphProto, outer: Option<&Constants<'_>>) -> Result<(), GraphFault> {
     let mut constants = Constants { own: BTreeMap::new(), outer };
     for tensor in &graph.initializer {
         let name = tensor.name.as_deref().unwrap_or_default();
@@ -174,10 +174,12 @@ fn body(graph: &GraphProto, outer: Option<&Constants<'_>>) -> Result<(), String>
     nodes(&graph.node, constants)
 }
 
-fn nodes<'a>(nodes: &'a [NodeProto], mut constants: Constants<'a>) -> Result<(), String> {
+fn nodes<'a>(nodes: &'a [NodeProto], mut constants: Constants<'a>) -> Result<(), GraphFault> {
     for node in nodes {
         let op = node.op_type.as_deref().unwrap_or_default();
-        let wrong = |e: String| format!("node `{}` ({op}): {e}", node.name.as_deref().unwrap_or_default());
+        let wrong = |e: GraphFault| {
+            GraphFault::from(format!("node `{}` ({op}): {e}", node.name.as_deref().unwrap_or_default()))
+        };
         for attribute in &node.attribute {
             let tensors = attribute.t.iter().chain(&attribute.tensors);
             tensors.into_iter().try_for_each(tensor_fits).map_err(wrong)?;
@@ -199,21 +201,22 @@ fn nodes<'a>(nodes: &'a [NodeProto], mut constants: Constants<'a>) -> Result<(),
 }
 
 /// Elements of a shape.
-fn elements(dims: &[i64]) -> Result<u64, String> {
+fn elements(dims: &[i64]) -> Result<u64, GraphFault> {
     if dims.len() as i64 > MOST_AXES {
-        return Err(format!("it has {} axes, at most {MOST_AXES} are read", dims.len()));
+        return Err(format!("it has {} axes, at most {MOST_AXES} are read", dims.len()).into());
     }
     let size = |all: u64, n: &i64| u64::try_from(*n).ok().and_then(|n| all.checked_mul(n));
-    dims.iter().try_fold(1, size).ok_or_else(|| format!("the shape {dims:?} cannot be"))
+    let shape = dims.iter().try_fold(1, size);
+    shape.ok_or_else(|| format!("the shape {dims:?} cannot be").into())
 }
 
 /// The tensor's elements are there: what it promises is no more than what the file, or its data file, holds.
-fn tensor_fits(tensor: &TensorProto) -> Result<(), String> {
+fn tensor_fits(tensor: &TensorProto) -> Result<(), GraphFault> {
     let count = elements(&tensor.dims)?;
     let Some(bytes) = tensor.data_type.and_then(bytes_of) else { return Ok(()) };
     let wanted = count.checked_mul(bytes).ok_or_else(|| format!("the shape {:?} cannot be", tensor.dims))?;
     let promised = |held: u64, what: &str| {
-        Err(format!("its shape {:?} promises {count} elements, {held} {what} are there", tensor.dims))
+        Err(format!("its shape {:?} promises {count} elements, {held} {what} are there", tensor.dims).into())
     };
     if data::is_external(tensor) {
         let length = tensor.external_data.iter().find(|e| e.key.as_deref() == Some("length"));
@@ -223,7 +226,7 @@ fn tensor_fits(tensor: &TensorProto) -> Result<(), String> {
             None => Ok(()),
             Some(Ok(length)) if length == wanted => Ok(()),
             Some(Ok(length)) => promised(length, "bytes of the data file"),
-            Some(Err(_)) => Err("the length of its external data is no number".to_owned()),
+            Some(Err(_)) => Err("the length of its external data is no number".into()),
         };
     }
     if let Some(raw) = &tensor.raw_data {
@@ -242,14 +245,18 @@ fn tensor_fits(tensor: &TensorProto) -> Result<(), String> {
     if held == count.saturating_mul(each) { Ok(()) } else { promised(held, "values") }
 }
 
-fn sparse_fits(sparse: &SparseTensorProto) -> Result<(), String> {
+fn sparse_fits(sparse: &SparseTensorProto) -> Result<(), GraphFault> {
     data::parts(sparse).try_for_each(tensor_fits)?;
     // An engine fills the zeros in.
     at_most(elements(&sparse.dims)?, MOST_ELEMENTS, "elements")
 }
 
-fn at_most(found: u64, most: u64, what: &str) -> Result<(), String> {
-    if found > most { Err(format!("it asks for {found} {what}, at most {most} are allowed")) } else { Ok(()) }
+fn at_most(found: u64, most: u64, what: &str) -> Result<(), GraphFault> {
+    if found > most {
+        Err(format!("it asks for {found} {what}, at most {most} are allowed").into())
+    } else {
+        Ok(())
+    }
 }
 
 /// The elements of a tensor, where it is one axis of a few integers or floats.
@@ -282,7 +289,7 @@ struct Checked<'a, 'b> {
 }
 
 impl Checked<'_, '_> {
-    fn all(&self, op: &str) -> Result<(), String> {
+    fn all(&self, op: &str) -> Result<(), GraphFault> {
         self.attributes(op)?;
         match op {
             "Transpose" => self.permutation(),
@@ -332,7 +339,7 @@ impl Checked<'_, '_> {
     }
 
     /// Numbers that mean the same wherever they stand.
-    fn attributes(&self, op: &str) -> Result<(), String> {
+    fn attributes(&self, op: &str) -> Result<(), GraphFault> {
         for attribute in &self.node.attribute {
             let ints = attribute.ints.as_slice();
             match attribute.name.as_deref().unwrap_or_default() {
@@ -353,48 +360,48 @@ impl Checked<'_, '_> {
         Ok(())
     }
 
-    fn axes(&self, axes: Option<&[i64]>) -> Result<(), String> {
+    fn axes(&self, axes: Option<&[i64]>) -> Result<(), GraphFault> {
         let axes = axes.unwrap_or_default();
         within(axes, -MOST_AXES..=MOST_AXES - 1, "axes")?;
         let mut sorted = axes.to_vec();
         sorted.sort_unstable();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(twice) => Err(format!("axis {} is given twice", twice[0])),
+            Some(twice) => Err(format!("axis {} is given twice", twice[0]).into()),
             None => Ok(()),
         }
     }
 
-    fn permutation(&self) -> Result<(), String> {
+    fn permutation(&self) -> Result<(), GraphFault> {
         let Some(perm) = self.attribute("perm").map(|a| a.ints.as_slice()) else { return Ok(()) };
         let mut sorted = perm.to_vec();
         sorted.sort_unstable();
         if sorted.len() as i64 <= MOST_AXES && sorted.iter().zip(0..).all(|(a, b)| *a == b) {
             return Ok(());
         }
-        Err(format!("perm {} is no permutation of its axes", some(perm)))
+        Err(format!("perm {} is no permutation of its axes", some(perm)).into())
     }
 
     /// A whole shape.
-    fn shape(&self, dims: Option<&[i64]>) -> Result<(), String> {
+    fn shape(&self, dims: Option<&[i64]>) -> Result<(), GraphFault> {
         at_most(elements(dims.unwrap_or_default())?, MOST_ELEMENTS, "elements")
     }
 
-    fn reshape(&self) -> Result<(), String> {
+    fn reshape(&self) -> Result<(), GraphFault> {
         let dims = self.ints(1).unwrap_or_default();
         within(dims, -1..=i64::MAX, "shape")?;
         if dims.iter().filter(|n| **n == -1).count() > 1 {
-            return Err(format!("the shape {} leaves more than one size open", some(dims)));
+            return Err(format!("the shape {} leaves more than one size open", some(dims)).into());
         }
         // It makes no elements: the product only has to be a number.
         let given: Vec<i64> = dims.iter().copied().filter(|n| *n > 0).collect();
         elements(&given).map(|_| ())
     }
 
-    fn repeats(&self) -> Result<(), String> {
+    fn repeats(&self) -> Result<(), GraphFault> {
         at_most(elements(self.ints(1).unwrap_or_default())?, MOST_TIMES, "copies")
     }
 
-    fn range(&self) -> Result<(), String> {
+    fn range(&self) -> Result<(), GraphFault> {
         let number = |i| match self.input(i)? {
             Constant::Ints(v) => v.first().map(|v| *v as f64),
             Constant::Floats(v) => v.first().map(|v| f64::from(*v)),
@@ -406,22 +413,22 @@ impl Checked<'_, '_> {
         if count.is_finite() {
             at_most(count.max(0.0) as u64, MOST_ELEMENTS, "elements")
         } else {
-            Err(format!("from {start} to {limit} in steps of {delta} has no end"))
+            Err(format!("from {start} to {limit} in steps of {delta} has no end").into())
         }
     }
 }
 
-fn within(values: &[i64], range: std::ops::RangeInclusive<i64>, what: &str) -> Result<(), String> {
+fn within(values: &[i64], range: std::ops::RangeInclusive<i64>, what: &str) -> Result<(), GraphFault> {
     match values.iter().find(|v| !range.contains(*v)) {
-        Some(bad) => Err(format!("{what}: {bad} is not in {} to {}", range.start(), range.end())),
+        Some(bad) => Err(format!("{what}: {bad} is not in {} to {}", range.start(), range.end()).into()),
         None => Ok(()),
     }
 }
 
-fn scales(scales: &[f32]) -> Result<(), String> {
+fn scales(scales: &[f32]) -> Result<(), GraphFault> {
     let times = scales.iter().fold(1.0_f64, |all, s| all * f64::from(*s).max(1.0));
     if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) || times > MOST_TIMES as f64 {
-        return Err(format!("the scales {:?} cannot be", &scales[..scales.len().min(8)]));
+        return Err(format!("the scales {:?} cannot be", &scales[..scales.len().min(8)]).into());
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A shared library that is cut short is mapped by the system loader and then ends the process (`SIGBUS`) when the
 //! missing part is touched. This compares what an ELF file says about itself with what is there.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use camino::Utf8Path;
 
@@ -14,24 +14,25 @@ const HEAD: u64 = 1 << 16;
 ///
 /// # Errors
 /// What is wrong.
-pub fn check_whole(path: &Utf8Path) -> Result<(), String> {
-    if !fs_err::metadata(path).map_err(|e| e.to_string())?.is_file() {
-        return Err("it is no regular file".to_owned());
+pub fn check_whole(path: &Utf8Path) -> io::Result<()> {
+    let cut = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    if !fs_err::metadata(path)?.is_file() {
+        return Err(cut("it is no regular file".to_owned()));
     }
-    let mut file = fs_err::File::open(path).map_err(|e| e.to_string())?;
-    let size = file.metadata().map_err(|e| e.to_string())?.len();
+    let mut file = fs_err::File::open(path)?;
+    let size = file.metadata()?.len();
     let mut head = Vec::new();
-    file.by_ref().take(HEAD).read_to_end(&mut head).map_err(|e| e.to_string())?;
+    file.by_ref().take(HEAD).read_to_end(&mut head)?;
     let Some(Tables { end, names }) = Tables::read(&head) else { return Ok(()) };
     if end > size {
-        return Err(format!("the file is cut short: it has {size} bytes and says that it has {end}"));
+        return Err(cut(format!("the file is cut short: it has {size} bytes and says that it has {end}")));
     }
     if let Some(names) = names {
         let mut header = [0; 8];
-        file.seek(SeekFrom::Start(names)).map_err(|e| e.to_string())?;
-        file.read_exact(&mut header).map_err(|e| e.to_string())?;
+        file.seek(SeekFrom::Start(names))?;
+        file.read_exact(&mut header)?;
         if header[4..] == UNUSED {
-            return Err("the file is not whole: the table of its sections was never written".to_owned());
+            return Err(cut("the file is not whole: the table of its sections was never written".to_owned()));
         }
     }
     Ok(())

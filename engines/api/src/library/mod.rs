@@ -127,7 +127,7 @@ impl SharedLibrary {
         let refuse =
             |why: String| self.unavailable(format!("`{path}` (from {origin}) cannot be loaded: {why}"));
         let file = if choice.by_loader() { places::on_loader_path(&path) } else { Some(path.clone()) };
-        file.map_or(Ok(()), |file| check_whole(&file)).map_err(refuse)?;
+        file.map_or(Ok(()), |file| check_whole(&file)).map_err(|e| refuse(e.to_string()))?;
         // SAFETY: loading runs the library's constructors. The user, the setup or the system named this file as the
         // product's, it is whole, and nothing is called before its entry points have been found.
         let handle = unsafe { Library::new(path.as_std_path()) }.map_err(|e| {

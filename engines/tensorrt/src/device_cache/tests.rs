@@ -58,7 +58,7 @@ impl Bench {
     }
 
     /// One step of all rows that have as many slots.
-    fn all(&mut self, new: usize, past: usize) -> Result<Vec<CacheSlice>, String> {
+    fn all(&mut self, new: usize, past: usize) -> Result<Vec<CacheSlice>, CudaError> {
         self.step(new, &CallRow::all(self.lengths.len(), past), None)
     }
 
@@ -68,7 +68,7 @@ impl Bench {
         new: usize,
         rows: &[CallRow],
         kept: Option<&[usize]>,
-    ) -> Result<Vec<CacheSlice>, String> {
+    ) -> Result<Vec<CacheSlice>, CudaError> {
         let (of, batch) = (self.lengths.len(), rows.len());
         let x = vec![0.0; batch * new];
         let inputs = [("x", TensorView::f32([batch, new], &x))];
@@ -230,7 +230,7 @@ fn a_cache_that_is_too_large_for_the_device_grows_by_doubling() {
     assert_eq!(ever, [2, 4, 6, 6, 8]);
     assert_eq!(fake::allocations().0, 2, "what was outgrown is freed");
     let e = (5..MOST).find_map(|time| bench.all(1, time).err()).unwrap();
-    assert!(e.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
+    assert!(e.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"), "{e}");
     // The device is not lost: a smaller sequence runs.
     bench.reset(1);
     bench.all(1, 0).unwrap();
@@ -257,10 +257,10 @@ fn every_failing_call_is_an_error_in_cudas_words_and_nothing_leaks() {
     {
         let mut bench = Bench::new(16);
         bench.reset(2);
-        let failed = |result: Result<(), String>| {
+        let failed = |result: Result<(), CudaError>| {
             let e = result.unwrap_err();
             let words = if call == "cuMemAlloc" { "out of memory" } else { "an illegal memory access" };
-            assert!(e.contains(call) && e.contains(words), "{call}: {e}");
+            assert!(e.to_string().contains(call) && e.to_string().contains(words), "{call}: {e}");
         };
         if ["cuMemAlloc", "cuMemGetInfo"].contains(&call) {
             fake::fail(Some(call));

@@ -222,12 +222,12 @@ impl TensorFile {
     }
 
     /// Keys to the state dict that is read, joined by dots; empty where it lies bare.
-    pub fn state_dict_key(&self) -> &str {
+    pub(crate) fn state_dict_key(&self) -> &str {
         &self.key
     }
 
     /// Other keys of the file under which there are about as many tensors: averaged weights, as a rule.
-    pub fn other_state_dicts(&self) -> &[String] {
+    pub(crate) fn other_state_dicts(&self) -> &[String] {
         &self.others
     }
 

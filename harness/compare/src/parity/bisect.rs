@@ -481,7 +481,7 @@ fn first_call(
         (_, None) => return Ok(None),
     };
 
-    let ids: Vec<i64> = forced.tokens.iter().map(|t| i64::from(*t)).collect();
+    let ids = forced.ids();
     let watch = Watch::new(limit, false);
     let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, CompareError> {
         Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))

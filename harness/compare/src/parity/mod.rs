@@ -130,7 +130,7 @@ pub fn run(
     if let Some(first) = baseline {
         let forced = match &golden {
             Some(golden) => golden.forced.clone(),
-            None => drawn(&outcomes[first].streams),
+            None => ForcedTokens::of(&outcomes[first].streams),
         };
         report.settings.forced_tokens = match &golden {
             Some(_) => Some(REFERENCE.to_owned()),
@@ -257,14 +257,6 @@ fn sampled(options: &ParityOptions) -> DecodeOptions {
 /// How draws are asked about where nobody drew any.
 fn usual() -> DecodeOptions {
     DecodeOptions { cfg_scale: 1.0, cfg_interval: None, sampler: SamplerOptions::default(), seed: 0 }
-}
-
-/// Streams as tokens to follow.
-pub fn drawn(streams: &[Stream]) -> ForcedTokens {
-    ForcedTokens {
-        tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
-        labels: streams.iter().map(|s| s.request.class).collect(),
-    }
 }
 
 /// The teacher-forced runs. The calls of engine `first` are made on all others too.
@@ -482,7 +474,7 @@ fn again(
         return Ok(None);
     }
     let streams: Vec<Stream> = rows.keys().map(|image| x[*image].clone()).collect();
-    let forced = drawn(&streams);
+    let forced = ForcedTokens::of(&streams);
     let how = ReplayOptions::new(bundle.system(), options.cfg_scale, options.batch);
     let mut replays = Vec::new();
     for engine in [a, b] {

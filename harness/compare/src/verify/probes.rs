@@ -157,7 +157,7 @@ fn draw(
 
 /// Tokens and labels of streams, as `score` takes them.
 fn given(streams: &[Stream]) -> (Vec<i64>, Vec<i64>, Vec<Vec<usize>>) {
-    let ids = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+    let ids = Stream::ids(streams);
     let labels = streams.iter().map(|s| s.request.class).collect();
     (ids, labels, streams.iter().map(|s| s.patch_lengths.clone()).collect())
 }
@@ -171,10 +171,7 @@ fn prefix(
 ) -> Result<Check, CompareError> {
     let system = runtime.bundle().system();
     let (ids, labels, lengths) = given(streams);
-    let forced = ForcedTokens {
-        tokens: streams.iter().flat_map(|s| s.tokens.iter().copied()).collect(),
-        labels: labels.clone(),
-    };
+    let forced = ForcedTokens::of(streams);
     let how = ReplayOptions::new(system, 1.0, batch);
     let mut model = runtime.model()?;
     let steps = follow(model.as_mut(), &how, &forced, progress)?;

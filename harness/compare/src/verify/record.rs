@@ -98,10 +98,10 @@ pub fn record(
         let options = DecodeOptions { sampler, ..recording.decode.clone() };
         runtime.decode(&requests, &options, recording.batch, progress)
     };
-    let ids = flat_tokens(&decode(false, progress)?);
+    let ids = Stream::ids(&decode(false, progress)?);
     let scores = score(runtime, &ids, &labels, recording.batch, folder, progress)?;
     let greedy = decode(true, progress)?;
-    let greedy_ids = flat_tokens(&greedy);
+    let greedy_ids = Stream::ids(&greedy);
 
     let n = labels.len();
     let (lengths, columns) = pad(scores.patch_lengths.iter().map(Vec::as_slice));
@@ -251,10 +251,6 @@ fn requests(recording: &Recording, system: &SystemSpec) -> Vec<Request> {
         _ => Request::seeded(recording.decode.seed, index, system.num_classes),
     };
     (0..recording.num).map(request).collect()
-}
-
-fn flat_tokens(streams: &[Stream]) -> Vec<i64> {
-    streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect()
 }
 
 /// Distances of an image's entropies (`entropy[t]` = e_t) to the threshold, where they are compared.

@@ -96,6 +96,11 @@ impl Stream {
     pub fn steps(&self) -> usize {
         self.patch_lengths.len()
     }
+
+    /// The tokens of images, one after another, as graphs take them.
+    pub fn ids(streams: &[Self]) -> Vec<i64> {
+        streams.iter().flat_map(|s| &s.tokens).map(|t| i64::from(*t)).collect()
+    }
 }
 
 /// Why decoding stopped.

@@ -7,27 +7,18 @@ mod options;
 
 use std::cmp::Ordering;
 
+use dpar_export_metrics::random::nth;
+
 pub use options::{LEAST_TEMPERATURE, Method, SampleError, SamplerOptions};
 
-/// 2⁶⁴ / golden ratio, SplitMix64's increment.
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// SplitMix64's output function.
-#[inline(always)]
-fn sm64(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// The key of image `image` (0-based, its index in the whole run): sm64(seed + G·(image + 1)).
+/// The key of image `image` (0-based, its index in the whole run): that number of SplitMix64 from the seed.
 pub fn image_key(seed: u64, image: u64) -> u64 {
-    sm64(seed.wrapping_add(GOLDEN.wrapping_mul(image.wrapping_add(1))))
+    nth(seed, image)
 }
 
-/// The random bits of slot `slot`: sm64(key + G·(slot + 1)).
+/// The random bits of slot `slot`: that number of SplitMix64 from the key.
 fn slot_key(key: u64, slot: u64) -> u64 {
-    sm64(key.wrapping_add(GOLDEN.wrapping_mul(slot.wrapping_add(1))))
+    nth(key, slot)
 }
 
 /// The uniform number in [0, 1) of slot `slot`: the upper 53 of its random bits, times 2⁻⁵³.
@@ -290,7 +281,11 @@ mod tests {
         assert_eq!(image_key(1_234_567, 4), 16_408_922_859_458_223_821);
         assert_eq!(uniform(0, 0), (0xE220_A839_7B1D_CDAF_u64 >> 11) as f64 / 9_007_199_254_740_992.0);
         assert_eq!(uniform(1_234_567, 0), 0.350_079_542_021_408_1);
-        assert_eq!(image_key(u64::MAX, u64::MAX), sm64(u64::MAX), "counters wrap");
+        assert_eq!(
+            image_key(u64::MAX, u64::MAX),
+            dpar_export_metrics::random::mix(u64::MAX),
+            "counters wrap"
+        );
     }
 
     #[test]

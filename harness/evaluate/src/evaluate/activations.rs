@@ -16,9 +16,9 @@ use super::{EvaluateError, InputKind};
 /// Longest name of a feature network.
 const LONGEST_NAME: usize = 200;
 /// Names of the arrays that say what made the features.
-pub const DIGEST: &str = "extractor_sha256";
+pub(crate) const DIGEST: &str = "extractor_sha256";
 /// See [`DIGEST`].
-pub const RESIZE: &str = "extractor_resize";
+pub(crate) const RESIZE: &str = "extractor_resize";
 
 /// A matrix with one row an image, in memory.
 #[derive(Debug, Clone)]
@@ -143,7 +143,7 @@ impl StoredActivations {
     }
 
     /// As [`other_preparation`](Self::other_preparation), with SHA-256 and resize of an extractor.
-    pub fn prepared_by(&self, wanted: [Option<&str>; 2]) -> Option<Unlike> {
+    pub(crate) fn prepared_by(&self, wanted: [Option<&str>; 2]) -> Option<Unlike> {
         let pairs = self.preparation.iter().zip(wanted).zip([DIGEST, RESIZE]);
         pairs.filter_map(|((own, wanted), array)| Some((own.as_deref()?, wanted?, array))).find_map(
             |(own, wanted, array)| {

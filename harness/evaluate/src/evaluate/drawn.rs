@@ -1,6 +1,6 @@
 //! Pictures that a bundle makes: drawn from classes and seeds, or decoded from given tokens.
 
-use dpar_export_decode::generate::{Batching, DecodeOptions, Request};
+use dpar_export_decode::generate::{Batching, DecodeOptions, Request, Stream};
 use dpar_export_decode::loaded::{LoadedBundle, RunError};
 use dpar_export_files::picture::to_u8_nhwc;
 use dpar_export_spec::GraphName;
@@ -79,7 +79,7 @@ impl Pictures for Drawn<'_> {
                 self.runtime.decode(requests, &self.options, self.batching, &mut |done, total| {
                     sink.drawing(done * n / total.max(1))
                 })?;
-            let ids: Vec<i64> = streams.iter().flat_map(|s| s.tokens.iter().map(|t| i64::from(*t))).collect();
+            let ids = Stream::ids(&streams);
             let steps: Vec<u32> = streams.iter().map(|s| s.steps() as u32).collect();
             let pixels = pixels(self.runtime, &ids, self.batch(), &mut || sink.drawing(n))?;
             sink.take(&pixels, Some(&steps))?;

@@ -172,7 +172,7 @@ impl ImageSet {
     }
 
     /// Changes when a file is written again: an interrupted run goes on with untouched files only.
-    pub fn stamp(&self) -> &str {
+    pub(crate) fn stamp(&self) -> &str {
         &self.stamp
     }
 

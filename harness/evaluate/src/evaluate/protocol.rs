@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::report::{MetricReport, MetricSettings, Network};
 
 /// Version of `metrics.json`.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// The protocol fingerprint: numbers with different ones are not compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use crate::staging::{Lock, PART, PREFIX, try_lock};
 /// A file written beside its destination and renamed over it when complete. Dropped before
 /// [`commit`](Self::commit), it leaves nothing behind and the destination untouched.
 #[derive(Debug)]
-pub struct AtomicFile {
+pub(crate) struct AtomicFile {
     /// Locked, so that others can tell it from what a killed run left.
     temp: NamedTempFile<File>,
     path: Utf8PathBuf,
@@ -24,7 +24,7 @@ impl AtomicFile {
     /// # Errors
     /// When no file can be made in that folder; when `path` is there and is no regular file (a device, a pipe, a
     /// folder).
-    pub fn create(path: &Utf8Path) -> io::Result<Self> {
+    pub(crate) fn create(path: &Utf8Path) -> io::Result<Self> {
         let path = &if path.is_symlink() { path.canonicalize_utf8()? } else { path.to_owned() };
         if path.exists() && !path.is_file() {
             return Err(io::Error::other(format!("`{path}` is not a regular file")));
@@ -51,7 +51,7 @@ impl AtomicFile {
     ///
     /// # Errors
     /// When either fails, or an earlier write has; the destination is then unchanged.
-    pub fn commit(mut self) -> io::Result<()> {
+    pub(crate) fn commit(mut self) -> io::Result<()> {
         if self.failed {
             return Err(io::Error::other("an earlier write failed"));
         }

@@ -27,11 +27,11 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use atomic::{AtomicFile, write_atomic};
+pub use atomic::write_atomic;
 pub use error::{ArrayError, ArrayErrorKind};
 pub use images::ImageNpz;
 pub use mapped::Mapped;
-pub use npz::{ImageNpzWriter, NpzStream, write_npy, write_npz};
+pub use npz::{ImageNpzWriter, NpzStream, write_npz};
 pub use spool::{Spool, Spooled};
 pub use tensors::write_safetensors;
 

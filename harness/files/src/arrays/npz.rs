@@ -138,7 +138,8 @@ pub fn write_npz(path: &Utf8Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<(),
 ///
 /// # Errors
 /// When the shape does not fit the elements, or the disk refuses.
-pub fn write_npy(path: &Utf8Path, array: &ArrayRef<'_>) -> Result<(), ArrayError> {
+#[cfg(test)]
+pub(super) fn write_npy(path: &Utf8Path, array: &ArrayRef<'_>) -> Result<(), ArrayError> {
     let write = || {
         let mut file = AtomicFile::create(path)?;
         npy::write(&mut file, array)?;

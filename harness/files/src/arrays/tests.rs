@@ -3,6 +3,7 @@
 use ndarray::IxDyn;
 use proptest::prelude::*;
 
+use super::npz::write_npy;
 use super::*;
 
 fn sample() -> Vec<(&'static str, Array)> {

@@ -171,7 +171,7 @@ fn inferred(
     if symptom.slot == 0 {
         return Ok(named(&[GraphName::Start, GraphName::GlobalStep, GraphName::DecoderStep]));
     }
-    let ids: Vec<i64> = golden.forced.tokens.iter().map(|t| i64::from(*t)).collect();
+    let ids = golden.forced.ids();
     let lengths = &golden.replay.patch_lengths;
     let whole = runtime.score(&ids, &golden.forced.labels, Some(lengths), batch, progress)?;
     let mut sums = Accumulator::default();

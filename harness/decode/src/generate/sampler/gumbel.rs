@@ -2,7 +2,7 @@
 //! token) alone. No token's chance lies beside another's in a running sum, so that rounding moves a draw only where the two
 //! best of V sums are as near as the rounding itself.
 
-use super::{GOLDEN, sm64};
+use dpar_export_metrics::random::{INCREMENT, mix, nth};
 
 /// Tokens that are looked at before the bound below is made sharper.
 const CHUNK: usize = 64;
@@ -11,7 +11,7 @@ const SLACK: f32 = 1.0025;
 
 /// The noise of a token: −ln(−ln u), u from the slot's key and the token.
 pub(super) fn noise(slot_key: u64, token: u64) -> f64 {
-    of_bits(sm64(slot_key.wrapping_add(GOLDEN.wrapping_mul(token.wrapping_add(1)))))
+    of_bits(nth(slot_key, token))
 }
 
 /// The token of the largest l + noise among those above −∞, the lowest on ties, and its distance to the next: ∞ for one token.
@@ -51,10 +51,10 @@ impl Best {
     /// Looks at the tokens from `at` on.
     #[inline(always)]
     fn look(&mut self, at: usize, logits: &[f32; CHUNK], slot_key: u64) {
-        let state = slot_key.wrapping_add(GOLDEN.wrapping_mul(at as u64));
+        let state = slot_key.wrapping_add(INCREMENT.wrapping_mul(at as u64));
         let mut bits = [0; CHUNK];
         for (i, bits) in bits.iter_mut().enumerate() {
-            *bits = sm64(state.wrapping_add(GOLDEN.wrapping_mul(i as u64 + 1)));
+            *bits = mix(state.wrapping_add(INCREMENT.wrapping_mul(i as u64 + 1)));
         }
         let below = (self.second as f32).next_down();
         let mut near = [false; CHUNK];
@@ -119,16 +119,16 @@ mod tests {
     #[test]
     fn what_is_skipped_could_not_have_won() {
         for key in 0..2_000_u64 {
-            let n = 1 + (sm64(key) % 700) as usize;
+            let n = 1 + (mix(key) % 700) as usize;
             let scale = [0.0, 1.0, 20.0, 3e4][key as usize % 4];
-            let logit = |v: usize| (open_unit(sm64(key ^ (v as u64) << 20)) as f32 - 0.5) * scale;
+            let logit = |v: usize| (open_unit(mix(key ^ (v as u64) << 20)) as f32 - 0.5) * scale;
             let mut logits: Vec<f32> = (0..n).map(logit).collect();
             match key % 3 {
                 0 => logits.sort_by(f32::total_cmp),
                 1 => logits.iter_mut().step_by(2).skip(1).for_each(|l| *l = f32::NEG_INFINITY),
                 _ => {}
             }
-            assert_eq!(draw(&logits, sm64(!key)), plain(&logits, sm64(!key)), "{key}");
+            assert_eq!(draw(&logits, mix(!key)), plain(&logits, mix(!key)), "{key}");
         }
     }
 
