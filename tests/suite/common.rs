@@ -2,11 +2,12 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::ArithmeticKind;
+use dpar_export::arrays::{ArrayRef, write_safetensors};
 use dpar_export::bundle::{self, Bundle};
 use dpar_export::engines::{self, EngineOptions};
 use dpar_export::loaded::LoadedBundle;
 use dpar_export::tolerance::{Quantity, Rounding};
-use dpar_export_checkpoint::{LoadOptions, load};
+use dpar_export_checkpoint::{LoadOptions, TensorFile, load};
 use dpar_export_spec::Precision;
 
 /// Whether an engine of the table is in this build and runs on any machine.
@@ -90,6 +91,23 @@ pub(crate) fn llamagen(name: &str) -> (&'static str, LoadOptions) {
         ..LoadOptions::default()
     };
     (file, options)
+}
+
+/// Writes the weights of a file with what `change` makes of each tensor.
+pub(crate) fn change_weights(from: &Utf8Path, to: &Utf8Path, change: impl Fn(&str, &mut [f32])) {
+    let file = TensorFile::open(from).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file
+        .names()
+        .map(|name| {
+            let tensor = file.get(name).unwrap();
+            let mut values = tensor.to_f32().unwrap().into_owned();
+            change(name, &mut values);
+            (name.to_owned(), tensor.shape.clone(), values)
+        })
+        .collect();
+    let arrays: Vec<(&str, ArrayRef<'_>)> =
+        tensors.iter().map(|(n, shape, v)| (n.as_str(), ArrayRef::f32(shape, v))).collect();
+    write_safetensors(to, &arrays).unwrap();
 }
 
 /// The bundle on an engine.

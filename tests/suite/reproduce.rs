@@ -1,18 +1,18 @@
 //! Reference results made again: the trained systems pass on every engine, changed ones do not.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export::arrays::{ArrayFile, ArrayRef, write_npz, write_safetensors};
+use dpar_export::arrays::{ArrayFile, ArrayRef, write_npz};
 use dpar_export::bundle::{ExtractorSpec, write_extractor};
 use dpar_export::features::{ExtractorOptions, FeatureExtractor};
 use dpar_export::generate::DecodeOptions;
 use dpar_export::reproduce::paper::{Paper, gate};
 use dpar_export::reproduce::{ReferenceFolder, ReproduceOptions, SystemReport, reproduce, run_seed};
-use dpar_export_checkpoint::{LoadOptions, TensorFile, load_extractor};
+use dpar_export_checkpoint::{LoadOptions, load_extractor};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{ComponentKind, Precision};
 
 use crate::cli::{json, run};
-use crate::common::{Temp, export, export_as, fixture, llamagen, on};
+use crate::common::{Temp, change_weights, export, export_as, fixture, llamagen, on};
 use crate::extractor::{efficientnet_weights, open};
 
 /// Fewest images that tell the trained system from the changed ones by every gate that must.
@@ -56,19 +56,7 @@ fn changed_dpar(temp: &Temp, threshold: &str, change: fn(&str, &mut [f32])) -> U
     let config = fs_err::read_to_string(from.join("config.yaml")).unwrap();
     assert!(config.contains("threshold: 4.35"));
     fs_err::write(folder.join("config.yaml"), config.replace("threshold: 4.35", threshold)).unwrap();
-    let file = TensorFile::open(&from.join(weights)).unwrap();
-    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file
-        .names()
-        .map(|name| {
-            let tensor = file.get(name).unwrap();
-            let mut values = tensor.to_f32().unwrap().into_owned();
-            change(name, &mut values);
-            (name.to_owned(), tensor.shape.clone(), values)
-        })
-        .collect();
-    let arrays: Vec<(&str, ArrayRef<'_>)> =
-        tensors.iter().map(|(n, shape, v)| (n.as_str(), ArrayRef::f32(shape, v))).collect();
-    write_safetensors(&folder.join(weights), &arrays).unwrap();
+    change_weights(&from.join(weights), &folder.join(weights), change);
     let bundle = temp.path("changed/b");
     let parts = LoadOptions {
         entropy: Some(fixture("emoji32/entropy")),
@@ -160,20 +148,12 @@ fn perturbed_weights_fail_and_the_distances_say_how_sure_they_are() {
 /// The baseline with a weight of every layer one per cent off.
 fn changed_baseline(temp: &Temp) -> (Utf8PathBuf, LoadOptions) {
     let (file, parts) = llamagen("emoji32");
-    let weights = TensorFile::open(&fixture(file)).unwrap();
-    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = weights
-        .names()
-        .map(|name| {
-            let tensor = weights.get(name).unwrap();
-            let scale = if name.contains("wo") { 1.01 } else { 1.0 };
-            let values = tensor.to_f32().unwrap().iter().map(|v| v * scale).collect();
-            (name.to_owned(), tensor.shape.clone(), values)
-        })
-        .collect();
-    let arrays: Vec<(&str, ArrayRef<'_>)> =
-        tensors.iter().map(|(n, shape, v)| (n.as_str(), ArrayRef::f32(shape, v))).collect();
     let changed = temp.path("c2i.safetensors");
-    write_safetensors(&changed, &arrays).unwrap();
+    change_weights(&fixture(file), &changed, |name, values| {
+        if name.contains("wo") {
+            values.iter_mut().for_each(|v| *v *= 1.01);
+        }
+    });
     (changed, parts)
 }
 
@@ -268,6 +248,8 @@ fn runs_are_held_against_the_published_table() {
     let pass = paper(&good);
     assert_eq!((pass.code, &json(&pass)["gates"][0]["name"]), (0, &"FID".into()), "{}", pass.stderr);
     assert_eq!(json(&pass)["schema_version"], 2);
+    let source = json(&pass)["source"].as_str().unwrap().to_owned();
+    assert!(source.contains("sampled under bf16 autocast with float32 weights"), "{source}");
     assert_eq!(paper(&good[..1]).code, 4, "one run within 1.3 % decides nothing");
     let off = report("d", 4.3, 50_000);
     assert_eq!(paper(&[&off]).code, 1);

@@ -14,6 +14,9 @@ const OUT: &str = "out/samplers";
 /// Tokens of an image of 256 pixels.
 const TOKENS: usize = 256;
 
+/// Images of a call.
+const BATCH: usize = 64;
+
 /// Steps of the published DPAR-B.
 pub(crate) const STEPS: f64 = 142.0;
 
@@ -60,10 +63,12 @@ pub(crate) fn run(
         layers.entropy,
         parts.join(", "),
     );
-    println!("| guidance | sampler | images that part | draws compared |\n|---|---|---|---|");
+    println!(
+        "| guidance | sampler | images that part | draws compared | s a slot: {first}, {second} |\n|---|---|---|---|---|"
+    );
     for scale in scales {
         for sampler in ["cdf", "gumbel"] {
-            let draw = |engine: &str| -> Result<Vec<i64>> {
+            let draw = |engine: &str| -> Result<(Vec<i64>, f64)> {
                 let to = out.join(engine);
                 let n = images.to_string();
                 let args = [
@@ -78,7 +83,7 @@ pub(crate) fn run(
                     "--engine",
                     engine,
                     "--batch",
-                    "64",
+                    &BATCH.to_string(),
                     "--no-images",
                     "--force",
                     "--quiet",
@@ -91,11 +96,14 @@ pub(crate) fn run(
                 if !done.status.success() {
                     bail!("{engine}: {}", String::from_utf8_lossy(&done.stderr));
                 }
-                tokens(&to.join("trace.npz"))
+                let report: serde_json::Value = serde_json::from_slice(&done.stdout)?;
+                let seconds = report["seconds"].as_f64().context("no seconds")?;
+                let slots = TOKENS * usize::from(images).div_ceil(BATCH);
+                Ok((tokens(&to.join("trace.npz"))?, seconds / slots as f64))
             };
-            let [a, b] = [draw(first)?, draw(second)?];
+            let [(a, at), (b, bt)] = [draw(first)?, draw(second)?];
             let (parted, draws) = apart(&a, &b);
-            println!("| {scale} | {sampler} | {parted} | {draws} |");
+            println!("| {scale} | {sampler} | {parted} | {draws} | {at:.2}, {bt:.2} |");
         }
     }
     Ok(())

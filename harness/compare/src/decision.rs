@@ -56,8 +56,8 @@ pub struct Decision {
     /// Threshold of a boundary.
     pub threshold: Option<f32>,
     /// Boundaries: distance of the entropy to the threshold in nats, of two the smaller. Tokens: how far a source is from the
-    /// other's choice, in guided logits or probability, of two the larger. Null where no rounding could change the decision,
-    /// or nothing is known.
+    /// other's choice, in guided logits or probability, of two the larger ([`SamplerOptions::distance`]). Null where no rounding
+    /// could change the decision, or nothing is known.
     pub margin: Option<f64>,
     /// A margin below this is a near-tie.
     pub limit: f64,
@@ -195,6 +195,14 @@ impl Widths {
             Method::Cdf => self,
             Method::Gumbel => Self { draw: self.arg_max / f64::from(sampler.divisor()), ..self },
         }
+    }
+}
+
+/// How two sources round, where tokens are drawn so: what says how many of the draws may be near-ties.
+pub fn drawn_so(rounding: Rounding, sampler: &SamplerOptions) -> Rounding {
+    match sampler.method {
+        Method::Cdf if !sampler.greedy => rounding.of_running_sums(),
+        _ => rounding,
     }
 }
 

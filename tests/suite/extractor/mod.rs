@@ -247,6 +247,17 @@ fn an_onnx_file_is_an_extractor_named_after_itself() {
     assert!(made.code == 0 && made.stdout.contains("Fréchet distance on tiny.onnx"), "{}", made.stderr);
     let wrong = run(&["--component", "features", tiny.as_str(), "-o", out.as_str(), "--force"]);
     assert!(wrong.code == 2 && wrong.stderr.contains("--input-size"), "{}", wrong.stderr);
+    // A file whose size is fixed says it as a number.
+    let mut model = read_model(&fs_err::read(&tiny).unwrap()).unwrap();
+    let input = &mut model.graph.as_mut().unwrap().input[0];
+    let dims = &mut input.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap().shape.as_mut().unwrap().dim;
+    dims[2..].iter_mut().for_each(|dim| dim.value = Some(DimensionValue::Value(16)));
+    let fixed = temp.path("fixed.onnx");
+    fs_err::write(&fixed, write_model(&model)).unwrap();
+    let out_of = ["--component", "features", fixed.as_str(), "-o", out.as_str(), "--force"];
+    let wrong = run(&[&out_of[..], &["--input-size", "20"]].concat());
+    let text = "its input is 16 x 16 pixels, --input-size 20";
+    assert!(wrong.code == 2 && wrong.stderr.contains(text), "{}", wrong.stderr);
     let pixels: Vec<u8> = (0..2 * 16 * 16 * 3).map(|i| (i % 256) as u8).collect();
     let options = ExtractorOptions { input_size: Some(16), ..ExtractorOptions::default() };
     let mut results = Vec::new();

@@ -1,9 +1,7 @@
 //! Decision-level comparison: which slot decided otherwise, and whether rounding explains it.
 
 use dpar_export_decode::generate::Stream;
-use dpar_export_decode::generate::sampler::{
-    Method, SampleError, Sampler, SamplerOptions, image_key, uniform,
-};
+use dpar_export_decode::generate::sampler::{Method, SampleError, Sampler, SamplerOptions, image_key};
 use dpar_export_decode::replay::Replay;
 use dpar_export_spec::PatchRule;
 
@@ -205,11 +203,8 @@ impl Draws {
             let (x, y) = (sampler.draw_at(a, key, at)?, sampler.draw_at(b, key, at)?);
             if x.token != y.token {
                 let tokens = [x.token, y.token];
-                let margin = match kind {
-                    DecisionKind::Draw => draw_gap(&options, [a, b], tokens, (key, at))?,
-                    _ => sum_gap([a, b], tokens, |logit, _| f64::from(logit)),
-                };
-                flips.push(Decision::open(kind, image, slot, tokens.map(i64::from), Some(margin)));
+                let margin = draw_gap(sampler.options(), [a, b], tokens, (key, at))?;
+                flips.push(Decision::open(kind, image, slot, tokens.map(i64::from), margin));
             }
         }
         let error = match options.method {
@@ -224,49 +219,19 @@ impl Draws {
     }
 }
 
-/// How far two sources are from choosing each other's token as the one with the largest `sum(logit, token)`: the gap between
-/// the two chosen tokens, of both sources the larger. A third token that ties with one of them explains nothing.
-fn sum_gap([a, b]: [&[f32]; 2], tokens: [u32; 2], sum: impl Fn(f32, u32) -> f64) -> f64 {
-    let gap = |logits: &[f32], chosen: u32, other: u32| {
-        let sum = |token: u32| sum(logits[token as usize], token);
-        sum(chosen) - sum(other)
-    };
-    gap(a, tokens[0], tokens[1]).max(gap(b, tokens[1], tokens[0]))
-}
-
-/// How far two sources are from drawing each other's token at the slot of an image with that key: with noise the gap of the
-/// sums, otherwise the probability between the slot's random number and the interval of the other source's token, of both
-/// sources the larger. A token that only one of them keeps is judged like any other.
+/// How far two sources are from choosing each other's token at the slot of an image with that key, of both the larger: a third
+/// token that ties with one of them explains nothing. `None` where no rounding could make it.
 ///
 /// # Errors
 /// When nothing can be drawn from the logits.
 pub(crate) fn draw_gap(
     options: &SamplerOptions,
     [a, b]: [&[f32]; 2],
-    tokens: [u32; 2],
-    (key, slot): (u64, u64),
-) -> Result<f64, SampleError> {
-    match options.method {
-        Method::Cdf => cdf_gap(options, [a, b], tokens, uniform(key, slot)),
-        Method::Gumbel => {
-            Ok(sum_gap([a, b], tokens, |logit, token| options.perturbed(logit, (key, slot), token)))
-        }
-    }
-}
-
-fn cdf_gap(
-    options: &SamplerOptions,
-    [a, b]: [&[f32]; 2],
-    tokens: [u32; 2],
-    u: f64,
-) -> Result<f64, SampleError> {
-    let mut sampler = Sampler::new(*options)?;
-    let mut away = |logits: &[f32], other: u32| {
-        let (sums, other) = (sampler.distribution(logits)?, other as usize);
-        let below = other.checked_sub(1).map_or(0.0, |i| sums[i]);
-        Ok((below - u).max(u - sums[other]).max(0.0))
-    };
-    Ok(away(a, tokens[1])?.max(away(b, tokens[0])?))
+    [x, y]: [u32; 2],
+    place: (u64, u64),
+) -> Result<Option<f64>, SampleError> {
+    let gap = options.distance(a, y, place)?.max(options.distance(b, x, place)?);
+    Ok(gap.is_finite().then_some(gap))
 }
 
 #[cfg(test)]
@@ -388,30 +353,9 @@ mod tests {
     fn a_margin_is_between_the_two_chosen_tokens() {
         // 0 and 1 tie in both; one source chose 2, which is far behind.
         let (a, b) = ([3.0, 3.000_001, 0.0], [3.000_001, 3.0, 0.0]);
-        let gap = |other: &[f32], tokens| sum_gap([&a, other], tokens, |logit, _| f64::from(logit));
+        let greedy = SamplerOptions { greedy: true, ..SamplerOptions::default() };
+        let gap = |other: &[f32], tokens| draw_gap(&greedy, [&a, other], tokens, (0, 0)).unwrap().unwrap();
         assert!(gap(&b, [1, 0]) < 2e-6);
         assert_eq!(gap(&[3.0, 3.0, 3.5], [1, 2]), f64::from(3.000_001_f32));
-        // Noise makes up for what a logit lacks, in both sources alike.
-        let noise = |logit, token: u32| f64::from(logit) + if token == 2 { 3.0 } else { 0.0 };
-        assert!(sum_gap([&a, &b], [1, 2], noise) < 2e-6);
-        assert!((sum_gap([&a, &[3.0, 3.0, 0.5]], [1, 2], noise) - 0.5).abs() < 2e-6);
-        // Thirds: u lies just below the boundary of 0 and 1 in one and just above it in the other.
-        let (even, tilted) = ([0.0; 3], [-1e-4, 0.0, 0.0]);
-        let u = 1.0 / 3.0 - 1e-6;
-        let near = cdf_gap(&cdf(), [&even, &tilted], [0, 1], u).unwrap();
-        assert!(near > 1e-6 && near < 3e-5, "{near}");
-        // u lies at that boundary as well, but the other source drew the last token.
-        let far = cdf_gap(&cdf(), [&even, &[0.0, -20.0, 0.0]], [0, 2], u).unwrap();
-        assert!((far - (1.0 / 3.0 + 1e-6)).abs() < 1e-9, "{far}");
-        // Of two kept tokens: u is 1/6 before the boundary, and the third has no interval.
-        let two = SamplerOptions { top_k: 2, ..cdf() };
-        let kept =
-            |other| cdf_gap(&two, [&[0.0, 0.0, -1.0], &[0.0, 0.0, -1.0]], [0, other], 1.0 / 3.0).unwrap();
-        assert!((kept(1) - 1.0 / 6.0).abs() < 1e-9 && (kept(2) - 2.0 / 3.0).abs() < 1e-9);
-        // Twice the temperature is half the gap of two logits, with the same noise.
-        let warm = SamplerOptions { temperature: 2.0, ..SamplerOptions::default() };
-        let sum = |options: &SamplerOptions, logit| options.perturbed(logit, (1, 2), 3);
-        assert_eq!(sum(&warm, 3.0) - sum(&warm, 1.0), 1.0);
-        assert_eq!(sum(&warm, 0.0), sum(&SamplerOptions::default(), 0.0));
     }
 }

@@ -423,7 +423,7 @@ fn pair(
     let gap = &mut |image: usize, slot: usize, tokens: [u32; 2]| {
         let key = image_key(options.seed, a.streams[image].request.index);
         let logits = again?.logits(image, slot, sizes)?;
-        draw_gap(&sizes.sampler, logits, tokens, (key, slot as u64)).ok()
+        draw_gap(&sizes.sampler, logits, tokens, (key, slot as u64)).ok().flatten()
     };
     let free = free_running(sizes, &a.streams, &b.streams, &forced.observed, gap);
     let mut pair = Pair {
@@ -435,7 +435,7 @@ fn pair(
         tensors,
         decisions: vec![forced.decisions, free],
     };
-    pair.judge(sizes.rounding);
+    pair.judge(sizes.rounding, &sizes.sampler);
     Ok(Some(pair))
 }
 
@@ -524,6 +524,6 @@ fn against_reference(
         tensors: loop_tensors(&forced, sizes.tolerance()),
         decisions: vec![forced.decisions],
     };
-    pair.judge(rounding);
+    pair.judge(rounding, &sizes.sampler);
     Ok(Some(pair))
 }

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 
 use dpar_engine_api::{Arithmetic, EngineInfo};
-use dpar_export_decode::generate::sampler::Method;
+use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{PatchRule, Precision, SystemKind};
 use serde::Serialize;
 
 use crate::check::{Check, CheckId, Status};
-use crate::decision::{Decision, DecisionKind, Observed, Ties};
+use crate::decision::{Decision, DecisionKind, Observed, Ties, drawn_so};
 use crate::stats::TensorStats;
 use crate::tolerance::Rounding;
 use crate::verify::Drawing;
@@ -246,18 +246,25 @@ impl Decisions {
         self.slots + self.ended()
     }
 
-    /// Holds the number of near-ties against what the precision allows; says what is too much, in words.
-    fn count_ties(&mut self, rounding: Rounding) -> (Status, Option<String>) {
+    /// Holds the number of near-ties against what the precision allows, with tokens that are drawn so; says what is too much, in
+    /// words.
+    fn count_ties(&mut self, rounding: Rounding, sampler: &SamplerOptions) -> (Status, Option<String>) {
         let mut near: BTreeMap<DecisionKind, usize> = BTreeMap::new();
         for flip in self.flips.iter().filter(|f| f.near_tie) {
             *near.entry(flip.kind).or_default() += 1;
         }
+        let draws = drawn_so(rounding, sampler);
+        let count =
+            |rounding, ties| Ties::count(rounding, (self.ended(), self.images), (ties, self.compared()));
         // Streams part once, whatever the decision; on given tokens each kind is decided at every slot.
-        let most = match self.mode {
-            Mode::FreeRunning => near.values().sum::<usize>(),
-            Mode::TeacherForced => near.values().copied().max().unwrap_or(0),
+        let ties = match self.mode {
+            Mode::FreeRunning => count(draws, near.values().sum()),
+            Mode::TeacherForced => {
+                let drawn = count(draws, near.remove(&DecisionKind::Draw).unwrap_or(0));
+                let others = count(rounding, near.into_values().max().unwrap_or(0));
+                if drawn.status == Status::Fail { drawn } else { others }
+            }
         };
-        let ties = Ties::count(rounding, (self.ended(), self.images), (most, self.compared()));
         self.ties_allowed = ties.allowed;
         let defect = self.flips.iter().any(|f| !f.near_tie);
         (if defect { Status::Fail } else { ties.status }, ties.why)
@@ -265,14 +272,14 @@ impl Decisions {
 }
 
 impl Pair {
-    /// The result over tensors, flips and the number of near-ties.
-    pub(crate) fn judge(&mut self, rounding: Rounding) {
+    /// The result over tensors, flips and the number of near-ties, with tokens that are drawn so.
+    pub(crate) fn judge(&mut self, rounding: Rounding, sampler: &SamplerOptions) {
         let mut found: Vec<Status> = self.tensors.iter().map(|t| t.status).collect();
         if self.tensors.iter().all(|t| t.elements == 0) {
             found.push(Status::Fail);
         }
         for decisions in &mut self.decisions {
-            let (status, why) = decisions.count_ties(rounding);
+            let (status, why) = decisions.count_ties(rounding, sampler);
             found.push(status);
             self.notes.extend(why);
         }
@@ -298,7 +305,7 @@ mod tests {
         Decisions {
             mode: Mode::FreeRunning,
             images: 4,
-            equal: 4 - near,
+            equal: 4_usize.saturating_sub(near),
             slots: 100 - near,
             mean_steps: [1.0; 2],
             first_off: Vec::new(),
@@ -308,22 +315,42 @@ mod tests {
         }
     }
 
+    fn noise() -> SamplerOptions {
+        SamplerOptions::default()
+    }
+
+    #[test]
+    fn draws_by_the_running_sum_have_a_share_of_their_own() {
+        let fp16 = Rounding::between(Precision::Fp32, Precision::Fp16, ArithmeticKind::AsGraph);
+        let sums = SamplerOptions { method: Method::Cdf, ..noise() };
+        // 5.5 % of 100 decisions, where noise has 2 %.
+        let status = |n| decisions(n).count_ties(fp16, &sums).0;
+        assert_eq!([3, 4].map(status), [Status::Pass, Status::Inconclusive]);
+        let given = |kind, n| {
+            let mut given = Decisions { mode: Mode::TeacherForced, ..decisions(n) };
+            given.flips.iter_mut().for_each(|flip| flip.kind = kind);
+            given.count_ties(fp16, &sums).0
+        };
+        assert_eq!([6, 7].map(|n| given(DecisionKind::Draw, n)), [Status::Pass, Status::Fail]);
+        assert_eq!([2, 3].map(|n| given(DecisionKind::ArgMax, n)), [Status::Pass, Status::Fail]);
+    }
+
     #[test]
     fn near_ties_are_counted_by_mode() {
         let fp16 = Rounding::between(Precision::Fp32, Precision::Fp16, ArithmeticKind::AsGraph);
         // 2 % of 100 decisions.
         let mut two = decisions(2);
-        assert_eq!((two.count_ties(fp16), two.ties_allowed), ((Status::Pass, None), Some(2)));
-        let (status, why) = decisions(3).count_ties(fp16);
+        assert_eq!((two.count_ties(fp16, &noise()), two.ties_allowed), ((Status::Pass, None), Some(2)));
+        let (status, why) = decisions(3).count_ties(fp16, &noise());
         assert!(
             status == Status::Fail && why.is_some_and(|why| why.contains("3 near-ties in 100 decisions"))
         );
         // fp32: one image is compared to its end.
-        let fp32 = |decisions: &Decisions| decisions.clone().count_ties(Rounding::FP32).0;
+        let fp32 = |decisions: &Decisions| decisions.clone().count_ties(Rounding::FP32, &noise()).0;
         assert_eq!([3, 4].map(|n| fp32(&decisions(n))), [Status::Pass, Status::Inconclusive]);
         let given = Decisions { mode: Mode::TeacherForced, ..decisions(4) };
         assert_eq!(fp32(&given), Status::Pass, "a draw does not end a comparison");
-        assert_eq!(given.clone().count_ties(fp16).0, Status::Fail);
+        assert_eq!(given.clone().count_ties(fp16, &noise()).0, Status::Fail);
         let mut defect = decisions(1);
         defect.flips[0].near_tie = false;
         assert_eq!(fp32(&defect), Status::Fail);

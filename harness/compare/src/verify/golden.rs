@@ -4,10 +4,9 @@
 use std::borrow::Cow;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
+use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, shift_entropy};
 use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
-use dpar_export_decode::replay::{ForcedTokens, ReplayOptions, follow};
 use dpar_export_files::arrays::ArrayFile;
 use dpar_export_files::patches::unpad;
 use dpar_export_files::picture::to_u8_nhwc;
@@ -15,9 +14,10 @@ use dpar_export_spec::{GraphName, Precision};
 use ndarray::ArrayD;
 
 use super::drawing::unlike;
+use super::logits::judge_by_logits;
 use super::reference::{self, GoldenSettings, logits_shape, own_columns};
 use crate::check::{Check, CheckId, Differences, Status, mean, or_failed};
-use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart, starts};
+use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, drawn_so, first_apart, starts};
 use crate::tolerance::{Quantity, Rounding, guidance_gain};
 use crate::{CompareError, ReferenceError};
 
@@ -294,7 +294,7 @@ impl<'a> GoldenCheck<'a> {
         let means = [mean(counted.iter().copied()), mean(steps.iter().copied())];
         let steps = Check::mean_steps(CheckId::MeanSteps, means, &flips);
         let detail = format!("{} of {n} images equal", n - flips.len());
-        [self.judged(CheckId::PatchLengths, detail, flips, n), steps]
+        [self.judged(CheckId::PatchLengths, detail, flips, n, self.rounding), steps]
     }
 
     /// The reference's tokens, drawn again from seed, class and settings, where it says that this project's sampler drew
@@ -305,7 +305,8 @@ impl<'a> GoldenCheck<'a> {
             return Ok(Vec::new());
         };
         let reference = self.decided(names)?;
-        let (flips, _) = self.decode(&reference, &drawing.into(), observed, progress)?;
+        let options = drawing.into();
+        let (flips, _) = self.decode(&reference, &options, observed, progress)?;
         let n = reference.labels.len();
         let detail = format!(
             "{} of {n} images equal, seed {}, cfg {}",
@@ -313,7 +314,7 @@ impl<'a> GoldenCheck<'a> {
             drawing.seed,
             drawing.cfg_scale
         );
-        Ok(vec![self.judged(id, detail, flips, n)])
+        Ok(vec![self.judged(id, detail, flips, n, drawn_so(self.rounding, &options.sampler))])
     }
 
     /// Arg-max decoding with guidance, cached, from nothing but the class.
@@ -336,7 +337,7 @@ impl<'a> GoldenCheck<'a> {
         let (flips, streams) = self.decode(&reference, &options, observed, progress)?;
         let n = streams.len();
         let detail = format!("{} of {n} images equal, cfg {cfg_scale}", n - flips.len());
-        let mut checks = vec![self.judged(CheckId::GreedyTokens, detail, flips.clone(), n)];
+        let mut checks = vec![self.judged(CheckId::GreedyTokens, detail, flips.clone(), n, self.rounding)];
         if let Some(lengths) = reference.lengths {
             let own = self.settings.steps_greedy.clone();
             let counted = own.unwrap_or_else(|| lengths.iter().map(Vec::len).collect());
@@ -383,54 +384,24 @@ impl<'a> GoldenCheck<'a> {
         for (i, (stream, tokens)) in streams.iter().zip(reference.tokens.chunks(self.tokens())).enumerate() {
             let lengths = reference.lengths.as_ref().map(|l| &l[i][..]);
             let recorded = Trace { tokens: tokens.into(), lengths, entropy: &[] };
-            // A token's margin is that of the stream until `judge_by_gap`.
+            // A token's margin is that of the stream until its logits are asked.
             let margin = &mut |slot: usize, _| stream.margin.get(slot).map(|m| f64::from(*m));
             flips.extend(first_apart(rule, &widths, (i, kind), [&recorded, &stream.into()], margin));
         }
-        self.judge_by_gap(&mut flips, &streams, options, &widths, progress)?;
+        judge_by_logits(self.runtime, &mut flips, &streams, (options, &widths), progress)?;
         Ok((flips, streams))
     }
 
     /// A check of the decisions of `images` images, of which each is compared up to its first flip.
-    fn judged(&self, id: CheckId, detail: String, flips: Vec<Decision>, images: usize) -> Check {
-        Check::streams(id, detail, flips, (images, self.tokens()), self.rounding)
-    }
-
-    /// Judges tokens that look like near-ties by the gap of the two tokens that were chosen. The stream's own margin is
-    /// the gap of its two best, and the reference's token need not be one of them; it is never the larger of the two, so
-    /// what it rules out stays ruled out. Each such image is followed alone: few flip, and their logits are large. Tokens
-    /// that are drawn by the running sum keep the stream's margin, as those of recorded streams do.
-    fn judge_by_gap(
+    fn judged(
         &self,
-        flips: &mut [Decision],
-        streams: &[Stream],
-        options: &DecodeOptions,
-        widths: &Widths,
-        progress: Progress<'_>,
-    ) -> Result<(), CompareError> {
-        let (system, sampler) = (self.runtime.bundle().system(), &options.sampler);
-        if !sampler.greedy && sampler.method == Method::Cdf {
-            return Ok(());
-        }
-        let how = ReplayOptions::new(system, options.cfg_scale, 1).until(options.cfg_interval);
-        for flip in flips.iter_mut().filter(|f| f.near_tie && f.kind != DecisionKind::Boundary) {
-            let stream = &streams[flip.image];
-            let forced = ForcedTokens { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
-            let mut model = self.runtime.model()?;
-            let replay = follow(model.as_mut(), &how, &forced, progress)?;
-            let row = replay.deciding().chunks(system.vocab).nth(flip.slot).unwrap_or_default();
-            let place = (image_key(options.seed, stream.request.index), flip.slot as u64);
-            let sum = |token: i64| {
-                let token = u32::try_from(token).ok()?;
-                let logit = *row.get(token as usize)?;
-                Some(if sampler.greedy { f64::from(logit) } else { sampler.perturbed(logit, place, token) })
-            };
-            let gap = sum(flip.found).zip(sum(flip.reference)).map(|(f, r)| (f - r).abs());
-            // Alone an image is rounded otherwise than in its batch: the larger of the two.
-            flip.margin = gap.zip(flip.margin).map(|(gap, own)| gap.max(own));
-            *flip = flip.clone().judged(widths);
-        }
-        Ok(())
+        id: CheckId,
+        detail: String,
+        flips: Vec<Decision>,
+        images: usize,
+        rounding: Rounding,
+    ) -> Check {
+        Check::streams(id, detail, flips, (images, self.tokens()), rounding)
     }
 
     /// The reference's greedy tokens as pictures.

@@ -4,6 +4,7 @@
 mod drawing;
 mod given;
 mod golden;
+mod logits;
 mod probes;
 mod record;
 mod reference;

@@ -151,7 +151,7 @@ pub(crate) fn conclusion(recorded: Recorded, found: Numbers, arithmetic: &Arithm
         format!(
             "the reference is in {reference}{gpu}, these graphs in {own} ({}): decisions far from ties are shown to agree, and \
              what lies within that rounding proves nothing; a reference in {own} would, in its own folder or in a sub-folder \
-             of that name",
+             of that name, and so would this checkpoint exported in {reference} against this one",
             arithmetic.text
         )
     })

@@ -13,9 +13,10 @@ use serde::Deserialize;
 
 use super::drawing::{Drawing, SettingKeys, unlike};
 use super::given::given_streams;
+use super::logits::judge_by_logits;
 use super::reference::{ArithmeticWord, not_compared, recorded};
 use crate::check::{Check, CheckId, mean, or_failed};
-use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, first_apart};
+use crate::decision::{Decision, DecisionKind, Observed, Trace, Widths, drawn_so, first_apart};
 use crate::tolerance::{Quantity, Recorded, Rounding};
 use crate::{CompareError, ReferenceError};
 
@@ -151,16 +152,26 @@ impl ReferenceStreams {
         Request::all_seeded(self.settings.drawing.seed, n as u64, num_classes)
     }
 
-    /// The first decision of each stream that differs, judged; `streams` are the first images.
+    /// The first decision of each stream that differs, judged; `streams` are the first images, as the bundle drew them.
     ///
     /// A token flip is judged by the reference's margin alone: the distance of u to the drawn token's interval does not say
     /// which token lies beyond it, and neither file nor stream keeps the distributions that would. In fp32, where the limit
     /// is the error of a cumulative sum, u so near to a boundary is the tie; in half types the share of such flips is what
-    /// bounds them ([`Rounding::ties`]).
-    pub fn first_flips(&self, rule: &PatchRule, rounding: Rounding, streams: &[Stream]) -> Vec<Decision> {
-        let drawing = &self.settings.drawing;
-        let widths = Widths::new(rounding, rule, drawing.cfg_scale, Observed::default());
-        let widths = widths.of_draws(&DecodeOptions::from(*drawing).sampler);
+    /// bounds them ([`Rounding::ties`]). Where top-k or top-p leave out tokens, the margin does not say how near their edge was,
+    /// and the bundle's logits are asked.
+    ///
+    /// # Errors
+    /// The engine's; when the caller asked to stop.
+    pub fn first_flips(
+        &self,
+        runtime: &LoadedBundle<'_>,
+        rounding: Rounding,
+        streams: &[Stream],
+        progress: Progress<'_>,
+    ) -> Result<Vec<Decision>, CompareError> {
+        let (options, rule) = (self.options(), runtime.bundle().patch_rule());
+        let widths = Widths::new(rounding, rule, options.cfg_scale, Observed::default());
+        let widths = widths.of_draws(&options.sampler);
         let of = |(i, stream): (usize, &Stream)| {
             let row = i * self.length..(i + 1) * self.length;
             let entropy = self.entropy.as_ref().map_or(&[][..], |e| &e[row.clone()]);
@@ -169,7 +180,11 @@ impl ReferenceStreams {
             let margin = &mut |slot: usize, _| Some(f64::from(self.margins[row.start + slot]));
             first_apart(rule, &widths, (i, DecisionKind::Draw), [&recorded, &stream.into()], margin)
         };
-        streams.iter().enumerate().filter_map(of).collect()
+        let mut flips: Vec<Decision> = streams.iter().enumerate().filter_map(of).collect();
+        if options.sampler.filters() {
+            judge_by_logits(runtime, &mut flips, streams, (&options, &widths), progress)?;
+        }
+        Ok(flips)
     }
 }
 
@@ -208,17 +223,19 @@ pub fn verify_streams(
         let given = given_streams(runtime, given, n, (batch, rounding), progress);
         return Ok(std::iter::once(labels).chain(or_failed(CheckId::StreamEntropy, given)?).collect());
     }
-    let streams = match runtime.decode(&requests, &reference.options(), batch, progress) {
-        Ok(streams) => streams,
+    let options = reference.options();
+    let decoded = runtime.decode(&requests, &options, batch, progress).map_err(CompareError::from);
+    let judged = decoded
+        .and_then(|streams| Ok((reference.first_flips(runtime, rounding, &streams, progress)?, streams)));
+    let (flips, streams) = match judged {
+        Ok(judged) => judged,
         Err(e) => {
-            let checks = or_failed(CheckId::StreamTokens, Err(e.into()))?;
+            let checks = or_failed(CheckId::StreamTokens, Err(e))?;
             // A file that was swapped may be why.
             runtime.bundle().unchanged()?;
             return Ok(checks);
         }
     };
-
-    let flips = reference.first_flips(runtime.bundle().patch_rule(), rounding, &streams);
     let mut entropies = (Vec::new(), Vec::new());
     if let Some(entropy) = &reference.entropy {
         for (i, stream) in streams.iter().enumerate().filter(|(i, _)| flips.iter().all(|f| f.image != *i)) {
@@ -241,7 +258,7 @@ pub fn verify_streams(
     let mut checks = vec![
         labels,
         Check::mean_steps(CheckId::StreamMeanSteps, [counted, found], &flips),
-        Check::streams(CheckId::StreamTokens, detail, flips, (n, t), rounding),
+        Check::streams(CheckId::StreamTokens, detail, flips, (n, t), drawn_so(rounding, &options.sampler)),
     ];
     let other = reference.other_rule(runtime.bundle().patch_rule());
     checks.extend(other.map(|why| Check::failed(CheckId::PatchRule, why)));

@@ -2,6 +2,7 @@
 //! engine, the batch or the order in which images are made. Every formula is that of the sampler section of the
 //! decoding spec.
 
+mod distance;
 mod gumbel;
 mod options;
 
@@ -24,11 +25,6 @@ fn slot_key(key: u64, slot: u64) -> u64 {
 /// The uniform number in [0, 1) of slot `slot`: the upper 53 of its random bits, times 2⁻⁵³.
 pub fn uniform(key: u64, slot: u64) -> f64 {
     (slot_key(key, slot) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
-}
-
-/// The noise that [`Method::Gumbel`] adds to the logit of token `token` at slot `slot`.
-fn noise(key: u64, slot: u64, token: u32) -> f64 {
-    gumbel::noise(slot_key(key, slot), u64::from(token))
 }
 
 /// The class of an image whose label is random: key mod `num_classes`, and 0 where there are no classes.
@@ -218,6 +214,10 @@ impl Sampler {
                 past = cumulative > self.options.top_p;
             }
         }
+    }
+
+    fn kept(&self) -> usize {
+        self.scaled.iter().filter(|x| **x > f32::NEG_INFINITY).count()
     }
 
     fn last_kept(&self) -> usize {

@@ -1,8 +1,9 @@
 //! The comparisons and their margins.
 
-use dpar_export_compare::decision::{Decision, Ties};
+use dpar_export_compare::decision::{Decision, Ties, drawn_so};
 use dpar_export_compare::tolerance::{Quantity, Rounding};
 use dpar_export_compare::verify::Status;
+use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_metrics::{
     Compute, Equivalence, FrechetInfluence, MetricError, Verdict, equivalence, equivalence_margin,
     kid_influence, kid_margin, mean_and_standard_error, paired_standard_error, relative_margin,
@@ -23,6 +24,8 @@ pub(super) struct DivergedStreams<'a> {
     pub(super) slots: usize,
     /// How reference and bundle round.
     pub(super) rounding: Rounding,
+    /// How tokens are drawn.
+    pub(super) sampler: SamplerOptions,
 }
 
 impl DivergedStreams<'_> {
@@ -46,9 +49,9 @@ pub(super) fn labels(differ: usize, n: usize) -> Gate {
 /// a defect. A lower precision may part where that does not explain it: then the `distances` that follow decide, and without any
 /// nothing does.
 pub(super) fn streams(parted: DivergedStreams<'_>, distances: &[Gate]) -> Gate {
-    let DivergedStreams { flips, of: n, slots, rounding } = parted;
+    let DivergedStreams { flips, of: n, slots, rounding, sampler } = parted;
     let defects = flips.iter().filter(|f| !f.near_tie).count();
-    let ties = Ties::of_streams(rounding, flips, (n, slots));
+    let ties = Ties::of_streams(drawn_so(rounding, &sampler), flips, (n, slots));
     let mut detail =
         format!("{} of {n} equal, {} part at a near-tie", n - flips.len(), flips.len() - defects);
     if defects > 0 {
@@ -182,7 +185,7 @@ mod tests {
     }
 
     fn parted(flips: &[Decision], of: usize, rounding: Rounding) -> DivergedStreams<'_> {
-        DivergedStreams { flips, of, slots: 64, rounding }
+        DivergedStreams { flips, of, slots: 64, rounding, sampler: SamplerOptions::default() }
     }
 
     #[test]

@@ -204,12 +204,13 @@ pub fn reproduce(
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
     let rounding =
         Rounding::between(recorded.recorded(), bundle.manifest().numbers(), runtime.arithmetic().kind);
-    let flips = recorded.first_flips(bundle.patch_rule(), rounding, &streams);
+    let flips = recorded.first_flips(runtime, rounding, &streams, &mut tell)?;
     let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
     let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();
 
-    let parted = gates::DivergedStreams { flips: &flips, of: n, slots: system.tokens(), rounding };
+    let (slots, sampler) = (system.tokens(), recorded.options().sampler);
+    let parted = gates::DivergedStreams { flips: &flips, of: n, slots, rounding, sampler };
     let mut distances = Vec::new();
     let mut looked = None;
     if let Some(extractor) = extractor.as_deref_mut() {

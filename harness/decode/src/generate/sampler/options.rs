@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::noise;
-
 /// How a random number picks a token. Both draw from the same distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,12 +53,6 @@ impl SamplerOptions {
             return Err(SampleError::TopP(self.top_p));
         }
         Ok(())
-    }
-
-    /// What [`Method::Gumbel`] takes the largest of: the logit over the temperature, plus the noise of the token at the slot
-    /// of the image with that key.
-    pub fn perturbed(&self, logit: f32, (key, slot): (u64, u64), token: u32) -> f64 {
-        f64::from(logit / self.divisor()) + noise(key, slot, token)
     }
 
     /// What logits are divided by.
