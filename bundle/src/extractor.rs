@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::files::Files;
 use super::held::Held;
-use super::write::{BUNDLE_FOLDER, add_component, add_config, add_sources, empty, finish};
+use super::write::{BUNDLE_FOLDER, add_component, add_config, empty, finish, with_sources};
 use super::{
     BundleError, CONFIG, ComponentEntry, FileEntry, GraphEntry, Manifest, Misfit, ONNX, SourceEntry,
     check_opset, check_references, digest, json,
@@ -275,6 +275,7 @@ impl ExtractorBundle {
             false => check_references(folder, manifest, (entry, dialect), bytes).map(drop),
         };
         let (files, config) = Files::open(folder, system, graph)?;
+        files.unchanged()?;
         let bad = |message: String| BundleError::Integrity { path: folder.join(CONFIG), message };
         let spec: ExtractorSpec = json::read(&config).map_err(|e| bad(e.to_string()))?;
         spec.check_values().map_err(|e| bad(e.to_string()))?;
@@ -339,9 +340,10 @@ pub fn write_extractor(
     let staged = StagedFolder::create(output, replace, &BUNDLE_FOLDER)?;
     let onnx = onnx_folder(&staged)?;
     let mut manifest = empty(SystemKind::Extractor, &spec.name, Precision::Fp32);
-    add_component(&mut manifest, &loaded.component, None, &Form::default(), &onnx, progress)?;
-    add_config(&mut manifest, staged.path(), spec)?;
-    add_sources(&mut manifest, &loaded.sources)?;
+    with_sources(&mut manifest, &loaded.sources, |manifest| {
+        add_component(manifest, &loaded.component, None, &Form::default(), &onnx, progress)?;
+        add_config(manifest, staged.path(), spec)
+    })?;
     finish(staged, manifest)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{EngineFile, GraphFile};
@@ -9,6 +10,7 @@ use dpar_export_inputs::limits;
 use dpar_export_spec::{Dialect, SystemKind};
 use sha2::{Digest, Sha256};
 
+use super::digest::{Checking, Listed};
 use super::held::{Changed, Held};
 use super::{
     BundleError, CONFIG, FileEntry, GraphEntry, MANIFEST, Manifest, ProfileEntry, digest, read_small,
@@ -30,12 +32,15 @@ pub(super) struct Files {
     pub(super) manifest: Manifest,
     pub(super) manifest_sha256: String,
     held: Held,
+    /// Of the files that are too large to be read whole.
+    checking: Arc<Checking>,
 }
 
 impl Files {
     /// Opens the bundle in `folder`: checks size and SHA-256 of every listed file, and that the folder holds no other.
     /// `system` is asked first whether the kind of bundle is the right one; `graph` is given the bytes of every graph, as
-    /// they were hashed. Also returns the bytes of `config.json`.
+    /// they were hashed. Also returns the bytes of `config.json`. Hashes of larger files are under way until
+    /// [`unchanged`](Self::unchanged) has passed.
     pub(super) fn open(
         folder: &Utf8Path,
         system: impl FnOnce(SystemKind) -> Result<(), BundleError>,
@@ -61,44 +66,46 @@ impl Files {
         system(manifest.system)?;
         let graphs: BTreeMap<&str, (&GraphEntry, Dialect)> =
             manifest.graphs.iter().flat_map(|g| g.files().map(move |(d, file)| (file, (g, d)))).collect();
-        let mut config = Vec::new();
+        let most = |file: &FileEntry| match graphs.contains_key(file.path.as_str()) {
+            true => Some(limits::GRAPH),
+            false => (file.path == CONFIG).then_some(limits::TEXT),
+        };
+        let (mut whole, mut larger) = (Vec::new(), Vec::new());
         for file in &manifest.files {
-            let path = folder.join(&file.path);
+            let (shown, inside) = (folder.join(&file.path), place.join(&file.path));
             let meta = note(folder, &place, file, held)?;
-            let wrong = |message: String| BundleError::Integrity { path: path.clone(), message };
+            let wrong = |message: String| BundleError::Integrity { path: shown.clone(), message };
             if meta.len() != file.size {
                 return Err(wrong(format!("it has {} bytes, listed are {}", meta.len(), file.size)));
             }
-            let entry = graphs.get(file.path.as_str());
-            let most = if entry.is_some() { limits::GRAPH } else { limits::TEXT };
-            let whole = entry.is_some() || file.path == CONFIG;
-            if whole && file.size > most {
-                return Err(wrong(format!("it is larger than {} MiB", most >> 20)));
+            match most(file) {
+                Some(most) if file.size > most => {
+                    return Err(wrong(format!("it is larger than {} MiB", most >> 20)));
+                }
+                Some(_) => whole.push((file, shown, inside)),
+                None => larger.push(Listed { shown, inside, sha256: file.sha256.clone() }),
             }
-            let inside = place.join(&file.path);
-            let (bytes, sha256) = if whole {
-                let bytes = read(&inside, file.size).map_err(|e| BundleError::io(&path, e))?;
-                let sha256 = hex::encode(Sha256::digest(&bytes));
-                (bytes, sha256)
-            } else {
-                (Vec::new(), digest(&inside)?.1)
-            };
-            check_digest(&path, file, &sha256)?;
-            match entry {
+        }
+        let checking = Arc::new(Checking::begin(larger));
+        let mut config = Vec::new();
+        for (file, path, inside) in whole {
+            let bytes = read(&inside, file.size).map_err(|e| BundleError::io(&path, e))?;
+            check_digest(&path, file, &hex::encode(Sha256::digest(&bytes)))?;
+            match graphs.get(file.path.as_str()) {
                 Some((entry, dialect)) => graph(&manifest, entry, *dialect, &bytes)?,
-                None if whole => config = bytes,
-                None => {}
+                None => config = bytes,
             }
         }
         note_folders(folder, &place, &manifest, held)?;
         let (folder, held) = (folder.to_owned(), Held::default());
-        Ok((Self { folder, place, manifest, manifest_sha256, held }, config))
+        Ok((Self { folder, place, manifest, manifest_sha256, held, checking }, config))
     }
 
     /// The files of a bundle that is being written, in a folder that nobody else knows.
     pub(super) fn unwritten(folder: &Utf8Path, manifest: Manifest, manifest_sha256: String) -> Self {
         let place = folder.to_owned();
-        Self { folder: folder.to_owned(), place, manifest, manifest_sha256, held: Held::default() }
+        let (held, checking) = (Held::default(), Arc::new(Checking::nothing()));
+        Self { folder: folder.to_owned(), place, manifest, manifest_sha256, held, checking }
     }
 
     /// Where a listed file is.
@@ -106,9 +113,12 @@ impl Files {
         self.place.join(file)
     }
 
-    /// Checks that every file is still the one that was hashed.
+    /// Waits until every file is hashed, and checks that it is still the one that was.
     pub(super) fn unchanged(&self) -> Result<(), BundleError> {
-        Ok(self.held.check()?)
+        let verdict = self.checking.verdict();
+        // First: what does not fit may be half of another bundle.
+        self.held.check()?;
+        Ok(verdict?)
     }
 
     /// Calls `f` with a graph in the first of `dialects` that it has, else the portable one, and then checks that what it
@@ -119,11 +129,29 @@ impl Files {
         dialects: &[Dialect],
         f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let made = self.ahead(entry, dialects, f)?;
+        self.unchanged()?;
+        Ok(made)
+    }
+
+    /// As [`with`](Self::with), but hashes of weights may be under way afterwards. A built engine is code: it is hashed first.
+    pub(super) fn ahead<T, E: From<BundleError>>(
+        &self,
+        entry: &GraphEntry,
+        dialects: &[Dialect],
+        f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         let (dialect, file) = entry.file_for(dialects);
         let (path, engine) = (self.path(file), self.engine_file(&entry.spec.name));
+        if engine.is_some() {
+            self.unchanged()?;
+        }
         let made = f(GraphFile { spec: &entry.spec, path: &path, dialect, engine: engine.as_ref() });
-        // First: a file that was swapped may be why `f` failed.
-        self.unchanged()?;
+        // First: a file that is damaged, or was swapped, may be why `f` failed.
+        match &made {
+            Ok(_) => self.held.check().map_err(BundleError::from)?,
+            Err(_) => self.unchanged()?,
+        }
         made
     }
 

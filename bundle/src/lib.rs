@@ -6,6 +6,7 @@
 
 pub mod attest;
 mod config;
+mod digest;
 mod entries;
 mod extractor;
 mod files;
@@ -30,6 +31,7 @@ use sha2::{Digest, Sha256};
 
 use files::Files;
 
+pub use digest::{digest, digests};
 pub use extractor::{
     ExtractorBundle, ExtractorPorts, ExtractorSpec, ForeignExtractor, Normalise, is_extractor,
     names_inception, port_width, write_extractor, write_features,
@@ -251,6 +253,18 @@ impl Bundle {
     /// # Errors
     /// [`BundleError::Integrity`] names the file that does not match; other errors say what is not a bundle.
     pub fn open(folder: &Utf8Path) -> Result<Self, BundleError> {
+        let bundle = Self::open_ahead(folder)?;
+        bundle.unchanged()?;
+        Ok(bundle)
+    }
+
+    /// As [`open`](Self::open), but weights are still being hashed when it returns, on threads of their own: engines may load
+    /// them meanwhile ([`with_graph_ahead`](Self::with_graph_ahead)). Nothing that was computed from them counts before
+    /// [`unchanged`](Self::unchanged) has passed, which waits for the hashes.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for the digests of weights and engines.
+    pub fn open_ahead(folder: &Utf8Path) -> Result<Self, BundleError> {
         let system = |system| match system {
             SystemKind::Extractor => Err(BundleError::Extractor(folder.to_owned())),
             SystemKind::Dpar | SystemKind::Llamagen => Ok(()),
@@ -356,11 +370,13 @@ impl Bundle {
         &self.files.manifest_sha256
     }
 
-    /// Checks that every file is still the one that was hashed when the bundle was opened. Engines read files again, by
-    /// path, and may map them while they run: a result is the bundle's once this has passed after the last call.
+    /// Checks that every file is still the one that was hashed when the bundle was opened, and waits for hashes that are under
+    /// way. Engines read files again, by path, and may map them while they run: a result is the bundle's once this has passed
+    /// after the last call.
     ///
     /// # Errors
-    /// [`BundleError::Changed`] with what was written, replaced or renamed, also if it was put back.
+    /// [`BundleError::Changed`] with what was written, replaced or renamed, also if it was put back;
+    /// [`BundleError::Integrity`] of a bundle that was opened [ahead](Self::open_ahead) of its hashes.
     pub fn unchanged(&self) -> Result<(), BundleError> {
         self.files.unchanged()
     }
@@ -406,6 +422,20 @@ impl Bundle {
         f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         self.files.with(self.graph(name)?, dialects, f)
+    }
+
+    /// As [`with_graph`](Self::with_graph), but where hashes are under way, it does not wait for them unless `f` fails: call
+    /// [`unchanged`](Self::unchanged) before anything is computed.
+    ///
+    /// # Errors
+    /// As [`with_graph`](Self::with_graph).
+    pub fn with_graph_ahead<T, E: From<BundleError>>(
+        &self,
+        name: &str,
+        dialects: &[Dialect],
+        f: impl FnOnce(GraphFile<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.files.ahead(self.graph(name)?, dialects, f)
     }
 
     /// Interface, form and bytes of a graph, as they were hashed, after its weights were copied into `folder`, an empty one:
@@ -505,25 +535,6 @@ fn read_small(path: &Utf8Path) -> Result<Vec<u8>, BundleError> {
         return Err(BundleError::Config { path: path.to_owned(), message });
     }
     Ok(bytes)
-}
-
-/// Size and SHA-256 of a file, lower-case hex.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn digest(path: &Utf8Path) -> Result<(u64, String), BundleError> {
-    let mut file = dpar_export_inputs::open(path).map_err(|e| BundleError::io(path, e))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0_u8; 1 << 18];
-    let mut size = 0;
-    loop {
-        let n = file.read(&mut buffer).map_err(|e| BundleError::io(path, e))?;
-        if n == 0 {
-            return Ok((size, hex::encode(hash.finalize())));
-        }
-        hash.update(&buffer[..n]);
-        size += n as u64;
-    }
 }
 
 /// The file beside a graph that holds the weights of its component.

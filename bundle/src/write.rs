@@ -8,6 +8,7 @@ use dpar_export_files::staging::{FolderKind, StagedFolder};
 use dpar_export_onnx::{Weights, WeightsError, WrittenFile, export_component, opset};
 use dpar_export_spec::{Form, Precision, SystemKind, SystemSpec};
 
+use super::digest::while_hashing;
 use super::files::check_file;
 use super::{
     Bundle, BundleError, CONFIG, ComponentEntry, DialectEntry, FileEntry, GraphEntry, MANIFEST, Manifest,
@@ -114,11 +115,12 @@ fn fill(
     let mut manifest = empty(system.kind, &system.name, form.precision);
     manifest.patch_rule = Some(system.patch_rule.clone());
     manifest.configured_rule = loaded.configured_rule.clone().map(Box::new);
-    for component in &loaded.components {
-        add_component(&mut manifest, component, Some(system), form, onnx, progress)?;
-    }
-    add_config(&mut manifest, staging, system)?;
-    add_sources(&mut manifest, &loaded.sources)?;
+    with_sources(&mut manifest, &loaded.sources, |manifest| {
+        for component in &loaded.components {
+            add_component(manifest, component, Some(system), form, onnx, progress)?;
+        }
+        add_config(manifest, staging, system)
+    })?;
     Ok(manifest)
 }
 
@@ -195,10 +197,16 @@ pub(super) fn add_config(
     Ok(())
 }
 
-/// Lists the files that were read.
-pub(super) fn add_sources(manifest: &mut Manifest, sources: &[SourceFile]) -> Result<(), BundleError> {
-    for source in sources {
-        let (size, sha256) = digest(&source.path)?;
+/// Fills a manifest with `fill`, and meanwhile hashes the files that are read, to list them too.
+pub(super) fn with_sources(
+    manifest: &mut Manifest,
+    sources: &[SourceFile],
+    fill: impl FnOnce(&mut Manifest) -> Result<(), BundleError>,
+) -> Result<(), BundleError> {
+    let paths: Vec<&Utf8Path> = sources.iter().map(|s| s.path.as_path()).collect();
+    let ((), digests) = while_hashing(&paths, || fill(manifest))?;
+    for (source, digest) in sources.iter().zip(digests) {
+        let (size, sha256) = digest?;
         let SourceFile { role, name, weights, .. } = source.clone();
         manifest.sources.push(SourceEntry { role, name, size, sha256, weights });
     }

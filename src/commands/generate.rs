@@ -1,6 +1,6 @@
 //! `generate`: images, token streams and their trace.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
@@ -13,13 +13,12 @@ use super::args::{
     BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, RuleArgs, SamplingArgs, ScheduleArgs,
 };
 use super::failure::{Exit, Failure};
-use super::pixels::{SAMPLE_FOLDER, write_images};
+use super::pixels::{Pictures, SAMPLE_FOLDER};
 use super::printer::Printer;
-use crate::arrays::{ArrayRef, write_npz};
-use crate::generate::{Batching, DecodeOptions, Request, Schedule, Stream};
-use crate::patches::pad;
+use crate::arrays::ArrayRef;
+use crate::generate::{Batching, DecodeOptions, Request, Schedule};
 use crate::picture::{GridOptions, grid};
-use crate::samples::{GRID, TRACE};
+use crate::samples::{GRID, TraceFile, TraceRow};
 
 /// Images on `grid.png`.
 const GRID_IMAGES: usize = 64;
@@ -108,7 +107,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let system = runtime.bundle().system();
         if images {
             // Asked first: decoding thousands of images to find no tokenizer would waste hours.
-            runtime.bundle().with_graph(GraphName::VqDecode.as_str(), &[], |_| Ok::<_, Failure>(()))?;
+            runtime.bundle().with_graph_ahead(GraphName::VqDecode.as_str(), &[], |_| Ok::<_, Failure>(()))?;
         }
         if let Some(names) = names.as_ref().filter(|n| n.len() < system.num_classes) {
             let message = format!("{} class names for {} classes", names.len(), system.num_classes);
@@ -116,32 +115,57 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         }
         let staged = output.folder(&SAMPLE_FOLDER)?;
         let requests = which.requests(options.seed, system.num_classes);
-        let started = Instant::now();
+        let (n, shown) = (requests.len(), requests.len().min(GRID_IMAGES));
+        let (started, mut written) = (Instant::now(), Duration::ZERO);
         let bar = printer.progress("generating", "tokens");
-        let advance = &mut |done, total| bar.advance(done, total);
-        let (streams, calls) = runtime.decode_counted(&requests, &options, batching, advance)?;
+        let mut trace = TraceFile::create(staged.path(), n, system.tokens())?;
+        let mut pictures = match images {
+            true => Some(Pictures::new(runtime, staged.path(), n, batch, shown)?),
+            false => None,
+        };
+        let (mut steps, mut patches): (Vec<usize>, Vec<Vec<usize>>) = (Vec::with_capacity(n), Vec::new());
+        let calls = runtime.decode_each(
+            &requests,
+            &options,
+            batching,
+            &mut |done, total| bar.advance(done, total),
+            &mut |stream| {
+                let complete = Instant::now();
+                trace.push(TraceRow {
+                    tokens: &stream.tokens,
+                    patch_lengths: &stream.patch_lengths,
+                    entropy: &stream.entropy,
+                    margin: &stream.margin,
+                    class: stream.request.class,
+                })?;
+                steps.push(stream.steps());
+                if let Some(pictures) = &mut pictures {
+                    pictures.push(stream.tokens.iter().map(|t| i64::from(*t)))?;
+                }
+                if patches.len() < shown {
+                    patches.push(stream.patch_lengths);
+                }
+                written += complete.elapsed();
+                Ok::<_, Failure>(())
+            },
+        )?;
+        let seconds = (started.elapsed() - written).as_secs_f64();
         drop(bar);
-        let seconds = started.elapsed().as_secs_f64();
-        write_trace(&staged.path().join(TRACE), &streams, system)?;
-        if images {
-            let ids = Stream::ids(&streams);
-            let bar = printer.progress("decoding", "images");
-            let shown = &streams[..streams.len().min(GRID_IMAGES)];
-            let pixels = write_images(runtime, &ids, staged.path(), batch, shown.len(), &bar)?;
+        finish_trace(trace, system)?;
+        if let Some(pictures) = pictures {
+            let pixels = pictures.finish()?;
             let size = system.image_size;
             let sheet = GridOptions {
-                columns: columns(shown.len()),
+                columns: columns(shown),
                 scale: (GRID_PIXELS / size).max(1),
-                labels: shown.iter().map(|s| label(s, names.as_deref())).collect(),
-                overlay: overlay.then(|| shown.iter().map(|s| s.patch_lengths.clone()).collect()),
+                labels: requests[..shown].iter().map(|r| label(r, names.as_deref())).collect(),
+                overlay: overlay.then_some(patches),
                 grid_width: system.grid(),
             };
-            let picture = grid(&pixels, shown.len(), size, size, &sheet)?;
+            let picture = grid(&pixels, shown, size, size, &sheet)?;
             picture.write_png(&staged.path().join(GRID))?;
         }
         staged.commit()?;
-        let n = streams.len();
-        let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
         let mean = steps.iter().sum::<usize>() as f64 / n.max(1) as f64;
         let text = || {
             format!(
@@ -182,8 +206,8 @@ fn columns(images: usize) -> usize {
     (1..=8).find(|c| c * c >= images).unwrap_or(8)
 }
 
-fn label(stream: &Stream, names: Option<&[String]>) -> String {
-    let class = stream.request.class;
+fn label(request: &Request, names: Option<&[String]>) -> String {
+    let class = request.class;
     let name = usize::try_from(class).ok().and_then(|c| names.and_then(|n| n.get(c)));
     name.cloned().unwrap_or_else(|| format!("class {class}"))
 }
@@ -205,30 +229,14 @@ fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// `trace.npz`: what was decided for each image.
-fn write_trace(path: &Utf8Path, streams: &[Stream], system: &SystemSpec) -> Result<(), Failure> {
-    let (t, rule) = (system.tokens(), system.patch_rule.numbers());
-    let n = streams.len();
-    let tokens = Stream::ids(streams);
-    let entropy: Vec<f32> = streams.iter().flat_map(|s| s.entropy.iter().copied()).collect();
-    let margin: Vec<f32> = streams.iter().flat_map(|s| s.margin.iter().copied()).collect();
-    let steps: Vec<i64> = streams.iter().map(|s| s.steps() as i64).collect();
-    let labels: Vec<i64> = streams.iter().map(|s| s.request.class).collect();
-    let (lengths, columns) = pad(streams.iter().map(|s| s.patch_lengths.as_slice()));
-    let (matrix, rows, vector) = ([n, t], [n, columns], [n]);
+/// Adds to the trace the numbers of the rule that ran, each of one element.
+fn finish_trace(trace: TraceFile, system: &SystemSpec) -> Result<(), Failure> {
+    let rule = system.patch_rule.numbers();
     let (threshold, patch_size) = (rule.threshold.map(|n| [n]), rule.patch_size.map(|n| [n]));
     let longest = rule.max_patch_length.map(|n| [n as i64]);
-    let mut arrays = vec![
-        ("tokens", ArrayRef::i64(&matrix, &tokens)),
-        ("patch_lengths", ArrayRef::i64(&rows, &lengths)),
-        ("entropy", ArrayRef::f32(&matrix, &entropy)),
-        ("margin", ArrayRef::f32(&matrix, &margin)),
-        ("steps", ArrayRef::i64(&vector, &steps)),
-        ("class_labels", ArrayRef::i64(&vector, &labels)),
-    ];
-    // The numbers of the rule that ran, each of one element.
+    let mut arrays = Vec::new();
     arrays.extend(threshold.as_ref().map(|n| ("threshold", ArrayRef::f32(&[1], n))));
     arrays.extend(longest.as_ref().map(|n| ("max_patch_length", ArrayRef::i64(&[1], n))));
     arrays.extend(patch_size.as_ref().map(|n| ("patch_size", ArrayRef::f64(&[1], n))));
-    Ok(write_npz(path, &arrays)?)
+    Ok(trace.finish(&arrays)?)
 }

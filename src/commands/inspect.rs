@@ -14,7 +14,7 @@ use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, table};
 use super::say;
 use crate::bundle::{
-    Bundle, EngineEntry, ExtractorBundle, MANIFEST, Manifest, Provenance, digest, is_extractor,
+    Bundle, EngineEntry, ExtractorBundle, MANIFEST, Manifest, Provenance, digests, is_extractor,
 };
 use crate::engines::{self, EngineOptions, Runs};
 
@@ -102,9 +102,10 @@ fn bundle(folder: &Utf8Path, engine: Option<&EngineOptions>, printer: Printer) -
 fn checkpoint(path: &Utf8Path, options: &LoadOptions, printer: Printer) -> Result<Exit, Failure> {
     let loaded = dpar_export_checkpoint::load(path, options)?;
     say(&loaded.notes);
+    let paths: Vec<&Utf8Path> = loaded.sources.iter().map(|s| s.path.as_path()).collect();
     let mut sources = Vec::new();
-    for source in &loaded.sources {
-        let (size, sha256) = digest(&source.path)?;
+    for (source, digest) in loaded.sources.iter().zip(digests(&paths)) {
+        let (size, sha256) = digest?;
         sources.push((source.role.clone(), source.name.clone(), size, sha256));
     }
     let components: Vec<(String, u64)> =

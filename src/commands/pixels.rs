@@ -1,18 +1,17 @@
 //! `decode` and `encode`: tokens to images and back, and the sample files that `generate` shares.
 
-use std::borrow::Cow;
-
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
+use dpar_export_spec::SystemSpec;
 use serde_json::json;
 
 use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs};
 use super::failure::{Exit, Failure};
-use super::printer::{Bar, Printer};
-use crate::arrays::{ArrayFile, ArrayRef, ImageNpzWriter, write_npz};
-use crate::loaded::{LoadedBundle, RunError};
-use crate::picture::{from_u8_nhwc, to_u8_nhwc, write_png};
-use crate::samples::{GRID, SAMPLES, TRACE};
+use super::printer::Printer;
+use crate::arrays::{ArrayFile, Elements, NpzStream};
+use crate::loaded::{ImageDecoder, LoadedBundle, RunError};
+use crate::picture::{from_u8_nhwc, to_u8_nhwc};
+use crate::samples::{GRID, ImageFolder, SAMPLES, TRACE};
 use crate::staging::FolderKind;
 
 /// What `decode` and `generate` write.
@@ -25,41 +24,59 @@ pub(super) const SAMPLE_FOLDER: FolderKind = FolderKind {
     },
 };
 
-/// Images that are prepared at a time: enough to amortise a graph's preparation, few enough to bound memory.
-const AT_ONCE: usize = 256;
-
-/// Decodes tokens `[n, T]` chunk by chunk and writes `{index:06d}.png` and `samples.npz`; returns the pixels of
-/// the first `keep` images, `[keep, H, W, 3]`.
-pub(super) fn write_images(
-    runtime: &LoadedBundle<'_>,
-    ids: &[i64],
-    folder: &Utf8Path,
+/// Tokens become images in a folder, a batch at a time: no more are in memory.
+pub(super) struct Pictures<'a> {
+    decoder: ImageDecoder<'a>,
+    folder: ImageFolder,
+    system: &'a SystemSpec,
     batch: usize,
+    /// Tokens of less than a batch.
+    waiting: Vec<i64>,
     keep: usize,
-    bar: &Bar,
-) -> Result<Vec<u8>, Failure> {
-    let system = runtime.bundle().system();
-    let (size, t) = (system.image_size, system.tokens());
-    let n = ids.len() / t;
-    let mut npz = ImageNpzWriter::create(&folder.join(SAMPLES), size, size, n as u64)?;
-    let mut kept = Vec::new();
-    let mut index = 0;
-    for chunk in ids.chunks(t * AT_ONCE) {
-        let images = runtime.images(chunk, batch, &mut |done, _| bar.advance(index + done, n))?;
-        for pixels in to_u8_nhwc(&images, chunk.len() / t, size, size).chunks(size * size * 3) {
-            write_png(&folder.join(format!("{index:06}.png")), pixels, size, size)?;
-            npz.push(pixels)?;
-            if index < keep {
-                kept.extend_from_slice(pixels);
-            }
-            index += 1;
-        }
-        if !bar.advance(index, n) {
-            return Err(RunError::Interrupted.into());
-        }
+    kept: Vec<u8>,
+}
+
+impl<'a> Pictures<'a> {
+    /// Begins with `count` images to come: `{index:06d}.png` and `samples.npz`. The first `keep` stay at hand.
+    pub(super) fn new(
+        runtime: &LoadedBundle<'a>,
+        folder: &Utf8Path,
+        count: usize,
+        batch: usize,
+        keep: usize,
+    ) -> Result<Self, Failure> {
+        let (decoder, system) = (runtime.image_decoder()?, runtime.bundle().system());
+        let folder = ImageFolder::create(folder, system.image_size, count as u64)?;
+        Ok(Self { decoder, folder, system, batch, waiting: Vec::new(), keep, kept: Vec::new() })
     }
-    npz.finish()?;
-    Ok(kept)
+
+    /// The next image.
+    pub(super) fn push(&mut self, tokens: impl IntoIterator<Item = i64>) -> Result<(), Failure> {
+        self.waiting.extend(tokens);
+        if self.waiting.len() < self.batch * self.system.tokens() { Ok(()) } else { self.write() }
+    }
+
+    fn write(&mut self) -> Result<(), Failure> {
+        let (size, n) = (self.system.image_size, self.waiting.len() / self.system.tokens());
+        let images = self.decoder.decode(&self.waiting)?;
+        self.waiting.clear();
+        for pixels in to_u8_nhwc(&images, n, size, size).chunks(size * size * 3) {
+            self.folder.push(pixels)?;
+            if self.kept.len() < self.keep * pixels.len() {
+                self.kept.extend_from_slice(pixels);
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes the folder; the pixels of the first images, `[keep, H, W, 3]`.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>, Failure> {
+        if !self.waiting.is_empty() {
+            self.write()?;
+        }
+        self.folder.finish()?;
+        Ok(self.kept)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -99,16 +116,24 @@ pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure
     let batch = on.batch;
     on.run(|runtime| {
         let system = runtime.bundle().system();
-        let ids = file.i64_in("tokens", &[None, Some(system.tokens())], "token", 0..system.vocab as i64)?;
-        let n = ids.shape()[0];
+        let t = system.tokens();
+        let n = file.fitting("tokens", &[None, Some(t)])?.shape[0];
         if n == 0 {
             return Err(Failure::usage(format!("{} holds no images", file.path()), None));
         }
-        let ids = ids.into_raw_vec_and_offset().0;
         let staged = output.folder(&SAMPLE_FOLDER)?;
+        let range = ("token", 0..system.vocab as i64);
+        let ids = file.i64_spooled("tokens", &[None, Some(t)], range, staged.path())?;
         let bar = printer.progress("decoding", "images");
-        write_images(runtime, &ids, staged.path(), batch, 0, &bar)?;
-        drop(bar);
+        let mut pictures = Pictures::new(runtime, staged.path(), n, batch, 0)?;
+        for (i, tokens) in ids.i64()?.chunks(t).enumerate() {
+            pictures.push(tokens.iter().copied())?;
+            if !bar.advance(i + 1, n) {
+                return Err(RunError::Interrupted.into());
+            }
+        }
+        pictures.finish()?;
+        drop((bar, ids));
         staged.commit()?;
         let output = output.output;
         let text = || format!("{output}: {n} images");
@@ -117,54 +142,58 @@ pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure
     })
 }
 
-/// What is to be encoded, as the file has it.
-enum EncoderInput {
-    /// u8 `[N, H, W, 3]`.
-    Pixels(Vec<u8>),
-    /// f32 `[N, 3, H, W]`.
-    Floats(Vec<f32>),
+/// What is to be encoded: u8 `arr_0` `[N, H, W, 3]`, or f32 `images` `[N, 3, H, W]`.
+struct EncoderInput<'a> {
+    file: &'a ArrayFile,
+    name: &'static str,
+    shape: [Option<usize>; 4],
+    count: usize,
 }
 
-impl EncoderInput {
-    fn read(file: &ArrayFile, size: usize, many: &ManyArgs) -> Result<Self, Failure> {
+impl<'a> EncoderInput<'a> {
+    /// Finds them, and reads floats once to see that they are in their range.
+    fn find(file: &'a ArrayFile, size: usize, many: &ManyArgs, batch: usize) -> Result<Self, Failure> {
         let side = Some(size);
-        if file.contains("arr_0") {
-            many.check(file, "arr_0")?;
-            let pixels = file.u8("arr_0", &[None, side, side, Some(3)])?;
-            return Ok(Self::Pixels(pixels.into_raw_vec_and_offset().0));
-        }
-        if !file.contains("images") {
-            let message =
-                format!("{} has neither `arr_0` nor `images` (it has {})", file.path(), file.listing());
-            return Err(Failure::usage(message, None));
-        }
-        many.check(file, "images")?;
-        let images = file.f32("images", &[None, Some(3), side, side])?.into_raw_vec_and_offset().0;
-        if let Some(bad) = images.iter().find(|v| !(-1.001..=1.001).contains(*v)) {
-            let message = format!("{}: value {bad} is outside [-1, 1]", file.path());
-            return Err(Failure::usage(
-                message,
-                Some("`images` is f32 in [-1, 1]; u8 pixels go into `arr_0`"),
-            ));
-        }
-        Ok(Self::Floats(images))
-    }
-
-    fn count(&self, size: usize) -> usize {
-        let values = match self {
-            Self::Pixels(v) => v.len(),
-            Self::Floats(v) => v.len(),
+        let (name, shape) = match (file.contains("arr_0"), file.contains("images")) {
+            (true, _) => ("arr_0", [None, side, side, Some(3)]),
+            (false, true) => ("images", [None, Some(3), side, side]),
+            (false, false) => {
+                let message =
+                    format!("{} has neither `arr_0` nor `images` (it has {})", file.path(), file.listing());
+                return Err(Failure::usage(message, None));
+            }
         };
-        values / (3 * size * size)
+        many.check(file, name)?;
+        let images = Self { file, name, shape, count: file.fitting(name, &shape)?.shape[0] };
+        if name == "images" {
+            images.batches(size, batch, &mut |values| match values
+                .iter()
+                .find(|v| !(-1.001..=1.001).contains(*v))
+            {
+                None => Ok(()),
+                Some(bad) => {
+                    let message = format!("{}: value {bad} is outside [-1, 1]", file.path());
+                    let hint = "`images` is f32 in [-1, 1]; u8 pixels go into `arr_0`";
+                    Err(Failure::usage(message, Some(hint)))
+                }
+            })?;
+        }
+        Ok(images)
     }
 
-    /// Images `from..to`, f32 `[n, 3, H, W]`.
-    fn floats(&self, size: usize, from: usize, to: usize) -> Cow<'_, [f32]> {
-        let image = 3 * size * size;
-        match self {
-            Self::Pixels(v) => from_u8_nhwc(&v[from * image..to * image], to - from, size, size).into(),
-            Self::Floats(v) => v[from * image..to * image].into(),
+    /// Calls `f` with batches, f32 `[n, 3, H, W]`.
+    fn batches(
+        &self,
+        size: usize,
+        batch: usize,
+        f: &mut dyn FnMut(&[f32]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if self.name == "images" {
+            return self.file.f32_rows(self.name, &self.shape, batch, f);
         }
+        self.file.u8_rows(self.name, &self.shape, batch, &mut |pixels| {
+            f(&from_u8_nhwc(pixels, pixels.len() / (3 * size * size), size, size))
+        })
     }
 }
 
@@ -184,7 +213,7 @@ pub(crate) struct EncodeArgs {
     engine: EngineArgs,
 }
 
-/// Images to encode; their file is open, the output's name is taken.
+/// EncoderInput to encode; their file is open, the output's name is taken.
 pub(super) struct EncodePlan {
     images: ArrayFile,
     many: ManyArgs,
@@ -210,22 +239,23 @@ pub(super) fn encode(plan: EncodePlan, printer: Printer) -> Result<Exit, Failure
     on.run(|runtime| {
         let system = runtime.bundle().system();
         let size = system.image_size;
-        let images = EncoderInput::read(&file, size, &many)?;
-        let n = images.count(size);
+        let images = EncoderInput::find(&file, size, &many, batch)?;
+        let n = images.count;
         if n == 0 {
             return Err(Failure::usage(format!("{} holds no images", file.path()), None));
         }
         let bar = printer.progress("encoding", "images");
-        let mut codes = Vec::with_capacity(n * system.tokens());
-        // Whole batches, so that each is the one that it would be without pieces.
-        let step = batch * (AT_ONCE / batch).max(1);
-        for from in (0..n).step_by(step) {
-            let images = images.floats(size, from, n.min(from + step));
-            codes.extend(runtime.codes(&images, batch, &mut |done, _| bar.advance(from + done, n))?);
-        }
+        let mut encoder = runtime.image_encoder()?;
+        let mut stream = NpzStream::i64(output.path(), "tokens", &[n, system.tokens()])?;
+        let mut done = 0;
+        images.batches(size, batch, &mut |images| {
+            let codes = encoder.encode(images)?;
+            stream.push(Elements::I64(&codes))?;
+            done += codes.len() / system.tokens();
+            if bar.advance(done, n) { Ok(()) } else { Err(RunError::Interrupted.into()) }
+        })?;
         drop(bar);
-        let shape = [n, system.tokens()];
-        write_npz(output.path(), &[("tokens", ArrayRef::i64(&shape, &codes))])?;
+        stream.finish_with(&[])?;
         let name = output.name.clone();
         output.commit()?;
         let text = || format!("{name}: tokens of {n} images");

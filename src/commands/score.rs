@@ -1,15 +1,15 @@
 //! `score`: teacher-forced outputs as arrays.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use serde_json::json;
 
 use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs, RuleArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
-use crate::arrays::{ArrayFile, ArrayRef, Elements, NpzStream};
-use crate::loaded::RunError;
-use crate::patches::{pad, unpad};
+use crate::arrays::{ArrayErrorKind, ArrayFile, ArrayRef, Elements, NpzStream, Spool};
+use crate::loaded::{PatchLengths, RunError};
+use crate::patches::{PatchSpool, unpad_row};
 
 #[derive(Debug, Args)]
 #[command(mut_arg("output", |a| a.value_name("OUT.npz")
@@ -56,39 +56,53 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     on.run(|runtime| {
         let system = runtime.bundle().system();
         let vocab = system.vocab;
-        let ids = inputs.i64_in("tokens", &[None, None], "token", 0..vocab as i64)?;
-        let (n, t) = (ids.shape()[0], ids.shape()[1]);
+        let folder = output.path().parent().unwrap_or(Utf8Path::new("."));
+        let disk = |e| ArrayErrorKind::Io(e).in_file(folder);
+        let ids = inputs.i64_spooled("tokens", &[None, None], ("token", 0..vocab as i64), folder)?;
+        let shape = &inputs.info("tokens")?.shape;
+        let (n, t) = (shape[0], shape[1]);
         let labels = inputs.i64_in("class_labels", &[Some(n)], "class label", system.class_labels())?;
         let lengths = match inputs.contains("patch_lengths") {
             true => {
-                let array = inputs.i64("patch_lengths", &[Some(n), None])?;
-                Some(unpad(&array, t, inputs.path(), "patch_lengths")?)
+                let any = ("patch length", i64::MIN..i64::MAX);
+                let given = inputs.i64_spooled("patch_lengths", &[Some(n), None], any, folder)?;
+                let columns = inputs.info("patch_lengths")?.shape[1];
+                let flat = given.i64().map_err(disk)?;
+                for i in 0..n {
+                    let row = flat[i * columns..][..columns].iter();
+                    unpad_row(i, row, t, (inputs.path(), "patch_lengths"))?;
+                }
+                Some((given, columns))
             }
             false => None,
         };
+        let given = lengths.as_ref().map(|(given, columns)| Ok((given.i64()?, *columns)));
+        let given = given.transpose().map_err(disk)?;
         let bar = printer.progress("scoring", "images");
-        let ids = ids.into_raw_vec_and_offset().0;
         let labels = labels.into_raw_vec_and_offset().0;
-        let mut scoring = runtime.scoring(&ids, &labels, lengths.as_deref(), batch)?;
+        let given = given.map(|(flat, columns)| PatchLengths::Padded(flat, columns));
+        let mut scoring = runtime.scoring_of(ids.i64().map_err(disk)?, &labels, given, batch)?;
         let mut stream = NpzStream::f32(output.path(), "logits", &[n, t, vocab])?;
-        let (mut entropy, mut patches) = (Vec::new(), Vec::with_capacity(n));
+        let mut entropy = Spool::create_in(folder).map_err(disk)?;
+        let mut patches = PatchSpool::create_in(folder).map_err(disk)?;
         while let Some(scores) = scoring.next_images()? {
             stream.push(Elements::F32(&scores.logits))?;
-            patches.extend(scores.patch_lengths);
-            entropy.extend(scores.entropy.into_iter().flatten());
-            if !bar.advance(patches.len(), n) {
+            scores.patch_lengths.iter().try_for_each(|row| patches.push(row)).map_err(disk)?;
+            entropy.push(Elements::F32(&scores.entropy.unwrap_or_default())).map_err(disk)?;
+            if !bar.advance(patches.counts().len(), n) {
                 return Err(RunError::Interrupted.into());
             }
         }
         drop(bar);
-        let (padded, columns) = pad(patches.iter().map(Vec::as_slice));
+        let (padded, columns) = patches.finish().map_err(disk)?;
+        let entropy = entropy.finish().map_err(disk)?;
         let (matrix, rows) = ([n, t], [n, columns]);
         let mut more = Vec::new();
         if system.dpar().is_some() {
-            more.push(("patch_lengths", ArrayRef::i64(&rows, &padded)));
+            more.push(("patch_lengths", ArrayRef::i64(&rows, padded.i64().map_err(disk)?)));
         }
         if system.entropy().is_some() {
-            more.push(("entropy", ArrayRef::f32(&matrix, &entropy)));
+            more.push(("entropy", ArrayRef::f32(&matrix, entropy.f32().map_err(disk)?)));
         }
         stream.finish_with(&more)?;
         let name = output.name.clone();

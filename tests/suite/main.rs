@@ -22,6 +22,7 @@ mod exit_codes;
 mod export;
 mod extractor;
 mod faults;
+mod footprint;
 mod forged;
 mod graphs;
 mod injection;

@@ -4,6 +4,7 @@
 mod browser;
 mod check;
 mod demo;
+mod export_cost;
 mod fetch;
 mod full_size;
 mod fuzz;
@@ -138,6 +139,21 @@ enum Task {
         #[arg(long)]
         built: bool,
     },
+    /// Measure what export and opening cost beside `cp` of the same files, in turns, on a system with seeded weights
+    ExportCost {
+        /// System of the published table
+        #[arg(default_value = "DPAR-B")]
+        system: String,
+        /// Precision of the graphs
+        #[arg(long, default_value = "fp32")]
+        precision: String,
+        /// Turns of each
+        #[arg(long, default_value = "5")]
+        rounds: usize,
+        /// Where to write: several times the bundle's size [default: out/export-cost]
+        #[arg(long)]
+        folder: Option<Utf8PathBuf>,
+    },
     /// Count the images that part between two engines, for each sampler, on a system of 16,384 codes with seeded
     /// weights
     Samplers {
@@ -208,6 +224,9 @@ fn run() -> Result<()> {
             };
             let layers = samplers::Layers { dpar: [encoder, global, decoder], entropy };
             samplers::run(&root, &engines, images, &scales, layers, built)
+        }
+        Task::ExportCost { system, precision, rounds, folder } => {
+            export_cost::run(&root, &system, &precision, rounds, folder.as_deref())
         }
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),

@@ -45,6 +45,7 @@ mod precision;
 pub mod proto;
 mod quantize;
 mod rope;
+mod sink;
 mod store;
 mod tables;
 mod vq;

@@ -88,18 +88,28 @@ impl GraphBuilder<'_, '_> {
     }
 }
 
+/// Rows and columns of a tile: it stays in the nearest cache.
+const TILE: usize = 32;
+
 /// The given rows of a row-major matrix with `columns` columns, as columns of the result.
 fn transposed(data: &[f32], columns: usize, rows: impl Iterator<Item = usize>) -> Vec<f32> {
     let rows: Vec<usize> = rows.collect();
     let n = rows.len();
     let mut out = vec![0.0; n * columns];
-    // 32 × 32 tiles: reads and writes both stay within a few cache lines.
-    for (j0, tile) in rows.chunks(32).enumerate() {
-        for c0 in (0..columns).step_by(32) {
-            for (j, row) in tile.iter().enumerate() {
-                for c in c0..(c0 + 32).min(columns) {
-                    out[c * n + j0 * 32 + j] = data[row * columns + c];
+    // Through a small tile: lines that lie a power of two apart, as those of most matrices do, share places in a cache, and a
+    // column of them pushes itself out.
+    let mut tile = [[0.0_f32; TILE]; TILE];
+    for (j0, rows) in rows.chunks(TILE).enumerate() {
+        for c0 in (0..columns).step_by(TILE) {
+            let width = TILE.min(columns - c0);
+            for (j, row) in rows.iter().enumerate() {
+                let from = &data[row * columns + c0..][..width];
+                for (line, value) in tile.iter_mut().zip(from) {
+                    line[j] = *value;
                 }
+            }
+            for (c, line) in tile[..width].iter().enumerate() {
+                out[(c0 + c) * n + j0 * TILE..][..rows.len()].copy_from_slice(&line[..rows.len()]);
             }
         }
     }

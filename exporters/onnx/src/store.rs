@@ -2,16 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{Blocks, DType, Precision, Quantized};
-use fs_err::File;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use sha2::{Digest, Sha256};
 
 use crate::ExportError;
 use crate::proto::{StringStringEntryProto, TensorProto, elem_type};
+use crate::sink::Sink;
 
 /// Tensors smaller than this stay inside the graph file.
 const INLINE_BYTES: usize = 1024;
@@ -39,9 +38,7 @@ pub(crate) struct WeightStore<'a> {
     quantized: Option<Quantized>,
     path: Utf8PathBuf,
     file_name: String,
-    out: BufWriter<File>,
-    hash: Sha256,
-    offset: u64,
+    out: Sink,
     written: BTreeMap<String, TensorProto>,
 }
 
@@ -62,7 +59,7 @@ impl<'a> WeightStore<'a> {
     ) -> Result<Self, ExportError> {
         let file_name = format!("{component}.onnx_data");
         let path = folder.join(&file_name);
-        let file = File::create(&path).map_err(|source| ExportError::Write { path: path.clone(), source })?;
+        let out = Sink::create(&path).map_err(|source| ExportError::Write { path: path.clone(), source })?;
         Ok(Self {
             component: component.to_owned(),
             weights,
@@ -71,9 +68,7 @@ impl<'a> WeightStore<'a> {
             quantized: None,
             path,
             file_name,
-            out: BufWriter::with_capacity(1 << 20, file),
-            hash: Sha256::new(),
-            offset: 0,
+            out,
             written: BTreeMap::new(),
         })
     }
@@ -246,8 +241,9 @@ impl<'a> WeightStore<'a> {
     }
 
     fn append(&mut self, next: &mut dyn FnMut(&mut Vec<u8>) -> bool) -> Result<u64, ExportError> {
-        let start = self.offset.next_multiple_of(ALIGN);
-        self.put(&vec![0_u8; (start - self.offset) as usize])?;
+        let end = self.out.size();
+        let start = end.next_multiple_of(ALIGN);
+        self.put(&vec![0_u8; (start - end) as usize])?;
         let mut buffer = Vec::with_capacity(1 << 16);
         while next(&mut buffer) {
             self.put(&buffer)?;
@@ -257,21 +253,13 @@ impl<'a> WeightStore<'a> {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
-        self.out.write_all(bytes).map_err(|source| ExportError::Write { path: self.path.clone(), source })?;
-        self.hash.update(bytes);
-        self.offset += bytes.len() as u64;
-        Ok(())
+        self.out.push(bytes).map_err(|source| ExportError::Write { path: self.path.clone(), source })
     }
 
-    pub(crate) fn finish(mut self) -> Result<FinishedStore, ExportError> {
-        let written = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
-        written.map_err(|source| ExportError::Write { path: self.path.clone(), source })?;
-        Ok(FinishedStore {
-            file_name: self.file_name,
-            size: self.offset,
-            sha256: hex::encode(self.hash.finalize()),
-            quantized: self.quantized,
-        })
+    pub(crate) fn finish(self) -> Result<FinishedStore, ExportError> {
+        let Self { out, path, file_name, quantized, .. } = self;
+        let (size, sha256) = out.finish().map_err(|source| ExportError::Write { path, source })?;
+        Ok(FinishedStore { file_name, size, sha256, quantized })
     }
 }
 
@@ -287,9 +275,22 @@ pub(crate) fn rounded(data: &[f32], to: DType) -> Vec<f32> {
 /// Appends the little-endian bytes of `data` as `dtype`.
 fn encode(data: &[f32], dtype: DType, out: &mut Vec<u8>) {
     match dtype {
-        DType::F16 => out.extend(data.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
-        DType::BF16 => out.extend(data.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
-        DType::F32 | DType::I64 => out.extend(data.iter().flat_map(|v| v.to_le_bytes())),
+        DType::F16 => {
+            let mut halves = vec![f16::ZERO; data.len()];
+            halves.convert_from_f32_slice(data);
+            little_endian(&halves, |v| v.to_le_bytes(), out);
+        }
+        DType::BF16 => little_endian(data, |v| bf16::from_f32(*v).to_le_bytes(), out),
+        DType::F32 | DType::I64 => little_endian(data, |v| v.to_le_bytes(), out),
+    }
+}
+
+/// In a form that becomes vector instructions.
+fn little_endian<T, const N: usize>(data: &[T], bytes: impl Fn(&T) -> [u8; N], out: &mut Vec<u8>) {
+    let start = out.len();
+    out.resize(start + N * data.len(), 0);
+    for (place, value) in out[start..].as_chunks_mut::<N>().0.iter_mut().zip(data) {
+        *place = bytes(value);
     }
 }
 

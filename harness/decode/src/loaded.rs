@@ -9,8 +9,8 @@ use dpar_export_spec::{Dialect, GraphName};
 
 pub use crate::error::{RequestError, RunError};
 use crate::generate::{
-    Batching, DecodeOptions, Decoder, GraphCalls, Images, Request, StepModel, Stream, TeacherForced,
-    prepare_model,
+    Batching, DecodeError, DecodeOptions, Decoder, GraphCalls, Images, Request, StepModel, Stream,
+    TeacherForced, prepare_model,
 };
 
 /// Called with (done, total) units of work; returns false to stop.
@@ -27,13 +27,42 @@ pub struct Scores {
     pub patch_lengths: Vec<Vec<usize>>,
 }
 
+/// Patch lengths of each image, in memory or as a file has them.
+#[derive(Debug, Clone, Copy)]
+pub enum PatchLengths<'a> {
+    /// One row an image.
+    Rows(&'a [Vec<usize>]),
+    /// A matrix of so many columns, each row padded with 0 on the right.
+    Padded(&'a [i64], usize),
+}
+
+impl PatchLengths<'_> {
+    fn len(self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.len(),
+            Self::Padded(flat, columns) => flat.len().checked_div(columns).unwrap_or(0),
+        }
+    }
+
+    /// Of one image, as far as they are lengths.
+    fn row(self, image: usize) -> Vec<usize> {
+        match self {
+            Self::Rows(rows) => rows[image].clone(),
+            Self::Padded(flat, columns) => {
+                let row = flat[image * columns..][..columns].iter().take_while(|l| **l != 0);
+                row.filter_map(|l| usize::try_from(*l).ok()).collect()
+            }
+        }
+    }
+}
+
 /// Teacher-forced outputs of a few images at a time, in their order: see [`LoadedBundle::scoring`].
 pub struct Scoring<'a> {
     teacher: TeacherForced,
     bundle: &'a Bundle,
     ids: &'a [i64],
     labels: &'a [i64],
-    patch_lengths: Option<&'a [Vec<usize>]>,
+    patch_lengths: Option<PatchLengths<'a>>,
     tokens: usize,
     batch: usize,
     done: usize,
@@ -60,7 +89,7 @@ impl Scoring<'_> {
         let entropy = self.teacher.entropy(ids, tokens)?;
         check_finite(GraphName::EntropyStep, "entropy", entropy.as_deref().unwrap_or_default())?;
         let patch_lengths = match self.patch_lengths {
-            Some(given) => given[from..to].to_vec(),
+            Some(given) => (from..to).map(|image| given.row(image)).collect(),
             None => {
                 let rule = self.bundle.patch_rule();
                 TeacherForced::patch_lengths(rule, entropy.as_deref(), labels.len(), tokens)
@@ -147,6 +176,14 @@ impl<'a> LoadedBundle<'a> {
         Ok(self.engine.prepare(file)?)
     }
 
+    /// Prepares one graph with its cache, perhaps ahead of its hash.
+    fn prepare_ahead(&self, graph: GraphName) -> Result<Box<dyn CachedSession>, RunError> {
+        let graph = graph.as_str();
+        tracing::info!(graph, engine = self.engine.name(), "preparing");
+        self.bundle
+            .with_graph_ahead(graph, self.engine.dialects(), |file| Ok(self.engine.prepare_cached(file)?))
+    }
+
     /// Prepares one graph with its cache.
     ///
     /// # Errors
@@ -162,7 +199,10 @@ impl<'a> LoadedBundle<'a> {
     /// # Errors
     /// When a graph is missing or refused.
     pub fn model(&self) -> Result<Box<dyn StepModel>, RunError> {
-        prepare_model(self.bundle.system(), &mut |name| self.prepare_cached(name))
+        let model = prepare_model(self.bundle.system(), &mut |name| self.prepare_ahead(name))?;
+        // Before anything runs on weights that may be others.
+        self.bundle.unchanged()?;
+        Ok(model)
     }
 
     /// Prepares to decode images as they are submitted. `guided`: whether some may be.
@@ -201,18 +241,57 @@ impl<'a> LoadedBundle<'a> {
         batching: Batching,
         progress: Progress<'_>,
     ) -> Result<(Vec<Stream>, Vec<GraphCalls>), RunError> {
+        let mut streams = Vec::with_capacity(requests.len());
+        let calls = self.decode_each(requests, options, batching, progress, &mut |stream| {
+            streams.push(stream);
+            Ok::<_, RunError>(())
+        })?;
+        Ok((streams, calls))
+    }
+
+    /// As [`decode_counted`](Self::decode_counted), but gives each stream to `done` when it and those before it are complete,
+    /// so that no more are in memory than are under way. They count when this returns without an error.
+    ///
+    /// # Errors
+    /// See [`RunError`]; what `done` returns.
+    pub fn decode_each<E: From<RunError>>(
+        &self,
+        requests: &[Request],
+        options: &DecodeOptions,
+        batching: Batching,
+        progress: Progress<'_>,
+        done: &mut dyn FnMut(Stream) -> Result<(), E>,
+    ) -> Result<Vec<GraphCalls>, E> {
+        /// Why the loop ended.
+        enum Stop<E> {
+            Loop(DecodeError),
+            Caller(E),
+        }
+        impl<E> From<DecodeError> for Stop<E> {
+            fn from(e: DecodeError) -> Self {
+                Self::Loop(e)
+            }
+        }
         let system = self.bundle.system();
         let (classes, null) = (system.num_classes as i64, system.null_class());
         let known = |class: i64| (0..classes).contains(&class) || Some(class) == null;
         if let Some(bad) = requests.iter().find(|r| !known(r.class)) {
-            return Err(RequestError::Class { class: bad.class, image: bad.index, classes, null }.into());
+            let bad = RequestError::Class { class: bad.class, image: bad.index, classes, null };
+            return Err(RunError::from(bad).into());
         }
         let batching = Batching { rows: batching.rows.min(requests.len()).max(1), ..batching };
         let mut decoder = self.decoder(batching, options.cfg_scale > 1.0)?;
         let total = requests.len() * system.tokens();
-        let streams = decoder.run(requests, options, &mut |done| progress(done, total))?;
-        self.bundle.unchanged()?;
-        Ok((streams, decoder.calls()))
+        let decoded = decoder.run_each(requests, options, &mut |done| progress(done, total), &mut |stream| {
+            done(stream).map_err(Stop::Caller)
+        });
+        match decoded {
+            Ok(()) => {}
+            Err(Stop::Loop(e)) => return Err(RunError::from(e).into()),
+            Err(Stop::Caller(e)) => return Err(e),
+        }
+        self.bundle.unchanged().map_err(RunError::from)?;
+        Ok(decoder.calls())
     }
 
     /// Prepares to score `ids` `[N, T]` with class labels `[N]`, `batch` images at a time; `patch_lengths` are derived
@@ -227,10 +306,25 @@ impl<'a> LoadedBundle<'a> {
         patch_lengths: Option<&'b [Vec<usize>]>,
         batch: usize,
     ) -> Result<Scoring<'b>, RunError> {
+        self.scoring_of(ids, labels, patch_lengths.map(PatchLengths::Rows), batch)
+    }
+
+    /// As [`scoring`](Self::scoring), with patch lengths that may lie in a file.
+    ///
+    /// # Errors
+    /// As [`scoring`](Self::scoring).
+    pub fn scoring_of<'b>(
+        &'b self,
+        ids: &'b [i64],
+        labels: &'b [i64],
+        patch_lengths: Option<PatchLengths<'b>>,
+        batch: usize,
+    ) -> Result<Scoring<'b>, RunError> {
         let system = self.bundle.system();
         let tokens = ids.len().checked_div(labels.len()).unwrap_or(0);
         self.check_score_inputs(ids, labels, tokens, patch_lengths)?;
-        let teacher = TeacherForced::prepare(system, &mut |name| self.prepare_cached(name))?;
+        let teacher = TeacherForced::prepare(system, &mut |name| self.prepare_ahead(name))?;
+        self.bundle.unchanged()?;
         let batch = batch.max(1);
         Ok(Scoring { teacher, bundle: self.bundle, ids, labels, patch_lengths, tokens, batch, done: 0 })
     }
@@ -267,7 +361,7 @@ impl<'a> LoadedBundle<'a> {
         ids: &[i64],
         labels: &[i64],
         tokens: usize,
-        patch_lengths: Option<&[Vec<usize>]>,
+        patch_lengths: Option<PatchLengths<'_>>,
     ) -> Result<(), RunError> {
         let system = self.bundle.system();
         if labels.is_empty() || ids.len() != tokens * labels.len() {
@@ -287,7 +381,8 @@ impl<'a> LoadedBundle<'a> {
         if lengths.len() != labels.len() {
             return Err(RequestError::PatchRows { rows: lengths.len(), images: labels.len() }.into());
         }
-        for (image, row) in lengths.iter().enumerate() {
+        for image in 0..lengths.len() {
+            let row = lengths.row(image);
             if row.iter().sum::<usize>() != tokens || row.contains(&0) {
                 return Err(RequestError::PatchSum { image, tokens }.into());
             }
@@ -298,28 +393,34 @@ impl<'a> LoadedBundle<'a> {
         Ok(())
     }
 
+    /// Prepares to decode codes to images.
+    ///
+    /// # Errors
+    /// When the graph is missing or refused.
+    pub fn image_decoder(&self) -> Result<ImageDecoder<'a>, RunError> {
+        Ok(ImageDecoder { session: self.prepare(GraphName::VqDecode)?, bundle: self.bundle })
+    }
+
+    /// Prepares to encode images to codes.
+    ///
+    /// # Errors
+    /// When the graph is missing or refused.
+    pub fn image_encoder(&self) -> Result<ImageEncoder<'a>, RunError> {
+        Ok(ImageEncoder { session: self.prepare(GraphName::VqEncode)?, bundle: self.bundle })
+    }
+
     /// Decodes codes `ids` `[N, T]` to images `[N, 3, H, W]`, about [−1, 1].
     ///
     /// # Errors
     /// See [`RunError`].
     pub fn images(&self, ids: &[i64], batch: usize, progress: Progress<'_>) -> Result<Vec<f32>, RunError> {
         let tokens = self.bundle.system().tokens();
-        check_tokens(ids, self.bundle.system().tokens(), self.bundle.system().vocab)?;
-        if !ids.len().is_multiple_of(tokens) {
-            return Err(RequestError::Partial { what: "codes", found: ids.len(), image: tokens }.into());
-        }
-        let mut session = self.prepare(GraphName::VqDecode)?;
-        let n = ids.len() / tokens;
+        check_codes(self.bundle, ids)?;
+        let mut decoder = self.image_decoder()?;
         let mut images = Vec::new();
-        for chunk in ids.chunks(tokens * batch.max(1)) {
-            let rows = chunk.len() / tokens;
-            let view = TensorView::i64([rows, tokens], chunk);
-            let TensorData::F32(out) = run_one(session.as_mut(), "tokens", view)? else {
-                return Err(wrong_type(GraphName::VqDecode, "image").into());
-            };
-            check_finite(GraphName::VqDecode, "image", &out)?;
-            images.extend(out);
-            if !progress(images.len() / self.image_len(), n) {
+        for (i, chunk) in ids.chunks(tokens * batch.max(1)).enumerate() {
+            images.extend(decoder.decode(chunk)?);
+            if !progress(i * batch.max(1) + chunk.len() / tokens, ids.len() / tokens) {
                 return Err(RunError::Interrupted);
             }
         }
@@ -332,32 +433,90 @@ impl<'a> LoadedBundle<'a> {
     /// # Errors
     /// See [`RunError`].
     pub fn codes(&self, images: &[f32], batch: usize, progress: Progress<'_>) -> Result<Vec<i64>, RunError> {
-        let size = self.bundle.system().image_size;
-        let len = self.image_len();
-        if !images.len().is_multiple_of(len) {
-            return Err(RequestError::Partial { what: "values", found: images.len(), image: len }.into());
-        }
-        let mut session = self.prepare(GraphName::VqEncode)?;
-        let n = images.len() / len;
+        let len = image_len(self.bundle);
+        check_values(self.bundle, images)?;
+        let mut encoder = self.image_encoder()?;
         let mut codes = Vec::new();
         for (i, chunk) in images.chunks(len * batch.max(1)).enumerate() {
-            let rows = chunk.len() / len;
-            let view = TensorView::f32([rows, 3, size, size], chunk);
-            let TensorData::I64(out) = run_one(session.as_mut(), "image", view)? else {
-                return Err(wrong_type(GraphName::VqEncode, "tokens").into());
-            };
-            codes.extend(out);
-            if !progress((i * batch.max(1) + rows).min(n), n) {
+            codes.extend(encoder.encode(chunk)?);
+            if !progress(i * batch.max(1) + chunk.len() / len, images.len() / len) {
                 return Err(RunError::Interrupted);
             }
         }
         self.bundle.unchanged()?;
         Ok(codes)
     }
+}
 
-    fn image_len(&self) -> usize {
+/// Codes to images, some at a time: see [`LoadedBundle::image_decoder`].
+pub struct ImageDecoder<'a> {
+    session: Box<dyn Session>,
+    bundle: &'a Bundle,
+}
+
+impl ImageDecoder<'_> {
+    /// Images `[n, 3, H, W]`, about [−1, 1], of codes `[n, T]`, in one call of the graph.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn decode(&mut self, ids: &[i64]) -> Result<Vec<f32>, RunError> {
+        check_codes(self.bundle, ids)?;
+        let tokens = self.bundle.system().tokens();
+        let view = TensorView::i64([ids.len() / tokens, tokens], ids);
+        let TensorData::F32(images) = run_one(self.session.as_mut(), "tokens", view)? else {
+            return Err(wrong_type(GraphName::VqDecode, "image").into());
+        };
+        check_finite(GraphName::VqDecode, "image", &images)?;
+        self.bundle.unchanged()?;
+        Ok(images)
+    }
+}
+
+/// Images to codes, some at a time: see [`LoadedBundle::image_encoder`].
+pub struct ImageEncoder<'a> {
+    session: Box<dyn Session>,
+    bundle: &'a Bundle,
+}
+
+impl ImageEncoder<'_> {
+    /// Codes `[n, T]` of images `[n, 3, H, W]` in [−1, 1], in one call of the graph.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn encode(&mut self, images: &[f32]) -> Result<Vec<i64>, RunError> {
+        check_values(self.bundle, images)?;
         let size = self.bundle.system().image_size;
-        3 * size * size
+        let view = TensorView::f32([images.len() / image_len(self.bundle), 3, size, size], images);
+        let TensorData::I64(codes) = run_one(self.session.as_mut(), "image", view)? else {
+            return Err(wrong_type(GraphName::VqEncode, "tokens").into());
+        };
+        self.bundle.unchanged()?;
+        Ok(codes)
+    }
+}
+
+/// Values of an image.
+fn image_len(bundle: &Bundle) -> usize {
+    let size = bundle.system().image_size;
+    3 * size * size
+}
+
+/// Codes of whole images, each a row of the codebook.
+fn check_codes(bundle: &Bundle, ids: &[i64]) -> Result<(), RunError> {
+    let (tokens, vocab) = (bundle.system().tokens(), bundle.system().vocab);
+    check_tokens(ids, tokens, vocab)?;
+    match ids.len().is_multiple_of(tokens) {
+        true => Ok(()),
+        false => Err(RequestError::Partial { what: "codes", found: ids.len(), image: tokens }.into()),
+    }
+}
+
+/// Values of whole images.
+fn check_values(bundle: &Bundle, images: &[f32]) -> Result<(), RunError> {
+    let image = image_len(bundle);
+    match images.len().is_multiple_of(image) {
+        true => Ok(()),
+        false => Err(RequestError::Partial { what: "values", found: images.len(), image }.into()),
     }
 }
 

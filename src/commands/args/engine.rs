@@ -101,20 +101,24 @@ impl OnEngine {
         Self { rule: rule.change(), ..self }
     }
 
-    /// Opens the bundle (checking its hashes) and calls `f` with it on the engine.
+    /// Opens the bundle (checking its hashes, also while the engine loads) and calls `f` with it on the engine.
     pub(crate) fn run<T>(
         self,
         f: impl FnOnce(&LoadedBundle<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let bundle = Bundle::open(&self.bundle)?.with_rule(&self.rule)?;
-        let runtime = LoadedBundle::new(&bundle, self.engine)?;
-        if stopped() {
-            return Err(RunError::Interrupted.into());
-        }
-        let done = f(&runtime);
+        let opened = Bundle::open_ahead(&self.bundle)?;
+        let run = || {
+            let bundle = opened.clone().with_rule(&self.rule)?;
+            let runtime = LoadedBundle::new(&bundle, self.engine)?;
+            if stopped() {
+                return Err(RunError::Interrupted.into());
+            }
+            f(&runtime)
+        };
+        let done = run();
         if done.is_err() {
-            // A file that was swapped may be why.
-            bundle.unchanged()?;
+            // A file that is damaged, or was swapped, may be why.
+            opened.unchanged()?;
         }
         done
     }

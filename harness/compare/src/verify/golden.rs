@@ -417,19 +417,22 @@ impl<'a> GoldenCheck<'a> {
         let ids = self.file.i64("greedy_tokens", &[None, Some(self.tokens())])?;
         let n = ids.shape()[0];
         let shape = [Some(n), Some(size), Some(size), Some(3)];
-        let reference = flat(&self.file.u8("greedy_image_u8", &shape)?);
-        let images = self.runtime.images(&flat(&ids), self.batch, progress)?;
-        let found = to_u8_nhwc(&images, n, size, size);
-        let differences = reference.iter().zip(&found).map(|(r, f)| r.abs_diff(*f));
-        let (mut worst, mut count) = (0, 0);
-        for d in differences {
-            worst = worst.max(d);
-            count += usize::from(d > 0);
-        }
+        let (ids, t, image) = (flat(&ids), self.tokens(), 3 * size * size);
+        let mut decoder = self.runtime.image_decoder()?;
+        let (mut worst, mut count, mut done) = (0, 0, 0);
+        self.file.u8_rows("greedy_image_u8", &shape, self.batch, &mut |reference| {
+            let rows = reference.len() / image;
+            let found = to_u8_nhwc(&decoder.decode(&ids[done * t..(done + rows) * t])?, rows, size, size);
+            for d in reference.iter().zip(&found).map(|(r, f)| r.abs_diff(*f)) {
+                worst = worst.max(d);
+                count += usize::from(d > 0);
+            }
+            done += rows;
+            if progress(done, n) { Ok(()) } else { Err(CompareError::from(RunError::Interrupted)) }
+        })?;
         let (limit, worst) = (self.rounding.limit(Quantity::Pixels), f64::from(worst));
-        let detail = format!("{n} images, {count} of {} values differ (in steps of 1/255)", found.len());
-        let pass = reference.len() == found.len() && limit.holds(worst);
-        let check = Check::holds(id, detail, pass);
+        let detail = format!("{n} images, {count} of {} values differ (in steps of 1/255)", done * image);
+        let check = Check::holds(id, detail, done == n && limit.holds(worst));
         Ok(Check { max_abs: Some(worst), limit: Some(limit.value()), ..check })
     }
 
@@ -443,11 +446,14 @@ impl<'a> GoldenCheck<'a> {
             return Ok(Check::failed(id, "the bundle has no tokenizer"));
         }
         let size = self.runtime.bundle().system().image_size;
-        let images = self.file.f32("encode_image", &[None, Some(3), Some(size), Some(size)])?;
-        let n = images.shape()[0];
-        let t = self.tokens();
+        let shape = [None, Some(3), Some(size), Some(size)];
+        let (n, t) = (self.file.fitting("encode_image", &shape)?.shape[0], self.tokens());
         let reference = flat(&self.file.i64("encode_codes", &[Some(n), Some(t)])?);
-        let found = self.runtime.codes(&flat(&images), self.batch, progress)?;
+        let (mut encoder, mut found) = (self.runtime.image_encoder()?, Vec::new());
+        self.file.f32_rows("encode_image", &shape, self.batch, &mut |images| {
+            found.extend(encoder.encode(images)?);
+            if progress(found.len() / t, n) { Ok(()) } else { Err(CompareError::from(RunError::Interrupted)) }
+        })?;
         let mut flips = Vec::new();
         for (i, (r, f)) in reference.iter().zip(&found).enumerate().filter(|(_, (r, f))| r != f) {
             flips.push(Decision::open(DecisionKind::Code, i / t, i % t, [*r, *f], None));

@@ -1,6 +1,6 @@
 //! Which rows each call has: the schedules, and the loop that they drive.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use dpar_export_spec::PatchRule;
 use serde::{Deserialize, Serialize};
@@ -355,29 +355,56 @@ impl<'m> Decoder<'m> {
         options: &DecodeOptions,
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Vec<Stream>, DecodeError> {
+        let mut streams = Vec::with_capacity(requests.len());
+        self.run_each(requests, options, progress, &mut |stream| {
+            streams.push(stream);
+            Ok::<_, DecodeError>(())
+        })?;
+        Ok(streams)
+    }
+
+    /// As [`run`](Self::run), but gives each stream to `done` when it and those before it are complete. Beside the rows it
+    /// holds as many requests as there are rows, and the streams that are done before an earlier one: their number does not
+    /// grow with that of the requests.
+    ///
+    /// # Errors
+    /// See [`DecodeError`]; what `done` returns.
+    pub fn run_each<E: From<DecodeError>>(
+        &mut self,
+        requests: &[Request],
+        options: &DecodeOptions,
+        progress: &mut dyn FnMut(usize) -> bool,
+        done: &mut dyn FnMut(Stream) -> Result<(), E>,
+    ) -> Result<(), E> {
         let first = self.submitted;
-        for request in requests {
-            self.submit(*request, options)?;
-        }
-        let mut streams: Vec<Option<Stream>> = vec![None; requests.len()];
-        let mut tokens = 0;
-        while !self.is_idle() {
+        let mut requests = requests.iter();
+        let mut early: BTreeMap<usize, Stream> = BTreeMap::new();
+        let (mut tokens, mut next) = (0, first);
+        loop {
+            while self.queue.len() < self.batching.rows.max(1) {
+                let Some(request) = requests.next() else { break };
+                self.submit(*request, options)?;
+            }
+            if self.is_idle() {
+                return Ok(());
+            }
             for event in self.step()? {
                 match event {
                     Event::Token { .. } => tokens += 1,
-                    Event::PatchClosed { .. } => {}
-                    Event::Done { ticket, stream } => {
-                        if let Some(place) = ticket.0.checked_sub(first).and_then(|i| streams.get_mut(i)) {
-                            *place = Some(stream);
-                        }
+                    Event::Done { ticket, stream } if ticket.0 >= first => {
+                        early.insert(ticket.0, stream);
                     }
+                    Event::PatchClosed { .. } | Event::Done { .. } => {}
                 }
             }
+            while let Some(stream) = early.remove(&next) {
+                done(stream)?;
+                next += 1;
+            }
             if !progress(tokens) {
-                return Err(DecodeError::Interrupted);
+                return Err(DecodeError::Interrupted.into());
             }
         }
-        Ok(streams.into_iter().flatten().collect())
     }
 }
 

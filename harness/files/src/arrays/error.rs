@@ -115,7 +115,7 @@ impl ArrayErrorKind {
     }
 
     /// The error, about a whole file.
-    pub(super) fn in_file(self, file: &Utf8Path) -> ArrayError {
+    pub fn in_file(self, file: &Utf8Path) -> ArrayError {
         ArrayError { file: Some(file.to_owned()), array: None, kind: self }
     }
 }
@@ -123,7 +123,7 @@ impl ArrayErrorKind {
 impl ArrayError {
     /// Names the file.
     #[must_use]
-    pub(super) fn in_file(mut self, file: &Utf8Path) -> Self {
+    pub(crate) fn in_file(mut self, file: &Utf8Path) -> Self {
         self.file = Some(file.to_owned());
         self
     }

@@ -32,6 +32,11 @@ impl Mapped {
     pub fn f32(&self) -> Option<&[f32]> {
         if cfg!(target_endian = "big") { None } else { bytemuck::try_cast_slice(self).ok() }
     }
+
+    /// As [`f32`](Self::f32) for i64 values.
+    pub fn i64(&self) -> Option<&[i64]> {
+        if cfg!(target_endian = "big") { None } else { bytemuck::try_cast_slice(self).ok() }
+    }
 }
 
 impl Deref for Mapped {

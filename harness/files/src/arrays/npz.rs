@@ -190,6 +190,14 @@ impl NpzStream {
         Self::create(path, name, NpyType::F32, shape)
     }
 
+    /// As [`f32`](Self::f32) with an int64 array.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
+    pub fn i64(path: &Utf8Path, name: &str, shape: &[usize]) -> Result<Self, ArrayError> {
+        Self::create(path, name, NpyType::I64, shape)
+    }
+
     fn create(path: &Utf8Path, name: &str, kind: NpyType, shape: &[usize]) -> Result<Self, ArrayError> {
         let write = || {
             let bytes = npy::bytes_of(shape, kind)? as u64;

@@ -56,6 +56,14 @@ impl Spooled {
         self.mapped.f32().ok_or_else(|| io::Error::other("mapped values need a little-endian machine"))
     }
 
+    /// As int64.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
+    pub fn i64(&self) -> io::Result<&[i64]> {
+        self.mapped.i64().ok_or_else(|| io::Error::other("mapped values need a little-endian machine"))
+    }
+
     /// As bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.mapped

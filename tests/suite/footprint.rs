@@ -1,0 +1,103 @@
+//! Memory does not grow with the number of images.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use camino::Utf8Path;
+use dpar_export::arrays::{Array, ArrayFile, ArrayRef, write_npz};
+use dpar_export_checkpoint::LoadOptions;
+
+use crate::common::{Temp, export, fixture};
+
+/// Anonymous memory that many images may take more than few: what two runs of one command differ by, and little more.
+const ROOM: u64 = 4 << 20;
+/// Images of the small run and of the large one.
+const FEW: usize = 8;
+const MANY: usize = 160;
+
+/// Runs the program; the most anonymous memory that was seen in it.
+fn peak(args: &[&str]) -> u64 {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dpar-export"))
+        .args(args)
+        // Memory that is given back is given back at once, so that the peak is that of what is held.
+        .env("MALLOC_TRIM_THRESHOLD_", "0")
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
+        .env("MALLOC_ARENA_MAX", "1")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+        peak = peak.max(kib.unwrap_or(0) << 10);
+        if let Some(ended) = child.try_wait().unwrap() {
+            assert!(ended.success(), "{args:?}");
+            return peak;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The peaks of a run over few images and over many, which are to differ by little.
+fn assert_flat(what: &str, run: impl Fn(usize) -> u64) {
+    let [few, many] = [FEW, MANY].map(run);
+    assert!(few > 0, "{what}: nothing was measured");
+    assert!(many < few + ROOM, "{what}: {FEW} images take {} MiB, {MANY} take {} MiB", few >> 20, many >> 20);
+}
+
+fn bundle(temp: &Temp) -> String {
+    let options = LoadOptions { vq: Some(fixture("emoji32/vq.pt")), ..LoadOptions::default() };
+    let bundle = temp.path("b");
+    export("emoji32/dpar", &options, &bundle);
+    bundle.into_string()
+}
+
+fn i64s(file: &Utf8Path, name: &str) -> (Vec<usize>, Vec<i64>) {
+    match ArrayFile::open(file).unwrap().get(name).unwrap() {
+        Array::I64(a) => (a.shape().to_vec(), a.into_raw_vec_and_offset().0),
+        other => panic!("{name} is {}", other.dtype()),
+    }
+}
+
+/// `rows` rows of an array, of which the file has fewer.
+fn repeated<T: Copy>(values: &[T], row: usize, rows: usize) -> Vec<T> {
+    values.iter().copied().cycle().take(row * rows).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_number_of_images() {
+    let temp = Temp::new();
+    let bundle = bundle(&temp);
+    let path = |name: &str, n: usize| temp.path(&format!("{name}{n}")).into_string();
+    assert_flat("generate", |n| {
+        let (num, out) = (n.to_string(), path("samples", n));
+        peak(&["generate", &bundle, "--num", &num, "--batch", "8", "--threads", "1", "-o", &out])
+    });
+    let (shape, tokens) = i64s(&temp.path(&format!("samples{FEW}")).join("trace.npz"), "tokens");
+    let t = shape[1];
+    let inputs = |n: usize| {
+        let file = temp.path(&format!("tokens{n}.npz"));
+        let (tokens, labels) = (repeated(&tokens, t, n), vec![0; n]);
+        let (matrix, vector) = ([n, t], [n]);
+        let tokens = ("tokens", ArrayRef::i64(&matrix, &tokens));
+        write_npz(&file, &[tokens, ("class_labels", ArrayRef::i64(&vector, &labels))]).unwrap();
+        file.into_string()
+    };
+    let on = ["--batch", "8", "--threads", "1"];
+    assert_flat("decode", |n| {
+        let (file, out) = (inputs(n), path("decoded", n));
+        peak(&[["decode", &bundle, "--tokens", &file, "-o", &out].as_slice(), &on].concat())
+    });
+    assert_flat("encode", |n| {
+        let (file, out) = (path("decoded", n) + "/samples.npz", path("codes", n) + ".npz");
+        peak(&[["encode", &bundle, "--images", &file, "-o", &out].as_slice(), &on].concat())
+    });
+    assert_flat("score", |n| {
+        let (file, out) = (inputs(n), path("scores", n) + ".npz");
+        peak(&[["score", &bundle, "--inputs", &file, "-o", &out].as_slice(), &on].concat())
+    });
+}
