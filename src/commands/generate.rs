@@ -13,7 +13,7 @@ use super::args::{
     BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, RuleArgs, SamplingArgs, ScheduleArgs,
 };
 use super::failure::{Exit, Failure};
-use super::pixels::{Pictures, SAMPLE_FOLDER};
+use super::pixels::{SAMPLE_FOLDER, SamplePictures};
 use super::printer::Printer;
 use crate::arrays::ArrayRef;
 use crate::generate::{Batching, DecodeOptions, Request, Schedule};
@@ -120,7 +120,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let bar = printer.progress("generating", "tokens");
         let mut trace = TraceFile::create(staged.path(), n, system.tokens())?;
         let mut pictures = match images {
-            true => Some(Pictures::new(runtime, staged.path(), n, batch, shown)?),
+            true => Some(SamplePictures::new(runtime, staged.path(), n, batch, shown)?),
             false => None,
         };
         let (mut steps, mut patches): (Vec<usize>, Vec<Vec<usize>>) = (Vec::with_capacity(n), Vec::new());

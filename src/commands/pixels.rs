@@ -25,7 +25,7 @@ pub(super) const SAMPLE_FOLDER: FolderKind = FolderKind {
 };
 
 /// Tokens become images in a folder, a batch at a time: no more are in memory.
-pub(super) struct Pictures<'a> {
+pub(super) struct SamplePictures<'a> {
     decoder: ImageDecoder<'a>,
     folder: ImageFolder,
     system: &'a SystemSpec,
@@ -36,7 +36,7 @@ pub(super) struct Pictures<'a> {
     kept: Vec<u8>,
 }
 
-impl<'a> Pictures<'a> {
+impl<'a> SamplePictures<'a> {
     /// Begins with `count` images to come: `{index:06d}.png` and `samples.npz`. The first `keep` stay at hand.
     pub(super) fn new(
         runtime: &LoadedBundle<'a>,
@@ -125,7 +125,7 @@ pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure
         let range = ("token", 0..system.vocab as i64);
         let ids = file.i64_spooled("tokens", &[None, Some(t)], range, staged.path())?;
         let bar = printer.progress("decoding", "images");
-        let mut pictures = Pictures::new(runtime, staged.path(), n, batch, 0)?;
+        let mut pictures = SamplePictures::new(runtime, staged.path(), n, batch, 0)?;
         for (i, tokens) in ids.i64()?.chunks(t).enumerate() {
             pictures.push(tokens.iter().copied())?;
             if !bar.advance(i + 1, n) {

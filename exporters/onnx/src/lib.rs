@@ -37,6 +37,7 @@ mod error;
 mod external;
 mod foreign;
 mod gpt;
+mod hashed;
 mod inception;
 mod linear;
 mod packed;
@@ -45,7 +46,7 @@ mod precision;
 pub mod proto;
 mod quantize;
 mod rope;
-mod sink;
+
 mod store;
 mod tables;
 mod vq;

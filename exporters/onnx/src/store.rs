@@ -9,8 +9,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::ExportError;
+use crate::hashed::HashedFile;
 use crate::proto::{StringStringEntryProto, TensorProto, elem_type};
-use crate::sink::Sink;
 
 /// Tensors smaller than this stay inside the graph file.
 const INLINE_BYTES: usize = 1024;
@@ -38,7 +38,7 @@ pub(crate) struct WeightStore<'a> {
     quantized: Option<Quantized>,
     path: Utf8PathBuf,
     file_name: String,
-    out: Sink,
+    out: HashedFile,
     written: BTreeMap<String, TensorProto>,
 }
 
@@ -59,7 +59,8 @@ impl<'a> WeightStore<'a> {
     ) -> Result<Self, ExportError> {
         let file_name = format!("{component}.onnx_data");
         let path = folder.join(&file_name);
-        let out = Sink::create(&path).map_err(|source| ExportError::Write { path: path.clone(), source })?;
+        let out =
+            HashedFile::create(&path).map_err(|source| ExportError::Write { path: path.clone(), source })?;
         Ok(Self {
             component: component.to_owned(),
             weights,

@@ -18,7 +18,7 @@ const PER_SYNC: usize = 64;
 
 /// A new file that bytes are appended to. Dropped before [`finish`](Self::finish), its threads end and the file stays as far as
 /// it was written.
-pub(crate) struct Sink {
+pub(crate) struct HashedFile {
     piece: Vec<u8>,
     /// Pieces that were hashed, to be filled again.
     free: Receiver<Vec<u8>>,
@@ -29,7 +29,7 @@ pub(crate) struct Sink {
     size: u64,
 }
 
-impl Sink {
+impl HashedFile {
     /// Makes the file.
     pub(crate) fn create(path: &Utf8Path) -> io::Result<Self> {
         let file = Arc::new(File::create(path)?);
@@ -96,7 +96,7 @@ impl Sink {
     }
 }
 
-impl Drop for Sink {
+impl Drop for HashedFile {
     fn drop(&mut self) {
         // Nothing writes into a folder that is about to be removed.
         let _ = self.join();
@@ -164,7 +164,7 @@ mod tests {
         let path = Utf8Path::from_path(folder.path()).unwrap().join("f");
         let bytes: Vec<u8> = (0..5 * PIECE / 2 + 7).map(|i| (i * 31 % 251) as u8).collect();
         for step in [1 << 10, PIECE - 1, PIECE, 2 * PIECE + 1] {
-            let mut sink = Sink::create(&path).unwrap();
+            let mut sink = HashedFile::create(&path).unwrap();
             for piece in bytes.chunks(step) {
                 sink.push(piece).unwrap();
             }
@@ -172,7 +172,7 @@ mod tests {
             assert_eq!(found, (bytes.len() as u64, hex::encode(Sha256::digest(&bytes))), "{step}");
             assert_eq!(fs_err::read(&path).unwrap(), bytes, "{step}");
         }
-        let empty = Sink::create(&path).unwrap().finish().unwrap();
+        let empty = HashedFile::create(&path).unwrap().finish().unwrap();
         assert_eq!(empty, (0, hex::encode(Sha256::digest([]))));
     }
 
@@ -180,16 +180,16 @@ mod tests {
     #[test]
     fn a_full_disk_is_an_error_and_not_a_shorter_file() {
         let full = Utf8Path::new("/dev/full");
-        let mut sink = Sink::create(full).unwrap();
+        let mut sink = HashedFile::create(full).unwrap();
         let piece = vec![0; PIECE];
         // More than may wait, so that a push meets it.
         let refused = (0..4 * WAITING).find_map(|_| sink.push(&piece).err());
         assert_eq!(refused.unwrap().kind(), io::ErrorKind::StorageFull);
-        let mut sink = Sink::create(full).unwrap();
+        let mut sink = HashedFile::create(full).unwrap();
         sink.push(&piece[..10]).unwrap();
         assert_eq!(sink.finish().unwrap_err().kind(), io::ErrorKind::StorageFull);
         // Dropped in the middle: its threads end.
-        let mut sink = Sink::create(full).unwrap();
+        let mut sink = HashedFile::create(full).unwrap();
         sink.push(&piece[..10]).unwrap();
         drop(sink);
     }
