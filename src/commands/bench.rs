@@ -16,6 +16,7 @@ use super::args::{DrawArgs, EnginesArgs, EnginesPlan, OptionalOutputArgs, Schedu
 use super::failure::{Exit, Failure};
 use super::printer::{Printer, Text, stopped, table};
 use super::verify::word;
+use super::{COMMAND_LINE, CommandLine};
 use crate::bundle::Bundle;
 use crate::engines::DEFAULT_ENGINE;
 use crate::loaded::RunError;
@@ -266,11 +267,16 @@ fn apart(one: usize) -> Result<Result<Measurement, Exit>, Failure> {
         return Err(Failure::usage("the folder for temporary files has a name that is not UTF-8", None));
     };
     let file = place.join("case.json");
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
-        .args(["--one", &one.to_string(), "--one-to", file.as_str()])
-        .stdout(Stdio::null())
-        .spawn()?;
+    let Some(CommandLine { program, args }) = COMMAND_LINE.get() else {
+        return Err(Failure::usage("nobody said how this program is started", None));
+    };
+    let mut words = program.iter().chain(args);
+    let mut child =
+        Command::new(words.next().ok_or(std::io::ErrorKind::NotFound).map_err(std::io::Error::from)?)
+            .args(words)
+            .args(["--one", &one.to_string(), "--one-to", file.as_str()])
+            .stdout(Stdio::null())
+            .spawn()?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;

@@ -21,7 +21,7 @@ use crate::staging::StagingError;
 /// Exit codes, the same for every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Exit {
+pub enum Exit {
     /// Everything asked for was done and every check passed.
     Pass = 0,
     /// A gate or parity check failed.
@@ -40,7 +40,7 @@ pub(crate) enum Exit {
 
 /// Why a command ended without its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cause {
+pub enum Cause {
     /// Usage, an input, a setting or a place that cannot be used.
     Input,
     /// A graph was run and it failed, or gave what cannot be.
@@ -56,7 +56,7 @@ pub(crate) enum Cause {
 impl Cause {
     /// The exit code. A graph that runs wrong is a failed check where a comparison was asked for, and elsewhere an input
     /// that cannot be used.
-    pub(crate) fn exit(self, compares: bool) -> Exit {
+    pub fn exit(self, compares: bool) -> Exit {
         match self {
             Self::Run if compares => Exit::Failed,
             Self::Run | Self::Input => Exit::Usage,
@@ -68,7 +68,7 @@ impl Cause {
 }
 
 /// An error with its line in the table.
-pub(crate) trait Caused {
+pub trait Caused {
     /// What it means.
     fn cause(&self) -> Cause;
 }

@@ -265,7 +265,7 @@ fn emit_trtexec(
     folder: &Utf8Path,
     manifest: &mut Manifest,
     plan: &TrtPlan,
-    bar: &Bar,
+    bar: &Bar<'_>,
 ) -> Result<Vec<Commands>, BundleError> {
     let (tuning, profiles) = trtexec::resolve(folder, manifest, plan, &mut |bundle, images| {
         patch_lengths(bundle, images, &mut |done, total| bar.advance(done, total))
@@ -278,7 +278,7 @@ fn build_engines(
     folder: &Utf8Path,
     manifest: &mut Manifest,
     plan: &TrtPlan,
-    bar: &Bar,
+    bar: &Bar<'_>,
 ) -> Result<Vec<crate::targets::trt::BuiltGraph>, BundleError> {
     let mut calibrate = |bundle: &Bundle, images| {
         let phase = "calibration: generating images";
@@ -294,7 +294,7 @@ fn build_engines(
 }
 
 #[cfg(not(feature = "tensorrt"))]
-fn build_engines(_: &Utf8Path, _: &mut Manifest, _: &TrtPlan, _: &Bar) -> Result<Vec<()>, BundleError> {
+fn build_engines(_: &Utf8Path, _: &mut Manifest, _: &TrtPlan, _: &Bar<'_>) -> Result<Vec<()>, BundleError> {
     let hint = "build with the Cargo feature `tensorrt` (docs/tensorrt.md); --emit-trtexec writes the command lines of \
                 NVIDIA's tools without it";
     Err(BundleError::Target(TargetError {

@@ -4,25 +4,24 @@ use dpar_export_metrics::Verdict;
 use dpar_export_spec::Hinted;
 use dpar_export_spec::text::{LONGEST_TEXT, cut};
 
-pub(crate) use super::cause::Exit;
-use super::cause::{Cause, Caused};
+pub use super::cause::{Cause, Caused, Exit};
 
 /// An error with its cause, from which the exit code follows, and the next step.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub struct Failure {
     /// What it means.
-    pub(crate) cause: Cause,
+    pub cause: Cause,
     /// What failed, in one line.
-    pub(crate) error: anyhow::Error,
+    pub error: anyhow::Error,
     /// Further lines, such as the names that do not match.
-    pub(crate) details: Vec<String>,
+    pub details: Vec<String>,
     /// What to do next.
-    pub(crate) hint: Option<String>,
+    pub hint: Option<String>,
 }
 
 impl Failure {
     /// Bad input with a hint.
-    pub(crate) fn usage(message: impl Into<String>, hint: Option<&str>) -> Self {
+    pub fn usage(message: impl Into<String>, hint: Option<&str>) -> Self {
         Self {
             cause: Cause::Input,
             error: anyhow::Error::msg(message.into()),
@@ -40,7 +39,7 @@ impl Failure {
     }
 
     /// What failed, in words, however long what a file says about itself is.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         cut(&self.error.to_string(), LONGEST_TEXT).into_owned()
     }
 }

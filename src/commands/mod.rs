@@ -11,7 +11,7 @@ mod component;
 mod doctor;
 mod evaluate;
 mod export;
-mod failure;
+pub mod failure;
 mod generate;
 mod inspect;
 mod metrics;
@@ -27,7 +27,9 @@ mod score;
 mod synth;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
@@ -36,7 +38,9 @@ use crate::engines;
 use args::TalkArgs;
 use cli::{Cli, Command};
 use failure::{Exit, Failure};
+pub use printer::Host;
 use printer::{LogWriter, Printer, STOP, refused};
+pub use reference::GOLDEN_FOLDER;
 
 /// Names of the subcommands, in the order of the help.
 pub fn subcommands() -> Vec<String> {
@@ -46,17 +50,31 @@ pub fn subcommands() -> Vec<String> {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     engines::before_threads();
+    let program = std::env::current_exe().map(std::path::PathBuf::into_os_string);
+    let program = program.unwrap_or_else(|_| "dpar-export".into());
+    ExitCode::from(run(vec![program], std::env::args_os().skip(1).collect()) as u8)
+}
+
+/// The command line of this process: how it is started, and what it was given.
+#[derive(Debug)]
+struct CommandLine {
+    program: Vec<OsString>,
+    args: Vec<OsString>,
+}
+
+static COMMAND_LINE: OnceLock<CommandLine> = OnceLock::new();
+
+/// Runs the command line `args` as all that this process does: it prints, has a handler of Ctrl-C, and keeps what holds for
+/// the process (`--max-memory`, the log). `program` is what starts a process that does the same.
+pub fn run(program: Vec<OsString>, args: Vec<OsString>) -> Exit {
     dpar_engine_api::panics::silence_guarded();
     let mut command = Cli::command();
-    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
-        let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
-        Ok((cli, matches))
-    });
-    let (cli, matches) = match parsed {
+    let line = COMMAND_LINE.get_or_init(|| CommandLine { program, args });
+    let (cli, matches) = match parse(&mut command, &line.args) {
         Ok(parsed) => parsed,
-        Err(e) => return ExitCode::from(told(e) as u8),
+        Err(e) => return told(e),
     };
-    let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet };
+    let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet, host: None };
     start_log(&cli.talk);
     if let Some(bytes) = cli.max_memory {
         dpar_export_inputs::memory::set_most(bytes);
@@ -74,11 +92,54 @@ pub fn main() -> ExitCode {
         tracing::warn!("Ctrl-C will not be handled: {e}");
     }
     let compares = cli.command.as_ref().is_some_and(compares);
-    let exit = dispatch(cli, &command, &matches, printer).unwrap_or_else(|failure| {
+    dispatch(cli, &command, &matches, printer).unwrap_or_else(|failure| {
         printer.failure(&failure);
         failure.cause.exit(compares)
-    });
-    ExitCode::from(exit as u8)
+    })
+}
+
+/// Carries out one command of a program that does more than that: nothing is printed, and nothing of the process is set.
+/// Without a failure there is the exit code that the command line would have ended with: a comparison may have found a
+/// mismatch.
+///
+/// # Errors
+/// What the command line would have said, and ended with.
+pub fn call(args: &[OsString], host: &dyn Host) -> Result<Exit, Called> {
+    let mut command = Cli::command();
+    let (cli, matches) = parse(&mut command, args).map_err(|e| {
+        let text = e.render().to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let said = first.strip_prefix("error: ").unwrap_or(first);
+        Called { failure: Failure::usage(said, Some("see --help of the command line")), exit: Exit::Usage }
+    })?;
+    let compares = cli.command.as_ref().is_some_and(compares);
+    let called = |failure: Failure| Called { exit: failure.cause.exit(compares), failure };
+    let of_a_process = match (&cli.command, cli.max_memory) {
+        (Some(Command::Bench(_)), _) => Some("bench measures processes of its own"),
+        (_, Some(_)) => Some("--max-memory holds for a process"),
+        _ => None,
+    };
+    if let Some(why) = of_a_process {
+        let hint = "run it as a command line, in a process of its own";
+        return Err(called(Failure::usage(format!("{why}: this one does other work too"), Some(hint))));
+    }
+    dispatch(cli, &command, &matches, Printer { json: true, quiet: true, host: Some(host) }).map_err(called)
+}
+
+/// Why a called command ended without its result.
+#[derive(Debug)]
+pub struct Called {
+    /// What failed.
+    pub failure: Failure,
+    /// What the command line would have ended with.
+    pub exit: Exit,
+}
+
+fn parse(command: &mut clap::Command, args: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
+    let name = OsString::from("dpar-export");
+    let matches = command.try_get_matches_from_mut(std::iter::once(&name).chain(args))?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(command))?;
+    Ok((cli, matches))
 }
 
 /// Prints what clap answers in place of a command: help, the version, or what is wrong with the command line.
@@ -88,7 +149,7 @@ fn told(answer: clap::Error) -> Exit {
         _ if usage => Exit::Usage,
         Ok(()) => Exit::Pass,
         Err(e) => {
-            Printer { json: false, quiet: false }.failure(&e.into());
+            Printer { json: false, quiet: false, host: None }.failure(&e.into());
             Exit::Usage
         }
     }
@@ -119,7 +180,7 @@ fn dispatch(
     cli: Cli,
     command: &clap::Command,
     matches: &ArgMatches,
-    printer: Printer,
+    printer: Printer<'_>,
 ) -> Result<Exit, Failure> {
     paths::check(command, matches)?;
     match (cli.command, &cli.export.checkpoint) {
@@ -171,12 +232,16 @@ fn start_log(talk: &TalkArgs) {
             Err(e) => (default.into(), Some(e.to_string())),
         },
     };
-    tracing_subscriber::fmt()
+    let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| LogWriter)
         .with_ansi(false)
         .without_time()
-        .init();
+        .try_init();
+    if started.is_err() {
+        // Who runs this has a log of its own.
+        return;
+    }
     if let Some(e) = unread {
         tracing::warn!("RUST_LOG is not read, and `{default}` is taken instead: {e}");
     }

@@ -39,7 +39,7 @@ pub(super) struct SamplePictures<'a> {
 impl<'a> SamplePictures<'a> {
     /// Begins with `count` images to come: `{index:06d}.png` and `samples.npz`. The first `keep` stay at hand.
     pub(super) fn new(
-        runtime: &LoadedBundle<'a>,
+        runtime: &'a LoadedBundle<'_>,
         folder: &Utf8Path,
         count: usize,
         batch: usize,

@@ -27,20 +27,35 @@ pub(crate) fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
-/// How a command talks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Printer {
-    pub(crate) json: bool,
-    pub(crate) quiet: bool,
+/// A program that calls commands: it gets what they would print, and is asked whether they shall go on.
+pub trait Host {
+    /// The JSON document of the command; of the few that have none, what they print, as a text.
+    fn result(&self, document: serde_json::Value);
+
+    /// Whether the work shall end. Asked between its steps, perhaps very often.
+    fn stopped(&self) -> bool;
 }
 
-impl Printer {
+/// How a command talks.
+#[derive(Clone, Copy)]
+pub(crate) struct Printer<'h> {
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    /// Who is told, instead of stdout.
+    pub(crate) host: Option<&'h dyn Host>,
+}
+
+impl<'h> Printer<'h> {
     /// The result of a command: `text` for people, `value` with `--json`. The values of the document are exact.
     pub(crate) fn result<T: Into<Text>>(
         self,
         text: impl FnOnce() -> T,
         value: &impl Serialize,
     ) -> Result<(), Failure> {
+        if let Some(host) = self.host {
+            host.result(serde_json::to_value(value).map_err(std::io::Error::from)?);
+            return Ok(());
+        }
         if !self.json {
             return self.raw(text().into().0.as_bytes());
         }
@@ -52,6 +67,10 @@ impl Printer {
 
     /// Bytes for stdout. A closed pipe is not an error: the reader has seen enough.
     pub(crate) fn raw(self, bytes: &[u8]) -> Result<(), Failure> {
+        if let Some(host) = self.host {
+            host.result(String::from_utf8_lossy(bytes).into());
+            return Ok(());
+        }
         let mut stdout = std::io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
@@ -74,7 +93,7 @@ impl Printer {
     }
 
     /// A progress bar over `unit`s; invisible where stderr is no terminal.
-    pub(crate) fn progress(self, what: &str, unit: &'static str) -> Bar {
+    pub(crate) fn progress(self, what: &str, unit: &'static str) -> Bar<'h> {
         let shown = !self.quiet && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
@@ -86,50 +105,58 @@ impl Printer {
         if shown {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
-        Bar(bar)
+        Bar { bar, host: self.host }
     }
 }
 
 /// A progress bar that also carries the wish to stop.
-pub(crate) struct Bar(ProgressBar);
+pub(crate) struct Bar<'h> {
+    bar: ProgressBar,
+    host: Option<&'h dyn Host>,
+}
 
-impl Bar {
+impl Bar<'_> {
+    /// Whether the user asked to stop.
+    fn stopped(&self) -> bool {
+        stopped() || self.host.is_some_and(|host| host.stopped())
+    }
+
     /// Shows progress; false when the user asked to stop.
     pub(crate) fn advance(&self, done: usize, total: usize) -> bool {
-        self.0.set_length(total as u64);
-        self.0.set_position(done as u64);
-        !stopped()
+        self.bar.set_length(total as u64);
+        self.bar.set_position(done as u64);
+        !self.stopped()
     }
 
     /// Begins behind what an earlier run did: the time that is left is told from what this one does.
     fn start(&self, done: usize) {
-        self.0.set_position(done as u64);
-        self.0.reset_eta();
+        self.bar.set_position(done as u64);
+        self.bar.reset_eta();
     }
 
     /// Shows the phase of a piece of work; false when the user asked to stop.
     #[cfg(feature = "tensorrt")]
     pub(crate) fn phase(&self, what: &str, done: usize, total: usize) -> bool {
-        self.0.set_message(visible(what).into_owned());
+        self.bar.set_message(visible(what).into_owned());
         self.advance(done, total)
     }
 
     /// Shows what is being worked on; false when the user asked to stop.
     pub(crate) fn step(&self, what: &str) -> bool {
-        self.0.set_message(visible(what).into_owned());
-        self.0.inc(1);
-        !stopped()
+        self.bar.set_message(visible(what).into_owned());
+        self.bar.inc(1);
+        !self.stopped()
     }
 }
 
 /// A bar for each phase of a piece of work.
-pub(crate) struct Phases {
-    printer: Printer,
-    shown: Option<(WorkPhase, Bar)>,
+pub(crate) struct Phases<'h> {
+    printer: Printer<'h>,
+    shown: Option<(WorkPhase, Bar<'h>)>,
 }
 
-impl Phases {
-    pub(crate) fn new(printer: Printer) -> Self {
+impl<'h> Phases<'h> {
+    pub(crate) fn new(printer: Printer<'h>) -> Self {
         Self { printer, shown: None }
     }
 
@@ -146,9 +173,9 @@ impl Phases {
     }
 }
 
-impl Drop for Bar {
+impl Drop for Bar<'_> {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 

@@ -9,8 +9,8 @@ use super::printer::Printer;
 use crate::staging::FolderKind;
 use crate::verify::{ARRAYS, GOLDEN_JSON, Recording, record};
 
-/// What a recording writes.
-const GOLDEN_FOLDER: FolderKind =
+/// What a recording writes: a folder for `verify --reference`.
+pub const GOLDEN_FOLDER: FolderKind =
     FolderKind { marks: &[GOLDEN_JSON], writes: |name| [GOLDEN_JSON, ARRAYS[0]].contains(&name) };
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod metered;
 mod npz;
 mod onnx;
 mod parity;
+mod python;
 mod report;
 mod reproduce;
 mod samplers;
@@ -89,7 +90,7 @@ enum Task {
         #[arg(long)]
         built: bool,
     },
-    /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check, npz-check
+    /// Run everything that a change must pass: fmt, clippy, tests, doctests, tidy, onnx-check, npz-check, python
     Check {
         /// These steps only, by their names; the later ones use what the tests built
         steps: Vec<String>,
@@ -177,6 +178,10 @@ enum Task {
     Tidy,
     /// Let numpy read the .npz files that this tool writes, and this tool those that numpy writes
     NpzCheck,
+    /// Build the Python package's wheel into dist/, and use it in a fresh environment without Rust
+    Wheel,
+    /// Record references from a small PyTorch model with the Python package, and verify bundles against them
+    RecordCheck,
     /// Open the HTML reports in a headless Chromium: light, dark and phone-wide; screenshots stay in out/report
     ReportCheck,
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
@@ -230,6 +235,11 @@ fn run() -> Result<()> {
         }
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
+        Task::Wheel => step("wheel", || python::wheel(&root)),
+        Task::RecordCheck => {
+            let features = all_engines();
+            step("record-check", || python::record_check(&root, &["--workspace", "--features", &features]))
+        }
         Task::ReportCheck => step("report-check", || report::run(&root, false)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }

@@ -51,7 +51,7 @@ pub trait CachedSession: Send {
     /// The interface of the graph, with the ports that the caller does not see.
     fn spec(&self) -> &GraphSpec;
 
-    /// Empties the cache for `rows` rows.
+    /// Empties the cache for `rows` rows; for none, its memory is given back.
     fn reset(&mut self, rows: usize);
 
     /// Runs the graph on these rows of the cache, in this order along the graph's batch axis, and appends the new slots.

@@ -100,6 +100,14 @@ impl HostCache {
     }
 }
 
+/// The memory of a buffer is kept for the next rows, if there are any.
+fn empty<T>(data: &mut Vec<T>, rows: usize) {
+    data.clear();
+    if rows == 0 {
+        data.shrink_to_fit();
+    }
+}
+
 impl CachedSession for HostCache {
     fn spec(&self) -> &GraphSpec {
         self.session.spec()
@@ -107,12 +115,13 @@ impl CachedSession for HostCache {
 
     fn reset(&mut self, rows: usize) {
         self.state.reset(rows);
-        for CacheBuffer { kept, .. } in &mut self.buffers {
-            match kept {
-                TensorData::F32(data) => data.clear(),
-                TensorData::F16(data) => data.clear(),
-                TensorData::BF16(data) => data.clear(),
-                TensorData::I64(data) => data.clear(),
+        let buffers = self.buffers.iter_mut();
+        for tensor in buffers.flat_map(|CacheBuffer { kept, gathered }| [kept, gathered]) {
+            match tensor {
+                TensorData::F32(data) => empty(data, rows),
+                TensorData::F16(data) => empty(data, rows),
+                TensorData::BF16(data) => empty(data, rows),
+                TensorData::I64(data) => empty(data, rows),
             }
         }
     }

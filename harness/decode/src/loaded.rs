@@ -105,10 +105,63 @@ impl Scoring<'_> {
 /// when the bundle was opened, or they end with [`BundleError::Changed`]; whoever calls sessions or a model asks
 /// [`Bundle::unchanged`] afterwards.
 pub struct LoadedBundle<'a> {
-    bundle: &'a Bundle,
+    bundle: Holding<'a>,
     engine: Box<dyn Engine>,
     info: EngineInfo,
     arithmetic: Arithmetic,
+}
+
+/// The tokenizer's decoder, prepared: see [`LoadedBundle::vq_decoder`]. Whoever calls it asks [`Bundle::unchanged`] afterwards.
+pub struct VqDecoder {
+    session: Box<dyn Session>,
+    tokens: usize,
+    vocab: usize,
+}
+
+impl VqDecoder {
+    /// Codes `ids` `[N, T]` as images `[N, 3, H, W]`, about [−1, 1], in one call of the graph.
+    ///
+    /// # Errors
+    /// When a code is none of the codebook's; when the engine fails, or gives what is no image.
+    pub fn decode(&mut self, ids: &[i64]) -> Result<Vec<f32>, RunError> {
+        check_tokens(ids, self.tokens, self.vocab)?;
+        if !ids.len().is_multiple_of(self.tokens) {
+            return Err(RequestError::Partial { what: "codes", found: ids.len(), image: self.tokens }.into());
+        }
+        let view = TensorView::i64([ids.len() / self.tokens, self.tokens], ids);
+        let TensorData::F32(images) = run_one(self.session.as_mut(), "tokens", view)? else {
+            return Err(wrong_type(GraphName::VqDecode, "image").into());
+        };
+        check_finite(GraphName::VqDecode, "image", &images)?;
+        Ok(images)
+    }
+}
+
+/// The bundle of a scope, or one that lives as long as what is loaded.
+enum Holding<'a> {
+    Borrowed(&'a Bundle),
+    Own(Box<Bundle>),
+}
+
+impl std::ops::Deref for Holding<'_> {
+    type Target = Bundle;
+
+    fn deref(&self) -> &Bundle {
+        match self {
+            Self::Borrowed(bundle) => bundle,
+            Self::Own(bundle) => bundle,
+        }
+    }
+}
+
+impl LoadedBundle<'static> {
+    /// As [`new`](LoadedBundle::new), with a bundle of its own, for callers that have no scope to keep one in.
+    ///
+    /// # Errors
+    /// As [`new`](LoadedBundle::new).
+    pub fn owning(bundle: Bundle, engine: Box<dyn Engine>) -> Result<Self, EngineError> {
+        LoadedBundle::load(Holding::Own(Box::new(bundle)), engine)
+    }
 }
 
 impl<'a> LoadedBundle<'a> {
@@ -117,6 +170,10 @@ impl<'a> LoadedBundle<'a> {
     /// # Errors
     /// When the engine cannot run here, or not in that precision, or not with such weights.
     pub fn new(bundle: &'a Bundle, engine: Box<dyn Engine>) -> Result<Self, EngineError> {
+        Self::load(Holding::Borrowed(bundle), engine)
+    }
+
+    fn load(bundle: Holding<'a>, engine: Box<dyn Engine>) -> Result<Self, EngineError> {
         let manifest = bundle.manifest();
         let mut arithmetic = engine.arithmetic(manifest.precision)?;
         for component in &manifest.components {
@@ -154,8 +211,8 @@ impl<'a> LoadedBundle<'a> {
     }
 
     /// The bundle.
-    pub fn bundle(&self) -> &'a Bundle {
-        self.bundle
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
     }
 
     /// Prepares one graph.
@@ -273,12 +330,7 @@ impl<'a> LoadedBundle<'a> {
             }
         }
         let system = self.bundle.system();
-        let (classes, null) = (system.num_classes as i64, system.null_class());
-        let known = |class: i64| (0..classes).contains(&class) || Some(class) == null;
-        if let Some(bad) = requests.iter().find(|r| !known(r.class)) {
-            let bad = RequestError::Class { class: bad.class, image: bad.index, classes, null };
-            return Err(RunError::from(bad).into());
-        }
+        self.check_requests(requests).map_err(RunError::from)?;
         let batching = Batching { rows: batching.rows.min(requests.len()).max(1), ..batching };
         let mut decoder = self.decoder(batching, options.cfg_scale > 1.0)?;
         let total = requests.len() * system.tokens();
@@ -292,6 +344,20 @@ impl<'a> LoadedBundle<'a> {
         }
         self.bundle.unchanged().map_err(RunError::from)?;
         Ok(decoder.calls())
+    }
+
+    /// Every class must be one of the system's, or its null class.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_requests(&self, requests: &[Request]) -> Result<(), RequestError> {
+        let system = self.bundle.system();
+        let (classes, null) = (system.num_classes as i64, system.null_class());
+        let known = |class: i64| (0..classes).contains(&class) || Some(class) == null;
+        match requests.iter().find(|r| !known(r.class)) {
+            Some(bad) => Err(RequestError::Class { class: bad.class, image: bad.index, classes, null }),
+            None => Ok(()),
+        }
     }
 
     /// Prepares to score `ids` `[N, T]` with class labels `[N]`, `batch` images at a time; `patch_lengths` are derived
@@ -326,7 +392,7 @@ impl<'a> LoadedBundle<'a> {
         let teacher = TeacherForced::prepare(system, &mut |name| self.prepare_ahead(name))?;
         self.bundle.unchanged()?;
         let batch = batch.max(1);
-        Ok(Scoring { teacher, bundle: self.bundle, ids, labels, patch_lengths, tokens, batch, done: 0 })
+        Ok(Scoring { teacher, bundle: &self.bundle, ids, labels, patch_lengths, tokens, batch, done: 0 })
     }
 
     /// As [`scoring`](Self::scoring), with the outputs of all images at once: 4·N·T·V bytes of logits.
@@ -397,16 +463,16 @@ impl<'a> LoadedBundle<'a> {
     ///
     /// # Errors
     /// When the graph is missing or refused.
-    pub fn image_decoder(&self) -> Result<ImageDecoder<'a>, RunError> {
-        Ok(ImageDecoder { session: self.prepare(GraphName::VqDecode)?, bundle: self.bundle })
+    pub fn image_decoder(&self) -> Result<ImageDecoder<'_>, RunError> {
+        Ok(ImageDecoder { decoder: self.vq_decoder()?, bundle: &self.bundle })
     }
 
     /// Prepares to encode images to codes.
     ///
     /// # Errors
     /// When the graph is missing or refused.
-    pub fn image_encoder(&self) -> Result<ImageEncoder<'a>, RunError> {
-        Ok(ImageEncoder { session: self.prepare(GraphName::VqEncode)?, bundle: self.bundle })
+    pub fn image_encoder(&self) -> Result<ImageEncoder<'_>, RunError> {
+        Ok(ImageEncoder { session: self.prepare(GraphName::VqEncode)?, bundle: &self.bundle })
     }
 
     /// Decodes codes `ids` `[N, T]` to images `[N, 3, H, W]`, about [−1, 1].
@@ -415,7 +481,7 @@ impl<'a> LoadedBundle<'a> {
     /// See [`RunError`].
     pub fn images(&self, ids: &[i64], batch: usize, progress: Progress<'_>) -> Result<Vec<f32>, RunError> {
         let tokens = self.bundle.system().tokens();
-        check_codes(self.bundle, ids)?;
+        check_codes(&self.bundle, ids)?;
         let mut decoder = self.image_decoder()?;
         let mut images = Vec::new();
         for (i, chunk) in ids.chunks(tokens * batch.max(1)).enumerate() {
@@ -428,13 +494,23 @@ impl<'a> LoadedBundle<'a> {
         Ok(images)
     }
 
+    /// Prepares to turn codes into images as they come.
+    ///
+    /// # Errors
+    /// When the bundle has no tokenizer or the engine refuses its graph.
+    pub fn vq_decoder(&self) -> Result<VqDecoder, RunError> {
+        let system = self.bundle.system();
+        let session = self.prepare(GraphName::VqDecode)?;
+        Ok(VqDecoder { session, tokens: system.tokens(), vocab: system.vocab })
+    }
+
     /// Encodes images `[N, 3, H, W]` in [−1, 1] to codes `[N, T]`.
     ///
     /// # Errors
     /// See [`RunError`].
     pub fn codes(&self, images: &[f32], batch: usize, progress: Progress<'_>) -> Result<Vec<i64>, RunError> {
-        let len = image_len(self.bundle);
-        check_values(self.bundle, images)?;
+        let len = image_len(&self.bundle);
+        check_values(&self.bundle, images)?;
         let mut encoder = self.image_encoder()?;
         let mut codes = Vec::new();
         for (i, chunk) in images.chunks(len * batch.max(1)).enumerate() {
@@ -450,7 +526,7 @@ impl<'a> LoadedBundle<'a> {
 
 /// Codes to images, some at a time: see [`LoadedBundle::image_decoder`].
 pub struct ImageDecoder<'a> {
-    session: Box<dyn Session>,
+    decoder: VqDecoder,
     bundle: &'a Bundle,
 }
 
@@ -460,13 +536,7 @@ impl ImageDecoder<'_> {
     /// # Errors
     /// See [`RunError`].
     pub fn decode(&mut self, ids: &[i64]) -> Result<Vec<f32>, RunError> {
-        check_codes(self.bundle, ids)?;
-        let tokens = self.bundle.system().tokens();
-        let view = TensorView::i64([ids.len() / tokens, tokens], ids);
-        let TensorData::F32(images) = run_one(self.session.as_mut(), "tokens", view)? else {
-            return Err(wrong_type(GraphName::VqDecode, "image").into());
-        };
-        check_finite(GraphName::VqDecode, "image", &images)?;
+        let images = self.decoder.decode(ids)?;
         self.bundle.unchanged()?;
         Ok(images)
     }

@@ -96,12 +96,8 @@ impl SamplingArgs {
             greedy: self.greedy,
         };
         sampler.validate().map_err(|e| Failure::usage(e.to_string(), None))?;
-        if sampler.divisor() != sampler.temperature {
-            tracing::warn!(
-                "the temperature is {}: logits are divided by {}, as in the research code",
-                sampler.temperature,
-                sampler.divisor()
-            );
+        if let Some(note) = sampler.note() {
+            tracing::warn!("{note}");
         }
         let (cfg_scale, cfg_interval) = (self.draw.cfg_scale, self.cfg_interval.flatten());
         if cfg_interval.is_some() && cfg_scale <= 1.0 {

@@ -32,7 +32,7 @@ const LAYERS: &[&[&str]] = &[
     &["dpar-export-compare", "dpar-export-bench"],
     &["dpar-export-evaluate"],
     &["dpar-export"],
-    &["xtask"],
+    &["dpar-export-python", "xtask"],
 ];
 
 /// Members that turn checkpoints into graphs.

@@ -215,6 +215,12 @@ impl<'m> Decoder<'m> {
         self.queue.len() < before || row.is_some_and(|row| row.take().is_some())
     }
 
+    /// The model without any image, for another decoder: its caches are empty, and their memory is free.
+    pub fn into_model(mut self) -> Box<dyn StepModel + 'm> {
+        self.model.reset(0, None);
+        self.model
+    }
+
     /// Whether nothing is left to do.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.rows.iter().all(Option::is_none)

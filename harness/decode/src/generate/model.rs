@@ -102,7 +102,8 @@ pub trait StepModel: Send {
     /// Codebook size V.
     fn vocab(&self) -> usize;
 
-    /// Forgets all images and makes room for `rows`. `null` is the null class if some will be guided.
+    /// Forgets all images and makes room for `rows`; for none, it gives the memory of its caches back. `null` is the null
+    /// class if some will be guided.
     fn reset(&mut self, rows: usize, null: Option<i64>);
 
     /// Runs the global transformer on rows whose next token opens a patch.

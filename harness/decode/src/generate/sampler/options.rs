@@ -55,6 +55,17 @@ impl SamplerOptions {
         Ok(())
     }
 
+    /// What is done otherwise than these say, in words: a temperature that is too small.
+    pub fn note(&self) -> Option<String> {
+        (self.divisor() != self.temperature).then(|| {
+            format!(
+                "the temperature is {}: logits are divided by {}, as in the research code",
+                self.temperature,
+                self.divisor()
+            )
+        })
+    }
+
     /// What logits are divided by.
     pub fn divisor(&self) -> f32 {
         self.temperature.max(LEAST_TEMPERATURE)

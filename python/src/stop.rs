@@ -1,0 +1,61 @@
+//! Ctrl-C: Python's signal handlers run when the interpreter is asked, so long work asks between its steps.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dpar_export::commands::Host;
+use pyo3::prelude::*;
+
+/// How long Ctrl-C is not noticed, beside the step at hand. Asking needs the interpreter, which others may hold.
+const EVERY: Duration = Duration::from_millis(50);
+
+/// Whether work shall go on, and what a command had to say.
+pub(crate) struct Asked(Mutex<AskedState>);
+
+struct AskedState {
+    last: Instant,
+    raised: Option<PyErr>,
+    said: Option<serde_json::Value>,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self(Mutex::new(AskedState { last: Instant::now(), raised: None, said: None }))
+    }
+}
+
+impl Asked {
+    /// False when a signal's handler raised an exception, `KeyboardInterrupt` for Ctrl-C.
+    pub(crate) fn go_on(&self) -> bool {
+        let mut state = self.state();
+        if state.raised.is_none() && state.last.elapsed() >= EVERY {
+            state.raised = Python::attach(|py| py.check_signals()).err();
+            state.last = Instant::now();
+        }
+        state.raised.is_none()
+    }
+
+    /// What a signal's handler raised.
+    pub(crate) fn raised(&self) -> Option<PyErr> {
+        self.state().raised.take()
+    }
+
+    /// The document of the command that was called.
+    pub(crate) fn said(&self) -> Option<serde_json::Value> {
+        self.state().said.take()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, AskedState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Host for Asked {
+    fn result(&self, document: serde_json::Value) {
+        self.state().said = Some(document);
+    }
+
+    fn stopped(&self) -> bool {
+        !self.go_on()
+    }
+}

@@ -1,0 +1,221 @@
+//! What decoding comes to, step by step.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dpar_export::commands::failure::Failure;
+use dpar_export::generate::{Event, Stream as Decoded};
+use pyo3::prelude::*;
+
+use crate::arrays::array;
+use crate::decoding::{Decoding, OpenBundle};
+use crate::errors::{input, work};
+
+/// A token was drawn.
+#[pyclass(frozen, get_all, module = "dpar_export._native")]
+pub(crate) struct Token {
+    /// Which image: its place among those that were asked for, from 0.
+    image: usize,
+    /// Its place in the image, raster order.
+    slot: usize,
+    /// The code.
+    token: u32,
+}
+
+/// A patch has ended.
+#[pyclass(frozen, get_all, module = "dpar_export._native")]
+pub(crate) struct Patch {
+    /// Which image.
+    image: usize,
+    /// First token.
+    first: usize,
+    /// Last token.
+    last: usize,
+}
+
+/// An image is complete.
+#[pyclass(frozen, get_all, module = "dpar_export._native")]
+pub(crate) struct Image {
+    /// Which image: its place among those that were asked for, from 0.
+    image: usize,
+    /// Its index in the run: with the seed, all that its draws depend on.
+    index: u64,
+    class_label: i64,
+    steps: usize,
+    tokens: Py<PyAny>,
+    patch_lengths: Py<PyAny>,
+    entropy: Py<PyAny>,
+    margin: Py<PyAny>,
+    pixels: Option<Py<PyAny>>,
+}
+
+#[pymethods]
+impl Token {
+    fn __repr__(&self) -> String {
+        format!("Token(image={}, slot={}, token={})", self.image, self.slot, self.token)
+    }
+}
+
+#[pymethods]
+impl Patch {
+    fn __repr__(&self) -> String {
+        format!("Patch(image={}, first={}, last={})", self.image, self.first, self.last)
+    }
+}
+
+#[pymethods]
+impl Image {
+    fn __repr__(&self) -> String {
+        format!("Image(image={}, class_label={}, steps={})", self.image, self.class_label, self.steps)
+    }
+}
+
+/// An event that was not handed over yet.
+enum Pending {
+    Token { image: usize, slot: usize, token: u32 },
+    Patch { image: usize, first: usize, last: usize },
+    Image { image: usize, stream: Decoded, pixels: Option<Vec<u8>> },
+}
+
+/// Events of a run, as it goes.
+#[pyclass(frozen, name = "Stream", module = "dpar_export._native")]
+pub(crate) struct PyStream {
+    open: Arc<OpenBundle>,
+    state: Mutex<StreamState>,
+}
+
+struct StreamState {
+    /// `None`: over, by itself or by the user.
+    decoding: Option<Decoding>,
+    pending: VecDeque<Pending>,
+}
+
+impl PyStream {
+    pub(crate) fn new(open: Arc<OpenBundle>, decoding: Decoding) -> Self {
+        let pending = VecDeque::new();
+        Self { open, state: Mutex::new(StreamState { decoding: Some(decoding), pending }) }
+    }
+
+    fn next(&self, go_on: &dyn Fn() -> bool) -> Result<Option<Pending>, Failure> {
+        let Ok(mut state) = self.state.try_lock() else {
+            return Err(input("another thread takes the next event of this stream", None));
+        };
+        loop {
+            if let Some(event) = state.pending.pop_front() {
+                return Ok(Some(event));
+            }
+            let Some(mut decoding) = state.decoding.take() else { return Ok(None) };
+            if decoding.is_idle() {
+                decoding.end(&self.open);
+                self.open.runtime.bundle().unchanged()?;
+                return Ok(None);
+            }
+            // After an error what was under way is undefined: it is dropped, and the stream is over.
+            let events = decoding.step()?;
+            for event in events {
+                let event = self.pending(event, &mut decoding, go_on)?;
+                state.pending.push_back(event);
+            }
+            state.decoding = Some(decoding);
+        }
+    }
+
+    fn pending(
+        &self,
+        event: Event,
+        decoding: &mut Decoding,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Pending, Failure> {
+        Ok(match event {
+            Event::Token { ticket, slot, token } => Pending::Token { image: ticket.0, slot, token },
+            Event::PatchClosed { ticket, first, last } => Pending::Patch { image: ticket.0, first, last },
+            Event::Done { ticket, stream } => {
+                let ids: Vec<i64> = stream.tokens.iter().map(|t| i64::from(*t)).collect();
+                let pixels = match &mut decoding.vq {
+                    Some(vq) => Some(self.open.pixels(vq, &ids, go_on)?),
+                    None => None,
+                };
+                self.open.runtime.bundle().unchanged()?;
+                Pending::Image { image: ticket.0, stream, pixels }
+            }
+        })
+    }
+
+    fn image(&self, py: Python<'_>, image: usize, done: Decoded, pixels: Option<Vec<u8>>) -> PyResult<Image> {
+        let size = self.open.runtime.bundle().system().image_size;
+        let steps = done.steps();
+        let tokens: Vec<i64> = done.tokens.iter().map(|t| i64::from(*t)).collect();
+        let lengths: Vec<i64> = done.patch_lengths.iter().map(|l| *l as i64).collect();
+        let t = [tokens.len()];
+        Ok(Image {
+            image,
+            index: done.request.index,
+            class_label: done.request.class,
+            steps,
+            tokens: array(py, tokens, &t)?,
+            patch_lengths: array(py, lengths, &[steps])?,
+            entropy: array(py, done.entropy, &t)?,
+            margin: array(py, done.margin, &t)?,
+            pixels: pixels.map(|pixels| array(py, pixels, &[size, size, 3])).transpose()?,
+        })
+    }
+}
+
+#[pymethods]
+impl PyStream {
+    fn __iter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
+        this
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let event = work(py, |asked| self.next(&|| asked.go_on()))?;
+        Ok(match event {
+            None => None,
+            Some(Pending::Token { image, slot, token }) => {
+                Some(Py::new(py, Token { image, slot, token })?.into_any())
+            }
+            Some(Pending::Patch { image, first, last }) => {
+                Some(Py::new(py, Patch { image, first, last })?.into_any())
+            }
+            Some(Pending::Image { image, stream, pixels }) => {
+                Some(Py::new(py, self.image(py, image, stream, pixels)?)?.into_any())
+            }
+        })
+    }
+
+    /// Ends it: caches are freed, what was prepared is kept for the next call. No event comes after it.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.pending.clear();
+            if let Some(decoding) = state.decoding.take() {
+                decoding.end(&self.open);
+            }
+        });
+    }
+
+    /// Gives up one image; the others go on. Whether it was still to be done.
+    fn cancel(&self, py: Python<'_>, image: usize) -> bool {
+        py.detach(|| {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.decoding.as_mut().is_some_and(|decoding| decoding.cancel(image))
+        })
+    }
+
+    /// Whether no event will come any more.
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> bool {
+        py.detach(|| {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.decoding.is_none() && state.pending.is_empty()
+        })
+    }
+
+    fn __enter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
+        this
+    }
+
+    fn __exit__(&self, py: Python<'_>, _kind: Py<PyAny>, _value: Py<PyAny>, _traceback: Py<PyAny>) {
+        self.close(py);
+    }
+}
