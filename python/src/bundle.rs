@@ -23,6 +23,9 @@ use crate::stream::PyStream;
 /// Images that are encoded at a time: enough to amortise a graph's preparation, few enough to bound memory.
 const AT_ONCE: usize = 256;
 
+/// Logits, entropy, patch lengths: those that the system has.
+type ScoreArrays = (Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>);
+
 /// A bundle on an engine.
 #[pyclass(frozen, name = "Bundle", module = "dpar_export._native")]
 pub(crate) struct PyBundle {
@@ -181,7 +184,7 @@ impl PyBundle {
         labels: PyReadonlyArray1<'py, i64>,
         lengths: Option<Vec<Vec<usize>>>,
         batch: usize,
-    ) -> PyResult<(Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>)> {
+    ) -> PyResult<ScoreArrays> {
         let open = self.open(py)?;
         let (n, t) = tokens.as_array().dim();
         // Others may write into the arrays while the interpreter is free.
