@@ -14,6 +14,12 @@ const BUILT: &str = "lib_native.so";
 /// What Python calls it.
 const MODULE: &str = "_native.abi3.so";
 
+/// The extension module. With `--tests`, although the tests are there already: what they depend on counts for the features of every
+/// crate, and without it half of them would be compiled again.
+fn build(root: &Utf8Path, scope: &[&str]) -> Result<()> {
+    command(root, &cargo(), &[&["build", "--quiet", "--lib", "--tests"], scope].concat())
+}
+
 /// Types, tests and example of the package. `scope`: members and features of the build, those of the tests, so that nothing
 /// is compiled twice.
 pub(crate) fn check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
@@ -21,7 +27,7 @@ pub(crate) fn check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
     if !python.is_file() {
         bail!("{python} is missing: run `cargo xtask setup`");
     }
-    command(root, &cargo(), &[&["build", "--quiet", "--lib"], scope].concat())?;
+    build(root, scope)?;
     let target = onnx::target(root)?;
     let package = assemble(root, &target)?;
     let run = |args: &[&str]| in_package(root, &[&package], &python, args);
@@ -43,7 +49,7 @@ pub(crate) fn record_check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
     let Some(python) = pythons.into_iter().find(has_torch) else {
         bail!("none of {} has PyTorch: on Debian, `apt-get install python3-torch`", pythons.join(", "));
     };
-    command(root, &cargo(), &[&["build", "--quiet", "--lib"], scope].concat())?;
+    build(root, scope)?;
     let target = onnx::target(root)?;
     let package = assemble(root, &target)?;
     let tools = package.join("tools");
