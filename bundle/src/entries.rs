@@ -52,7 +52,9 @@ impl Manifest {
         })?;
         if let Some(quantized) = &component.quantized {
             let sizes = [quantized.opset, quantized.accuracy_level];
-            let fits = sizes.iter().all(|n| (0..=MAX_OPSET).contains(n)) && self.precision == Precision::Fp32;
+            let fits = sizes.iter().all(|n| (0..=MAX_OPSET).contains(n))
+                && self.precision == Precision::Fp32
+                && quantized.can_be();
             fit(fits, || format!("component `{name}` is quantized as no export does it"))?;
         }
         let listed: BTreeSet<&str> = component.graphs.iter().map(String::as_str).collect();

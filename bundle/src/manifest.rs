@@ -378,8 +378,8 @@ impl Manifest {
 
     /// What the graphs compute with.
     pub fn numbers(&self) -> Numbers {
-        let weights = self.components.iter().filter_map(|c| Some(c.quantized.as_ref()?.weights));
-        Numbers { precision: self.precision, weights: weights.max() }
+        let weights = self.components.iter().filter_map(|c| Some((c.kind, c.quantized.as_ref()?.weights)));
+        Numbers::new(self.precision, weights)
     }
 
     /// What quantization made of the component of that name.

@@ -22,7 +22,7 @@ mod trt;
 pub(crate) use bundle::BundleArgs;
 pub(crate) use checkpoint::CheckpointArgs;
 pub(crate) use component::{Component, ComponentArgs, resize};
-pub(crate) use engine::{EngineArgs, EnginesArgs, EnginesPlan, OnEngine, engine_names};
+pub(crate) use engine::{ENGINE, EngineArgs, EnginesArgs, EnginesPlan, OnEngine, engine_names};
 pub(crate) use export::{ExportArgs, Target};
 pub(crate) use extractor::{ExtractorEngineArgs, ExtractorPlan};
 pub(crate) use libraries::{LibraryArgs, TrtLibraryArgs};

@@ -1,11 +1,13 @@
 //! `bench`: what decoding costs, graph by graph.
 
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
+use dpar_engine_api::CacheForm;
 use dpar_export_bench::{
     BenchReport, Case, Change, Comparison, Machine, Measurement, Phase, compare, measure, page,
 };
@@ -90,13 +92,21 @@ impl FromStr for Sweep {
         };
         match text.split_once('=') {
             Some(("batch", values)) => {
-                values.split(',').map(batch).collect::<Result<_, _>>().map(Self::Batch)
+                once(values.split(',').map(batch).collect::<Result<_, _>>()?).map(Self::Batch)
             }
             Some(("threshold", values)) => {
-                values.split(',').map(threshold).collect::<Result<_, _>>().map(Self::Threshold)
+                once(values.split(',').map(threshold).collect::<Result<_, _>>()?).map(Self::Threshold)
             }
             _ => Err("expected batch= or threshold= and numbers, such as batch=1,2,4".to_owned()),
         }
+    }
+}
+
+/// Values of which none is there twice: which of two cases is meant could not be told.
+fn once<T: PartialEq + std::fmt::Display>(values: Vec<T>) -> Result<Vec<T>, String> {
+    match values.iter().enumerate().find(|(i, v)| values[..*i].contains(v)) {
+        Some((_, twice)) => Err(format!("{twice} is there twice")),
+        None => Ok(values),
     }
 }
 
@@ -132,6 +142,18 @@ impl BenchArgs {
                 ));
             }
         }
+        if batches.is_some() && engines.batch != 1 {
+            let message = format!("--batch {} has no effect: --sweep says the batches", engines.batch);
+            return Err(Failure::usage(message, Some("leave it out")));
+        }
+        let batches = batches.unwrap_or_else(|| vec![engines.batch]);
+        let num = self.num.map(|n| n as usize);
+        if let (Some(num), Some(most)) = (num, batches.iter().max())
+            && num < *most
+        {
+            let message = format!("a round of {num} images has no {most} that are decoded together");
+            return Err(Failure::usage(message, Some("give a larger --num, or a smaller batch")));
+        }
         let ending = |path: &Utf8Path, ending: &str| match path.extension() {
             Some(found) if found == ending => Ok(()),
             _ => Err(Failure::usage(format!("{path} does not end in .{ending}"), None)),
@@ -150,7 +172,7 @@ impl BenchArgs {
         let json = take(output, "json", self.output.replace.force)?;
         let html = take(report, "html", true)?;
         Ok(Plan {
-            batches: batches.unwrap_or_else(|| vec![engines.batch]),
+            batches,
             thresholds: thresholds.map_or_else(|| vec![None], |t| t.into_iter().map(Some).collect()),
             case: Case {
                 batch: engines.batch,
@@ -163,7 +185,7 @@ impl BenchArgs {
             },
             bundles: self.bundles,
             engines,
-            num: self.num.map(|n| n as usize),
+            num,
             one: self.one,
             earlier,
             json,
@@ -174,8 +196,9 @@ impl BenchArgs {
 
 fn read(path: &Utf8Path) -> Result<BenchReport, Failure> {
     let text = dpar_export_inputs::read_to_string(path, limits::TEXT)?;
-    serde_json::from_str(&text).map_err(|e| {
-        Failure::usage(format!("{path} is no report of `bench`: {e}"), Some("give the file that -o wrote"))
+    BenchReport::parse(&text).map_err(|e| {
+        let error = anyhow::Error::msg(format!("{path}: {e}"));
+        Failure { error, ..Failure::from(e) }
     })
 }
 
@@ -270,11 +293,15 @@ fn apart(one: usize) -> Result<Result<Measurement, Exit>, Failure> {
     let Some(CommandLine { program, args }) = COMMAND_LINE.get() else {
         return Err(Failure::usage("nobody said how this program is started", None));
     };
-    let mut words = program.iter().chain(args);
+    // Behind `--` everything is a bundle.
+    let mut args: Vec<OsString> = args.clone();
+    let end = args.iter().position(|a| a == "--").unwrap_or(args.len());
+    let own = ["--one".into(), one.to_string().into(), "--one-to".into(), file.as_str().into()];
+    args.splice(end..end, own);
+    let mut words = program.iter().cloned().chain(args);
     let mut child =
         Command::new(words.next().ok_or(std::io::ErrorKind::NotFound).map_err(std::io::Error::from)?)
             .args(words)
-            .args(["--one", &one.to_string(), "--one-to", file.as_str()])
             .stdout(Stdio::null())
             .spawn()?;
     let status = loop {
@@ -359,6 +386,7 @@ fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
                 let calls = g.cost.calls.max(1) as f64;
                 vec![
                     name.clone(),
+                    g.caches.map_or("-", CacheForm::as_str).to_owned(),
                     format!("{:.1} %", g.percent),
                     format!("{}", g.cost.calls),
                     format!("{:.1}", g.cost.rows as f64 / calls),
@@ -367,8 +395,9 @@ fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
                 ]
             })
             .collect();
-        rows.push(vec!["the loop".to_owned(), format!("{:.1} %", case.loop_percent)]);
-        text += table(&["graph", "share", "calls", "rows a call", "ms a call", "weights GB/s"], &rows);
+        rows.push(vec!["the loop".to_owned(), "-".to_owned(), format!("{:.1} %", case.loop_percent)]);
+        text +=
+            table(&["graph", "caches", "share", "calls", "rows a call", "ms a call", "weights GB/s"], &rows);
     }
     if let Some(comparison) = comparison {
         text.gap();

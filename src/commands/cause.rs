@@ -136,7 +136,12 @@ impl Caused for SampleError {
 impl Caused for BenchError {
     fn cause(&self) -> Cause {
         match self {
-            Self::Threads(_) | Self::Version { .. } | Self::Machine { .. } | Self::NoCase(_) => Cause::Input,
+            Self::Threads(_)
+            | Self::NoReport(_)
+            | Self::Version { .. }
+            | Self::Machine { .. }
+            | Self::NoCase(_)
+            | Self::Several(_) => Cause::Input,
         }
     }
 }
@@ -226,6 +231,7 @@ impl Caused for ExportError {
 impl Caused for CheckpointError {
     fn cause(&self) -> Cause {
         match self.kind() {
+            ErrorKind::Interrupted => Cause::Stopped,
             ErrorKind::Io(_)
             | ErrorKind::NotFound { .. }
             | ErrorKind::Layout(_)

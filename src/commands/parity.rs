@@ -3,7 +3,7 @@
 use camino::Utf8PathBuf;
 use clap::Args;
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::{Precision, RuleChange};
+use dpar_export_spec::RuleChange;
 
 use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, RuleArgs, SamplerArgs};
 use super::cause::Cause;
@@ -218,7 +218,7 @@ fn render(report: &ParityReport) -> Text {
     };
     let verdict = word(report.verdict);
     text.gap();
-    text.line(format_args!("{verdict}: {} {}{missing}", report.bundle.name, report.bundle.precision));
+    text.line(format_args!("{verdict}: {} {}{missing}", report.bundle.name, report.bundle.numbers()));
     text
 }
 
@@ -231,12 +231,8 @@ fn engine_row(engine: &EngineResult, report: &ParityReport) -> Vec<String> {
     let what = match (&engine.info, engine.status) {
         (Some(i), EngineStatus::Ran) => {
             let threads = i.threads.map(|n| format!(", {n} threads")).unwrap_or_default();
-            // fp32 graphs have one arithmetic; of others, what the engine makes of them.
-            let precision = match &engine.arithmetic {
-                Some(a) if report.bundle.precision != Precision::Fp32 => a.text.clone(),
-                _ => report.bundle.precision.to_string(),
-            };
-            format!("{} {precision}, {}, {}{threads}", i.version, i.device, i.provider)
+            let what = engine.computed().unwrap_or_else(|| report.bundle.numbers().to_string());
+            format!("{} {what}, {}, {}{threads}", i.version, i.device, i.provider)
         }
         (_, status) => {
             if status == EngineStatus::Failed { "FAILED, see below" } else { "not run, see below" }.to_owned()

@@ -79,8 +79,14 @@ impl<'a> SamplePictures<'a> {
     }
 }
 
+/// Why the option of caches is refused, and hidden.
+const NO_CACHES: &str = "the tokenizer has no caches";
+
 #[derive(Debug, Args)]
-#[command(mut_arg("output", |a| a.help("Output folder: PNGs and samples.npz")))]
+#[command(
+    mut_arg("output", |a| a.help("Output folder: PNGs and samples.npz")),
+    mut_arg("caches", |a| a.hide(true))
+)]
 pub(crate) struct DecodeArgs {
     #[command(flatten)]
     bundle: BundleArgs,
@@ -105,6 +111,7 @@ pub(super) struct DecodePlan {
 impl DecodeArgs {
     /// Opens the tokens, chooses the engine.
     pub(super) fn resolve(self) -> Result<DecodePlan, Failure> {
+        self.engine.settings.without_caches(NO_CACHES)?;
         let tokens = ArrayFile::open(&self.tokens)?;
         self.many.check(&tokens, "tokens")?;
         Ok(DecodePlan { tokens, on: self.engine.on(&self.bundle.bundle)?, output: self.output })
@@ -198,7 +205,10 @@ impl<'a> EncoderInput<'a> {
 }
 
 #[derive(Debug, Args)]
-#[command(mut_arg("output", |a| a.value_name("OUT.npz").help("Output: array `tokens` i64 [N, T]")))]
+#[command(
+    mut_arg("output", |a| a.value_name("OUT.npz").help("Output: array `tokens` i64 [N, T]")),
+    mut_arg("caches", |a| a.hide(true))
+)]
 pub(crate) struct EncodeArgs {
     #[command(flatten)]
     bundle: BundleArgs,
@@ -224,6 +234,7 @@ pub(super) struct EncodePlan {
 impl EncodeArgs {
     /// Opens the images, takes the output's name, chooses the engine.
     pub(super) fn resolve(self) -> Result<EncodePlan, Failure> {
+        self.engine.settings.without_caches(NO_CACHES)?;
         Ok(EncodePlan {
             images: ArrayFile::open(&self.images)?,
             output: self.output.array_file()?,

@@ -1,12 +1,12 @@
 //! `reproduce`: a reference run again, or runs against the published table.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use clap::Args;
+use clap::{Arg, Args};
 use dpar_export_metrics::{Compute, Resize, Verdict};
 use dpar_export_spec::SystemKind;
 use serde_json::json;
 
-use super::args::{EngineArgs, ExtractorEngineArgs, ExtractorPlan, OnEngine, RuleArgs, resize};
+use super::args::{ENGINE, EngineArgs, ExtractorEngineArgs, ExtractorPlan, OnEngine, RULE, RuleArgs, resize};
 use super::failure::{Exit, Failure};
 use super::printer::{Phases, Printer, Text, fixed, table};
 use crate::bundle::{MANIFEST, Manifest};
@@ -21,8 +21,11 @@ use crate::reproduce::{
 };
 
 #[derive(Debug, Args)]
-#[command(mut_arg("extractor_engine", |a| a.help(format!(
-    "Engine of the extractor; it runs on --device where it is the same engine [default: {DEFAULT_ENGINE}]"))))]
+#[command(
+    mut_args(of_a_run),
+    mut_arg("extractor_engine", |a| a.requires("extractor").help(format!(
+        "Engine of the extractor; it runs on --device where it is the same engine [default: {DEFAULT_ENGINE}]")))
+)]
 pub(crate) struct ReproduceArgs {
     /// Bundle folder; not needed with --runs
     #[arg(required_unless_present = "runs")]
@@ -65,6 +68,15 @@ pub(crate) struct ReproduceArgs {
     engine: EngineArgs,
     #[command(flatten)]
     extractor_engine: ExtractorEngineArgs,
+}
+
+/// Finished runs are not run again. Refused by name: the parser drops a requirement whose option conflicts with one that is given.
+fn of_a_run(arg: Arg) -> Arg {
+    let id = arg.get_id().as_str();
+    match id == "extractor_engine" || ENGINE.iter().chain(&RULE).any(|name| *name == id) {
+        true => arg.conflicts_with("runs"),
+        false => arg,
+    }
 }
 
 /// What to do.

@@ -42,6 +42,13 @@ impl ScoreArgs {
     pub(super) fn resolve(&self) -> Result<Plan, Failure> {
         let inputs = ArrayFile::open(&self.inputs)?;
         self.many.check(&inputs, "tokens")?;
+        if inputs.contains("patch_lengths") && !self.rule.change().is_empty() {
+            let message = format!(
+                "{} has patch_lengths: --threshold, --max-patch-length and --patch-size have no effect",
+                self.inputs
+            );
+            return Err(Failure::usage(message, Some("leave them out, or the array")));
+        }
         Ok(Plan {
             inputs,
             output: self.output.array_file()?,

@@ -71,10 +71,8 @@ impl SynthArgs {
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let Plan { synth, row, output, folder } = plan;
     let started = Instant::now();
-    let bar = printer.progress("writing", "components");
-    let made = synth.write(folder.path(), &mut |component| {
-        bar.step(component);
-    })?;
+    let bar = printer.progress("writing", "tensors");
+    let made = synth.write(folder.path(), &mut |component| bar.step(component))?;
     drop(bar);
     let note = json!({
         "system": row.name, "weights": "seeded random numbers, nothing learned", "seed": synth.seed, "steps": synth.steps,

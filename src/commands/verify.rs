@@ -1,12 +1,12 @@
 //! `verify`: the comparison as a table, and the exit code a CI gates on.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use clap::Args;
+use clap::{Arg, Args};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::Precision;
 use serde_json::json;
 
-use super::args::{BundleArgs, EngineArgs, OnEngine, RuleArgs};
+use super::args::{BundleArgs, ENGINE, EngineArgs, OnEngine, RULE, RuleArgs};
 use super::attest::AttestedArgs;
 use super::cause::Cause;
 use super::failure::{Exit, Failure};
@@ -14,6 +14,7 @@ use super::printer::{Printer, Text, table};
 use super::report::{ReportArgs, ReportFiles};
 use crate::attest::Attested;
 use crate::check::SCHEMA_VERSION;
+use crate::loaded::computed;
 use crate::report::{Column, Page};
 use crate::verify::{
     Check, CheckId, Decision, GOLDEN_JSON, RecordedFile, Status, VerifyReport, array_file, guidance_of,
@@ -23,6 +24,8 @@ use crate::verify::{
 #[derive(Debug, Args)]
 #[command(
     group(clap::ArgGroup::new("what").required(true).multiple(true).args(["reference", "streams", "attestation"])),
+    group(clap::ArgGroup::new("compared").multiple(true).args(["reference", "streams"])),
+    mut_args(of_a_comparison),
     mut_arg("bundle", |a| a.help("Bundle folder; with --attestation also a file that was attested"))
 )]
 pub(crate) struct VerifyArgs {
@@ -48,6 +51,15 @@ pub(crate) struct VerifyArgs {
     rule: RuleArgs,
     #[command(flatten)]
     engine: EngineArgs,
+}
+
+/// An attestation alone runs nothing.
+fn of_a_comparison(arg: Arg) -> Arg {
+    let id = arg.get_id().as_str();
+    match id == "no_probes" || ENGINE.iter().chain(&RULE).any(|name| *name == id) {
+        true => arg.requires("compared"),
+        false => arg,
+    }
 }
 
 /// What to check of a bundle.
@@ -145,7 +157,8 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         runtime.bundle().unchanged()?;
         let report = VerifyReport::new(runtime, checks).compared_with(references);
         if reports.any() {
-            let column = Column::new(report.engine.clone(), report.checks.clone());
+            let mut column = Column::new(report.engine.clone(), report.checks.clone());
+            column.arithmetic = Some(computed(&report.arithmetic, &report.caches));
             let mut page = Page::new("verify", runtime.bundle(), vec![column]);
             page.samples = samples;
             page.compared.clone_from(&report.references);
@@ -225,7 +238,7 @@ fn render(report: &VerifyReport) -> Text {
         e.device,
         e.provider,
         report.precision,
-        report.arithmetic.text
+        computed(&report.arithmetic, &report.caches)
     ));
     text
 }

@@ -160,3 +160,52 @@ fn what_would_have_no_effect_is_refused() {
     assert!(refused.code == 2 && refused.stderr.contains("--seeds"), "{}", refused.stderr);
     assert!(!out.exists());
 }
+
+/// What nothing would read is refused with the option that has no effect.
+#[test]
+fn options_of_a_run_are_refused_where_nothing_runs() {
+    let temp = Temp::new();
+    let (bundle, out) = (temp.path("b"), temp.path("out.npz"));
+    export("dpar-small/dpar", &LoadOptions::default(), &bundle);
+    let attested = ["verify", bundle.as_str(), "--key", "k.pem", "--attestation", "a.jsonl"];
+    let runs = ["reproduce", "--paper", "DPAR-B", "--runs", "a.json", "b.json"];
+    for more in [
+        &["--engine", "ort"][..],
+        &["--threads", "1"],
+        &["--device", "cpu"],
+        &["--batch", "2"],
+        &["--caches", "joined"],
+        &["--threshold", "4"],
+        &["--max-patch-length", "2"],
+    ] {
+        for command in [&attested[..], &runs] {
+            let refused = run(&[command, more].concat());
+            let named = refused.stderr.contains(more[0]) || refused.stderr.contains("--reference <DIR>");
+            assert!(refused.code == 2 && named, "{} {more:?}: {}", command[0], refused.stderr);
+            assert!(
+                !refused.stderr.contains("k.pem") && !refused.stderr.contains("a.json"),
+                "{}",
+                refused.stderr
+            );
+        }
+    }
+    let refused = run(&[&attested[..], &["--no-probes"]].concat());
+    assert!(refused.code == 2 && refused.stderr.contains("--reference <DIR>"), "{}", refused.stderr);
+    let refused =
+        run(&["reproduce", bundle.as_str(), "--reference", "r", "--extractor-engine", "ort", "--num", "2"]);
+    assert!(refused.code == 2 && refused.stderr.contains("--extractor <PATH>"), "{}", refused.stderr);
+    // Patches that are given follow no rule.
+    let golden = fixture("dpar-small/golden.safetensors");
+    let score =
+        ["score", bundle.as_str(), "--inputs", golden.as_str(), "-o", out.as_str(), "--threshold", "4"];
+    let refused = run(&score);
+    assert!(refused.code == 2 && refused.stderr.contains("has patch_lengths"), "{}", refused.stderr);
+    // A tokenizer has no caches.
+    for (command, input) in [("decode", "--tokens"), ("encode", "--images")] {
+        let args =
+            [command, bundle.as_str(), input, golden.as_str(), "-o", out.as_str(), "--caches", "joined"];
+        let refused = run(&args);
+        assert!(refused.code == 2 && refused.stderr.contains("--caches has no effect"), "{}", refused.stderr);
+    }
+    assert!(!out.exists());
+}

@@ -107,6 +107,15 @@ fn what_cannot_be_measured_is_said_and_nothing_is_written() {
         (&["--sweep", "size=7"], 2, "expected batch= or threshold="),
         (&["--sweep", "threshold=7,high"], 2, "`high` is no threshold in nats"),
         (&["--sweep", "batch=1", "--sweep", "batch=2"], 2, "--sweep batch= is given twice"),
+        (&["--sweep", "batch=2,1,2"], 2, "2 is there twice"),
+        (&["--sweep", "batch=2", "--batch", "4"], 2, "--batch"),
+        (&["--batch", "4", "--num", "3"], 2, "a round of 3 images has no 4 that are decoded together"),
+        (&["--sweep", "batch=1,8", "--num", "3"], 2, "has no 8"),
+        (
+            &["--engines", "candle", "--caches", "joined"],
+            2,
+            "--caches is for an engine that is not in the run",
+        ),
         (&["--compare", &path("none.json")], 2, "none.json"),
         (&["--ort-lib", &path("no.so"), "--engines", ENGINES[1]], 3, "no.so"),
         (&["--report", &path("page.pdf")], 2, "does not end in .html"),
@@ -124,6 +133,36 @@ fn what_cannot_be_measured_is_said_and_nothing_is_written() {
     let found = run(&["bench", &bundle, "-o", &report]);
     assert_eq!(found.code, 5, "{}", found.stderr);
     assert!(found.stderr.contains("dpar.onnx_data") && !temp.path("r.json").exists(), "{}", found.stderr);
+}
+
+/// The processes of cases are told which case they are, also where the bundles stand behind `--`.
+#[test]
+fn bundles_may_stand_at_the_end_and_caches_are_kept_as_asked() {
+    let temp = Temp::new();
+    export("dpar-small/dpar", &LoadOptions::default(), &temp.path("b"));
+    let bundle = temp.path("b").into_string();
+    let bench = |more: &[&str]| {
+        let args = ["bench", "--json", "--warmup", "0", "--rounds", "1", "--threads", "1"];
+        let found = run(&[&args[..], more, &["--", &bundle]].concat());
+        assert_eq!(found.code, 0, "{}", found.stderr);
+        serde_json::from_str::<Value>(&found.stdout).unwrap()["report"].clone()
+    };
+    for (more, form) in [(&[][..], "in_place"), (&["--caches", "joined"], "joined")] {
+        let report = bench(more);
+        let [case] = &report["cases"].as_array().unwrap()[..] else { panic!("{report:#}") };
+        for graph in ["entropy_step", "encoder_step", "global_step", "decoder_step"] {
+            assert_eq!(case["graphs"][graph]["caches"], form, "{graph}");
+        }
+        assert!(case["graphs"]["start"].get("caches").is_none());
+        assert_eq!(case.get("caches").is_some(), form == "joined");
+        // An earlier report in which nothing was timed.
+        let mut empty = report.clone();
+        empty["cases"][0]["rounds"] = Value::Array(Vec::new());
+        let earlier = temp.path("earlier.json");
+        std::fs::write(&earlier, empty.to_string()).unwrap();
+        let refused = run(&["bench", &bundle, "--compare", earlier.as_str()]);
+        assert!(refused.code == 2 && refused.stderr.contains("has no rounds"), "{}", refused.stderr);
+    }
 }
 
 #[test]

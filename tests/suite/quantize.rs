@@ -134,6 +134,9 @@ fn a_manifest_that_says_other_weights_than_the_graphs_have_is_refused() {
         ("\"opset\": 21", "\"opset\": 22", "its opset is 21"),
         ("\"dialect\": \"packed\"", "\"dialect\": \"portable\"", "listed twice"),
         ("\"kept\": []", "\"kept\": [], \"kept\": []", "kept"),
+        ("\"block\": 128", "\"block\": 64", "quantized as no export does it"),
+        ("\"bytes_after\": ", "\"bytes_after\": 99999999999", "quantized as no export does it"),
+        ("\"matrices\": {", "\"matrices\": {\"128\": 18446744073709551615, ", "128"),
     ] {
         assert!(good.contains(from), "{from}");
         fs_err::write(&path, good.replacen(from, to, 1)).unwrap();
@@ -261,5 +264,89 @@ fn seeded_faults_of_quantization_fail() {
         let (code, report) = verify(&folder, "tract");
         assert_eq!(code, 1, "{quantize} {check}: {report:#}");
         assert!(failed(&report).contains(&check), "{quantize} {check}: {report:#}");
+    }
+}
+
+/// A bundle that passes for a quantized one has wider limits: float matrices that quantization would have taken give it away.
+#[test]
+fn a_float_bundle_that_is_said_to_be_quantized_is_refused() {
+    let temp = Temp::new();
+    let folder = temp.path("b");
+    export_quantized("emoji32/dpar", "entropy=int4", &folder);
+    let path = folder.join("manifest.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs_err::read(&path).unwrap()).unwrap();
+    let components = manifest["components"].as_array_mut().unwrap();
+    let quantized = components.iter().find_map(|c| c.get("quantized")).unwrap().clone();
+    let dpar = components.iter_mut().find(|c| c["kind"] == "dpar").unwrap();
+    dpar["quantized"] = quantized;
+    let model = read_model(&fs_err::read(folder.join("onnx/score.onnx")).unwrap()).unwrap();
+    let names = model.graph.unwrap().initializer;
+    let kept: Vec<&str> = names.iter().filter_map(|t| t.name().strip_suffix(".T")).collect();
+    dpar["quantized"]["kept"] = kept.into();
+    dpar["quantized"]["opset"] = 17.into();
+    fs_err::write(&path, manifest.to_string()).unwrap();
+    let e = Bundle::open(&folder).unwrap_err().to_string();
+    assert!(e.contains("is in float32, and quantization would have taken it"), "{e}");
+}
+
+/// The limits of one transformer's weights are not those of the other.
+#[test]
+fn a_fault_in_the_float_model_beside_a_quantized_one_is_found() {
+    let temp = Temp::new();
+    let (good, bad) = (temp.path("good"), temp.path("bad"));
+    export_quantized("emoji32/dpar", "dpar=int4", &good);
+    let (code, report) = verify(&good, "ort");
+    assert_eq!((code, failed(&report)), (0, vec![]), "{report:#}");
+    export_quantized("emoji32/dpar", "dpar=int4", &bad);
+    // One layer of the entropy model, a hundredth off: within what 4 bits may do, and far beyond float32.
+    change(&bad, "entropy_step", "entropy", "layers.0.feed_forward.w2.weight.T", |_, bytes| {
+        for weight in bytes.chunks_mut(4) {
+            let wrong = 1.01 * f32::from_le_bytes((&*weight).try_into().unwrap());
+            weight.copy_from_slice(&wrong.to_le_bytes());
+        }
+    });
+    let (code, report) = verify(&bad, "tract");
+    assert_eq!(code, 1, "{report:#}");
+    for check in ["entropy", "stream entropy"] {
+        assert!(failed(&report).contains(&check), "{check}: {report:#}");
+    }
+}
+
+/// A baseline has no entropies, and its streams say nothing of quantized weights: that is no pass.
+#[test]
+fn streams_of_which_nothing_is_compared_do_not_pass() {
+    let temp = Temp::new();
+    let folder = temp.path("b");
+    let (file, options) = crate::common::llamagen("emoji32");
+    let loaded = load(&fixture(file), &options).unwrap();
+    let form = Form { precision: Precision::Fp32, quantize: Quantize::parse("int8").unwrap() };
+    bundle::write(&loaded, form, &folder, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
+    let streams = fixture("emoji32/streams_llamagen.safetensors");
+    let out = run(&["verify", folder.as_str(), "--streams", streams.as_str(), "--no-probes", "--json"]);
+    assert_eq!(out.code, 2, "{}{}", out.stdout, out.stderr);
+    let report = json(&out);
+    assert_eq!(report["verdict"], "incomplete");
+    let statuses = report["checks"].as_array().unwrap().iter().map(|c| c["status"].as_str().unwrap());
+    assert!(statuses.eq(["not_run"; 3]), "{report:#}");
+}
+
+/// What a node says of its weights is what is there, or no engine sees it.
+#[test]
+fn a_packed_product_that_lies_about_its_weights_is_refused() {
+    for (key, value) in [("K", 192 * 64), ("N", 1 << 20), ("bits", 8), ("block_size", 16)] {
+        let temp = Temp::new();
+        let folder = temp.path("b");
+        export_quantized("emoji32/dpar", "dpar=int4", &folder);
+        crate::faults::graph(&folder, "patch_embed.packed", |model| {
+            let nodes = &mut model.graph.as_mut().unwrap().node;
+            let product = nodes.iter_mut().find(|n| n.op_type() == "MatMulNBits").unwrap();
+            product.attribute.iter_mut().find(|a| a.name() == key).unwrap().i = Some(value);
+        });
+        rehash(&folder);
+        let Ok(bundle) = Bundle::open(&folder) else { continue };
+        for engine in TAKING {
+            let e = on(&bundle, engine).prepare(GraphName::PatchEmbed).err().unwrap().to_string();
+            assert!(e.contains("(MatMulNBits): ") && e.contains("weights"), "{key} on {engine}: {e}");
+        }
     }
 }

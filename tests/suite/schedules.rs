@@ -115,3 +115,78 @@ fn the_large_transformer_runs_as_often_as_the_schedule_promises() {
     let most = steps.into_iter().max().unwrap() as f64;
     assert!((full..full + most).contains(&refilled), "{refilled} calls, {full} would be full");
 }
+
+/// The exported graphs, which join past and new slots, and what is derived from them draw the same.
+#[test]
+fn caches_in_place_and_joined_ones_draw_the_same_and_are_named() {
+    use dpar_engine_api::CacheForm::{InPlace, Joined};
+    use dpar_export::engines::{self, EngineOptions};
+    use dpar_export::loaded::LoadedBundle;
+
+    use crate::common::engine_options;
+
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let requests = Request::all_seeded(0, 6, bundle.system().num_classes);
+    for engine in ["tract", "ort"] {
+        let told = |caches| {
+            let options = EngineOptions { caches, ..engine_options(engine) };
+            LoadedBundle::new(&bundle, engines::create(engine, &options).unwrap()).unwrap()
+        };
+        let draw = |runtime: &LoadedBundle<'_>| {
+            runtime.decode(&requests, &options(2.0, None), 4, &mut quiet).unwrap()
+        };
+        let [own, placed, joined] = [None, Some(InPlace), Some(Joined)].map(told);
+        let [a, b, c] = [&own, &placed, &joined].map(draw);
+        assert_eq!(decisions(&a), decisions(&b), "{engine}");
+        assert_eq!(decisions(&a), decisions(&c), "{engine}");
+        assert_eq!(own.caches(), placed.caches());
+        let graphs = ["decoder_step", "encoder_step", "entropy_step", "global_step"];
+        assert!(own.caches().iter().map(|(g, f)| (g.as_str(), *f)).eq(graphs.map(|g| (g, InPlace))));
+        assert!(joined.caches().iter().map(|(g, f)| (g.as_str(), *f)).eq(graphs.map(|g| (g, Joined))));
+        assert_eq!((own.info().caches, joined.info().caches), (None, Some(Joined)));
+    }
+    // Where they cannot be in place, that is said.
+    let half = crate::common::export_as(
+        "dpar-small/dpar",
+        dpar_export_spec::Precision::Fp16,
+        &LoadOptions::default(),
+        &temp.path("half"),
+    );
+    let options = EngineOptions { caches: Some(InPlace), ..engine_options("tract") };
+    let runtime = LoadedBundle::new(&half, engines::create("tract", &options).unwrap()).unwrap();
+    let e = runtime.model().err().unwrap().to_string();
+    assert!(e.contains("its caches cannot be kept in place"), "{e}");
+}
+
+/// Names of axes are a file's own, in graphs that are derived too.
+#[test]
+fn axes_of_step_graphs_have_any_name() {
+    use dpar_export_onnx::proto::DimensionValue;
+
+    let temp = Temp::new();
+    let (good, other) = (temp.path("good"), temp.path("other"));
+    let bundle = export("dpar-small/dpar", &LoadOptions::default(), &good);
+    crate::faults::copy(&good, &other);
+    for name in ["entropy_step", "encoder_step", "global_step", "decoder_step"] {
+        crate::faults::graph(&other, name, |model| {
+            let graph = model.graph.as_mut().unwrap();
+            for port in graph.input.iter_mut().chain(&mut graph.output) {
+                let shape = port.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap().shape.as_mut();
+                for dim in &mut shape.unwrap().dim {
+                    if let Some(DimensionValue::Param(name)) = &mut dim.value {
+                        *name = "N-1/a b".to_owned();
+                    }
+                }
+            }
+        });
+    }
+    crate::faults::rehash(&other);
+    let renamed = Bundle::open(&other).unwrap();
+    let requests = Request::all_seeded(1, 3, bundle.system().num_classes);
+    for engine in ["tract", "ort"] {
+        let draw =
+            |bundle: &Bundle| decode(bundle, engine, &options(2.0, None), &requests, 3, Schedule::Lockstep).0;
+        assert_eq!(decisions(&draw(&bundle)), decisions(&draw(&renamed)), "{engine}");
+    }
+}

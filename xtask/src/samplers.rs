@@ -48,7 +48,7 @@ pub(crate) fn run(
         vq: false,
         ..full
     }
-    .write(&out.join("checkpoint"), &mut |_| {})?;
+    .write(&out.join("checkpoint"), &mut |_| true)?;
     let parts: Vec<String> =
         made.parameters.iter().map(|(name, n)| format!("{name} {:.0}M", *n as f64 / 1e6)).collect();
     let bundle = out.join("bundle");

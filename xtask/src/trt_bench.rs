@@ -58,7 +58,7 @@ pub(crate) fn run(root: &Utf8Path, precisions: &[String], small: bool) -> Result
     ];
     if !small {
         let full = Synth::published(SystemKind::Dpar, "B", 256, samplers::STEPS)?;
-        let made = Synth { vq: false, ..full }.write(&out.join("dpar-b"), &mut |_| {})?;
+        let made = Synth { vq: false, ..full }.write(&out.join("dpar-b"), &mut |_| true)?;
         let parts: Vec<String> =
             made.parameters.iter().map(|(name, n)| format!("{name} {:.1}M", *n as f64 / 1e6)).collect();
         cases.push(BuildCase {

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use dpar_export_spec::{DType, Dim, GraphSpec, Port, Role};
+use serde::{Deserialize, Serialize};
 
 use crate::validate::{bad, check_input_shapes};
 use crate::{EngineError, EngineErrorKind, Tensor, TensorData, TensorView};
@@ -40,6 +41,29 @@ impl CallRow {
     }
 }
 
+/// How the keys and values of earlier slots reach a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheForm {
+    /// Each row attends over memory of its own, into which its new slots are written.
+    InPlace,
+    /// They are inputs, joined with the new slots at each call: the graph as it was exported.
+    Joined,
+    /// Joined, in the memory of the device that runs the graph.
+    OnDevice,
+}
+
+impl CacheForm {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InPlace => "in place",
+            Self::Joined => "joined",
+            Self::OnDevice => "joined on the device",
+        }
+    }
+}
+
 /// Rows of a call: the first axis of its first input, which every graph of the loop has outermost.
 pub fn call_rows(inputs: &[(&str, TensorView<'_>)]) -> usize {
     inputs.first().and_then(|(_, view)| view.shape().first()).copied().unwrap_or(0)
@@ -50,6 +74,9 @@ pub fn call_rows(inputs: &[(&str, TensorView<'_>)]) -> usize {
 pub trait CachedSession: Send {
     /// The interface of the graph, with the ports that the caller does not see.
     fn spec(&self) -> &GraphSpec;
+
+    /// How its cache reaches a step; `None` for a graph without one.
+    fn form(&self) -> Option<CacheForm>;
 
     /// Empties the cache for `rows` rows; for none, its memory is given back.
     fn reset(&mut self, rows: usize);
@@ -226,6 +253,11 @@ impl CacheState {
     /// The tensors of the cache, in the order of the graph's inputs.
     pub fn ports(&self) -> &[CachePort] {
         &self.ports
+    }
+
+    /// `form`, if the graph has a cache.
+    pub fn kept(&self, form: CacheForm) -> Option<CacheForm> {
+        (!self.ports.is_empty()).then_some(form)
     }
 
     /// Rows of the cache.

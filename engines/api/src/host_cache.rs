@@ -4,8 +4,8 @@ use dpar_export_spec::GraphSpec;
 
 use crate::validate::bad;
 use crate::{
-    CacheState, CachedSession, CallRow, EngineError, EngineErrorKind, Outputs, Session, Tensor, TensorData,
-    TensorSlice, TensorView, check_outputs,
+    CacheForm, CacheState, CachedSession, CallRow, EngineError, EngineErrorKind, Outputs, Session, Tensor,
+    TensorData, TensorSlice, TensorView, check_outputs,
 };
 
 /// The first elements as a tensor.
@@ -111,6 +111,10 @@ fn empty<T>(data: &mut Vec<T>, rows: usize) {
 impl CachedSession for HostCache {
     fn spec(&self) -> &GraphSpec {
         self.session.spec()
+    }
+
+    fn form(&self) -> Option<CacheForm> {
+        self.state.kept(CacheForm::Joined)
     }
 
     fn reset(&mut self, rows: usize) {

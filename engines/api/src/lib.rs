@@ -27,7 +27,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dpar_export_spec::{Dialect, GraphSpec, Precision, Profile, WeightBits};
 use serde::Serialize;
 
-pub use cached::{CachePort, CacheState, CachedSession, CallRow, CheckedStep, MASKED, Outputs, call_rows};
+pub use cached::{
+    CacheForm, CachePort, CacheState, CachedSession, CallRow, CheckedStep, MASKED, Outputs, call_rows,
+};
 pub use descriptor::{BuiltFile, Devices, Driver, EngineDescriptor, EngineFiles, Gpu, LibraryFound, Survey};
 pub use error::{EngineError, EngineErrorKind, GraphFault};
 pub use graph::{check_graph, graph_bytes};
@@ -52,6 +54,9 @@ pub struct EngineInfo {
     pub library: Option<String>,
     /// Threads used for one run; `None` = the library's choice.
     pub threads: Option<usize>,
+    /// How it was told to keep caches; `None` = its choice, graph by graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caches: Option<CacheForm>,
 }
 
 /// How an engine computes graphs of one precision.

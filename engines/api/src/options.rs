@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 
+use crate::CacheForm;
 use crate::device::Device;
 
 /// What every engine can be told. An engine refuses what it does not have: see [`EngineOption`].
@@ -19,6 +20,8 @@ pub struct EngineOptions {
     pub cuda_graphs: bool,
     /// Folder for what is compiled for the device at run time.
     pub runtime_cache: Option<Utf8PathBuf>,
+    /// How caches are kept; `None` = the engine's choice, graph by graph.
+    pub caches: Option<CacheForm>,
 }
 
 /// An option that some engines have and others have not.
@@ -34,6 +37,8 @@ pub enum EngineOption {
     CudaGraphs,
     /// [`EngineOptions::runtime_cache`].
     RuntimeCache,
+    /// [`EngineOptions::caches`].
+    Caches,
 }
 
 impl EngineOption {
@@ -45,6 +50,7 @@ impl EngineOption {
             Self::TrtLibrary => "--trt-lib",
             Self::CudaGraphs => "--cuda-graphs",
             Self::RuntimeCache => "--runtime-cache",
+            Self::Caches => "--caches",
         }
     }
 }
@@ -58,6 +64,7 @@ impl EngineOptions {
         given.extend(self.threads.map(|_| EngineOption::Threads));
         given.extend(self.cuda_graphs.then_some(EngineOption::CudaGraphs));
         given.extend(self.runtime_cache.as_ref().map(|_| EngineOption::RuntimeCache));
+        given.extend(self.caches.map(|_| EngineOption::Caches));
         given
     }
 
@@ -70,6 +77,7 @@ impl EngineOptions {
             EngineOption::TrtLibrary => self.trt_library = None,
             EngineOption::CudaGraphs => self.cuda_graphs = false,
             EngineOption::RuntimeCache => self.runtime_cache = None,
+            EngineOption::Caches => self.caches = None,
         }
         self
     }
@@ -89,10 +97,13 @@ mod tests {
             device: Some(Device::Cpu),
             cuda_graphs: true,
             runtime_cache: Some("c".into()),
+            caches: Some(CacheForm::Joined),
         };
         let given = all.given();
         let flags: Vec<&str> = given.iter().map(|o| o.flag()).collect();
-        assert_eq!(flags, ["--ort-lib", "--trt-lib", "--threads", "--cuda-graphs", "--runtime-cache"]);
+        let all_flags =
+            ["--ort-lib", "--trt-lib", "--threads", "--cuda-graphs", "--runtime-cache", "--caches"];
+        assert_eq!(flags, all_flags);
         for option in given {
             let without = all.clone().without(option);
             let left: Vec<EngineOption> = all.given().into_iter().filter(|o| *o != option).collect();

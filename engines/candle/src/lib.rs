@@ -112,6 +112,7 @@ impl Engine for CandleEngine {
             provider: "candle-onnx on candle-core with gemm".to_owned(),
             library: None,
             threads: Some(threads),
+            caches: None,
         })
     }
 

@@ -150,39 +150,39 @@ impl From<Precision> for Recorded {
     }
 }
 
-/// How two sides of a comparison round: the column of the table.
+/// A column of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rounding {
+struct RoundingColumn {
     numbers: Coarser,
     alike: Alike,
     /// Whether the engine keeps sums in fp16 too.
     narrow_sums: bool,
+}
+
+/// How two sides of a comparison round: the columns of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounding {
+    /// For what depends on the entropy model alone.
+    entropy: RoundingColumn,
+    /// For what depends on the transformer that draws alone.
+    drawing: RoundingColumn,
+    /// For everything else: the coarser of them.
+    whole: RoundingColumn,
     /// Whether tokens are drawn by the running sum, which has V places where rounding moves a draw, and not two sums.
     running_sum: bool,
 }
 
-impl Rounding {
-    /// float32 on both sides.
-    pub const FP32: Self =
-        Self { numbers: Coarser::Fp32, alike: Alike::Yes, narrow_sums: false, running_sum: false };
+impl RoundingColumn {
+    const FP32: Self = Self { numbers: Coarser::Fp32, alike: Alike::Yes, narrow_sums: false };
 
-    /// A bundle of the numbers `found` on an engine with this arithmetic, against a reference.
-    pub fn between(
-        reference: impl Into<Recorded>,
-        found: impl Into<Numbers>,
+    /// Of graphs of this precision, without quantized weights.
+    fn between(
+        Recorded { precision, on_gpu }: Recorded,
+        found: Precision,
         arithmetic: ArithmeticKind,
     ) -> Self {
         use Precision::{Bf16, Bf16Autocast, Fp16, Fp32};
-        let Recorded { precision, on_gpu } = reference.into();
-        let found = found.into();
-        let sides = [precision, found.precision].map(Precision::numbers);
-        if let Some(weights) = found.weights {
-            let numbers = match weights {
-                WeightBits::Int8 => Coarser::Int8,
-                WeightBits::Int4 => Coarser::Int4,
-            };
-            return Self { numbers, alike: Alike::No, narrow_sums: false, running_sum: false };
-        }
+        let sides = [precision, found].map(Precision::numbers);
         if sides == [Fp32; 2] {
             return Self::FP32;
         }
@@ -201,7 +201,39 @@ impl Rounding {
             true => Alike::Yes,
         };
         let narrow_sums = numbers == Coarser::Fp16 && arithmetic == ArithmeticKind::NarrowSums;
-        Self { numbers, alike, narrow_sums, running_sum: false }
+        Self { numbers, alike, narrow_sums }
+    }
+
+    /// The same with such weights.
+    fn with(self, weights: Option<WeightBits>) -> Self {
+        let numbers = match weights {
+            None => return self,
+            Some(WeightBits::Int8) => Coarser::Int8,
+            Some(WeightBits::Int4) => Coarser::Int4,
+        };
+        Self { numbers, alike: Alike::No, narrow_sums: false }
+    }
+}
+
+impl Rounding {
+    /// float32 on both sides.
+    pub const FP32: Self = Self {
+        entropy: RoundingColumn::FP32,
+        drawing: RoundingColumn::FP32,
+        whole: RoundingColumn::FP32,
+        running_sum: false,
+    };
+
+    /// A bundle of the numbers `found` on an engine with this arithmetic, against a reference.
+    pub fn between(
+        reference: impl Into<Recorded>,
+        found: impl Into<Numbers>,
+        arithmetic: ArithmeticKind,
+    ) -> Self {
+        let Numbers { precision, weights, entropy, drawing } = found.into();
+        let plain = RoundingColumn::between(reference.into(), precision, arithmetic);
+        let [entropy, drawing, whole] = [entropy, drawing, weights].map(|w| plain.with(w));
+        Self { entropy, drawing, whole, running_sum: false }
     }
 
     /// Two engines on one bundle: each may round elsewhere, so the wider kind covers both.
@@ -236,11 +268,17 @@ impl Rounding {
     /// Quantized weights were measured on the trained DPAR against its float32 reference, 6 images with logits and all 1,024
     /// streams with entropies, on tract (float32 activations) and ONNX Runtime (8-bit ones); 4 bits in blocks of 32 and 128. Here
     /// the difference is meant, and not rounding: means are held at 1.5 times the worst seen, so that a fault in a few blocks
-    /// shows, the others at 2 times and more (docs/quantization.md).
+    /// shows, the others at 2 times and more (docs/quantization.md). Where one of the two transformers has them, what depends on
+    /// the other alone is held as in a float bundle.
     pub fn limit(self, quantity: Quantity) -> Limit {
         use Coarser::{Bf16, Bf16Autocast, Fp16, Fp16Autocast, Fp32, Int4, Int8};
         use Quantity as Q;
-        let value = match (quantity, self.numbers, self.alike) {
+        let RoundingColumn { numbers, alike, narrow_sums } = match quantity {
+            Q::Entropy | Q::EntropyMean | Q::Boundary | Q::BoundaryShare | Q::BoundariesMoved => self.entropy,
+            Q::Logits | Q::LogitsMean | Q::ArgMax | Q::ArgMaxShare | Q::Draw => self.drawing,
+            _ => self.whole,
+        };
+        let value = match (quantity, numbers, alike) {
             // Engines sum in other orders than PyTorch: 1e-6 to 2e-5 is normal for logits of magnitude 10; a wrong position,
             // mask or weight moves them by 1e-2 and more.
             (Q::Logits | Q::Entropy, Fp32, _) => 2e-4,
@@ -347,7 +385,7 @@ impl Rounding {
             (Q::PartedStreams, ..) => 0.0,
 
             // Worst seen 14, where a convolution adds 1,152 products in fp16.
-            (Q::Pixels, Fp16, _) if self.narrow_sums => 35.0,
+            (Q::Pixels, Fp16, _) if narrow_sums => 35.0,
             // Worst seen 2, and 20.
             (Q::Pixels, Fp16, _) => 5.0,
             (Q::Pixels, Bf16, _) => 50.0,
@@ -480,6 +518,30 @@ mod tests {
         assert_eq!(at(Bf16, Bf16AutocastExplicit, AsGraph, Q::Logits), Some(5e-1));
         assert_eq!(at(Fp16, Bf16Autocast, AsGraph, Q::Logits), Some(5e-1));
         assert_eq!(at(Fp32, Fp16Autocast, NarrowSums, Q::Pixels), Some(1.0));
+    }
+
+    #[test]
+    fn a_float_component_beside_a_quantized_one_is_held_as_a_float_one() {
+        use WeightBits::{Int4, Int8};
+        use dpar_export_spec::ComponentKind::{Dpar, Entropy, Llamagen};
+        let of = |weights: &[_]| {
+            Rounding::between(
+                Fp32,
+                Numbers::new(Fp32, weights.iter().copied()),
+                ArithmeticKind::NarrowActivations,
+            )
+        };
+        let (entropies, logits) =
+            ([Q::Entropy, Q::EntropyMean, Q::Boundary, Q::BoundaryShare], [Q::Logits, Q::ArgMax, Q::Draw]);
+        let same = |a: Rounding, b: Rounding, of: &[Quantity]| of.iter().all(|q| a.limit(*q) == b.limit(*q));
+        let (both, dpar, entropy) =
+            (of(&[(Dpar, Int4), (Entropy, Int8)]), of(&[(Dpar, Int4)]), of(&[(Entropy, Int8)]));
+        assert!(same(dpar, Rounding::FP32, &entropies) && same(dpar, both, &logits));
+        assert!(same(entropy, Rounding::FP32, &logits) && same(entropy, both, &entropies));
+        assert!(same(dpar, of(&[(Llamagen, Int4)]), &logits));
+        // What hangs on both has the coarser ones.
+        assert!(same(both, dpar, &[Q::TieShare, Q::Steps, Q::Output, Q::Rows]));
+        assert!(entropy.limit(Q::Steps) > Rounding::FP32.limit(Q::Steps));
     }
 
     #[test]

@@ -31,8 +31,9 @@ struct Call {
     new: usize,
 }
 
-/// Keys and values of one row: `[layer][head][slot][head_dim]` each. Memory that was never written is never touched.
-#[derive(Debug)]
+/// Keys and values of one row: `[layer][head][slot][head_dim]` each. It has no memory before its first call, and what of that
+/// was never written is never touched.
+#[derive(Debug, Default)]
 struct RowCache {
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -48,14 +49,37 @@ impl Cache {
         Self { layers, heads, head_dim, slots, call, rows, arch: Arch::new() }
     }
 
-    /// Makes room for so many rows. What is in them stays, and is not looked at before it was written again.
+    /// Takes so many rows. What is in them stays, and is not looked at before it was written again.
     pub(crate) fn reset(&self, rows: usize) {
-        let elements = self.layers * self.heads * self.slots * self.head_dim;
         let mut held = self.rows.write().unwrap_or_else(PoisonError::into_inner);
-        held.resize_with(rows, || {
-            let (keys, values) = (vec![0.0; elements], vec![0.0; elements]);
-            Mutex::new(RowCache { keys, values, weights: Vec::new() })
-        });
+        held.resize_with(rows, Mutex::default);
+    }
+
+    /// Gives the rows of a call memory.
+    ///
+    /// # Errors
+    /// When the machine does not have so much.
+    pub(crate) fn reserve(&self, rows: &[CallRow]) -> Result<(), String> {
+        let sizes = [self.layers, self.heads, self.slots, self.head_dim];
+        let elements = sizes.iter().try_fold(1_usize, |all, n| all.checked_mul(*n));
+        let held = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        for row in rows.iter().filter_map(|r| held.get(r.row)) {
+            let mut row = row.lock().unwrap_or_else(PoisonError::into_inner);
+            if Some(row.keys.len()) == elements {
+                continue;
+            }
+            // Zeroed memory comes from the system page by page, but where there is none the program ends: so it is asked
+            // for first, and given back.
+            let possible = |n: &usize| Vec::<[f32; 2]>::new().try_reserve_exact(*n).is_ok();
+            let Some(elements) = elements.filter(possible) else {
+                let [layers, heads, slots, width] = sizes;
+                return Err(format!(
+                    "there is no memory for {slots} slots of {heads} x {width} numbers in {layers} layers"
+                ));
+            };
+            (row.keys, row.values) = (vec![0.0; elements], vec![0.0; elements]);
+        }
+        Ok(())
     }
 
     /// Notes the call that is about to be made.
@@ -157,6 +181,7 @@ mod tests {
         cache.reset(2);
         let step = |rows: &[CallRow], new: usize, values: &[f32]| {
             let (zeros, mut out) = (vec![0.0; values.len()], vec![f32::NAN; values.len()]);
+            cache.reserve(rows)?;
             cache.begin(rows, new)?;
             cache.attend(1, [&zeros, &zeros, values], &mut out, &backwards)?;
             // Thirds are not exact.
@@ -171,5 +196,20 @@ mod tests {
         assert!(step(&[row(2, 0)], 1, &[0.0]).is_err());
         assert!(step(&[row(1, 0)], 2, &[0.0]).unwrap_err().contains("where the call has 2"));
         assert!(cache.attend(2, [&[], &[], &[]], &mut [], &backwards).is_err());
+    }
+
+    #[test]
+    fn memory_that_no_machine_has_is_an_error_and_rows_without_a_call_have_none() {
+        for slots in [1 << 48, usize::MAX] {
+            let cache = Cache::new(2, 3, 4, slots);
+            cache.reset(1);
+            let e = cache.reserve(&CallRow::all(1, 0)).unwrap_err();
+            assert!(e.contains(&format!("no memory for {slots} slots of 3 x 4 numbers in 2 layers")), "{e}");
+        }
+        let cache = Cache::new(1, 1, 4, 2);
+        cache.reset(3);
+        cache.reserve(&[CallRow::new(1, 0)]).unwrap();
+        let held = |row: usize| cache.rows.read().unwrap()[row].lock().unwrap().keys.len();
+        assert_eq!([0, 1, 2].map(held), [0, 8, 0]);
     }
 }

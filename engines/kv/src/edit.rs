@@ -78,7 +78,7 @@ pub struct Edited {
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn in_place(engine: &str, graph: GraphFile<'_>) -> Result<Option<Edited>, EngineError> {
+pub(crate) fn in_place(engine: &str, graph: GraphFile<'_>) -> Result<Option<Edited>, EngineError> {
     let bytes = fs_err::read(graph.path).map_err(|e| EngineError::refused(engine, graph, e.to_string()))?;
     Ok(edit(&bytes, graph.spec))
 }

@@ -5,8 +5,8 @@
 //! its own, a new slot is written once where it belongs, and a row attends over its own slots. No mask, no padding, no
 //! copy, and rows in any number and order.
 //!
-//! [`in_place`] derives such a graph from a portable one when that is loaded; both use the same weights. [`InPlace`] is the
-//! session over it. An engine brings the graph to run and calls [`Cache::attend`] for the operator.
+//! [`cached`] derives such a graph from a portable one when that is loaded, over the same weights, and keeps a session over it.
+//! An engine brings the graph to run and calls [`Cache::attend`] for the operator.
 
 mod attend;
 mod cache;
@@ -15,8 +15,8 @@ mod session;
 mod wire;
 
 pub use cache::{Cache, Parallel};
-pub use edit::{Edited, in_place};
-pub use session::InPlace;
+pub use edit::Edited;
+pub use session::{Derived, cached, not_in_place};
 
 /// Domain of the operator.
 pub const DOMAIN: &str = "dpar";

@@ -8,7 +8,7 @@ use crate::{NAME, OrtDevice, OrtEngine, OrtOptions, disable_telemetry, providers
 
 /// ONNX Runtime, for the table of engines.
 pub const ENGINE: EngineDescriptor = EngineDescriptor {
-    options: &[EngineOption::Threads, EngineOption::OrtLibrary],
+    options: &[EngineOption::Threads, EngineOption::OrtLibrary, EngineOption::Caches],
     devices: Devices {
         runs_on: |device| !matches!(device, Device::Index(_)),
         words: "cpu, or cuda:N, tensorrt:N or nvrtx:N for its execution providers (a node that the provider does not \
@@ -29,8 +29,9 @@ fn open(options: &EngineOptions) -> Box<dyn Engine> {
         Some(Device::TensorRt(index)) => OrtDevice::TensorRt(index),
         Some(Device::NvRtx(index)) => OrtDevice::NvRtx(index),
     };
+    let EngineOptions { threads, caches, .. } = *options;
     let library = options.ort_library.clone();
-    Box::new(OrtEngine::new(OrtOptions { library, threads: options.threads, device }))
+    Box::new(OrtEngine::new(OrtOptions { library, threads, device, caches }))
 }
 
 fn survey(options: &EngineOptions) -> Survey {

@@ -18,10 +18,10 @@ mod telemetry;
 use camino::Utf8PathBuf;
 
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineInfo, GraphFile, HostCache,
+    Arithmetic, ArithmeticKind, CacheForm, CachedSession, Engine, EngineError, EngineInfo, GraphFile,
     Session, check_graph, no_precision, no_weights,
 };
-use dpar_engine_kv::{InPlace, in_place};
+use dpar_engine_kv::{cached, not_in_place};
 use dpar_export_spec::{Dialect, Precision, WeightBits};
 
 pub use descriptor::ENGINE;
@@ -44,6 +44,8 @@ pub struct OrtOptions {
     /// Where graphs run. On a GPU, a provider that the library does not have, that does not load, or that leaves a
     /// node to the CPU is an error.
     pub device: OrtDevice,
+    /// How caches are kept; `None` = in place on the CPU where that can be.
+    pub caches: Option<CacheForm>,
 }
 
 /// ONNX Runtime with one execution provider and no other.
@@ -77,6 +79,7 @@ impl Engine for OrtEngine {
             provider: self.options.device.provider().to_owned(),
             library: Some(runtime.path.to_string()),
             threads: self.options.threads.map(|n| n.max(1)),
+            caches: self.options.caches,
         })
     }
 
@@ -141,21 +144,21 @@ impl Engine for OrtEngine {
         Ok(Box::new(session::OrtSession::load(&runtime, graph, None, &self.options)?))
     }
 
-    /// With its caches in place, where the graph is one that this can be derived from; the operator runs on the CPU only.
+    /// With its caches in place, where the graph is one that this can be derived from and nothing else is asked for; the operator
+    /// runs on the CPU only.
     fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
-        if self.options.device == OrtDevice::Cpu {
-            let runtime = runtime::start(self.options.library.as_deref())?;
-            check_graph(NAME, graph)?;
-            if let Some(edited) = in_place(NAME, graph)?
-                && let Some(session) = InPlace::new(graph.spec, |cache| {
-                    let derived = Some((&edited, cache));
-                    Ok(Box::new(session::OrtSession::load(&runtime, graph, derived, &self.options)?))
-                })?
-            {
-                return Ok(Box::new(session));
+        let asked = match (self.options.device, self.options.caches) {
+            (OrtDevice::Cpu, asked) => asked,
+            (_, Some(CacheForm::InPlace)) => {
+                return Err(not_in_place(NAME, graph, "they are on the processor only"));
             }
-        }
-        Ok(Box::new(HostCache::new(self.prepare(graph)?)?))
+            _ => Some(CacheForm::Joined),
+        };
+        let runtime = runtime::start(self.options.library.as_deref())?;
+        check_graph(NAME, graph)?;
+        cached(NAME, graph, asked, |derived| {
+            Ok(Box::new(session::OrtSession::load(&runtime, graph, derived, &self.options)?))
+        })
     }
 }
 

@@ -1,12 +1,11 @@
 //! A prepared graph.
 
 use std::num::NonZero;
-use std::sync::Arc;
 
 use dpar_engine_api::{
     EngineError, EngineErrorKind, GraphFile, Session, Tensor, TensorSlice, TensorView, threads,
 };
-use dpar_engine_kv::{Cache, Edited};
+use dpar_engine_kv::Derived;
 use dpar_export_spec::GraphSpec;
 use half::{bf16, f16};
 use ort::ErrorCode;
@@ -32,7 +31,7 @@ impl OrtSession {
     pub(crate) fn load(
         runtime: &Runtime,
         graph: GraphFile<'_>,
-        derived: Option<(&Edited, Arc<Cache>)>,
+        derived: Option<Derived<'_>>,
         options: &OrtOptions,
     ) -> Result<Self, EngineError> {
         // On another device only what names the file is the file's fault.
@@ -65,7 +64,7 @@ fn check_threads(threads: Option<usize>) -> Result<(), EngineError> {
 fn build(
     environment: &Environment,
     graph: GraphFile<'_>,
-    derived: Option<(&Edited, Arc<Cache>)>,
+    derived: Option<Derived<'_>>,
     options: &OrtOptions,
 ) -> ort::Result<RawSession> {
     let mut builder = RawSession::builder(environment)?

@@ -216,9 +216,10 @@ pub fn for_none(among: &[&str], options: &EngineOptions) -> Vec<String> {
 }
 
 /// Whether options are for the engine `name` and not for every engine: its library, its settings, its device beside the
-/// processor.
+/// processor. How caches are kept several engines are asked alike, as for threads.
 pub fn is_told(name: &str, options: &EngineOptions) -> bool {
-    options.given().into_iter().any(|option| option != EngineOption::Threads && takes(name, option))
+    let of_many = [EngineOption::Threads, EngineOption::Caches];
+    options.given().into_iter().any(|option| !of_many.contains(&option) && takes(name, option))
         || options.device.is_some_and(|d| d != Device::Cpu && runs_on(name, d))
 }
 

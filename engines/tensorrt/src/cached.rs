@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dpar_engine_api::{
-    CachePort, CachedSession, CallRow, EngineError, EngineErrorKind, Outputs, Session, TensorView,
+    CacheForm, CachePort, CachedSession, CallRow, EngineError, EngineErrorKind, Outputs, Session, TensorView,
 };
 use dpar_export_spec::GraphSpec;
 
@@ -32,6 +32,10 @@ impl TrtCached {
 impl CachedSession for TrtCached {
     fn spec(&self) -> &GraphSpec {
         self.session.spec()
+    }
+
+    fn form(&self) -> Option<CacheForm> {
+        self.cache.state().kept(CacheForm::OnDevice)
     }
 
     fn reset(&mut self, rows: usize) {

@@ -181,6 +181,7 @@ impl Engine for TensorRtEngine {
             provider: flavour::PRODUCT.to_owned(),
             library: Some(started.path.to_string()),
             threads: None,
+            caches: None,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Reading an `.onnx` file, and the order of its ports.
 
 use dpar_engine_api::{EngineError, GraphFile, no_precision};
+use dpar_engine_kv::Edited;
 use dpar_export_spec::{Dim, Port, Precision};
 use tract_onnx::Onnx;
 use tract_onnx::pb::tensor_proto::DataType;
@@ -17,10 +18,13 @@ pub(crate) fn reader() -> Onnx {
     tract_onnx::onnx().with_ignore_value_info(true)
 }
 
-/// Reads the file, before any weight is read.
-pub(crate) fn read(graph: GraphFile<'_>) -> Result<ModelProto, EngineError> {
-    let mut proto =
-        reader().proto_model_for_path(graph.path).map_err(|e| refusal(graph, format!("{e:#}")))?;
+/// Reads the file, or what was derived from it, before any weight is read.
+pub(crate) fn read(graph: GraphFile<'_>, derived: Option<&Edited>) -> Result<ModelProto, EngineError> {
+    let read = match derived {
+        Some(edited) => reader().proto_model_for_read(&mut edited.model.as_slice()),
+        None => reader().proto_model_for_path(graph.path),
+    };
+    let mut proto = read.map_err(|e| refusal(graph, format!("{e:#}")))?;
     for info in proto.graph.iter_mut().flat_map(|g| &mut g.input) {
         forget_shape(graph, info);
     }

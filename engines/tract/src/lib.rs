@@ -13,10 +13,10 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineDescriptor, EngineError, EngineErrorKind,
-    EngineInfo, GraphFile, HostCache, Session, check_graph, no_precision, panics,
+    Arithmetic, ArithmeticKind, CacheForm, CachedSession, Engine, EngineDescriptor, EngineError,
+    EngineErrorKind, EngineInfo, EngineOption, GraphFile, Session, check_graph, no_precision, panics,
 };
-use dpar_engine_kv::{Cache, Edited, InPlace, in_place};
+use dpar_engine_kv::{Derived, cached};
 use dpar_export_spec::{Dialect, Precision, WeightBits};
 use tract_linalg::isa;
 use tract_linalg::multithread::Executor;
@@ -29,8 +29,12 @@ use session::TractSession;
 const NAME: &str = "tract";
 
 /// tract, for the table of engines.
-pub const ENGINE: EngineDescriptor =
-    EngineDescriptor::new(NAME, |options| Box::new(TractEngine::new(options.threads)));
+pub const ENGINE: EngineDescriptor = EngineDescriptor {
+    options: &[EngineOption::Threads, EngineOption::Caches],
+    ..EngineDescriptor::new(NAME, |options| {
+        Box::new(TractEngine::new(options.threads).with_caches(options.caches))
+    })
+};
 
 /// The exact version in the workspace's `Cargo.toml`; a test compares them.
 const VERSION: &str = "0.23.9";
@@ -42,6 +46,8 @@ const NO_BFLOAT16: &str = "tract has no bfloat16";
 #[derive(Debug)]
 pub struct TractEngine {
     threads: usize,
+    /// How caches are kept, where it was told.
+    caches: Option<CacheForm>,
     /// Started by the first graph that is prepared; the sessions of this engine share it.
     executor: OnceLock<Result<Executor, EngineError>>,
 }
@@ -53,7 +59,14 @@ impl TractEngine {
     /// staying with one thread: the number of threads does not change a single bit of the result.
     pub fn new(threads: Option<usize>) -> Self {
         let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self { threads: threads.unwrap_or_else(available).max(1), executor: OnceLock::new() }
+        let threads = threads.unwrap_or_else(available).max(1);
+        Self { threads, caches: None, executor: OnceLock::new() }
+    }
+
+    /// The same, with caches that are kept so; `None` = in place where that can be.
+    #[must_use]
+    pub fn with_caches(self, caches: Option<CacheForm>) -> Self {
+        Self { caches, ..self }
     }
 
     fn executor(&self) -> Result<Executor, EngineError> {
@@ -75,24 +88,16 @@ impl TractEngine {
     }
 
     /// Loads a graph, or what was derived from it with the caches that its operators use.
-    fn load(
-        &self,
-        graph: GraphFile<'_>,
-        derived: Option<(&Edited, Arc<Cache>)>,
-    ) -> Result<TractSession, EngineError> {
+    fn load(&self, graph: GraphFile<'_>, derived: Option<Derived<'_>>) -> Result<TractSession, EngineError> {
         let graph =
             GraphFile { spec: derived.as_ref().map_or(graph.spec, |(edited, _)| &edited.spec), ..graph };
         let refuse = |what: &str, e: &TractError| refusal(graph, format!("{what}: {e:#}"));
         let executor = self.executor()?;
         let mut onnx = file::reader();
-        let proto = match &derived {
-            Some((edited, _)) => {
-                attention::register(&mut onnx);
-                let read = onnx.proto_model_for_read(&mut edited.model.as_slice());
-                read.map_err(|e| refuse("the derived graph could not be read", &e))?
-            }
-            None => file::read(graph)?,
-        };
+        if derived.is_some() {
+            attention::register(&mut onnx);
+        }
+        let proto = file::read(graph, derived.as_ref().map(|(edited, _)| *edited))?;
         let folder = graph.path.parent().map_or("", |p| p.as_str());
         nbits::register(&mut onnx, &proto).map_err(|e| refuse("the graph could not be read", &e))?;
         let mut parsed =
@@ -116,7 +121,7 @@ impl TractEngine {
     fn open(
         &self,
         graph: GraphFile<'_>,
-        derived: Option<(&Edited, Arc<Cache>)>,
+        derived: Option<Derived<'_>>,
     ) -> Result<Box<dyn Session>, EngineError> {
         match panics::guard(|| self.load(graph, derived)) {
             Ok(session) => Ok(Box::new(session?)),
@@ -144,6 +149,7 @@ impl Engine for TractEngine {
             },
             library: None,
             threads: Some(self.threads),
+            caches: self.caches,
         })
     }
 
@@ -179,15 +185,10 @@ impl Engine for TractEngine {
         self.open(graph, None)
     }
 
-    /// With its caches in place, where the graph is one that this can be derived from.
+    /// With its caches in place, where the graph is one that this can be derived from and nothing else is asked for.
     fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
         check_graph(NAME, graph)?;
-        if let Some(edited) = in_place(NAME, graph)?
-            && let Some(session) = InPlace::new(graph.spec, |cache| self.open(graph, Some((&edited, cache))))?
-        {
-            return Ok(Box::new(session));
-        }
-        Ok(Box::new(HostCache::new(self.open(graph, None)?)?))
+        cached(NAME, graph, self.caches, |derived| self.open(graph, derived))
     }
 }
 

@@ -40,6 +40,9 @@ pub enum ErrorKind {
     /// A seeded checkpoint that cannot be made.
     #[error("{0}")]
     Synth(String),
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// An option that cannot be fulfilled with this checkpoint.
     #[error("`{option}` cannot be fulfilled: {problem}")]
     Option {

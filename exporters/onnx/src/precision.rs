@@ -175,8 +175,15 @@ fn check_quantized(graph: &GraphProto, said: Said<'_>) -> Result<(), FileFault> 
         }
     }
     let Some(quantized) = said.quantized else { return Ok(()) };
-    let names = graph.initializer.iter().filter_map(|w| w.name.as_deref()?.strip_suffix(".T"));
-    for matrix in names.filter(|name| name.ends_with(".weight")) {
+    let matrices = graph.initializer.iter().filter_map(|w| Some((w.name.as_deref()?.strip_suffix(".T")?, w)));
+    for (matrix, weight) in matrices.filter(|(name, _)| name.ends_with(".weight")) {
+        let size = |i: usize| weight.dims.get(i).and_then(|n| usize::try_from(*n).ok()).unwrap_or(0);
+        // It is stored transposed.
+        if quantized.takes(size(1), size(0)) {
+            return Err(
+                format!("weight `{matrix}` is in float32, and quantization would have taken it").into()
+            );
+        }
         if quantized.kept.iter().all(|kept| kept != matrix) {
             return Err(format!(
                 "weight `{matrix}` is not quantized, and is none that the manifest says stays"

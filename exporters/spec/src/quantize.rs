@@ -73,7 +73,7 @@ impl Blocks {
     /// smallest block. `None` where that does not either, or the matrix is small: it stays as it is.
     pub fn of(self, rows: usize, columns: usize) -> Option<usize> {
         let fits = [self.block, BLOCKS[0]].into_iter().find(|block| columns.is_multiple_of(*block));
-        fits.filter(|_| rows * columns >= SMALL)
+        fits.filter(|_| rows.saturating_mul(columns) >= SMALL)
     }
 
     /// `int8`, `int4`, or either with its block: `int8:32`.
@@ -198,6 +198,26 @@ pub struct Quantized {
     pub bytes_after: u64,
 }
 
+impl Quantized {
+    /// Whether an export can have made this: of some matrices, in blocks that there are, and no more than sums hold.
+    pub fn can_be(&self) -> bool {
+        const MOST_MATRICES: usize = 1 << 20;
+        const MOST_BYTES: u64 = 1 << 50;
+        !self.matrices.is_empty()
+            && BLOCKS.contains(&self.block)
+            && self
+                .matrices
+                .iter()
+                .all(|(block, n)| BLOCKS.contains(block) && (1..=MOST_MATRICES).contains(n))
+            && [self.bytes_before, self.bytes_after].iter().all(|bytes| *bytes <= MOST_BYTES)
+    }
+
+    /// Whether it would have taken a matrix `[rows, columns]`.
+    pub fn takes(&self, rows: usize, columns: usize) -> bool {
+        Blocks { bits: self.weights, block: self.block }.of(rows, columns).is_some()
+    }
+}
+
 impl std::fmt::Display for Quantized {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let matrices: Vec<String> =
@@ -224,11 +244,31 @@ pub struct Numbers {
     pub precision: Precision,
     /// The coarsest weights of its components, where some are quantized.
     pub weights: Option<WeightBits>,
+    /// Those of the entropy model, which entropies and boundaries over given tokens depend on alone.
+    pub entropy: Option<WeightBits>,
+    /// Those of the transformer that draws, which logits over given tokens and patches depend on alone.
+    pub drawing: Option<WeightBits>,
+}
+
+impl Numbers {
+    /// Of components with such weights.
+    pub fn new(precision: Precision, weights: impl IntoIterator<Item = (ComponentKind, WeightBits)>) -> Self {
+        let mut numbers = Self::from(precision);
+        for (component, weights) in weights {
+            numbers.weights = numbers.weights.max(Some(weights));
+            match component {
+                ComponentKind::Entropy => numbers.entropy = Some(weights),
+                _ if TRANSFORMERS.contains(&component) => numbers.drawing = Some(weights),
+                _ => {}
+            }
+        }
+        numbers
+    }
 }
 
 impl From<Precision> for Numbers {
     fn from(precision: Precision) -> Self {
-        Self { precision, weights: None }
+        Self { precision, ..Self::default() }
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::error::BenchError;
 use crate::measure::{Measurement, Round};
-use crate::report::{BenchReport, SCHEMA_VERSION};
+use crate::report::BenchReport;
 
 /// A case, or a graph of it, that is slower by less than this is as before: clocks, other processes and the placement of
 /// memory move medians so far on a quiet machine.
@@ -44,15 +44,12 @@ pub struct Comparison {
     pub alone: Vec<String>,
 }
 
-/// Holds a report against an earlier one. Cases are the same when system, precision, engine, batch,
-/// schedule, images, threshold, threads and guidance are.
+/// Holds a report against an earlier one. Cases are the same when system, precision, engine, device, what was said of caches,
+/// batch, schedule, images, threshold, threads, guidance and seed are; of several such the bundle decides.
 ///
 /// # Errors
-/// When they are not of one machine, or have no case in common.
+/// When they are not of one machine, have no case in common, or one of several such.
 pub fn compare(earlier: &BenchReport, now: &BenchReport) -> Result<Comparison, BenchError> {
-    if earlier.schema_version != SCHEMA_VERSION {
-        return Err(BenchError::Version { found: earlier.schema_version, read: SCHEMA_VERSION });
-    }
     let words = |r: &BenchReport| {
         let cpu = r.machine.cpu.as_deref().unwrap_or("a processor without a name");
         format!("{cpu}, {} cores", r.machine.cores)
@@ -63,7 +60,7 @@ pub fn compare(earlier: &BenchReport, now: &BenchReport) -> Result<Comparison, B
     let mut changes = Vec::new();
     let mut alone = Vec::new();
     for case in &now.cases {
-        match earlier.cases.iter().find(|c| same(c, case)) {
+        match before(case, earlier, now)? {
             Some(before) => changes.extend(of_case(before, case)),
             None => alone.push(case.name()),
         }
@@ -81,7 +78,29 @@ pub fn compare(earlier: &BenchReport, now: &BenchReport) -> Result<Comparison, B
 }
 
 fn same(a: &Measurement, b: &Measurement) -> bool {
-    a.name() == b.name() && a.threads == b.threads && a.cfg_scale == b.cfg_scale
+    a.name() == b.name() && a.threads == b.threads && a.cfg_scale == b.cfg_scale && a.seed == b.seed
+}
+
+/// The case of the earlier report that was measured again.
+fn before<'a>(
+    case: &Measurement,
+    earlier: &'a BenchReport,
+    now: &BenchReport,
+) -> Result<Option<&'a Measurement>, BenchError> {
+    let alike: Vec<&Measurement> = earlier.cases.iter().filter(|c| same(c, case)).collect();
+    let again = now.cases.iter().filter(|c| same(c, case));
+    match alike[..] {
+        [] => Ok(None),
+        [one] if again.clone().count() == 1 => Ok(Some(one)),
+        // Two bundles of one system.
+        _ => {
+            let of_bundle: Vec<_> = alike.into_iter().filter(|c| c.bundle == case.bundle).collect();
+            match of_bundle[..] {
+                [one] if again.filter(|c| c.bundle == case.bundle).count() == 1 => Ok(Some(one)),
+                _ => Err(BenchError::Several(case.name())),
+            }
+        }
+    }
 }
 
 fn of_case(earlier: &Measurement, now: &Measurement) -> Vec<Change> {

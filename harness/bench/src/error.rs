@@ -9,11 +9,14 @@ pub enum BenchError {
     /// The threads that read memory could not be started.
     #[error("the read bandwidth cannot be measured: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+    /// No report.
+    #[error("it is no report of a measurement: {0}")]
+    NoReport(String),
     /// Another version of the format.
-    #[error("the earlier report has schema version {found}, this program reads {read}")]
+    #[error("the report has schema version {found}, this program reads {read}")]
     Version {
         /// Of the report.
-        found: u32,
+        found: u64,
         /// What this program reads.
         read: u32,
     },
@@ -28,17 +31,24 @@ pub enum BenchError {
     /// Nothing to hold against each other.
     #[error("no case of the earlier report was measured again: it has {0}")]
     NoCase(String),
+    /// Which one is meant is not known.
+    #[error("several cases are `{0}`, of bundles of which not each was measured once before and once now")]
+    Several(String),
 }
 
 impl Hinted for BenchError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Threads(_) => None,
+            Self::NoReport(_) => Some("give the file that -o wrote".to_owned()),
             Self::Version { .. } => Some("measure again with both versions of the program".to_owned()),
             Self::Machine { .. } => Some("run the earlier version of the program on this machine".to_owned()),
             Self::NoCase(_) => {
-                Some("give the same bundle, --engines, --batch, --threads and --cfg-scale".to_owned())
+                let hint =
+                    "give the same bundle, --engines, --device, --batch, --threads, --cfg-scale and --seed";
+                Some(hint.to_owned())
             }
+            Self::Several(_) => Some("compare one bundle at a time".to_owned()),
         }
     }
 }

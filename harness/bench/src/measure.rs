@@ -1,17 +1,17 @@
 //! One case: a bundle on an engine at one batch size.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use dpar_engine_api::{Engine, EngineInfo, graph_bytes};
+use dpar_engine_api::device::Device;
+use dpar_engine_api::{CacheForm, Engine, EngineInfo, graph_bytes};
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::SamplerOptions;
-use dpar_export_decode::generate::{Batching, DecodeOptions, Request, Schedule, Stream};
+use dpar_export_decode::generate::{Batching, DecodeOptions, GraphCalls, Request, Schedule, Stream};
 use dpar_export_decode::loaded::{LoadedBundle, RunError};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::{Memory, resident};
-use crate::meter::{GraphCost, metered};
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,10 +50,30 @@ pub struct Round {
     pub seconds: f64,
     /// Until the first token of the first images was drawn, in seconds.
     pub first_token: f64,
-    /// Wall time of each step of the loop (a token of every image that takes part in it), in seconds.
-    pub steps: Vec<f64>,
     /// What each graph cost.
     pub graphs: BTreeMap<String, GraphCost>,
+}
+
+/// What one graph cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct GraphCost {
+    /// Calls.
+    pub calls: u64,
+    /// Rows of all calls together.
+    pub rows: u64,
+    /// Wall time in the engine, in seconds.
+    pub seconds: f64,
+}
+
+impl GraphCost {
+    /// Of the calls that came after an earlier count.
+    fn since(now: GraphCalls, earlier: &GraphCalls) -> Self {
+        Self {
+            calls: now.calls - earlier.calls,
+            rows: now.rows - earlier.rows,
+            seconds: (now.time - earlier.time).as_secs_f64(),
+        }
+    }
 }
 
 /// The median and two high quantiles.
@@ -89,6 +109,9 @@ pub struct GraphShare {
     pub percent: f64,
     /// Bytes of weights that one call reads: all initializers but tables that rows are picked from.
     pub weight_bytes: u64,
+    /// How its cache reaches a call, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caches: Option<CacheForm>,
 }
 
 /// What was measured.
@@ -104,10 +127,15 @@ pub struct Measurement {
     pub engine: String,
     /// Version of the library that runs the graphs.
     pub engine_version: String,
-    /// Device and provider.
+    /// Device.
     pub device: String,
+    /// What runs the graphs there.
+    pub provider: String,
     /// Threads of one run; `None` = the engine's choice.
     pub threads: Option<usize>,
+    /// How it was told to keep caches; `None` = its choice, which `graphs` say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caches: Option<CacheForm>,
     /// Images that are decoded together.
     pub batch: usize,
     /// Which of them advance together.
@@ -120,6 +148,8 @@ pub struct Measurement {
     pub cfg_scale: f32,
     /// Threshold of the patch rule that ran, in nats, where it has one: the decimal number that was given, so that every writer of JSON writes the same.
     pub threshold: Option<f64>,
+    /// Seed of the images.
+    pub seed: u64,
     /// Mean number of patches of an image: steps of the large transformer.
     pub mean_steps: f64,
     /// Loading of all graphs, in seconds.
@@ -136,7 +166,7 @@ pub struct Measurement {
     pub weight_bytes_per_second: f64,
     /// The largest seen at the end of a slot, where the system says it.
     pub memory: Option<Memory>,
-    /// The batches.
+    /// The rounds.
     pub rounds: Vec<Round>,
 }
 
@@ -147,9 +177,14 @@ impl Measurement {
             true => String::new(),
             false => format!(", {} images", self.images),
         };
+        let device = match self.device == Device::Cpu.to_string() {
+            true => String::new(),
+            false => format!(" ({})", self.device),
+        };
+        let caches = self.caches.map_or_else(String::new, |form| format!(", caches {}", form.as_str()));
         let threshold = self.threshold.map_or(String::new(), |nats| format!(", threshold {nats}"));
         format!(
-            "{} {} on {}, batch {}, {}{images}{threshold}",
+            "{} {} on {}{device}{caches}, batch {}, {}{images}{threshold}",
             self.system,
             self.precision,
             self.engine,
@@ -174,7 +209,8 @@ impl Measurement {
     }
 }
 
-/// Measures a case. `progress` is told where it is after every step of the loop, and returns false to stop.
+/// Measures a case. `progress` is told where it is after every step of the loop, and returns false to stop; no clock runs
+/// meanwhile, nor while the system is asked for the memory.
 ///
 /// # Errors
 /// When the engine cannot run the bundle or fails; [`RunError::Interrupted`].
@@ -185,7 +221,6 @@ pub fn measure(
     progress: &mut dyn FnMut(Phase) -> bool,
 ) -> Result<Measurement, RunError> {
     let system = bundle.system();
-    let (engine, ledger) = metered(engine);
     if !progress(Phase::Opening) {
         return Err(RunError::Interrupted);
     }
@@ -203,46 +238,48 @@ pub fn measure(
     };
     let mut memory = None;
     let mut streams = Vec::new();
-    let mut rounds = Vec::new();
+    let (mut rounds, mut steps) = (Vec::new(), Vec::new());
     for round in 0..case.warmup + case.rounds {
         let phase = round.checked_sub(case.warmup).map_or(Phase::Warmup, Phase::Round);
-        let before = ledger.costs();
-        let mut ends = Vec::new();
+        let before = decoder.calls();
+        let (mut first_token, mut last, mut paused) = (None, Duration::ZERO, Duration::ZERO);
         let started = Instant::now();
         streams = decoder.run(&requests, &options, &mut |_| {
-            ends.push(started.elapsed().as_secs_f64());
+            let stopped = started.elapsed();
+            let end = stopped - paused;
+            first_token.get_or_insert(end);
+            if phase != Phase::Warmup {
+                steps.push(1e3 * (end - last).as_secs_f64());
+            }
+            last = end;
             memory = memory.into_iter().chain(resident()).reduce(Memory::max);
-            progress(phase)
+            let go_on = progress(phase);
+            paused += started.elapsed() - stopped;
+            go_on
         })?;
-        let seconds = started.elapsed().as_secs_f64();
+        let taken = started.elapsed() - paused;
         if phase == Phase::Warmup {
             continue;
         }
-        let graphs = ledger.costs().into_iter().map(|(graph, cost)| {
-            let earlier = before.get(&graph).copied().unwrap_or_default();
-            (graph, cost.since(earlier))
-        });
-        let starts = std::iter::once(0.0).chain(ends.iter().copied());
+        let graphs = decoder.calls().into_iter().zip(&before);
         rounds.push(Round {
-            seconds,
-            first_token: ends.first().copied().unwrap_or(seconds),
-            steps: ends.iter().zip(starts).map(|(end, start)| end - start).collect(),
-            graphs: graphs.collect(),
+            seconds: taken.as_secs_f64(),
+            first_token: first_token.unwrap_or(taken).as_secs_f64(),
+            graphs: graphs.map(|(now, was)| (now.graph.to_string(), GraphCost::since(now, was))).collect(),
         });
     }
     bundle.unchanged()?;
-    gather(&loaded, case, opening, memory, &streams, rounds)
+    gather(&loaded, case, (opening, memory), &streams, (rounds, steps))
 }
 
 fn gather(
     loaded: &LoadedBundle<'_>,
     case: &Case,
-    opening: f64,
-    memory: Option<Memory>,
+    (opening, memory): (f64, Option<Memory>),
     streams: &[Stream],
-    rounds: Vec<Round>,
+    (rounds, steps): (Vec<Round>, Vec<f64>),
 ) -> Result<Measurement, RunError> {
-    let bundle = loaded.bundle();
+    let (bundle, forms) = (loaded.bundle(), loaded.caches());
     let total: f64 = rounds.iter().map(|r| r.seconds).sum();
     let mut graphs: BTreeMap<String, GraphShare> = BTreeMap::new();
     for (name, cost) in rounds.iter().flat_map(|r| &r.graphs) {
@@ -251,7 +288,8 @@ fn gather(
             None => {
                 let weight_bytes = bundle
                     .with_graph(name, loaded.dialects(), |file| Ok::<_, RunError>(graph_bytes(file)?))?;
-                let none = GraphShare { cost: GraphCost::default(), percent: 0.0, weight_bytes };
+                let (cost, caches) = (GraphCost::default(), forms.get(name).copied());
+                let none = GraphShare { cost, percent: 0.0, weight_bytes, caches };
                 graphs.entry(name.clone()).or_insert(none)
             }
         };
@@ -264,22 +302,24 @@ fn gather(
     }
     let in_graphs: f64 = graphs.values().map(|g| g.percent).sum();
     let read: f64 = graphs.values().map(|g| g.cost.calls as f64 * g.weight_bytes as f64).sum();
-    let steps = rounds.iter().flat_map(|r| &r.steps).map(|s| s * 1e3);
-    let EngineInfo { engine, version, device, provider, threads, .. } = loaded.info().clone();
+    let EngineInfo { engine, version, device, provider, threads, caches, .. } = loaded.info().clone();
     Ok(Measurement {
         system: bundle.system().name.clone(),
         bundle: bundle.manifest_sha256().to_owned(),
         precision: bundle.manifest().numbers().to_string(),
         engine,
         engine_version: version,
-        device: format!("{device}, {provider}"),
+        device,
+        provider,
         threads,
+        caches,
         batch: case.batch,
         schedule: case.schedule,
         images: case.images,
         tokens: bundle.system().tokens(),
         cfg_scale: case.cfg_scale,
         threshold: bundle.patch_rule().numbers().threshold.and_then(|nats| nats.to_string().parse().ok()),
+        seed: case.seed,
         mean_steps: streams.iter().map(|s| s.steps() as f64).sum::<f64>() / streams.len().max(1) as f64,
         opening,
         images_per_second: (case.images * rounds.len()) as f64 / total,

@@ -1,5 +1,6 @@
 //! The report as one offline HTML page.
 
+use dpar_engine_api::CacheForm;
 use dpar_export_files::page::{Section, frame};
 use maud::{Markup, html};
 
@@ -180,7 +181,7 @@ fn graphs(report: &BenchReport) -> Markup {
                 table {
                     thead {
                         tr {
-                            @for title in ["Graph", "Share", "Calls an image", "Rows a call", "ms a call", "GB/s of weights"] {
+                            @for title in ["Graph", "Caches", "Share", "Calls an image", "Rows a call", "ms a call", "GB/s of weights"] {
                                 th scope="col" { (title) }
                             }
                         }
@@ -190,6 +191,7 @@ fn graphs(report: &BenchReport) -> Markup {
                             @let calls = share.cost.calls.max(1) as f64;
                             tr {
                                 th scope="row" { (name) }
+                                td { (share.caches.map_or("–", CacheForm::as_str)) }
                                 td.number { (format!("{:.1} %", share.percent)) (bar(share.percent)) }
                                 td.number { (number(calls / case.all_images().max(1) as f64)) }
                                 td.number { (number(share.cost.rows as f64 / calls)) }
@@ -199,6 +201,7 @@ fn graphs(report: &BenchReport) -> Markup {
                         }
                         tr {
                             th scope="row" { "the loop" }
+                            td { "–" }
                             td.number { (format!("{:.1} %", case.loop_percent)) (bar(case.loop_percent)) }
                             @for _ in 0..4 { td.number { "–" } }
                         }

@@ -50,6 +50,7 @@ ids! {
     StreamPatchLengths "stream patch lengths"
     StreamTokens "stream tokens"
     StreamEntropy "stream entropy"
+    Caches "probe: caches in place"
     Shapes "probe: shapes"
     RepeatedRuns "probe: repeated runs"
     IdenticalRows "probe: identical rows"
@@ -205,10 +206,10 @@ impl Check {
         };
         let percent = |share: f64| format!("{:.2} %", 100.0 * share);
         let detail = format!(
-            "{differing} of {compared} {what} differ: {} to {} (90 %), {} are allowed",
+            "{differing} of {compared} {what} differ: {} to {} (90 %), {} allowed",
             percent(low),
             percent(high),
-            percent(limit.value())
+            limit.finite().map_or("any share is".to_owned(), |most| format!("{} are", percent(most)))
         );
         Ok(Self { equal: Some([compared - differing, compared]), flips, ..Self::new(id, status, detail) })
     }

@@ -1,8 +1,11 @@
 //! A bundle on an engine: the jobs that commands are made of.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use dpar_engine_api::{
-    Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo, GraphFile,
-    Session, Tensor, TensorData, TensorView,
+    Arithmetic, ArithmeticKind, CacheForm, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo,
+    GraphFile, Session, Tensor, TensorData, TensorView,
 };
 use dpar_export_bundle::Bundle;
 use dpar_export_spec::{Dialect, GraphName};
@@ -109,6 +112,28 @@ pub struct LoadedBundle<'a> {
     engine: Box<dyn Engine>,
     info: EngineInfo,
     arithmetic: Arithmetic,
+    forms: Mutex<Forms>,
+}
+
+/// How the caches of graphs reach their steps, by the graph's name.
+pub type Forms = BTreeMap<String, CacheForm>;
+
+/// What graphs are computed with, in one line: `float32; caches in place`.
+pub fn computed(arithmetic: &Arithmetic, caches: &Forms) -> String {
+    let mut of: BTreeMap<CacheForm, Vec<&str>> = BTreeMap::new();
+    for (graph, form) in caches {
+        of.entry(*form).or_default().push(graph);
+    }
+    let alone = of.len() == 1;
+    let named = of.into_iter().map(|(form, graphs)| match alone {
+        true => form.as_str().to_owned(),
+        false => format!("{} of {}", form.as_str(), graphs.join(", ")),
+    });
+    let named: Vec<String> = named.collect();
+    match named.is_empty() {
+        true => arithmetic.text.clone(),
+        false => format!("{}; caches {}", arithmetic.text, named.join(" and ")),
+    }
 }
 
 /// The tokenizer's decoder, prepared: see [`LoadedBundle::vq_decoder`]. Whoever calls it asks [`Bundle::unchanged`] afterwards.
@@ -187,7 +212,7 @@ impl<'a> LoadedBundle<'a> {
             }
         }
         let info = engine.probe()?;
-        Ok(Self { bundle, engine, info, arithmetic })
+        Ok(Self { bundle, engine, info, arithmetic, forms: Mutex::default() })
     }
 
     /// The forms of a graph that the engine takes rather than the portable one, the best first.
@@ -208,6 +233,11 @@ impl<'a> LoadedBundle<'a> {
     /// What the engine computes the bundle's precision with.
     pub fn arithmetic(&self) -> &Arithmetic {
         &self.arithmetic
+    }
+
+    /// How the caches of the graphs that were prepared so far reach their steps.
+    pub fn caches(&self) -> Forms {
+        self.forms.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The bundle.
@@ -248,7 +278,13 @@ impl<'a> LoadedBundle<'a> {
     pub fn prepare_cached(&self, graph: impl AsRef<str>) -> Result<Box<dyn CachedSession>, RunError> {
         let graph = graph.as_ref();
         tracing::info!(graph, engine = self.engine.name(), "preparing");
-        self.bundle.with_graph(graph, self.engine.dialects(), |file| Ok(self.engine.prepare_cached(file)?))
+        let prepare = |file: GraphFile<'_>| Ok::<_, RunError>(self.engine.prepare_cached(file)?);
+        let session = self.bundle.with_graph(graph, self.engine.dialects(), prepare)?;
+        if let Some(form) = session.form() {
+            let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+            forms.insert(graph.to_owned(), form);
+        }
+        Ok(session)
     }
 
     /// Prepares the step graphs.
@@ -624,4 +660,21 @@ fn run_one(session: &mut dyn Session, name: &str, view: TensorView<'_>) -> Resul
 fn wrong_type(graph: GraphName, port: &str) -> EngineError {
     let message = format!("output `{port}` has another element type than the runtime takes");
     EngineError::new(EngineErrorKind::Output, "runtime", message).in_graph(graph.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_computes_says_how_caches_are_kept() {
+        let forms = |of: &[(&str, CacheForm)]| of.iter().map(|(g, f)| ((*g).to_owned(), *f)).collect();
+        let text = |of: &[(&str, CacheForm)]| computed(&Arithmetic::float32(), &forms(of));
+        assert_eq!(text(&[]), "float32");
+        assert_eq!(text(&[("a", CacheForm::InPlace), ("b", CacheForm::InPlace)]), "float32; caches in place");
+        assert_eq!(
+            text(&[("a", CacheForm::Joined), ("b", CacheForm::InPlace), ("c", CacheForm::Joined)]),
+            "float32; caches in place of b and joined of a, c"
+        );
+    }
 }

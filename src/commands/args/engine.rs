@@ -1,8 +1,8 @@
 //! Which engine runs, and how: one, or several that are told the same.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use clap::Args;
-use dpar_engine_api::{Engine, EngineError, EngineErrorKind};
+use clap::{Args, ValueEnum};
+use dpar_engine_api::{CacheForm, Engine, EngineError, EngineErrorKind};
 use dpar_export_spec::RuleChange;
 
 use super::libraries::LibraryArgs;
@@ -26,6 +26,21 @@ pub(crate) struct EngineArgs {
     pub(crate) settings: SettingArgs,
 }
 
+/// The options of [`EngineArgs`], by their names in the parser.
+pub(crate) const ENGINE: [&str; 9] =
+    ["engine", "threads", "device", "ort_lib", "trt_lib", "cuda_graphs", "runtime_cache", "caches", "batch"];
+
+/// How caches are kept, as `--caches` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CacheWord {
+    /// The engine's choice, graph by graph
+    Auto,
+    /// In place, or not at all
+    InPlace,
+    /// Joined
+    Joined,
+}
+
 /// What engines are told. Each refuses what it does not have; of several, each takes what is its own.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SettingArgs {
@@ -41,6 +56,10 @@ pub(crate) struct SettingArgs {
     /// Folder for what TensorRT-RTX compiles for the device, kept for later runs, for --engine tensorrt
     #[arg(long, value_name = "DIR", help_heading = "Engine")]
     runtime_cache: Option<Utf8PathBuf>,
+    /// How earlier keys and values reach a step: in memory of each row, written in place, or joined with the new ones as in the
+    /// exported graphs; auto: in place where an engine and a graph can. Reports say what it came to
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = "Engine")]
+    caches: CacheWord,
     /// Images in one call of a graph
     #[arg(long, value_name = "B", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Engine")]
     batch: u16,
@@ -56,6 +75,21 @@ impl SettingArgs {
             device: self.device,
             cuda_graphs: self.cuda_graphs,
             runtime_cache: self.runtime_cache.clone(),
+            caches: match self.caches {
+                CacheWord::Auto => None,
+                CacheWord::InPlace => Some(CacheForm::InPlace),
+                CacheWord::Joined => Some(CacheForm::Joined),
+            },
+        }
+    }
+
+    /// Refuses how caches are kept where there are none.
+    pub(crate) fn without_caches(&self, what: &str) -> Result<(), Failure> {
+        match self.caches {
+            CacheWord::Auto => Ok(()),
+            CacheWord::InPlace | CacheWord::Joined => {
+                Err(Failure::usage(format!("--caches has no effect: {what}"), Some("leave it out")))
+            }
         }
     }
 
@@ -205,4 +239,19 @@ fn no_engines(name: &str) -> EngineError {
 /// What `--engine` may be.
 pub(crate) fn engine_names() -> clap::builder::PossibleValuesParser {
     engines::names().collect::<Vec<_>>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_options_is_whole() {
+        let command = EngineArgs::augment_args(clap::Command::new("x"));
+        let mut names: Vec<&str> = command.get_arguments().map(|a| a.get_id().as_str()).collect();
+        let mut list = ENGINE.to_vec();
+        names.sort_unstable();
+        list.sort_unstable();
+        assert_eq!(names, list);
+    }
 }

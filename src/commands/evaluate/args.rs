@@ -94,7 +94,7 @@ pub(crate) struct EvaluateArgs {
 /// conflicts with one that is given.
 fn of_a_bundle(arg: Arg) -> Arg {
     let id = arg.get_id().as_str();
-    match is_schedule(&arg) || SAMPLING.iter().chain(&RULE).any(|name| *name == id) {
+    match is_schedule(&arg) || id == "caches" || SAMPLING.iter().chain(&RULE).any(|name| *name == id) {
         true => arg.requires("bundle").conflicts_with("samples"),
         false => arg,
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use camino::{Utf8Component, Utf8Path};
 
-use super::proto::{GraphProto, SparseTensorProto, TensorProto, bytes_of};
+use super::proto::{GraphProto, SparseTensorProto, TensorProto, size_of};
 use super::{elements, tensors_of};
 
 /// Why weights cannot be read.
@@ -46,7 +46,7 @@ fn tensor_is_there(
     if !Utf8Path::new(location).components().all(inside) {
         return Err(place(format!("`{location}` is not a path inside the graph's folder")));
     }
-    let counted = || Some(elements(&tensor.dims).ok()?.saturating_mul(bytes_of(tensor.data_type?)?));
+    let counted = || size_of(tensor.data_type?, elements(&tensor.dims).ok()?);
     let length = number("length")?.or_else(counted).unwrap_or(0);
     let end = number("offset")?.unwrap_or(0).saturating_add(length);
     let missing = |why: String| DataFault::Missing(format!("tensor `{name}`: {why}"));

@@ -6,6 +6,7 @@
 //! inputs is not: shapes that a graph computes are bounded by its engine alone.
 
 mod data;
+mod packed;
 mod proto;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ use crate::{EngineError, FilePort, GraphFault, GraphFile, check_ports};
 use data::DataFault;
 use proto::{
     AttributeProto, BFLOAT16, FLOAT, FLOAT16, GraphProto, INT4, INT32, INT64, ModelProto, NodeProto,
-    SparseTensorProto, TensorProto, UINT4, ValueInfoProto, bytes_of,
+    SparseTensorProto, TensorProto, UINT4, ValueInfoProto, is_sized, size_of,
 };
 
 /// Bytes of a `.onnx` file: protobuf ends there.
@@ -73,15 +74,9 @@ pub fn graph_bytes(graph: GraphFile<'_>) -> Result<u64, EngineError> {
         .filter_map(|n| n.input.first().map(String::as_str))
         .collect();
     let read = found.initializer.iter().filter(|t| !t.name.as_deref().is_some_and(|n| tables.contains(n)));
-    Ok(read
-        .map(|t| {
-            let elements = t.dims.iter().map(|d| u64::try_from(*d).unwrap_or(0)).product::<u64>();
-            match t.data_type {
-                Some(UINT4 | INT4) => elements.div_ceil(2),
-                other => elements * other.and_then(bytes_of).unwrap_or(0),
-            }
-        })
-        .sum())
+    let bytes =
+        |t: &TensorProto| elements(&t.dims).ok().and_then(|count| size_of(t.data_type?, count)).unwrap_or(0);
+    Ok(read.map(bytes).fold(0, u64::saturating_add))
 }
 
 fn export_again(engine: &str, graph: GraphFile<'_>, message: String) -> EngineError {
@@ -171,6 +166,7 @@ fn body(graph: &GraphProto, outer: Option<&Constants<'_>>) -> Result<(), GraphFa
     for tensor in &graph.sparse_initializer {
         sparse_fits(tensor).map_err(|e| format!("a sparse tensor: {e}"))?;
     }
+    packed::check(graph)?;
     nodes(&graph.node, constants)
 }
 
@@ -213,8 +209,8 @@ fn elements(dims: &[i64]) -> Result<u64, GraphFault> {
 /// The tensor's elements are there: what it promises is no more than what the file, or its data file, holds.
 fn tensor_fits(tensor: &TensorProto) -> Result<(), GraphFault> {
     let count = elements(&tensor.dims)?;
-    let Some(bytes) = tensor.data_type.and_then(bytes_of) else { return Ok(()) };
-    let wanted = count.checked_mul(bytes).ok_or_else(|| format!("the shape {:?} cannot be", tensor.dims))?;
+    let Some(data_type) = tensor.data_type.filter(|t| is_sized(*t)) else { return Ok(()) };
+    let wanted = size_of(data_type, count).ok_or_else(|| format!("the shape {:?} cannot be", tensor.dims))?;
     let promised = |held: u64, what: &str| {
         Err(format!("its shape {:?} promises {count} elements, {held} {what} are there", tensor.dims).into())
     };
@@ -240,9 +236,13 @@ fn tensor_fits(tensor: &TensorProto) -> Result<(), GraphFault> {
         tensor.uint64_data.len(),
     ];
     let held = lists.into_iter().sum::<usize>() as u64;
-    // A complex number is two.
-    let each = if matches!(tensor.data_type, Some(14 | 15)) { 2 } else { 1 };
-    if held == count.saturating_mul(each) { Ok(()) } else { promised(held, "values") }
+    let values = match data_type {
+        // A complex number is two values, and two numbers of 4 bits are one.
+        14 | 15 => count.saturating_mul(2),
+        UINT4 | INT4 => wanted,
+        _ => count,
+    };
+    if held == values { Ok(()) } else { promised(held, "values") }
 }
 
 fn sparse_fits(sparse: &SparseTensorProto) -> Result<(), GraphFault> {

@@ -152,8 +152,21 @@ pub(super) struct StringStringEntryProto {
     pub(super) value: Option<String>,
 }
 
-/// `TensorProto.DataType` as far as elements have a size.
-pub(super) fn bytes_of(data_type: i32) -> Option<u64> {
+/// Bytes of so many elements of a type; `None` where they have no size, or one that cannot be.
+pub(super) fn size_of(data_type: i32, count: u64) -> Option<u64> {
+    match data_type {
+        UINT4 | INT4 => Some(count.div_ceil(2)),
+        other => count.checked_mul(bytes_of(other)?),
+    }
+}
+
+/// Whether elements of a type have a size.
+pub(super) fn is_sized(data_type: i32) -> bool {
+    size_of(data_type, 0).is_some()
+}
+
+/// `TensorProto.DataType` as far as elements have whole bytes.
+fn bytes_of(data_type: i32) -> Option<u64> {
     Some(match data_type {
         // uint8, int8, bool, and the four types of 8-bit floats.
         2 | 3 | 9 | 17..=20 => 1,

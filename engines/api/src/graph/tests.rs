@@ -249,3 +249,60 @@ fn ports_and_weights_are_there_before_an_engine_sees_the_file() {
     let (e, _) = said(&spec, "data").unwrap_err();
     assert!(e.contains("output `y` is i64[?] in the file, f32[batch] in the spec"), "{e}");
 }
+
+/// A product with packed weights, and its tensors of so many elements each.
+fn packed(attributes: &[(&str, i64)], codes: i64, scales: i64) -> Result<(), String> {
+    let attributes = attributes.iter().map(|(name, value)| int(name, *value)).collect();
+    let product = NodeProto {
+        domain: Some("com.microsoft".into()),
+        ..node("MatMulNBits", &["x", "codes", "scales"], attributes)
+    };
+    let bytes = TensorProto {
+        name: Some("codes".into()),
+        dims: vec![codes],
+        data_type: Some(2),
+        raw_data: Some(vec![0; codes as usize].into()),
+        ..TensorProto::default()
+    };
+    let tensors = vec![bytes, floats("scales", &vec![1.0; scales as usize])];
+    check(vec![product], tensors).map_err(|e| e.to_string())
+}
+
+#[test]
+fn packed_products_have_the_weights_that_their_attributes_say() {
+    // 6 x 64 weights: two blocks of 32 a row.
+    let good = [("N", 6), ("K", 64), ("bits", 4), ("block_size", 32)];
+    assert_eq!(packed(&good, 6 * 32, 6 * 2), Ok(()));
+    // 4 bits where none are said; a block that ends behind the row.
+    assert_eq!(packed(&[("N", 6), ("K", 64), ("block_size", 32)], 6 * 32, 6 * 2), Ok(()));
+    assert_eq!(packed(&[("N", 6), ("K", 40), ("block_size", 32)], 6 * 32, 6 * 2), Ok(()));
+    let with = |key: &str, value| good.map(|(k, v)| (k, if k == key { value } else { v }));
+    for (attributes, why) in [
+        (with("N", 7), "192 codes are no 7 x 64 weights of 4 bits in blocks of 32"),
+        (with("K", 4096), "192 codes are no 6 x 4096"),
+        (with("bits", 8), "no 6 x 64 weights of 8 bits"),
+        (with("block_size", 64), "12 scales are no"),
+        (with("block_size", 0), "its block_size is 0"),
+        (with("block_size", 33), "no weights of 4 bits in blocks of 33"),
+        (with("bits", 9), "no weights of 9 bits"),
+        (with("N", i64::MAX), "its N is"),
+        (with("K", -64), "its K is -64"),
+    ] {
+        let e = packed(&attributes, 6 * 32, 6 * 2).unwrap_err();
+        assert!(e.starts_with("node `n` (MatMulNBits): ") && e.contains(why), "{e}");
+    }
+    assert!(packed(&good[..1], 0, 0).unwrap_err().contains("it has no K"));
+}
+
+#[test]
+fn numbers_of_four_bits_are_two_in_a_byte() {
+    let of = |dims: Vec<i64>, bytes: usize| {
+        let raw_data = Some(vec![0; bytes].into());
+        let tensor = TensorProto { dims, data_type: Some(UINT4), raw_data, ..TensorProto::default() };
+        tensor_fits(&tensor).map_err(|e| e.to_string())
+    };
+    assert_eq!((of(vec![3, 5], 8), of(vec![0], 0)), (Ok(()), Ok(())));
+    for (dims, bytes) in [(vec![3, 5], 7), (vec![3, 5], 15), (vec![1 << 40], 4)] {
+        assert!(of(dims, bytes).unwrap_err().contains("promises"));
+    }
+}

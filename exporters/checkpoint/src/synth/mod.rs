@@ -151,25 +151,27 @@ impl Synth {
     }
 
     /// Writes the experiment folders `dpar` (or `llamagen`) and `entropy` and the tokenizer `vq.safetensors` into `folder`,
-    /// one tensor in memory at a time; `progress` gets the name of each component before it is made.
+    /// one tensor in memory at a time; `progress` gets the name of the component before each of its tensors is made, and returns
+    /// false to stop.
     ///
     /// # Errors
-    /// [`ErrorKind::Synth`] when the sizes make no model or no threshold gives `steps`; [`ErrorKind::Io`].
+    /// [`ErrorKind::Synth`] when the sizes make no model or no threshold gives `steps`; [`ErrorKind::Io`];
+    /// [`ErrorKind::Interrupted`], and files may be left that are not whole.
     pub fn write(
         &self,
         folder: &Utf8Path,
-        progress: &mut dyn FnMut(&str),
+        progress: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Synthesized, CheckpointError> {
         if self.grid() == 0 || !self.image_size.is_multiple_of(DOWNSAMPLE) {
             return Err(problem(format!("{} px are no multiple of {DOWNSAMPLE}", self.image_size)));
         }
         let mut parameters = Vec::new();
         let mut write = |name: &'static str, to: &Utf8Path, tensors: Tensors| {
-            progress(name);
             parameters.push((name, tensors.parameters()));
-            tensors.write(to)
+            tensors.write(to, &mut || progress(name))
         };
-        let seed = |part: u64| self.seed.wrapping_mul(4).wrapping_add(part);
+        // No two seeds share one: every bit of it stays.
+        let seed = |part: u64| self.seed.rotate_left(2).wrapping_add(part);
         let main = if self.is_dpar() { "dpar" } else { "llamagen" };
         let spread = if self.is_dpar() { Some(Spread::solve(self)?) } else { None };
         let experiment = |name: &str, config: String| {

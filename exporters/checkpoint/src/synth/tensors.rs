@@ -1,6 +1,7 @@
 //! Seeded tensors, made when they are written.
 
 use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 
 use camino::Utf8Path;
 use safetensors::{Dtype, View};
@@ -57,7 +58,7 @@ impl Tensors {
     pub(super) fn new(table: Vec<Expected>, seed: u64) -> Self {
         let tensors = (1..).zip(table).map(|(i, tensor)| {
             let kind = Fill::of(&tensor);
-            (tensor.name, Seeded { shape: tensor.shape, seed: seed.wrapping_shl(32).wrapping_add(i), kind })
+            (tensor.name, Seeded { shape: tensor.shape, seed: seed.rotate_left(32).wrapping_add(i), kind })
         });
         Self { tensors: tensors.collect() }
     }
@@ -78,12 +79,23 @@ impl Tensors {
         self.tensors.iter().map(|(_, t)| t.elements() as u64).sum()
     }
 
-    pub(super) fn write(self, to: &Utf8Path) -> Result<(), CheckpointError> {
-        let views = self.tensors.iter().map(|(name, tensor)| (name, tensor));
+    /// Writes them; `progress` is asked before each whether to go on.
+    pub(super) fn write(
+        self,
+        to: &Utf8Path,
+        progress: &mut dyn FnMut() -> bool,
+    ) -> Result<(), CheckpointError> {
+        let (progress, stopped) = (RefCell::new(progress), Cell::new(false));
+        let asked = |tensor| Asked { tensor, progress: &progress, stopped: &stopped };
+        let views = self.tensors.iter().map(|(name, tensor)| (name, asked(tensor)));
         safetensors::serialize_to_file(views, None, to.as_std_path()).map_err(|e| match e {
             safetensors::SafeTensorError::IoError(e) => CheckpointError::io(to, e),
             other => CheckpointError::in_file(ErrorKind::Synth(other.to_string()), to),
-        })
+        })?;
+        match stopped.get() {
+            true => Err(ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -113,21 +125,32 @@ impl Seeded {
     }
 }
 
-impl View for &Seeded {
+/// A tensor that is made when it is written, unless someone asked to stop: then it is empty, and the file worth nothing.
+struct Asked<'a, 'p> {
+    tensor: &'a Seeded,
+    progress: &'a RefCell<&'p mut dyn FnMut() -> bool>,
+    stopped: &'a Cell<bool>,
+}
+
+impl View for Asked<'_, '_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
 
     fn shape(&self) -> &[usize] {
-        &self.shape
+        &self.tensor.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.values().into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into()
+        if self.stopped.get() || !(self.progress.borrow_mut())() {
+            self.stopped.set(true);
+            return Cow::Borrowed(&[]);
+        }
+        self.tensor.values().into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into()
     }
 
     fn data_len(&self) -> usize {
-        self.elements() * size_of::<f32>()
+        self.tensor.elements() * size_of::<f32>()
     }
 }
 

@@ -33,7 +33,7 @@ fn what_cannot_be_made_is_refused() {
     let published = |size: &str, pixels, steps| Synth::published(SystemKind::Dpar, size, pixels, steps);
     let folder = tempfile::tempdir().unwrap();
     let folder = Utf8Path::from_path(folder.path()).unwrap();
-    let refused = |synth: Synth| synth.write(folder, &mut |_| {}).unwrap_err().to_string();
+    let refused = |synth: Synth| synth.write(folder, &mut |_| true).unwrap_err().to_string();
     assert!(published("M", 256, 142.0).unwrap_err().to_string().contains("no published size `DGPT-M`"));
     assert!(published("B", 300, 142.0).unwrap_err().to_string().contains("300 px"));
     let few = refused(published("B", 256, 65.0).unwrap());
@@ -65,7 +65,14 @@ fn what_is_written_is_what_is_read() {
         let folder = Utf8Path::from_path(folder.path()).unwrap();
         let synth = small(layers);
         let mut seen = Vec::new();
-        let made = synth.write(folder, &mut |name| seen.push(name.to_owned())).unwrap();
+        let made = synth.write(folder, &mut |name| {
+            seen.push(name.to_owned());
+            true
+        });
+        let made = made.unwrap();
+        // Asked before each tensor.
+        assert!(seen.len() > 20, "{seen:?}");
+        seen.dedup();
         assert_eq!(seen, kinds);
         let loaded = load(&made.checkpoint, &LoadOptions::default()).unwrap();
         let found: Vec<(&str, u64)> =
@@ -91,4 +98,31 @@ fn published_names_stand_in_the_configuration() {
     let llamagen = Synth::published(SystemKind::Llamagen, "L", 256, 256.0).unwrap().config();
     assert!(llamagen.contains("gpt_model: GPT-L\n") && !llamagen.contains("patcher"), "{llamagen}");
     assert!(small(&[1, 2, 1]).config().contains("gpt_model: DGPT-seeded\n  n_head: 4\n"));
+}
+
+#[test]
+fn it_stops_before_the_next_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    let mut asked = 0;
+    let e = small(&[1, 2, 1]).write(folder, &mut |_| {
+        asked += 1;
+        asked < 3
+    });
+    assert!(matches!(e.unwrap_err().kind(), ErrorKind::Interrupted));
+    assert_eq!(asked, 3);
+}
+
+#[test]
+fn no_two_seeds_make_the_same_weights() {
+    let weights = |seed: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        Synth { seed, ..small(&[1]) }.write(folder, &mut |_| true).unwrap();
+        fs_err::read(folder.join("llamagen/checkpoints/final/model.safetensors")).unwrap()
+    };
+    let first = weights(0);
+    for seed in [1, 1 << 30, 1 << 32, 1 << 62, 1 << 63] {
+        assert!(weights(seed) != first, "{seed}");
+    }
 }

@@ -3,8 +3,7 @@ use std::collections::BTreeMap;
 use dpar_export_decode::generate::Schedule;
 
 use super::*;
-use crate::measure::{GraphShare, Quantiles};
-use crate::meter::GraphCost;
+use crate::measure::{GraphCost, GraphShare, Quantiles};
 use crate::report::Machine;
 
 /// A case of two graphs; each round's times in seconds: `entropy_step`, `global_step`, the loop.
@@ -13,13 +12,12 @@ fn case(batch: usize, rounds: &[[f64; 3]]) -> Measurement {
     let round = |[entropy, global, outside]: &[f64; 3]| Round {
         seconds: entropy + global + outside,
         first_token: 0.1,
-        steps: vec![0.1],
         graphs: BTreeMap::from([
             ("entropy_step".to_owned(), cost(*entropy)),
             ("global_step".to_owned(), cost(*global)),
         ]),
     };
-    let share = GraphShare { cost: cost(1.0), percent: 50.0, weight_bytes: 4 };
+    let share = GraphShare { cost: cost(1.0), percent: 50.0, weight_bytes: 4, caches: None };
     Measurement {
         system: "s".to_owned(),
         bundle: "b".to_owned(),
@@ -27,13 +25,16 @@ fn case(batch: usize, rounds: &[[f64; 3]]) -> Measurement {
         engine: "e".to_owned(),
         engine_version: "1".to_owned(),
         device: "cpu".to_owned(),
+        provider: "p".to_owned(),
         threads: Some(1),
+        caches: None,
         batch,
         schedule: Schedule::Lockstep,
         images: batch,
         tokens: 64,
         cfg_scale: 2.0,
         threshold: None,
+        seed: 0,
         mean_steps: 36.0,
         opening: 0.1,
         images_per_second: 1.0,
@@ -90,11 +91,61 @@ fn what_cannot_be_compared_is_refused_or_named() {
     let mut elsewhere = one.clone();
     elsewhere.machine.cores = 64;
     assert!(compare(&elsewhere, &one).unwrap_err().to_string().contains("c, 64 cores, here c, 2 cores"));
-    let mut newer = one.clone();
-    newer.schema_version = 9;
-    assert!(matches!(compare(&newer, &one), Err(BenchError::Version { found: 9, .. })));
-    // Other threads or another guidance are another case.
-    let mut threads = one.clone();
-    threads.cases.iter_mut().for_each(|c| c.threads = None);
-    assert!(matches!(compare(&threads, &one), Err(BenchError::NoCase(_))));
+    // Other threads, guidance, images or another device are another case.
+    let others: [fn(&mut Measurement); 5] = [
+        |c| c.threads = None,
+        |c| c.cfg_scale = 1.0,
+        |c| c.seed = 7,
+        |c| c.device = "cuda:0".to_owned(),
+        |c| c.caches = Some(dpar_engine_api::CacheForm::Joined),
+    ];
+    for change in others {
+        let mut other = one.clone();
+        other.cases.iter_mut().for_each(change);
+        assert!(matches!(compare(&other, &one), Err(BenchError::NoCase(_))), "{other:?}");
+    }
+}
+
+#[test]
+fn two_bundles_of_one_system_are_not_taken_for_each_other() {
+    let of = |bundle: &str, seconds| Measurement {
+        bundle: bundle.to_owned(),
+        ..case(1, &[[seconds, seconds, 0.1], [seconds, seconds, 0.1]])
+    };
+    let before = report(vec![of("a", 1.0), of("b", 5.0)]);
+    let found = compare(&before, &report(vec![of("b", 5.0), of("a", 1.0)])).unwrap();
+    assert_eq!(found.verdict, Verdict::Pass);
+    let slower = compare(&before, &report(vec![of("a", 1.5), of("b", 5.0)])).unwrap();
+    assert_eq!(slower.verdict, Verdict::Fail);
+    // One of the two was exported again, or they are the same: nobody knows which is which.
+    for now in [[of("a", 1.0), of("c", 5.0)], [of("a", 1.0), of("a", 1.0)]] {
+        let e = compare(&before, &report(now.into())).unwrap_err();
+        assert!(matches!(e, BenchError::Several(_)), "{e}");
+    }
+    // A single bundle that was exported again is the one there was.
+    let again = compare(&report(vec![of("a", 1.0)]), &report(vec![of("c", 1.0)])).unwrap();
+    assert_eq!(again.verdict, Verdict::Pass);
+}
+
+#[test]
+fn what_measured_nothing_is_no_report() {
+    let good = report(vec![case(1, &[[1.0, 2.0, 0.1]])]);
+    let text = serde_json::to_string(&good).unwrap();
+    assert_eq!(BenchReport::parse(&text).unwrap(), good);
+    let mut empty = good.clone();
+    empty.cases[0].rounds.clear();
+    let mut negative = good.clone();
+    negative.cases[0].rounds[0].seconds = -3.0;
+    let mut graph = good.clone();
+    graph.cases[0].rounds[0].graphs.values_mut().for_each(|g| g.seconds = -1.0);
+    for (bad, why) in [(empty, "no rounds"), (negative, "time is none"), (graph, "time is none")] {
+        let e = BenchReport::parse(&serde_json::to_string(&bad).unwrap()).unwrap_err().to_string();
+        assert!(e.contains(why), "{e}");
+    }
+    for bad in ["", "[]", "{}", &text.replacen("3.1", "null", 1), &text.replacen("3.1", "1e999", 1)] {
+        assert!(matches!(BenchReport::parse(bad), Err(BenchError::NoReport(_))), "{bad}");
+    }
+    // Of another version nothing else is read.
+    let newer = r#"{"schema_version": 9, "cases": {}}"#;
+    assert!(matches!(BenchReport::parse(newer), Err(BenchError::Version { found: 9, .. })));
 }

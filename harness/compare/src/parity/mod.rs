@@ -24,7 +24,7 @@ use dpar_engine_api::{
 use dpar_export_bundle::Bundle;
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions, image_key};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, TeacherForced, prepare_model};
-use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
+use dpar_export_decode::loaded::{Forms, LoadedBundle, Progress, RunError};
 use dpar_export_decode::replay::{ForcedTokens, Replay, ReplayOptions, follow};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{GraphName, Hinted};
@@ -164,6 +164,7 @@ fn identify(bundle: &Bundle) -> BundleId {
         name: system.name.clone(),
         system: system.kind,
         precision: bundle.manifest().precision,
+        weights: bundle.manifest().numbers().weights,
         patch_rule: system.patch_rule.clone(),
         tokens: system.tokens(),
         vocab: system.vocab,
@@ -180,6 +181,7 @@ fn start<'a>(bundle: &'a Bundle, contender: ParityEngine) -> Result<EngineOutcom
         absent: false,
         info: None,
         arithmetic: None,
+        caches: Forms::new(),
         reason: None,
         hint: None,
         seconds: 0.0,
@@ -231,6 +233,7 @@ impl<'a> EngineOutcome<'a> {
         let started = Instant::now();
         let done = work(&runtime, self);
         self.result.seconds += started.elapsed().as_secs_f64();
+        self.result.caches = runtime.caches();
         self.runtime = Some(runtime);
         match done {
             Err(e) if e.of_engine().is_some() || e.went_wrong() => self.result.stopped(&e),

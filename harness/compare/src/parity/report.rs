@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
+use dpar_export_decode::loaded::{Forms, computed};
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::{PatchRule, Precision, SystemKind};
+use dpar_export_spec::{Numbers, PatchRule, Precision, SystemKind, WeightBits};
 use serde::Serialize;
 
 use crate::check::{Check, CheckId, Status};
@@ -48,6 +49,9 @@ pub struct BundleId {
     pub system: SystemKind,
     /// Precision of its graphs, as in the manifest.
     pub precision: Precision,
+    /// The coarsest weights of its components, where some are quantized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightBits>,
     /// The patch rule.
     pub patch_rule: PatchRule,
     /// Tokens of an image, T.
@@ -58,6 +62,20 @@ pub struct BundleId {
     pub image_size: usize,
     /// Whether tokens can be decoded to images.
     pub has_tokenizer: bool,
+}
+
+impl BundleId {
+    /// What its graphs compute with.
+    pub fn numbers(&self) -> Numbers {
+        Numbers { weights: self.weights, ..self.precision.into() }
+    }
+}
+
+impl EngineResult {
+    /// What computed, in words, where that is known.
+    pub fn computed(&self) -> Option<String> {
+        self.arithmetic.as_ref().map(|a| computed(a, &self.caches))
+    }
 }
 
 /// The settings of a run.
@@ -108,6 +126,8 @@ pub struct EngineResult {
     pub info: Option<EngineInfo>,
     /// What it computes graphs of this precision with.
     pub arithmetic: Option<Arithmetic>,
+    /// How the caches of its graphs reached their steps, where it drew and followed tokens.
+    pub caches: Forms,
     /// Why it did not run.
     pub reason: Option<String>,
     /// The next step, where there is one.

@@ -42,7 +42,7 @@ fn column(engine: &EngineResult, pairs: &[Pair]) -> Column {
     Column {
         label,
         engine: engine.info.clone(),
-        arithmetic: engine.arithmetic.as_ref().map(|a| a.text.clone()),
+        arithmetic: engine.computed(),
         // What failed while it ran is among the checks.
         not_run: (engine.status == EngineStatus::NotRun).then(reason),
         required: engine.asked_for,

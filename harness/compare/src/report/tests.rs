@@ -30,6 +30,7 @@ fn info(engine: &str) -> EngineInfo {
         provider: HOSTILE.to_owned(),
         library: Some(HOSTILE.to_owned()),
         threads: None,
+        caches: None,
     }
 }
 

@@ -10,24 +10,26 @@ use crate::check::{Check, CheckId, Differences};
 use crate::decision::{Decision, Observed, Widths, starts};
 use crate::tolerance::{Quantity, Rounding};
 
+const CHECKS: [CheckId; 3] = [CheckId::StreamEntropy, CheckId::StreamPatchLengths, CheckId::StreamMeanSteps];
+
+/// Of streams without entropies nothing is compared: that their classes follow from the seed says nothing of a bundle.
+pub(super) fn not_given() -> [Check; 3] {
+    let why = "there are no entropies, and tokens that are drawn say nothing of quantized weights";
+    CHECKS.map(|id| Check::not_run(id, why))
+}
+
 /// Entropies, boundaries and steps of the first `n` streams of a reference.
 ///
 /// # Errors
 /// When the engine fails, or the caller asked to stop.
 pub(super) fn given_streams(
     runtime: &LoadedBundle<'_>,
-    (tokens, recorded, recorded_lengths): (&[i64], Option<&[f32]>, &[Vec<usize>]),
+    (tokens, recorded, recorded_lengths): (&[i64], &[f32], &[Vec<usize>]),
     n: usize,
     (batch, rounding): (usize, Rounding),
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, CompareError> {
     let system = runtime.bundle().system();
-    let names = [CheckId::StreamEntropy, CheckId::StreamPatchLengths, CheckId::StreamMeanSteps];
-    let Some(recorded) = recorded else {
-        let why =
-            "the reference has no entropies, and tokens that are drawn say nothing of quantized weights";
-        return Ok(names.map(|id| Check::not_run(id, why)).into());
-    };
     let (t, rule) = (system.tokens(), &system.patch_rule);
     let mut teacher = TeacherForced::prepare(system, &mut |name| runtime.prepare_cached(name))?;
     let mut differences = Differences::default();

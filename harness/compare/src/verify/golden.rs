@@ -223,7 +223,7 @@ impl<'a> GoldenCheck<'a> {
         let limits = [Quantity::Logits, Quantity::LogitsMean].map(limit);
         checks.push(logits.check(CheckId::Logits, &shape, limits[0], limits[1]));
         // With float weights every flip is judged by itself, in the greedy images.
-        if self.runtime.bundle().manifest().numbers().weights.is_some() {
+        if self.runtime.bundle().manifest().numbers().drawing.is_some() {
             let limit = self.rounding.limit(Quantity::ArgMaxShare);
             checks.push(Check::share(CheckId::ArgMax, "arg-max tokens", (moved, n * t), limit, Vec::new())?);
         }

@@ -12,7 +12,7 @@ mod streams;
 
 use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_bundle::ToolEntry;
-use dpar_export_decode::loaded::LoadedBundle;
+use dpar_export_decode::loaded::{Forms, LoadedBundle};
 use dpar_export_metrics::Verdict;
 use dpar_export_spec::{PatchRule, Precision};
 use serde::Serialize;
@@ -43,6 +43,8 @@ pub struct VerifyReport {
     pub precision: Precision,
     /// What the engine computed them with.
     pub arithmetic: Arithmetic,
+    /// How the caches of its graphs reached their steps.
+    pub caches: Forms,
     /// SHA-256 of the bundle's manifest.
     pub bundle: String,
     /// The patch rule that ran: the manifest's, but for numbers that it was told.
@@ -67,6 +69,7 @@ impl VerifyReport {
             engine,
             precision,
             arithmetic,
+            caches: runtime.caches(),
             bundle,
             patch_rule: runtime.bundle().patch_rule().clone(),
             tool: ToolEntry::this(),

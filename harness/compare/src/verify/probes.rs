@@ -1,16 +1,16 @@
 //! Probes that need no reference: what must hold for any bundle on any engine.
 //!
 //! Of each graph, at its smallest, tuned, largest and beside its tuned sizes: shapes, repeated runs, byte-identical
-//! rows, rows alone and in a batch, masked past entries. Of the whole loop: padding does not leak, and the cached steps
-//! equal one call over the whole sequence. Rows and caches are independent, so the axes that count rows stop at
+//! rows, rows alone and in a batch, masked past entries. Of the whole loop: padding does not leak, the cached steps
+//! equal one call over the whole sequence, and caches in place joined ones. Rows and caches are independent, so the axes that count rows stop at
 //! [`ROWS`]; all others reach the ends of their ranges.
 
-use dpar_engine_api::{MASKED, Tensor, TensorData, TensorView};
+use dpar_engine_api::{CacheForm, CachedSession, HostCache, MASKED, Tensor, TensorData, TensorView};
 use dpar_engine_conformance::{
     ConformanceCheck, ConformanceOutcome, ConformanceVerdict, GraphCase, Tolerances,
 };
 use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
-use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
+use dpar_export_decode::generate::{DecodeOptions, Request, Stream, prepare_model, shift_entropy};
 use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
 use dpar_export_decode::replay::{ForcedTokens, ReplayOptions, follow};
 use dpar_export_spec::{DType, GraphName, GraphSpec, PatchMode};
@@ -53,8 +53,7 @@ pub fn probe(
                 return Ok(checks);
             }
         };
-        let steps = prefix(runtime, &streams, batch, progress).map(|c| vec![c]);
-        checks.extend(or_failed(CheckId::Steps, steps)?);
+        checks.extend(or_failed(CheckId::Steps, cached(runtime, &streams, batch, progress))?);
         let padded = padding(runtime, &streams, progress).map(|c| vec![c]);
         checks.extend(or_failed(CheckId::Padding, padded)?);
     }
@@ -162,13 +161,14 @@ fn given(streams: &[Stream]) -> (Vec<i64>, Vec<i64>, Vec<Vec<usize>>) {
     (ids, labels, streams.iter().map(|s| s.patch_lengths.clone()).collect())
 }
 
-/// Logits and entropies of the cached steps against one call over the whole sequence.
-fn prefix(
+/// Logits and entropies of the cached steps against one call over the whole sequence, and, where caches are kept in place,
+/// against the steps of the exported graphs, which join them.
+fn cached(
     runtime: &LoadedBundle<'_>,
     streams: &[Stream],
     batch: usize,
     progress: Progress<'_>,
-) -> Result<Check, CompareError> {
+) -> Result<Vec<Check>, CompareError> {
     let system = runtime.bundle().system();
     let (ids, labels, lengths) = given(streams);
     let forced = ForcedTokens::of(streams);
@@ -176,29 +176,45 @@ fn prefix(
     let mut model = runtime.model()?;
     let steps = follow(model.as_mut(), &how, &forced, progress)?;
     let whole = runtime.score(&ids, &labels, Some(&lengths), batch, progress)?;
-    let mut sums = Accumulator::default();
-    sums.add(&whole.logits, &steps.conditional);
-    if let Some(entropy) = &whole.entropy {
-        for (next, cached) in entropy.chunks(how.tokens).zip(steps.entropy.chunks(how.tokens)) {
-            // e_t stands at column t − 1 of the one and at column t of the other.
-            sums.add(&next[..how.tokens - 1], &cached[1..]);
-        }
-    }
+    let next: Option<Vec<f32>> =
+        whole.entropy.map(|e| e.chunks(how.tokens).flat_map(shift_entropy).collect());
     let limit = rounding(runtime).limit(Quantity::Steps);
-    let found = sums.mixed("", limit);
-    let same = steps.patch_lengths == lengths;
-    let pass = found.status == Status::Pass && same;
-    let mut detail = format!(
-        "{} values of {} images hold for t = {:.1e} of |a − b| ≤ t + t·|a|",
-        found.elements,
-        streams.len(),
-        found.smallest_tolerance
-    );
-    if !same {
-        detail += "; the patches differ between two runs of the same tokens";
+    let check = |id, logits: &[f32], entropy: Option<&[f32]>, lengths: &[Vec<usize>]| {
+        let mut sums = Accumulator::default();
+        sums.add(logits, &steps.conditional);
+        for (a, b) in
+            entropy.into_iter().flat_map(|e| e.chunks(how.tokens)).zip(steps.entropy.chunks(how.tokens))
+        {
+            // Column 0 is NaN on both sides.
+            sums.add(&a[1..], &b[1..]);
+        }
+        let found = sums.mixed("", limit);
+        let same = steps.patch_lengths == lengths;
+        let mut detail = format!(
+            "{} values of {} images hold for t = {:.1e} of |a − b| ≤ t + t·|a|",
+            found.elements,
+            streams.len(),
+            found.smallest_tolerance
+        );
+        if !same {
+            detail += "; the patches differ between two runs of the same tokens";
+        }
+        let (max_abs, limit) = (Some(found.max_abs), Some(limit.value()));
+        Check { max_abs, limit, ..Check::holds(id, detail, found.status == Status::Pass && same) }
+    };
+    let mut checks = vec![check(CheckId::Steps, &whole.logits, next.as_deref(), &lengths)];
+    if !runtime.caches().values().any(|form| *form == CacheForm::InPlace) {
+        checks.push(Check::not_run(CheckId::Caches, "no cache is kept in place"));
+        return Ok(checks);
     }
-    let (max_abs, limit) = (Some(found.max_abs), Some(limit.value()));
-    Ok(Check { max_abs, limit, ..Check::holds(CheckId::Steps, detail, pass) })
+    let mut joined = |graph: GraphName| -> Result<Box<dyn CachedSession>, RunError> {
+        Ok(Box::new(HostCache::new(runtime.prepare(graph)?)?))
+    };
+    let mut model = prepare_model(system, &mut joined)?;
+    let joined = follow(model.as_mut(), &how, &forced, progress)?;
+    let entropy = next.as_ref().map(|_| &joined.entropy[..]);
+    checks.push(check(CheckId::Caches, &joined.conditional, entropy, &joined.patch_lengths));
+    Ok(checks)
 }
 
 /// Padding: an image with fewer patches than its neighbour scores as it does alone, and what lies beyond a patch's

@@ -12,7 +12,7 @@ use dpar_export_spec::{PatchRule, Precision, RuleChange, SystemSpec};
 use serde::Deserialize;
 
 use super::drawing::{Drawing, SettingKeys, unlike};
-use super::given::given_streams;
+use super::given::{given_streams, not_given};
 use super::logits::judge_by_logits;
 use super::reference::{ArithmeticWord, not_compared, recorded};
 use crate::check::{Check, CheckId, mean, or_failed};
@@ -218,10 +218,14 @@ pub fn verify_streams(
         equal: Some([n - label_flips, n]),
         ..Check::holds(CheckId::StreamLabels, format!("{} of {n} equal", n - label_flips), label_flips == 0)
     };
+    let other = reference.other_rule(runtime.bundle().patch_rule());
+    let other = other.map(|why| Check::failed(CheckId::PatchRule, why));
     if numbers.weights.is_some() {
-        let given = (&*reference.tokens, reference.entropy.as_deref(), &*reference.lengths);
-        let given = given_streams(runtime, given, n, (batch, rounding), progress);
-        return Ok(std::iter::once(labels).chain(or_failed(CheckId::StreamEntropy, given)?).collect());
+        let Some(entropy) = reference.entropy.as_deref() else { return Ok(not_given().into()) };
+        let given = (&*reference.tokens, entropy, &*reference.lengths);
+        let given =
+            or_failed(CheckId::StreamEntropy, given_streams(runtime, given, n, (batch, rounding), progress))?;
+        return Ok(std::iter::once(labels).chain(given).chain(other).collect());
     }
     let options = reference.options();
     let decoded = runtime.decode(&requests, &options, batch, progress).map_err(CompareError::from);
@@ -260,8 +264,7 @@ pub fn verify_streams(
         Check::mean_steps(CheckId::StreamMeanSteps, [counted, found], &flips),
         Check::streams(CheckId::StreamTokens, detail, flips, (n, t), drawn_so(rounding, &options.sampler)),
     ];
-    let other = reference.other_rule(runtime.bundle().patch_rule());
-    checks.extend(other.map(|why| Check::failed(CheckId::PatchRule, why)));
+    checks.extend(other);
     if reference.entropy.is_some() {
         let (shape, limit) = ([equal, t - 1], rounding.limit(Quantity::Entropy));
         checks.push(Check::tensor(CheckId::StreamEntropy, &shape, &entropies.0, &entropies.1, limit));

@@ -1,5 +1,7 @@
 //! A prepared graph that counts its calls.
 
+use std::time::{Duration, Instant};
+
 use dpar_engine_api::{CachedSession, CallRow, EngineError, Outputs, TensorView, call_rows};
 use dpar_export_spec::GraphName;
 
@@ -14,7 +16,9 @@ pub(super) struct Counted {
 
 impl Counted {
     pub(super) fn prepare<E>(graph: GraphName, prepare: &mut Prepare<'_, E>) -> Result<Self, E> {
-        Ok(Self { session: prepare(graph)?, calls: GraphCalls { graph, calls: 0, rows: 0 } })
+        let session = prepare(graph)?;
+        let calls = GraphCalls { graph, calls: 0, rows: 0, caches: session.form(), time: Duration::ZERO };
+        Ok(Self { session, calls })
     }
 
     pub(super) fn calls(&self) -> GraphCalls {
@@ -30,7 +34,9 @@ impl Counted {
         inputs: &[(&str, TensorView<'_>)],
         rows: &[CallRow],
     ) -> Result<Outputs, EngineError> {
+        let started = Instant::now();
         let outputs = self.session.step(inputs, rows)?;
+        self.calls.time += started.elapsed();
         self.calls.calls += 1;
         self.calls.rows += call_rows(inputs) as u64;
         Ok(outputs)

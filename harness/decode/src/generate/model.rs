@@ -1,6 +1,8 @@
 //! What the decoding loop needs of a model.
 
-use dpar_engine_api::EngineError;
+use std::time::Duration;
+
+use dpar_engine_api::{CacheForm, EngineError};
 use dpar_export_spec::GraphName;
 use serde::Serialize;
 
@@ -78,7 +80,7 @@ impl SlotLogits {
     }
 }
 
-/// Calls of one graph, and the rows that they had together: the class twice where guidance runs.
+/// Calls of one graph: how many, the rows that they had together (the class twice where guidance runs), what they took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct GraphCalls {
     /// The graph.
@@ -88,6 +90,12 @@ pub struct GraphCalls {
     pub calls: u64,
     /// Rows of all calls.
     pub rows: u64,
+    /// How its cache reaches a call, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caches: Option<CacheForm>,
+    /// Wall time in the engine. No part of a report of decisions, which is the same at every run.
+    #[serde(skip)]
+    pub time: Duration,
 }
 
 fn by_name<S: serde::Serializer>(graph: &GraphName, serializer: S) -> Result<S::Ok, S::Error> {

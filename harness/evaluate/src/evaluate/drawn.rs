@@ -50,6 +50,12 @@ impl<'a> Drawn<'a> {
         self.batching.rows
     }
 
+    /// How the calls are made that pixels come from: rounding may depend on it.
+    pub(crate) fn calls(&self) -> Value {
+        let Batching { rows, schedule } = self.batching;
+        json!({ "batch": rows, "schedule": schedule, "caches": self.runtime.info().caches })
+    }
+
     /// What pixels depend on: neither threads nor paths, so that machines share the work.
     pub(crate) fn identity(&self) -> Value {
         let (options, sampler, info) = (&self.options, &self.options.sampler, self.runtime.info());

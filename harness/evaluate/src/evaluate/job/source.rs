@@ -39,7 +39,7 @@ impl SampleSource<'_> {
     pub(super) fn content(&self) -> Value {
         match self {
             Self::Images(set) => json!(set.content()),
-            Self::Drawn(drawn) => json!({ "generated": drawn.identity(), "batch": drawn.batch() }),
+            Self::Drawn(drawn) => json!({ "generated": drawn.identity(), "calls": drawn.calls() }),
         }
     }
 
