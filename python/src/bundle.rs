@@ -59,6 +59,8 @@ impl Settings {
             device: device.map_err(|e: String| input(format!("device: {e}"), None))?,
             cuda_graphs: self.cuda_graphs,
             runtime_cache: path(&self.runtime_cache),
+            // In place where that can be.
+            caches: None,
         })
     }
 }
