@@ -13,7 +13,7 @@ pub use dpar_export_bundle::{self as bundle, attest};
 pub use dpar_export_compare::{
     CompareError, ReferenceError, check, decision, parity, report, stats, tolerance, verify,
 };
-pub use dpar_export_decode::{calibrate, generate, loaded, replay};
+pub use dpar_export_decode::{calibrate, generate, loaded, replay, tokenizer};
 pub use dpar_export_evaluate::{Step, WorkPhase, evaluate, features, reproduce};
 pub use dpar_export_files::{arrays, patches, picture, samples, staging};
 pub use dpar_export_trt as targets;

@@ -231,7 +231,7 @@ mod tests {
         let checking = Checking::begin(files(&[4, 2]));
         for _ in 0..2 {
             let e = BundleError::from(checking.verdict().unwrap_err()).to_string();
-            assert!(e.starts_with("2: its SHA-256 is"), "{e}");
+            assert!(e.starts_with("2 does not match the manifest: its SHA-256 is"), "{e}");
         }
     }
 

@@ -7,8 +7,9 @@ use dpar_export::generate::sampler::{Method, SamplerOptions};
 use dpar_export::generate::{
     Batching, DecodeOptions, Decoder, Event, GraphCalls, Images, Request, Schedule, StepModel, Stream,
 };
-use dpar_export::loaded::{LoadedBundle, RunError, VqDecoder};
+use dpar_export::loaded::{LoadedBundle, RunError};
 use dpar_export::picture::to_u8_nhwc;
+use dpar_export::tokenizer::VqDecoder;
 use pyo3::prelude::*;
 
 use crate::errors::input;

@@ -5,7 +5,7 @@ use dpar_export::commands::failure::{Cause, Exit, Failure};
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 
-use crate::stop::Asked;
+use crate::stop::SignalWatch;
 
 /// A failure and the exit code that the command line would have ended with.
 pub(crate) fn raise(py: Python<'_>, failure: &Failure, exit: Exit) -> PyErr {
@@ -49,10 +49,10 @@ fn make(
 /// Does work while other Python threads run. The work asks between its steps whether it shall go on; a panic is an exception.
 pub(crate) fn work<T: Send>(
     py: Python<'_>,
-    body: impl FnOnce(&Asked) -> Result<T, Failure> + Send,
+    body: impl FnOnce(&SignalWatch) -> Result<T, Failure> + Send,
 ) -> PyResult<T> {
     crate::log::start();
-    let asked = Asked::default();
+    let asked = SignalWatch::default();
     let done = py.detach(|| guard(|| body(&asked)));
     if let Some(raised) = asked.raised() {
         return Err(raised);

@@ -10,21 +10,21 @@ use pyo3::prelude::*;
 const EVERY: Duration = Duration::from_millis(50);
 
 /// Whether work shall go on, and what a command had to say.
-pub(crate) struct Asked(Mutex<AskedState>);
+pub(crate) struct SignalWatch(Mutex<WatchState>);
 
-struct AskedState {
+struct WatchState {
     last: Instant,
     raised: Option<PyErr>,
     said: Option<serde_json::Value>,
 }
 
-impl Default for Asked {
+impl Default for SignalWatch {
     fn default() -> Self {
-        Self(Mutex::new(AskedState { last: Instant::now(), raised: None, said: None }))
+        Self(Mutex::new(WatchState { last: Instant::now(), raised: None, said: None }))
     }
 }
 
-impl Asked {
+impl SignalWatch {
     /// False when a signal's handler raised an exception, `KeyboardInterrupt` for Ctrl-C.
     pub(crate) fn go_on(&self) -> bool {
         let mut state = self.state();
@@ -45,12 +45,12 @@ impl Asked {
         self.state().said.take()
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, AskedState> {
+    fn state(&self) -> std::sync::MutexGuard<'_, WatchState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Host for Asked {
+impl Host for SignalWatch {
     fn result(&self, document: serde_json::Value) {
         self.state().said = Some(document);
     }

@@ -9,10 +9,11 @@ use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, Outpu
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::arrays::{ArrayFile, Elements, NpzStream};
-use crate::loaded::{ImageDecoder, LoadedBundle, RunError};
+use crate::loaded::{LoadedBundle, RunError};
 use crate::picture::{from_u8_nhwc, to_u8_nhwc};
 use crate::samples::{GRID, ImageFolder, SAMPLES, TRACE};
 use crate::staging::FolderKind;
+use crate::tokenizer::ImageDecoder;
 
 /// What `decode` and `generate` write.
 pub(super) const SAMPLE_FOLDER: FolderKind = FolderKind {

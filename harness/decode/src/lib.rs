@@ -5,3 +5,4 @@ mod error;
 pub mod generate;
 pub mod loaded;
 pub mod replay;
+pub mod tokenizer;

@@ -30,12 +30,21 @@ impl Mapped {
     /// The bytes as little-endian f32 values; `None` where they are not a whole number of them, or the machine is not
     /// little-endian.
     pub fn f32(&self) -> Option<&[f32]> {
-        if cfg!(target_endian = "big") { None } else { bytemuck::try_cast_slice(self).ok() }
+        self.values()
     }
 
     /// As [`f32`](Self::f32) for i64 values.
     pub fn i64(&self) -> Option<&[i64]> {
-        if cfg!(target_endian = "big") { None } else { bytemuck::try_cast_slice(self).ok() }
+        self.values()
+    }
+
+    fn values<T: bytemuck::Pod>(&self) -> Option<&[T]> {
+        match self.is_empty() {
+            // No bytes are anywhere, and not aligned for any type.
+            true => Some(&[]),
+            false if cfg!(target_endian = "big") => None,
+            false => bytemuck::try_cast_slice(self).ok(),
+        }
     }
 }
 

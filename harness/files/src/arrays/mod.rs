@@ -334,18 +334,26 @@ impl ArrayFile {
     /// When it is not there, has an element type that is not read, or the file is truncated or malformed.
     pub fn get(&self, name: &str) -> Result<Array, ArrayError> {
         let info = self.info(name)?;
-        // What the file cannot hold is refused by what reads it, in better words.
-        if let Some(stored) = Stored::named(&info.dtype)
-            && npy::bytes_of(&info.shape, stored).is_ok_and(|bytes| bytes as u64 <= info.held)
-        {
-            self.take(info, stored.kind().size())?;
-        }
+        self.take_whole(info)?;
         let array = match self.format {
             Format::Npz => npz::get(&self.path, info),
             Format::Npy => npy_get(&self.path),
             Format::Safetensors => tensors::get(&self.path, info),
         };
         array.map_err(|e| e.of(name).in_file(&self.path))
+    }
+
+    /// Counts an array among what is read of the file.
+    fn take_whole(&self, info: &ArrayInfo) -> Result<(), ArrayError> {
+        // What the file cannot hold is refused by what reads it, in better words.
+        match Stored::named(&info.dtype) {
+            Some(stored)
+                if npy::bytes_of(&info.shape, stored).is_ok_and(|bytes| bytes as u64 <= info.held) =>
+            {
+                self.take(info, stored.kind().size())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Counts an array of that many bytes an element among what is read of the file.

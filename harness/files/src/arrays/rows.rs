@@ -80,7 +80,8 @@ impl ArrayFile {
         Ok(())
     }
 
-    /// [`i64_in`](Self::i64_in), row-major in a file in `folder`: no more than a piece of it is in memory.
+    /// [`i64_in`](Self::i64_in), row-major in a file in `folder`: no more than a piece of it is in memory. What a file may ask for
+    /// is limited as if it were: a few bytes that are compressed must not fill a disk either.
     ///
     /// # Errors
     /// As [`i64_in`](Self::i64_in); when the disk refuses.
@@ -93,6 +94,10 @@ impl ArrayFile {
     ) -> Result<Spooled, ArrayError> {
         self.fits_in(name, "int64", &[NpyType::I64, NpyType::I32, NpyType::U8])?;
         let info = self.fitting(name, wanted)?;
+        self.take_whole(info)?;
+        if Stored::named(&info.dtype).is_some_and(|stored| stored.kind().size() != NpyType::I64.size()) {
+            self.take(info, NpyType::I64.size())?;
+        }
         let fail = |e: ArrayErrorKind| e.of(name).in_file(&self.path);
         let disk = |e: std::io::Error| ArrayErrorKind::Io(e).in_file(folder);
         let mut spool = Spool::create_in(folder).map_err(disk)?;
