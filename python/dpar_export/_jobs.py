@@ -73,6 +73,7 @@ def evaluate(
     reference: Path,
     extractor: Path,
     out: Path,
+    input_size: int | None = None,
     samples: Path | None = None,
     bundle: Path | None = None,
     num: int | None = None,
@@ -105,6 +106,7 @@ def evaluate(
         reference: A set of images, statistics, or activations.
         extractor: Feature network: an extractor bundle, or an .onnx file.
         out: Output folder: metrics.json and the state of the work.
+        input_size: Side in pixels of the input of an .onnx file that leaves it open.
         samples: Folder of PNGs, or an .npz with `arr_0` uint8 [N, H, W, 3].
         bundle: Bundle that draws the samples; one of `samples` and `bundle` is needed.
         num: Images that the bundle draws; their classes follow from the seed.
@@ -131,7 +133,8 @@ def evaluate(
         KeyboardInterrupt: Ctrl-C; go on with `resume=True`.
     """
     options = {
-        "reference": reference, "extractor": extractor, "output": out, "samples": samples, "bundle": bundle,
+        "reference": reference, "extractor": extractor, "output": out, "input_size": input_size,
+        "samples": samples, "bundle": bundle,
         "num": num, "limit": limit, "cfg_scale": cfg_scale, "seed": seed, "cfg_interval": cfg_interval,
         "sampler": sampler, "temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy,
         "schedule": schedule, "engine": engine, "extractor_engine": extractor_engine, "threads": threads,

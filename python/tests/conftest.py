@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "fixtures"
 ONNXRUNTIME = ROOT / "third_party" / "onnxruntime" / "libonnxruntime.so"
+
+# A build service may start its work with Ctrl-C ignored, which children inherit: the tests of it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if ONNXRUNTIME.is_file():
     os.environ.setdefault("ORT_DYLIB_PATH", str(ONNXRUNTIME))

@@ -91,7 +91,7 @@ def test_export_metrics_and_evaluate(tmp_path: Path, bundle_path: Path) -> None:
     extractor = FIXTURES / "features" / "tiny.onnx"
     evaluated = dpar_export.evaluate(
         bundle=bundle_path, num=8, reference=FIXTURES / "emoji32" / "real_images.npz", extractor=extractor,
-        out=tmp_path / "evaluated",
+        input_size=16, out=tmp_path / "evaluated",
     )  # fmt: skip
     assert evaluated.passed and (tmp_path / "evaluated" / "metrics.json").is_file()
 
