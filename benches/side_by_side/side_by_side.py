@@ -167,6 +167,7 @@ def decode(options):
                 contender = Torch(experiment, trace, RECOMPUTE, batch)
                 seconds, steps[RECOMPUTE] = contender.round()
                 taken[RECOMPUTE] = [seconds]
+                print(f"{system}, batch {batch}, {RECOMPUTE}: {seconds:.2f} s", file=sys.stderr)
                 contender.close()
             base = taken[EAGER]
             for name, seconds in taken.items():
