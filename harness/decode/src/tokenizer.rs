@@ -19,10 +19,7 @@ impl VqDecoder {
     /// # Errors
     /// When a code is none of the codebook's; when the engine fails, or gives what is no image.
     pub fn decode(&mut self, ids: &[i64]) -> Result<Vec<f32>, RunError> {
-        check_tokens(ids, self.tokens, self.vocab)?;
-        if !ids.len().is_multiple_of(self.tokens) {
-            return Err(RequestError::Partial { what: "codes", found: ids.len(), image: self.tokens }.into());
-        }
+        check_codes(ids, self.tokens, self.vocab)?;
         let view = TensorView::i64([ids.len() / self.tokens, self.tokens], ids);
         let TensorData::F32(images) = run_one(self.session.as_mut(), "tokens", view)? else {
             return Err(wrong_type(GraphName::VqDecode, "image").into());
@@ -54,8 +51,9 @@ impl LoadedBundle<'_> {
     /// # Errors
     /// See [`RunError`].
     pub fn images(&self, ids: &[i64], batch: usize, progress: Progress<'_>) -> Result<Vec<f32>, RunError> {
-        let tokens = self.bundle().system().tokens();
-        check_codes(self.bundle(), ids)?;
+        let system = self.bundle().system();
+        let tokens = system.tokens();
+        check_codes(ids, tokens, system.vocab)?;
         let mut decoder = self.image_decoder()?;
         let mut images = Vec::new();
         for (i, chunk) in ids.chunks(tokens * batch.max(1)).enumerate() {
@@ -146,8 +144,7 @@ fn image_len(bundle: &Bundle) -> usize {
 }
 
 /// Codes of whole images, each a row of the codebook.
-fn check_codes(bundle: &Bundle, ids: &[i64]) -> Result<(), RunError> {
-    let (tokens, vocab) = (bundle.system().tokens(), bundle.system().vocab);
+fn check_codes(ids: &[i64], tokens: usize, vocab: usize) -> Result<(), RunError> {
     check_tokens(ids, tokens, vocab)?;
     match ids.len().is_multiple_of(tokens) {
         true => Ok(()),
