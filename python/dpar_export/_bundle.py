@@ -326,6 +326,7 @@ def open(
     threads: int | None = None,
     device: str | None = None,
     ort_lib: Path | None = None,
+    ep_lib: Path | None = None,
     trt_lib: Path | None = None,
     cuda_graphs: bool = False,
     runtime_cache: Path | None = None,
@@ -341,6 +342,7 @@ def open(
         threads: Threads of one run; without it, the engine's choice.
         device: Where to run: `cpu`, an index, or `cuda:0` and the like.
         ort_lib: The ONNX Runtime library; without it, that of $ORT_DYLIB_PATH, else that of the installed package `onnxruntime`.
+        ep_lib: Library with an execution provider that ONNX Runtime loads, such as OpenVINO's; `device` says which of its devices.
         trt_lib: Folder of the TensorRT libraries.
         cuda_graphs: Record a CUDA graph for each shape and replay it, for TensorRT.
         runtime_cache: Folder for what TensorRT-RTX compiles for the device.
@@ -361,6 +363,7 @@ def open(
         "threads": None if threads is None else _positive("threads", threads),
         "device": device,
         "ort_lib": None if ort_lib is None else os.fspath(ort_lib),
+        "ep_lib": None if ep_lib is None else os.fspath(ep_lib),
         "trt_lib": None if trt_lib is None else os.fspath(trt_lib),
         "cuda_graphs": cuda_graphs,
         "runtime_cache": None if runtime_cache is None else os.fspath(runtime_cache),

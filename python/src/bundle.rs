@@ -40,6 +40,7 @@ pub(crate) struct Settings {
     threads: Option<usize>,
     device: Option<String>,
     ort_lib: Option<String>,
+    ep_lib: Option<String>,
     trt_lib: Option<String>,
     cuda_graphs: bool,
     runtime_cache: Option<String>,
@@ -55,6 +56,7 @@ impl Settings {
         Ok(EngineOptions {
             threads: self.threads,
             ort_library: path(&self.ort_lib),
+            ep_library: path(&self.ep_lib),
             trt_library: path(&self.trt_lib),
             device: device.map_err(|e: String| input(format!("device: {e}"), None))?,
             cuda_graphs: self.cuda_graphs,

@@ -34,6 +34,7 @@ impl DoctorArgs {
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
         let options = EngineOptions {
             ort_library: self.libraries.ort_lib,
+            ep_library: self.libraries.ep_lib,
             trt_library: self.libraries.trt.trt_lib,
             ..EngineOptions::default()
         };

@@ -32,7 +32,7 @@ enum SamplesPlan {
     /// Images that are there.
     Images(ImageSet),
     /// A bundle draws so many.
-    Drawn(OnEngine, u64, DecodeOptions, Batching),
+    Drawn { on: OnEngine, num: u64, decode: DecodeOptions, batching: Batching, side: Option<usize> },
 }
 
 impl EvaluateArgs {
@@ -52,7 +52,8 @@ impl EvaluateArgs {
             (Some(bundle), _) => {
                 let on = self.engine.on_beside(bundle, &[extractor_engine])?.with_rule(self.rule);
                 let batching = Batching { rows: on.batch, schedule: self.schedule.schedule };
-                SamplesPlan::Drawn(on, self.num.unwrap_or_default(), self.sampling.resolve()?, batching)
+                let (num, side) = (self.num.unwrap_or_default(), self.resize.side());
+                SamplesPlan::Drawn { on, num, decode: self.sampling.resolve()?, batching, side }
             }
             (None, Some(path)) => {
                 if self.engine.engine.is_some() && self.engine.name() != extractor_engine {
@@ -110,9 +111,10 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     };
     match samples {
         SamplesPlan::Images(set) => evaluate(&SampleSource::Images(set)),
-        SamplesPlan::Drawn(on, num, decode, batching) => {
-            on.run(|runtime| evaluate(&SampleSource::Drawn(Drawn::new(runtime, num, decode, batching)?)))
-        }
+        SamplesPlan::Drawn { on, num, decode, batching, side } => on.run(|runtime| {
+            let drawn = Drawn::new(runtime, num, decode, batching)?.resized(side);
+            evaluate(&SampleSource::Drawn(drawn))
+        }),
     }
 }
 

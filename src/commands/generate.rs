@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::args::{
-    BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, RuleArgs, SamplingArgs, ScheduleArgs,
+    BundleArgs, EngineArgs, MAX_IMAGES, OnEngine, OutputArgs, ResizeArgs, RuleArgs, SamplingArgs,
+    ScheduleArgs,
 };
 use super::failure::{Exit, Failure};
 use super::pixels::{SAMPLE_FOLDER, SamplePictures};
@@ -26,6 +27,7 @@ const GRID_IMAGES: usize = 64;
 const GRID_PIXELS: usize = 128;
 
 #[derive(Debug, Args)]
+#[command(mut_arg("resize", |a| a.conflicts_with("no_images")))]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     bundle: BundleArgs,
@@ -52,6 +54,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "no_images")]
     class_names: Option<Utf8PathBuf>,
     #[command(flatten)]
+    resize: ResizeArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -68,6 +72,7 @@ pub(super) struct Plan {
     which: Which,
     options: DecodeOptions,
     images: bool,
+    side: Option<usize>,
     overlay: bool,
     names: Option<Vec<String>>,
     output: OutputArgs,
@@ -92,6 +97,7 @@ impl GenerateArgs {
             on: self.engine.on(&self.bundle.bundle)?.with_rule(self.rule),
             which: self.num.map_or(Which::Classes(self.classes), Which::Number),
             images: !self.no_images,
+            side: self.resize.side(),
             overlay: self.overlay,
             output: self.output,
             schedule: self.schedule.schedule,
@@ -100,7 +106,7 @@ impl GenerateArgs {
 }
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
-    let Plan { which, options, images, overlay, names, output, on, schedule } = plan;
+    let Plan { which, options, images, side, overlay, names, output, on, schedule } = plan;
     let batch = on.batch;
     let batching = Batching { rows: batch, schedule };
     on.run(|runtime| {
@@ -120,7 +126,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let bar = printer.progress("generating", "tokens");
         let mut trace = TraceFile::create(staged.path(), n, system.tokens())?;
         let mut pictures = match images {
-            true => Some(SamplePictures::new(runtime, staged.path(), n, batch, shown)?),
+            true => Some(SamplePictures::new(runtime, staged.path(), n, side, batch, shown)?),
             false => None,
         };
         let (mut steps, mut patches): (Vec<usize>, Vec<Vec<usize>>) = (Vec::with_capacity(n), Vec::new());
@@ -154,7 +160,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         finish_trace(trace, system)?;
         if let Some(pictures) = pictures {
             let pixels = pictures.finish()?;
-            let size = system.image_size;
+            let size = side.unwrap_or(system.image_size);
             let sheet = GridOptions {
                 columns: columns(shown),
                 scale: (GRID_PIXELS / size).max(1),

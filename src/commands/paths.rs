@@ -44,6 +44,7 @@ const ROLES: &[(&str, PathRole, &str)] = &[
     ("merge", Read, "a shard"),
     ("one_to", Written, "the case"),
     ("ort_lib", Read, "the library"),
+    ("ep_lib", Read, "the library"),
     ("output", Written, "the output"),
     ("path", Read, "what is attested"),
     ("reference", Read, "the reference"),

@@ -5,12 +5,12 @@ use clap::Args;
 use dpar_export_spec::SystemSpec;
 use serde_json::json;
 
-use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs};
+use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs, ResizeArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::arrays::{ArrayFile, Elements, NpzStream};
 use crate::loaded::{LoadedBundle, RunError};
-use crate::picture::{from_u8_nhwc, to_u8_nhwc};
+use crate::picture::{from_u8_nhwc, resize_nchw, to_u8_nhwc};
 use crate::samples::{GRID, ImageFolder, SAMPLES, TRACE};
 use crate::staging::FolderKind;
 use crate::tokenizer::ImageDecoder;
@@ -31,6 +31,8 @@ pub(super) struct SamplePictures<'a> {
     folder: ImageFolder,
     system: &'a SystemSpec,
     batch: usize,
+    /// Of the images that are written.
+    side: usize,
     /// Tokens of less than a batch.
     waiting: Vec<i64>,
     keep: usize,
@@ -38,17 +40,20 @@ pub(super) struct SamplePictures<'a> {
 }
 
 impl<'a> SamplePictures<'a> {
-    /// Begins with `count` images to come: `{index:06d}.png` and `samples.npz`. The first `keep` stay at hand.
+    /// Begins with `count` images to come, of `side` × `side` pixels (`None`: as the tokenizer makes them): `{index:06d}.png` and
+    /// `samples.npz`. The first `keep` stay at hand.
     pub(super) fn new(
         runtime: &'a LoadedBundle<'_>,
         folder: &Utf8Path,
         count: usize,
+        side: Option<usize>,
         batch: usize,
         keep: usize,
     ) -> Result<Self, Failure> {
         let (decoder, system) = (runtime.image_decoder()?, runtime.bundle().system());
-        let folder = ImageFolder::create(folder, system.image_size, count as u64)?;
-        Ok(Self { decoder, folder, system, batch, waiting: Vec::new(), keep, kept: Vec::new() })
+        let side = side.unwrap_or(system.image_size);
+        let folder = ImageFolder::create(folder, side, count as u64)?;
+        Ok(Self { decoder, folder, system, batch, side, waiting: Vec::new(), keep, kept: Vec::new() })
     }
 
     /// The next image.
@@ -58,10 +63,11 @@ impl<'a> SamplePictures<'a> {
     }
 
     fn write(&mut self) -> Result<(), Failure> {
-        let (size, n) = (self.system.image_size, self.waiting.len() / self.system.tokens());
+        let (side, n) = (self.side, self.waiting.len() / self.system.tokens());
         let images = self.decoder.decode(&self.waiting)?;
         self.waiting.clear();
-        for pixels in to_u8_nhwc(&images, n, size, size).chunks(size * size * 3) {
+        let images = resize_nchw(&images, self.system.image_size, side);
+        for pixels in to_u8_nhwc(&images, n, side, side).chunks(side * side * 3) {
             self.folder.push(pixels)?;
             if self.kept.len() < self.keep * pixels.len() {
                 self.kept.extend_from_slice(pixels);
@@ -97,6 +103,8 @@ pub(crate) struct DecodeArgs {
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
+    resize: ResizeArgs,
+    #[command(flatten)]
     many: ManyArgs,
     #[command(flatten)]
     engine: EngineArgs,
@@ -106,6 +114,7 @@ pub(crate) struct DecodeArgs {
 pub(super) struct DecodePlan {
     tokens: ArrayFile,
     output: OutputArgs,
+    side: Option<usize>,
     on: OnEngine,
 }
 
@@ -115,12 +124,13 @@ impl DecodeArgs {
         self.engine.settings.without_caches(NO_CACHES)?;
         let tokens = ArrayFile::open(&self.tokens)?;
         self.many.check(&tokens, "tokens")?;
-        Ok(DecodePlan { tokens, on: self.engine.on(&self.bundle.bundle)?, output: self.output })
+        let on = self.engine.on(&self.bundle.bundle)?;
+        Ok(DecodePlan { tokens, on, output: self.output, side: self.resize.side() })
     }
 }
 
 pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure> {
-    let DecodePlan { tokens: file, output, on } = plan;
+    let DecodePlan { tokens: file, output, side, on } = plan;
     let batch = on.batch;
     on.run(|runtime| {
         let system = runtime.bundle().system();
@@ -133,7 +143,7 @@ pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure
         let range = ("token", 0..system.vocab as i64);
         let ids = file.i64_spooled("tokens", &[None, Some(t)], range, staged.path())?;
         let bar = printer.progress("decoding", "images");
-        let mut pictures = SamplePictures::new(runtime, staged.path(), n, batch, 0)?;
+        let mut pictures = SamplePictures::new(runtime, staged.path(), n, side, batch, 0)?;
         for (i, tokens) in ids.i64()?.chunks(t).enumerate() {
             pictures.push(tokens.iter().copied())?;
             if !bar.advance(i + 1, n) {

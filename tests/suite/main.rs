@@ -40,6 +40,7 @@ mod readers;
 mod reference;
 mod report;
 mod reproduce;
+mod resized;
 mod rules;
 mod schedules;
 mod snapshots;

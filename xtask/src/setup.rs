@@ -83,6 +83,51 @@ const ORT: Package = Package {
         },
     ],
 };
+/// OpenVINO as a provider that ONNX Runtime loads from a library of its own; what it needs on the processor.
+const OPENVINO: Package = Package {
+    name: "onnxruntime-ep-openvino",
+    version: "1.8.1",
+    folder: "openvino",
+    elsewhere: "there is no OpenVINO for it",
+    wheels: &[Wheel {
+        arch: "x86_64",
+        platform: "manylinux_2_28_x86_64",
+        sha256: "3832643158c8c187fcab6db661cde2a8c06a2b3559d95d0f2411ac0e51c5e924",
+        members: &[
+            Member {
+                path: "onnxruntime_ep_openvino/libonnxruntime_providers_openvino_plugin.so",
+                name: "libonnxruntime_providers_openvino_plugin.so",
+                sha256: Some("99644306dea90173d2fac5e2ad8d10c9574ecf6e6e71ca30e426531abd5a717f"),
+            },
+            Member {
+                path: "onnxruntime_ep_openvino/libopenvino.so.2641",
+                name: "libopenvino.so.2641",
+                sha256: Some("9b9a80ac1f18e07b13ed54459d9a865bcfe9dc170dbf8fe740c2974b85ecedc1"),
+            },
+            Member {
+                path: "onnxruntime_ep_openvino/libopenvino_intel_cpu_plugin.so",
+                name: "libopenvino_intel_cpu_plugin.so",
+                sha256: Some("6599e3dd300d047b5ed72f8e48101c5f312c25321f35f57f803641ff8372900b"),
+            },
+            Member {
+                path: "onnxruntime_ep_openvino/libopenvino_onnx_frontend.so.2641",
+                name: "libopenvino_onnx_frontend.so.2641",
+                sha256: Some("82d499f5b5e8514def7aaa1ecd5a9f570542d33ae9d00a0077f707cccd0e0192"),
+            },
+            Member {
+                path: "onnxruntime_ep_openvino/libtbb.so.12",
+                name: "libtbb.so.12",
+                sha256: Some("ac9518497a4f2cb6729792730f145ee58367316031511923fef263c9ac81ca61"),
+            },
+            Member {
+                path: "onnxruntime_ep_openvino/third-party-programs.txt",
+                name: "third-party-programs.txt",
+                sha256: None,
+            },
+        ],
+    }],
+};
+
 const TENSORRT: Package = Package {
     name: "tensorrt-rtx-cu12-libs",
     version: "1.7.1.116",
@@ -181,6 +226,9 @@ pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
         step("protoc", || package(root, &PROTOC))?;
         step("tensorrt-rtx", || package(root, &TENSORRT))?;
         step("libclang", || libclang(root))?;
+        if std::env::consts::ARCH == "x86_64" {
+            step("openvino", || package(root, &OPENVINO))?;
+        }
         step("chromium", || chromium(root))?;
     }
     step("python venv", || venv(root, &CHECKS))?;

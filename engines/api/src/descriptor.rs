@@ -16,7 +16,9 @@ pub struct EngineDescriptor {
     pub options: &'static [EngineOption],
     /// Where it runs.
     pub devices: Devices,
-    /// Makes it. Nothing is loaded yet; options that it does not have were refused.
+    /// Whether options that it has go together.
+    pub check: fn(&EngineOptions) -> Result<(), EngineError>,
+    /// Makes it. Nothing is loaded yet; options that it does not have, or that do not go together, were refused.
     pub open: fn(&EngineOptions) -> Box<dyn Engine>,
     /// Looks for what it needs beyond this program, whether it works or not.
     pub survey: fn(&EngineOptions) -> Survey,
@@ -33,6 +35,7 @@ impl EngineDescriptor {
             name,
             options: &[EngineOption::Threads],
             devices: Devices { runs_on: |device| matches!(device, Device::Cpu), words: "cpu" },
+            check: |_| Ok(()),
             open,
             survey: |_| Survey::default(),
             before_threads: || {},

@@ -16,14 +16,19 @@ pub enum Device {
     TensorRt(u16),
     /// ONNX Runtime's TensorRT-RTX provider.
     NvRtx(u16),
+    /// The GPU of this index of a provider that ONNX Runtime loads from a library of its own.
+    Gpu(u16),
+    /// The NPU of this index of such a provider.
+    Npu(u16),
 }
 
 impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected =
-            || "expected cpu, an index, or cuda, tensorrt or nvrtx with or without :index".to_owned();
+        let expected = || {
+            "expected cpu, an index, or cuda, tensorrt, nvrtx, gpu or npu with or without :index".to_owned()
+        };
         let index = |digits: &str| match digits.bytes().all(|b| b.is_ascii_digit()) {
             true => digits.parse::<u16>().map_err(|_| expected()),
             false => Err(expected()),
@@ -34,6 +39,8 @@ impl FromStr for Device {
             "cuda" => index(digits).map(Self::Cuda),
             "tensorrt" => index(digits).map(Self::TensorRt),
             "nvrtx" => index(digits).map(Self::NvRtx),
+            "gpu" => index(digits).map(Self::Gpu),
+            "npu" => index(digits).map(Self::Npu),
             _ => index(text).map(Self::Index),
         }
     }
@@ -47,6 +54,8 @@ impl fmt::Display for Device {
             Self::Cuda(index) => write!(f, "cuda:{index}"),
             Self::TensorRt(index) => write!(f, "tensorrt:{index}"),
             Self::NvRtx(index) => write!(f, "nvrtx:{index}"),
+            Self::Gpu(index) => write!(f, "gpu:{index}"),
+            Self::Npu(index) => write!(f, "npu:{index}"),
         }
     }
 }
@@ -64,12 +73,14 @@ mod tests {
             ("cuda:1", Device::Cuda(1), "cuda:1"),
             ("tensorrt:2", Device::TensorRt(2), "tensorrt:2"),
             ("nvrtx", Device::NvRtx(0), "nvrtx:0"),
+            ("gpu", Device::Gpu(0), "gpu:0"),
+            ("npu:1", Device::Npu(1), "npu:1"),
         ] {
             assert_eq!(text.parse(), Ok(device));
             assert_eq!(device.to_string(), written);
         }
         for text in
-            ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda:1:2", "-1", "99999", "CPU"]
+            ["", "gpu0", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda:1:2", "-1", "99999", "CPU"]
         {
             assert!(text.parse::<Device>().unwrap_err().contains("expected cpu"), "{text}");
         }

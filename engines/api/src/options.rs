@@ -12,6 +12,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Path of the ONNX Runtime library; `None` = search.
     pub ort_library: Option<Utf8PathBuf>,
+    /// Path of a library with an execution provider for ONNX Runtime; `None` = its own providers.
+    pub ep_library: Option<Utf8PathBuf>,
     /// Folder of the TensorRT libraries; `None` = search.
     pub trt_library: Option<Utf8PathBuf>,
     /// Where to run; `None` = the engine's first device.
@@ -31,6 +33,8 @@ pub enum EngineOption {
     Threads,
     /// [`EngineOptions::ort_library`].
     OrtLibrary,
+    /// [`EngineOptions::ep_library`].
+    EpLibrary,
     /// [`EngineOptions::trt_library`].
     TrtLibrary,
     /// [`EngineOptions::cuda_graphs`].
@@ -47,6 +51,7 @@ impl EngineOption {
         match self {
             Self::Threads => "--threads",
             Self::OrtLibrary => "--ort-lib",
+            Self::EpLibrary => "--ep-lib",
             Self::TrtLibrary => "--trt-lib",
             Self::CudaGraphs => "--cuda-graphs",
             Self::RuntimeCache => "--runtime-cache",
@@ -60,6 +65,7 @@ impl EngineOptions {
     pub fn given(&self) -> Vec<EngineOption> {
         let mut given = Vec::new();
         given.extend(self.ort_library.as_ref().map(|_| EngineOption::OrtLibrary));
+        given.extend(self.ep_library.as_ref().map(|_| EngineOption::EpLibrary));
         given.extend(self.trt_library.as_ref().map(|_| EngineOption::TrtLibrary));
         given.extend(self.threads.map(|_| EngineOption::Threads));
         given.extend(self.cuda_graphs.then_some(EngineOption::CudaGraphs));
@@ -74,6 +80,7 @@ impl EngineOptions {
         match option {
             EngineOption::Threads => self.threads = None,
             EngineOption::OrtLibrary => self.ort_library = None,
+            EngineOption::EpLibrary => self.ep_library = None,
             EngineOption::TrtLibrary => self.trt_library = None,
             EngineOption::CudaGraphs => self.cuda_graphs = false,
             EngineOption::RuntimeCache => self.runtime_cache = None,
@@ -93,6 +100,7 @@ mod tests {
         let all = EngineOptions {
             threads: Some(1),
             ort_library: Some("a".into()),
+            ep_library: Some("p".into()),
             trt_library: Some("b".into()),
             device: Some(Device::Cpu),
             cuda_graphs: true,
@@ -101,8 +109,15 @@ mod tests {
         };
         let given = all.given();
         let flags: Vec<&str> = given.iter().map(|o| o.flag()).collect();
-        let all_flags =
-            ["--ort-lib", "--trt-lib", "--threads", "--cuda-graphs", "--runtime-cache", "--caches"];
+        let all_flags = [
+            "--ort-lib",
+            "--ep-lib",
+            "--trt-lib",
+            "--threads",
+            "--cuda-graphs",
+            "--runtime-cache",
+            "--caches",
+        ];
         assert_eq!(flags, all_flags);
         for option in given {
             let without = all.clone().without(option);

@@ -8,7 +8,7 @@ use dpar_engine_conformance::{
     ConformanceCheck, ConformanceOutcome, ConformanceVerdict, Exception, FIXTURES, GraphCase, agree,
     assert_passed, fixture, run, run_with,
 };
-use dpar_engine_ort::{OrtEngine, OrtOptions};
+use dpar_engine_ort::{Hardware, OrtDevice, OrtEngine, OrtOptions, PlugInDevice};
 use dpar_engine_tract::TractEngine;
 
 fn case(name: &str) -> GraphCase {
@@ -26,6 +26,53 @@ fn ort(threads: usize) -> OrtEngine {
         panic!("{e}\n  next step: {}", e.hint.as_deref().unwrap_or_default());
     }
     engine
+}
+
+/// OpenVINO's provider, from the library that setup fetched.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn openvino(threads: usize) -> OrtEngine {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../third_party/openvino");
+    let library = format!("{folder}/libonnxruntime_providers_openvino_plugin.so").into();
+    let device = OrtDevice::PlugIn(PlugInDevice { library, hardware: Hardware::Cpu });
+    OrtEngine::new(OrtOptions { threads: Some(threads), device, ..OrtOptions::default() })
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn openvino_conforms() {
+    let engine = openvino(2);
+    let info = engine.probe().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((info.provider.as_str(), info.device.as_str()), ("OpenVINOExecutionProvider", "cpu:0"));
+    let outcomes = run(&engine, &cases());
+    assert_passed(&outcomes);
+    applied(&outcomes);
+    assert_passed(&agree(&engine, &TractEngine::new(Some(2)), &cases()));
+}
+
+/// What is no provider's library, and a device that the provider does not have: the engine is not there, and says why.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn other_libraries_and_devices_are_refused() {
+    let on = |library: &str, hardware| {
+        let device = OrtDevice::PlugIn(PlugInDevice { library: library.into(), hardware });
+        OrtEngine::new(OrtOptions { device, ..OrtOptions::default() }).probe().unwrap_err()
+    };
+    let runtime = ort(1).probe().unwrap().library.unwrap();
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for library in ["/none/libnone.so", here, runtime.as_str()] {
+        let e = on(library, Hardware::First);
+        assert_eq!(e.kind, EngineErrorKind::Unavailable, "{e}");
+        assert!(e.message.contains(library) && e.hint.unwrap().contains("openvino"), "{}", e.message);
+    }
+    let found = openvino(1);
+    found.probe().unwrap();
+    let library = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../third_party/openvino/libonnxruntime_providers_openvino_plugin.so"
+    );
+    let e = on(library, Hardware::Gpu(3));
+    assert_eq!(e.kind, EngineErrorKind::Unavailable);
+    assert!(e.message.contains("it lists cpu"), "{e}");
 }
 
 /// The suite itself must not shrink: these checks apply to these graphs.

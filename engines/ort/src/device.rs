@@ -2,12 +2,15 @@
 
 use dpar_engine_api::library::check_whole;
 use dpar_engine_api::{EngineError, EngineErrorKind};
-use dpar_export_spec::{AxisRange, Dim, GraphSpec, Port};
+use dpar_export_spec::{AxisRange, GraphSpec};
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 
 use crate::NAME;
+use crate::plugin::PlugInDevice;
 use crate::runtime::Runtime;
+use crate::shapes::profile;
 
 /// The next step where a provider is not there.
 const PROVIDER_HINT: &str = "set ORT_DYLIB_PATH (or `--ort-lib`) to the libonnxruntime of a GPU build that has this \
@@ -21,7 +24,7 @@ const PROVIDERS: &str = "libonnxruntime_providers_";
 const HANDED_BACK: &str = "fallback to CPU EP has been explicitly disabled";
 
 /// Where ONNX Runtime runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum OrtDevice {
     /// The processor.
     #[default]
@@ -32,32 +35,53 @@ pub enum OrtDevice {
     TensorRt(u16),
     /// TensorRT-RTX on the device of this index.
     NvRtx(u16),
+    /// Where a provider in a library of its own runs.
+    PlugIn(PlugInDevice),
 }
 
 impl OrtDevice {
-    /// The execution provider's name, as ONNX Runtime has it.
-    pub fn provider(self) -> &'static str {
+    /// The execution provider's name, as ONNX Runtime has it; of a plug-in, the library that has it.
+    pub fn provider(&self) -> &str {
         match self {
             Self::Cpu => ep::CPU::NAME,
             Self::Cuda(_) => ep::CUDA::NAME,
             Self::TensorRt(_) => ep::TensorRT::NAME,
             Self::NvRtx(_) => ep::NVRTX::NAME,
+            Self::PlugIn(at) => at.library.as_str(),
         }
     }
 
     /// The device, e.g. `cuda:0`.
-    pub(crate) fn name(self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Self::Cpu => "cpu".to_owned(),
             Self::Cuda(index) | Self::TensorRt(index) | Self::NvRtx(index) => format!("cuda:{index}"),
+            Self::PlugIn(at) => at.hardware.to_string(),
         }
     }
 
-    /// The provider with its settings; a failure to register it is an error. `spec` gives the shapes that TensorRT
-    /// builds its engines for.
-    pub(crate) fn dispatch(self, spec: Option<&GraphSpec>) -> ExecutionProviderDispatch {
+    /// A session's options with the provider and its settings; a failure to register it is an error. `spec` gives the shapes that
+    /// TensorRT builds its engines for.
+    pub(crate) fn given_to(
+        &self,
+        builder: SessionBuilder,
+        runtime: &Runtime,
+        threads: Option<usize>,
+        spec: Option<&GraphSpec>,
+    ) -> ort::Result<SessionBuilder> {
+        if let Self::PlugIn(at) = self {
+            let found = at.find(runtime).map_err(|e| ort::Error::new(e.message))?;
+            let settings = found.settings(threads, spec);
+            return Ok(builder.with_devices([found.device], Some(&settings))?);
+        }
+        Ok(builder.with_execution_providers(self.dispatch(spec).as_slice())?)
+    }
+
+    /// One of ONNX Runtime's own.
+    fn dispatch(&self, spec: Option<&GraphSpec>) -> Option<ExecutionProviderDispatch> {
         let shapes = |size: fn(&AxisRange) -> usize| spec.map(|spec| profile(spec, size)).unwrap_or_default();
-        let provider = match self {
+        let provider = match *self {
+            Self::PlugIn(_) => return None,
             // No arena: it keeps the peak of each of the half dozen sessions of a bundle.
             Self::Cpu => ep::CPU::default().with_arena_allocator(false).build(),
             // TF32 would round what the graph says is float32.
@@ -88,13 +112,14 @@ impl OrtDevice {
                 }
             }
         };
-        provider.error_on_failure()
+        Some(provider.error_on_failure())
     }
 
     /// Whether the library has the provider, and whether it loads: everything that can be known without a graph.
-    pub(crate) fn check(self, runtime: &Runtime) -> Result<(), EngineError> {
+    pub(crate) fn check(&self, runtime: &Runtime) -> Result<(), EngineError> {
         let there = match self {
             Self::Cpu => return Ok(()),
+            Self::PlugIn(at) => return at.find(runtime).map(|_| ()),
             Self::Cuda(_) => ep::CUDA::is_available(),
             Self::TensorRt(_) => ep::TensorRT::is_available(),
             Self::NvRtx(_) => ep::NVRTX::is_available(),
@@ -116,13 +141,13 @@ impl OrtDevice {
             check_whole(file.path())
                 .map_err(|e| self.unavailable(format!("`{}` cannot be loaded: {e}", file.path())))?;
         }
-        let registered = Session::builder(&runtime.environment)
-            .and_then(|b| Ok(b.with_execution_providers([self.dispatch(None)])?));
+        let registered =
+            Session::builder(&runtime.environment).and_then(|b| self.given_to(b, runtime, None, None));
         registered.map(|_| ()).map_err(|e| self.refused(&e))
     }
 
     /// The provider did not take the session.
-    pub(crate) fn refused(self, e: &ort::Error<impl Sized>) -> EngineError {
+    pub(crate) fn refused(&self, e: &ort::Error<impl Sized>) -> EngineError {
         let provider = self.provider();
         if e.message().contains(HANDED_BACK) {
             let message = format!("{provider} leaves nodes of the graph to the CPU: {}", e.message());
@@ -132,46 +157,14 @@ impl OrtDevice {
         self.unavailable(format!("{provider} does not work on {}: {}", self.name(), e.message()))
     }
 
-    fn unavailable(self, message: String) -> EngineError {
+    fn unavailable(&self, message: String) -> EngineError {
         EngineError::new(EngineErrorKind::Unavailable, NAME, message).hint(PROVIDER_HINT)
     }
-}
-
-/// Shapes of all inputs at one point of the axis ranges, as the providers take them: `tokens:1x1,mask:1x1x1x1`.
-fn profile(spec: &GraphSpec, size: impl Fn(&AxisRange) -> usize) -> String {
-    let dim = |dim: &Dim| match dim {
-        Dim::Fixed(n) => *n,
-        Dim::Axis(_) | Dim::Sum(..) => dim.axes().iter().filter_map(|a| spec.axis(a)).map(&size).sum(),
-    };
-    let shape = |port: &Port| {
-        let sizes: Vec<String> = port.dims.iter().map(|d| dim(d).to_string()).collect();
-        format!("{}:{}", port.name, sizes.join("x"))
-    };
-    spec.inputs.iter().map(shape).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dpar_export_spec::DType;
-
-    #[test]
-    fn shapes_are_written_as_the_providers_take_them() {
-        let axis = |name: &str, min, opt, max| AxisRange { name: name.into(), min, opt, max };
-        let spec = GraphSpec {
-            name: "g".into(),
-            component: "c".into(),
-            inputs: vec![
-                Port::new("tokens", DType::I64, vec![Dim::axis("batch"), Dim::axis("tokens")]),
-                Port::new("mask", DType::F32, vec![Dim::Fixed(1), Dim::sum("past", "tokens")]),
-            ],
-            outputs: vec![],
-            axes: vec![axis("batch", 1, 8, 512), axis("tokens", 1, 1, 64), axis("past", 0, 32, 64)],
-        };
-        assert_eq!(profile(&spec, |a| a.min), "tokens:1x1,mask:1x1");
-        assert_eq!(profile(&spec, |a| a.opt), "tokens:8x1,mask:1x33");
-        assert_eq!(profile(&spec, |a| a.max), "tokens:512x64,mask:1x128");
-    }
 
     #[test]
     fn devices_say_what_they_are() {

@@ -10,9 +10,11 @@ mod attention;
 mod descriptor;
 mod device;
 mod library;
+mod plugin;
 mod providers;
 mod runtime;
 mod session;
+mod shapes;
 mod telemetry;
 
 use camino::Utf8PathBuf;
@@ -26,6 +28,7 @@ use dpar_export_spec::{Dialect, Precision, WeightBits};
 
 pub use descriptor::ENGINE;
 pub use device::OrtDevice;
+pub use plugin::{Hardware, PlugInDevice};
 pub use telemetry::disable_telemetry;
 
 /// Name as given to `--engine`.
@@ -71,12 +74,21 @@ impl Engine for OrtEngine {
 
     fn probe(&self) -> Result<EngineInfo, EngineError> {
         let runtime = runtime::start(self.options.library.as_deref())?;
-        self.options.device.check(&runtime)?;
+        let (device, provider) = match &self.options.device {
+            OrtDevice::PlugIn(at) => {
+                let found = at.find(&runtime)?;
+                (found.name, found.provider)
+            }
+            own => {
+                own.check(&runtime)?;
+                (own.name(), own.provider().to_owned())
+            }
+        };
         Ok(EngineInfo {
             engine: NAME.to_owned(),
             version: runtime.version.clone(),
-            device: self.options.device.name(),
-            provider: self.options.device.provider().to_owned(),
+            device,
+            provider,
             library: Some(runtime.path.to_string()),
             threads: self.options.threads.map(|n| n.max(1)),
             caches: self.options.caches,
@@ -84,7 +96,7 @@ impl Engine for OrtEngine {
     }
 
     fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
-        match (self.options.device, precision) {
+        match (&self.options.device, precision) {
             // They build engines of their own. Nothing here sets TF32 off or the types fast, and none has run yet.
             (OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_), _) => {
                 let provider = self.options.device.provider();
@@ -92,6 +104,10 @@ impl Engine for OrtEngine {
                     "not known: {provider} chooses, TF32 and the types of {precision} graphs included"
                 );
                 Ok(Arithmetic::new(ArithmeticKind::Wider, text))
+            }
+            (OrtDevice::PlugIn(at), _) => {
+                let runtime = runtime::start(self.options.library.as_deref())?;
+                Ok(at.find(&runtime)?.arithmetic(precision))
             }
             (OrtDevice::Cuda(_), Precision::Fp32) => {
                 Ok(Arithmetic::new(ArithmeticKind::AsGraph, "float32 without TF32"))
@@ -118,20 +134,20 @@ impl Engine for OrtEngine {
     }
 
     fn dialects(&self) -> &'static [Dialect] {
-        match self.options.device {
+        match &self.options.device {
             OrtDevice::Cpu => &[Dialect::Packed],
-            OrtDevice::Cuda(_) | OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_) => &[],
+            OrtDevice::Cuda(_) | OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_) | OrtDevice::PlugIn(_) => &[],
         }
     }
 
     fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
-        match self.options.device {
+        match &self.options.device {
             // What its operator does at the accuracy level that the packed graphs ask for.
             OrtDevice::Cpu => {
                 let text = "activations rounded to 8 bits a block, sums in int32 and float32";
                 Ok(Arithmetic::new(ArithmeticKind::NarrowActivations, text))
             }
-            OrtDevice::Cuda(_) | OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_) => {
+            OrtDevice::Cuda(_) | OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_) | OrtDevice::PlugIn(_) => {
                 let why = format!("no graph with them has run on {}", self.options.device.provider());
                 Err(no_weights(NAME, weights, &why))
             }
@@ -147,7 +163,7 @@ impl Engine for OrtEngine {
     /// With its caches in place, where the graph is one that this can be derived from and nothing else is asked for; the operator
     /// runs on the CPU only.
     fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
-        let asked = match (self.options.device, self.options.caches) {
+        let asked = match (&self.options.device, self.options.caches) {
             (OrtDevice::Cpu, asked) => asked,
             (_, Some(CacheForm::InPlace)) => {
                 return Err(not_in_place(NAME, graph, "they are on the processor only"));
@@ -174,7 +190,7 @@ mod tests {
         };
         for device in [OrtDevice::TensorRt(0), OrtDevice::NvRtx(0)] {
             for precision in Precision::ALL {
-                let (kind, text) = said(device, precision).unwrap();
+                let (kind, text) = said(device.clone(), precision).unwrap();
                 assert_eq!(kind, ArithmeticKind::Wider, "{device:?} {precision}");
                 assert!(text.starts_with("not known: ") && text.contains(device.provider()), "{text}");
             }

@@ -9,7 +9,6 @@ use dpar_engine_kv::Derived;
 use dpar_export_spec::GraphSpec;
 use half::{bf16, f16};
 use ort::ErrorCode;
-use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as RawSession, SessionInputValue};
@@ -45,7 +44,7 @@ impl OrtSession {
         options.device.check(runtime).map_err(|e| e.in_graph(&graph.spec.name))?;
         check_threads(options.threads).map_err(|e| e.in_graph(&graph.spec.name))?;
         let spec = derived.as_ref().map_or(graph.spec, |(edited, _)| &edited.spec).clone();
-        let session = build(&runtime.environment, graph, derived, options).map_err(refuse)?;
+        let session = build(runtime, graph, derived, options).map_err(refuse)?;
         Ok(Self { spec, session })
     }
 }
@@ -62,14 +61,15 @@ fn check_threads(threads: Option<usize>) -> Result<(), EngineError> {
 
 /// Loads the file, or what was derived from it with the caches that its operators use.
 fn build(
-    environment: &Environment,
+    runtime: &Runtime,
     graph: GraphFile<'_>,
     derived: Option<Derived<'_>>,
     options: &OrtOptions,
 ) -> ort::Result<RawSession> {
-    let mut builder = RawSession::builder(environment)?
-        .with_no_environment_execution_providers()?
-        .with_execution_providers([options.device.dispatch(Some(graph.spec))])?
+    let builder = RawSession::builder(&runtime.environment)?.with_no_environment_execution_providers()?;
+    let mut builder = options
+        .device
+        .given_to(builder, runtime, options.threads, Some(graph.spec))?
         // A pattern is kept for every shape ever seen, and decoding makes a new shape at each step.
         .with_memory_pattern(false)?
         .with_optimization_level(GraphOptimizationLevel::All)?

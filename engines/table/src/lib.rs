@@ -166,7 +166,7 @@ fn check(engine: &EngineDescriptor, options: &EngineOptions) -> Result<(), Engin
             let hint = format!("leave it out{}", or_take(|d| d.options.contains(&option)));
             refuse(format!("it has no {}", option.flag()), hint)
         }
-        None => Ok(()),
+        None => (engine.check)(options),
     }
 }
 

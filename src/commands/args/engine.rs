@@ -27,8 +27,18 @@ pub(crate) struct EngineArgs {
 }
 
 /// The options of [`EngineArgs`], by their names in the parser.
-pub(crate) const ENGINE: [&str; 9] =
-    ["engine", "threads", "device", "ort_lib", "trt_lib", "cuda_graphs", "runtime_cache", "caches", "batch"];
+pub(crate) const ENGINE: [&str; 10] = [
+    "engine",
+    "threads",
+    "device",
+    "ort_lib",
+    "ep_lib",
+    "trt_lib",
+    "cuda_graphs",
+    "runtime_cache",
+    "caches",
+    "batch",
+];
 
 /// How caches are kept, as `--caches` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -71,6 +81,7 @@ impl SettingArgs {
         EngineOptions {
             threads: self.threads.given(),
             ort_library: self.libraries.ort_lib.clone(),
+            ep_library: self.libraries.ep_lib.clone(),
             trt_library: self.libraries.trt.trt_lib.clone(),
             device: self.device,
             cuda_graphs: self.cuda_graphs,

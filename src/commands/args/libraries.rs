@@ -9,6 +9,10 @@ pub(crate) struct LibraryArgs {
     /// ONNX Runtime library [default: $ORT_DYLIB_PATH, then what `cargo xtask setup` fetched, then the system's]
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub(crate) ort_lib: Option<Utf8PathBuf>,
+    /// Library with an execution provider that ONNX Runtime loads, such as OpenVINO's, for --engine ort; --device says which of its
+    /// devices [default: its first]
+    #[arg(long, value_name = "FILE", help_heading = "Engine")]
+    pub(crate) ep_lib: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub(crate) trt: TrtLibraryArgs,
 }

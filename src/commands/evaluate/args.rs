@@ -4,8 +4,8 @@ use camino::Utf8PathBuf;
 use clap::{Arg, Args, ValueEnum};
 
 use crate::commands::args::{
-    EngineArgs, ExtractorEngineArgs, MAX_IMAGES, ProtocolArgs, RULE, RuleArgs, SAMPLING, SamplingArgs,
-    ScheduleArgs, is_schedule,
+    EngineArgs, ExtractorEngineArgs, MAX_IMAGES, ProtocolArgs, RULE, ResizeArgs, RuleArgs, SAMPLING,
+    SamplingArgs, ScheduleArgs, is_schedule,
 };
 use crate::evaluate::images::Reading;
 use crate::evaluate::job::Shard;
@@ -74,6 +74,8 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "N", requires = "bundle", conflicts_with = "samples", value_parser = clap::value_parser!(u64).range(1..=MAX_IMAGES))]
     pub(super) num: Option<u64>,
     #[command(flatten)]
+    pub(super) resize: ResizeArgs,
+    #[command(flatten)]
     pub(super) sampling: SamplingArgs,
     #[command(flatten)]
     pub(super) rule: RuleArgs,
@@ -94,7 +96,10 @@ pub(crate) struct EvaluateArgs {
 /// conflicts with one that is given.
 fn of_a_bundle(arg: Arg) -> Arg {
     let id = arg.get_id().as_str();
-    match is_schedule(&arg) || id == "caches" || SAMPLING.iter().chain(&RULE).any(|name| *name == id) {
+    match is_schedule(&arg)
+        || ["caches", "resize"].contains(&id)
+        || SAMPLING.iter().chain(&RULE).any(|name| *name == id)
+    {
         true => arg.requires("bundle").conflicts_with("samples"),
         false => arg,
     }

@@ -8,7 +8,6 @@ mod decoder;
 mod dpar;
 mod llamagen;
 mod model;
-pub mod sampler;
 mod teacher;
 
 use dpar_engine_api::{CachedSession, EngineError, EngineErrorKind};
@@ -16,6 +15,7 @@ use dpar_export_spec::{GraphName, SystemKind, SystemSpec};
 
 pub use decoder::{Batching, Decoder, Event, Images, Schedule, Ticket};
 pub use dpar::DparModel;
+pub use dpar_export_sampler as sampler;
 pub use llamagen::LlamagenModel;
 pub use model::{After, GraphCalls, Opening, Pushed, SlotLogits, StepModel};
 pub use teacher::{TeacherForced, shift_entropy};

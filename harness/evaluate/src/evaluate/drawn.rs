@@ -2,7 +2,7 @@
 
 use dpar_export_decode::generate::{Batching, DecodeOptions, Request, Stream};
 use dpar_export_decode::loaded::{LoadedBundle, RunError};
-use dpar_export_files::picture::to_u8_nhwc;
+use dpar_export_files::picture::{resize_nchw, to_u8_nhwc};
 use dpar_export_spec::GraphName;
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ pub struct Drawn<'a> {
     requests: Vec<Request>,
     options: DecodeOptions,
     batching: Batching,
+    side: usize,
 }
 
 impl<'a> Drawn<'a> {
@@ -31,8 +32,15 @@ impl<'a> Drawn<'a> {
     ) -> Result<Self, EvaluateError> {
         // Asked first: decoding thousands of pictures to find no tokenizer would waste hours.
         runtime.bundle().with_graph(GraphName::VqDecode.as_str(), &[], |_| Ok::<_, RunError>(()))?;
-        let requests = Request::all_seeded(options.seed, n, runtime.bundle().system().num_classes);
-        Ok(Self { runtime, requests, options, batching: batching.into() })
+        let system = runtime.bundle().system();
+        let requests = Request::all_seeded(options.seed, n, system.num_classes);
+        Ok(Self { runtime, requests, options, batching: batching.into(), side: system.image_size })
+    }
+
+    /// Resized to `side` × `side` pixels before they become bytes; `None`: as the tokenizer makes them.
+    #[must_use]
+    pub fn resized(self, side: Option<usize>) -> Self {
+        Self { side: side.unwrap_or(self.side), ..self }
     }
 
     /// Class of every picture.
@@ -60,12 +68,16 @@ impl<'a> Drawn<'a> {
     pub(crate) fn identity(&self) -> Value {
         let (options, sampler, info) = (&self.options, &self.options.sampler, self.runtime.info());
         let engine = json!({ "engine": info.engine, "version": info.version, "device": device(info) });
-        json!({
+        let mut identity = json!({
             "bundle": self.runtime.bundle().manifest_sha256(), "engine": engine,
             "cfg_scale": options.cfg_scale, "cfg_interval": options.cfg_interval, "seed": options.seed,
             "sampler": sampler.method, "greedy": sampler.greedy, "temperature": sampler.temperature,
             "top_k": sampler.top_k, "top_p": sampler.top_p, "patch_rule": self.runtime.bundle().patch_rule(),
-        })
+        });
+        if self.side != self.runtime.bundle().system().image_size {
+            identity["resize"] = self.side.into();
+        }
+        identity
     }
 }
 
@@ -75,7 +87,7 @@ impl Pictures for Drawn<'_> {
     }
 
     fn size(&self) -> (usize, usize) {
-        side(self.runtime)
+        (self.side, self.side)
     }
 
     fn chunks(&self, range: (usize, usize), chunk: usize, sink: &mut dyn Sink) -> Result<(), EvaluateError> {
@@ -87,7 +99,7 @@ impl Pictures for Drawn<'_> {
                 })?;
             let ids = Stream::ids(&streams);
             let steps: Vec<u32> = streams.iter().map(|s| s.steps() as u32).collect();
-            let pixels = pixels(self.runtime, &ids, self.batch(), &mut || sink.drawing(n))?;
+            let pixels = pixels(self.runtime, &ids, self.side, self.batch(), &mut || sink.drawing(n))?;
             sink.take(&pixels, Some(&steps))?;
         }
         Ok(())
@@ -109,32 +121,30 @@ impl Pictures for Codes<'_> {
     }
 
     fn size(&self) -> (usize, usize) {
-        side(self.runtime)
+        let side = self.runtime.bundle().system().image_size;
+        (side, side)
     }
 
     fn chunks(&self, range: (usize, usize), chunk: usize, sink: &mut dyn Sink) -> Result<(), EvaluateError> {
         let t = self.runtime.bundle().system().tokens();
         for ids in self.ids[range.0 * t..range.1 * t].chunks(t * chunk.max(1)) {
-            let pixels = pixels(self.runtime, ids, self.batch, &mut || sink.drawing(0))?;
+            let pixels = pixels(self.runtime, ids, self.size().0, self.batch, &mut || sink.drawing(0))?;
             sink.take(&pixels, None)?;
         }
         Ok(())
     }
 }
 
-fn side(runtime: &LoadedBundle<'_>) -> (usize, usize) {
-    let side = runtime.bundle().system().image_size;
-    (side, side)
-}
-
-/// u8 `[N, H, W, 3]` of tokens `[N, T]`.
+/// u8 `[N, side, side, 3]` of tokens `[N, T]`.
 fn pixels(
     runtime: &LoadedBundle<'_>,
     ids: &[i64],
+    side: usize,
     batch: usize,
     ask: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<u8>, EvaluateError> {
     let images = runtime.images(ids, batch, &mut |_, _| ask())?;
-    let (height, width) = side(runtime);
-    Ok(to_u8_nhwc(&images, ids.len() / runtime.bundle().system().tokens(), height, width))
+    let system = runtime.bundle().system();
+    let images = resize_nchw(&images, system.image_size, side);
+    Ok(to_u8_nhwc(&images, ids.len() / system.tokens(), side, side))
 }

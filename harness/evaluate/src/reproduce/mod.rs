@@ -257,7 +257,8 @@ pub fn reproduce(
     })
 }
 
-/// A run of another seed, for a comparison with a printed number: no reference stream exists for it.
+/// A run of another seed, for a comparison with a printed number: no reference stream exists for it. What the extractor sees is
+/// resized to [`paper::EVALUATED_SIDE`] before it becomes bytes, as for the table.
 ///
 /// # Errors
 /// As [`reproduce`].
@@ -281,6 +282,7 @@ pub fn run_seed(
         return Ok(run);
     };
     let drawn = Drawn::new(runtime, n as u64, decode.clone(), options.batch)?;
+    let drawn = drawn.resized(Some(paper::EVALUATED_SIDE));
     let (activations, steps) = collect(&drawn, CHUNK, extractor, &mut |at| step(WorkPhase::Samples, at, n))?;
     let compute = Compute::new(options.threads).map_err(EvaluateError::metric("threads"))?;
     let metrics = numbers(&activations, real, &Network::of(extractor.spec()).0, &compute, step)?;

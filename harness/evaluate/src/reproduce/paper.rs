@@ -16,8 +16,8 @@ use crate::features::FeatureExtractor;
 const PAPER: &str = include_str!("paper.json");
 /// Larger files are no reports of a run.
 const MOST_REPORT: u64 = 16 << 20;
-/// Side in pixels of the samples behind every row.
-const EVALUATED_SIDE: usize = 256;
+/// Side in pixels of the samples behind every row; larger images were resized to it before they became bytes.
+pub const EVALUATED_SIDE: usize = 256;
 /// Why samples of another size are refused.
 const AT_256: &str = "every row of the table is evaluated at 256 px, images of 384 px resized to 256 on float images \
                       before they become bytes";
@@ -126,11 +126,10 @@ impl PaperRow {
             let (found, wanted) = (identity.resize.name(), Resize::Tf1Bilinear.name());
             return input(format!("the extractor resizes by {found}, the table is measured with {wanted}"));
         }
-        if side != EVALUATED_SIDE {
+        if side != self.image_size {
             return input(format!(
-                "{} makes images of {side} px; {AT_256}: leave the extractor out to compare the steps, or resize \
-                 the images, `evaluate` them and give the reports as --runs",
-                system.name
+                "{} makes images of {side} px, the row {} has {}: it is not the system of the row",
+                system.name, self.name, self.image_size
             ));
         }
         Ok(())
@@ -226,7 +225,9 @@ impl Run {
         }
         let size = &protocol["image_size"];
         if *size != serde_json::json!([EVALUATED_SIDE, EVALUATED_SIDE]) {
-            return Err(report(format!("{path}: samples of {size} px; {AT_256}")));
+            return Err(report(format!(
+                "{path}: samples of {size} px; {AT_256}: `evaluate` a bundle with --resize 256, or its images of `generate --resize 256`"
+            )));
         }
         Ok(())
     }

@@ -2,11 +2,13 @@
 //!
 //! NCHW and NHWC name the order of image, channel, row and column; there are always 3 channels, RGB.
 
+mod bicubic;
 mod convert;
 mod grid;
 mod overlay;
 mod png_file;
 
+pub use bicubic::resize_nchw;
 pub use convert::read_as_rgb;
 pub use grid::{GridOptions, grid};
 pub use png_file::{encode_png, read_png, write_png};

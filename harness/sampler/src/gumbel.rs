@@ -10,7 +10,7 @@ const CHUNK: usize = 64;
 const SLACK: f32 = 1.0025;
 
 /// The noise of a token: −ln(−ln u), u from the slot's key and the token.
-pub(super) fn noise(slot_key: u64, token: u64) -> f64 {
+pub(crate) fn noise(slot_key: u64, token: u64) -> f64 {
     of_bits(nth(slot_key, token))
 }
 
@@ -18,7 +18,7 @@ pub(super) fn noise(slot_key: u64, token: u64) -> f64 {
 ///
 /// −ln(−ln u) exceeds d exactly where −ln u < e^−d, and −ln u is at least 1 − u: most tokens are ruled out without a
 /// logarithm, in the widest vectors of the machine, by 1 − u against an upper bound of e^(l − second best).
-pub(super) fn draw(logits: &[f32], slot_key: u64) -> (usize, f64) {
+pub(crate) fn draw(logits: &[f32], slot_key: u64) -> (usize, f64) {
     struct Draw<'a>(&'a [f32], u64);
     impl pulp::WithSimd for Draw<'_> {
         type Output = (usize, f64);
@@ -102,7 +102,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::generate::sampler::{Method, Sampler, SamplerOptions, image_key};
+    use crate::{Method, Sampler, SamplerOptions, image_key};
 
     /// The same by the definition.
     fn plain(logits: &[f32], slot_key: u64) -> (usize, f64) {

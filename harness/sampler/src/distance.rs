@@ -1,7 +1,7 @@
 //! How far logits are from drawing a token that they do not draw: what a comparison of two sources judges by. Which tokens
 //! are candidates is part of the draw: at the edge of top-k or top-p rounding moves it like any other decision.
 
-use super::{Method, SampleError, Sampler, SamplerOptions, check, slot_key, uniform};
+use crate::{Method, SampleError, Sampler, SamplerOptions, check, gumbel, slot_key, uniform};
 
 /// A change of all logits that moves no two of them by more than g against each other moves a running sum by g / 4 at most.
 const SUM_PER_GAP: f64 = 0.25;
@@ -33,7 +33,7 @@ impl SamplerOptions {
             Method::Gumbel => {
                 let slot_key = slot_key(key, slot);
                 candidates.to_largest(token, |v| {
-                    f64::from(candidates.scaled[v]) + super::gumbel::noise(slot_key, v as u64)
+                    f64::from(candidates.scaled[v]) + gumbel::noise(slot_key, v as u64)
                 })
             }
         })
@@ -225,7 +225,7 @@ mod tests {
 
     /// A slot with noise that makes up for what logits of these tokens lack: `winner` has the largest sum by far.
     fn slot_for(winner: u64, n: u64) -> (u64, u64) {
-        let noise = |slot: u64, v: u64| super::super::gumbel::noise(slot_key(5, slot), v);
+        let noise = |slot: u64, v: u64| gumbel::noise(slot_key(5, slot), v);
         let slot =
             (0..100_000).find(|s| (0..n).all(|v| v == winner || noise(*s, winner) > noise(*s, v) + 4.0));
         (5, slot.unwrap())

@@ -1,10 +1,10 @@
 //! Times a draw of each method from 16,384 logits, as one slot of 64 images makes them: time a row, best of several.
-//! `cargo bench -p dpar-export-decode --bench sampler`
+//! `cargo bench -p dpar-export-sampler --bench draws`
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program that prints its measurements")]
 
 use std::time::Instant;
 
-use dpar_export_decode::generate::sampler::{Method, Sampler, SamplerOptions, image_key, uniform};
+use dpar_export_sampler::{Method, Sampler, SamplerOptions, image_key, uniform};
 
 const ROWS: u64 = 64;
 const CODES: u64 = 16_384;
