@@ -9,6 +9,7 @@ mod attest;
 mod autocast;
 mod bench;
 mod bombs;
+mod book;
 mod cached;
 mod cli;
 mod common;
