@@ -6,7 +6,6 @@
 //! Each layer is a crate; this one has the command line, and names all of them for who uses the tool as a library.
 
 pub mod commands;
-pub mod doctor;
 
 pub use dpar_engine_table::{self as engines, device};
 pub use dpar_export_bundle::{self as bundle, attest};
@@ -14,6 +13,7 @@ pub use dpar_export_compare::{
     CompareError, ReferenceError, check, decision, parity, report, stats, tolerance, verify,
 };
 pub use dpar_export_decode::{calibrate, generate, loaded, replay, tokenizer};
+pub use dpar_export_doctor as doctor;
 pub use dpar_export_evaluate::{Step, WorkPhase, evaluate, features, reproduce};
 pub use dpar_export_files::{arrays, patches, picture, samples, staging};
 pub use dpar_export_trt as targets;

@@ -51,7 +51,7 @@ def made(options, system):
 
 
 class Ours:
-    """An engine of the program: each round is a process that opens the bundle, warms up and is timed by itself."""
+    """An engine of the program: each round is a process that opens the bundle and decodes once, cold; it times itself."""
 
     def __init__(self, options, bundle, engine, batch):
         self.name = f"dpar-export, {engine}"

@@ -36,10 +36,12 @@ fn digest_unless(path: &Utf8Path, stop: &AtomicBool) -> io::Result<(u64, String)
         if stop.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            return Ok((size, hex::encode(hash.finalize())));
-        }
+        let n = match file.read(&mut buffer) {
+            Ok(0) => return Ok((size, hex::encode(hash.finalize()))),
+            // A signal's handler ran meanwhile: this is no end.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
         hash.update(&buffer[..n]);
         size += n as u64;
     }

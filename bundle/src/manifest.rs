@@ -306,9 +306,25 @@ impl Manifest {
             return Err(ManifestError::SchemaVersion(version.schema_version));
         }
         let manifest: Self = json::read(bytes)?;
+        if let Some(later) = manifest.later_field() {
+            let message = format!("unknown field `{later}` in schema version {}", manifest.schema_version);
+            return Err(ManifestError::UnknownField(message));
+        }
         manifest.check()?;
         manifest.check_entries()?;
         Ok(manifest)
+    }
+
+    /// A field that came with a later schema version than this manifest's.
+    fn later_field(&self) -> Option<&'static str> {
+        if self.schema_version >= 2 {
+            return None;
+        }
+        let quantized = self.components.iter().any(|c| c.quantized.is_some());
+        let dialects = self.graphs.iter().any(|g| !g.dialects.is_empty());
+        [(quantized, "quantized"), (dialects, "dialects")]
+            .into_iter()
+            .find_map(|(has, name)| has.then_some(name))
     }
 
     fn check(&self) -> Result<(), ManifestError> {

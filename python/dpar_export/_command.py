@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from dpar_export import _native
-from dpar_export._errors import InconclusiveError, InputError, MismatchError
+from dpar_export._errors import InconclusiveError, InputError, IntegrityError, MismatchError, UnavailableError
 
 #: A path as Python has it.
 Path = str | os.PathLike[str]
@@ -38,6 +38,8 @@ class Document(dict[str, Any]):
             MismatchError: A check failed.
             InconclusiveError: The statistics decide nothing.
             InputError: What was to be compared was not there.
+            UnavailableError: No engine ran that could have been compared.
+            IntegrityError: A file is damaged.
         """
         if self.exit_code != 0:
             self._raise()
@@ -54,8 +56,12 @@ class Document(dict[str, Any]):
         match self.exit_code:
             case 1:
                 raise MismatchError(message, details=failed, exit_code=1)
+            case 3:
+                raise UnavailableError(message, "`command(\"doctor\")` says which engines can run here", failed, 3)
             case 4:
                 raise InconclusiveError(message, "compare more images, or more seeds", failed, 4)
+            case 5:
+                raise IntegrityError(message, details=failed, exit_code=5)
             case code:
                 raise InputError(message, details=failed, exit_code=code)
 

@@ -68,7 +68,7 @@ def record(
         The content of golden.json.
 
     Raises:
-        InputError: An array does not fit the checkpoint; the model's weights are of several types, or rounded by TF32.
+        InputError: An array does not fit the checkpoint; the models' weights are of several types, or rounded by TF32.
         RunError: The model gave what is no logits.
         ImportError: PyTorch is not installed.
     """
@@ -81,7 +81,9 @@ def record(
     shape.check(ids, labels)
     arithmetic, device = _arithmetic(torch, module, autocast)
     if entropy_module is not None:
-        _arithmetic(torch, entropy_module, autocast)
+        other, _ = _arithmetic(torch, entropy_module, autocast)
+        if other != arithmetic:
+            raise InputError(f"the model is {arithmetic} and the entropy model {other}: golden.json says one word for both")
 
     entropy: NDArray[np.float32] | None = None
     size = _positive("batch", batch)

@@ -2,18 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use camino::Utf8PathBuf;
-use dpar_export::bundle::Bundle;
+use camino::{Utf8Path, Utf8PathBuf};
+use dpar_engine_api::{Arithmetic, EngineInfo};
+use dpar_export::bundle::{Bundle, Manifest};
 use dpar_export::commands::failure::Failure;
 use dpar_export::engines::{self, EngineOptions};
 use dpar_export::generate::Stream as Drawn;
 use dpar_export::loaded::LoadedBundle;
 use dpar_export::patches::pad;
 use dpar_export::picture::from_u8_nhwc;
-use dpar_export_spec::RuleChange;
+use dpar_export_spec::{PatchRule, RuleChange};
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray4};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use serde::Serialize;
 
 use crate::arrays::array;
 use crate::decoding::{Asking, Decoding, OpenBundle};
@@ -65,6 +68,25 @@ impl Settings {
             caches: None,
         })
     }
+}
+
+/// What Python asks of an open bundle. Written as it is: on the way through a JSON value, float32 numbers would become others.
+#[derive(Serialize)]
+struct BundleFacts<'a> {
+    folder: &'a Utf8Path,
+    manifest: &'a Manifest,
+    manifest_sha256: &'a str,
+    engine: &'a EngineInfo,
+    arithmetic: &'a Arithmetic,
+    patch_rule: &'a PatchRule,
+    name: &'a str,
+    num_classes: usize,
+    null_class: Option<i64>,
+    vocab: usize,
+    tokens: usize,
+    grid_width: usize,
+    image_size: usize,
+    longest_patch: usize,
 }
 
 /// Opens a bundle folder, checking its hashes, and loads it on an engine.
@@ -121,14 +143,23 @@ impl PyBundle {
         let open = self.open(py)?;
         let (runtime, bundle) = (&open.runtime, open.runtime.bundle());
         let system = bundle.system();
-        let facts = serde_json::json!({
-            "folder": bundle.folder(), "manifest": bundle.manifest(), "manifest_sha256": bundle.manifest_sha256(),
-            "engine": runtime.info(), "arithmetic": runtime.arithmetic(), "patch_rule": system.patch_rule,
-            "name": system.name, "num_classes": system.num_classes, "null_class": system.null_class(),
-            "vocab": system.vocab, "tokens": system.tokens(), "grid_width": system.grid(),
-            "image_size": system.image_size, "longest_patch": system.longest_patch(),
-        });
-        Ok(facts.to_string())
+        let facts = BundleFacts {
+            folder: bundle.folder(),
+            manifest: bundle.manifest(),
+            manifest_sha256: bundle.manifest_sha256(),
+            engine: runtime.info(),
+            arithmetic: runtime.arithmetic(),
+            patch_rule: bundle.patch_rule(),
+            name: &system.name,
+            num_classes: system.num_classes,
+            null_class: system.null_class(),
+            vocab: system.vocab,
+            tokens: system.tokens(),
+            grid_width: system.grid(),
+            image_size: system.image_size,
+            longest_patch: system.longest_patch(),
+        };
+        serde_json::to_string(&facts).map_err(|e| PyRuntimeError::new_err(e.to_string()))
     }
 
     /// Decodes images: a dictionary of arrays.

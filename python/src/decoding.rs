@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use dpar_export::commands::MAX_IMAGES;
 use dpar_export::commands::failure::Failure;
 use dpar_export::generate::sampler::{Method, SamplerOptions};
 use dpar_export::generate::{
@@ -132,6 +133,9 @@ impl Asking {
                 let all =
                     classes.iter().zip(0..).map(|(class, i)| Ok(Request { index: index(i)?, class: *class }));
                 all.collect()
+            }
+            (None, Some(n)) if n > MAX_IMAGES => {
+                Err(input(format!("num is {MAX_IMAGES} at most, not {n}"), None))
             }
             (None, Some(n)) => {
                 (0..n).map(|i| Ok(Request::seeded(self.seed, index(i)?, num_classes))).collect()

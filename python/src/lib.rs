@@ -34,7 +34,7 @@ fn call(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<(u8, String)> {
     // Two results: a failure that comes with an exit code of its own, and the failures of `work`.
     let (called, said) = errors::work(py, |asked| Ok((commands::call(&arguments, asked), asked.said())))?;
     match called {
-        Ok(exit) => Ok((exit as u8, said.unwrap_or_default().to_string())),
+        Ok(exit) => Ok((exit as u8, said.unwrap_or_else(|| "null".to_owned()))),
         Err(called) => Err(raise(py, &called.failure, called.exit)),
     }
 }

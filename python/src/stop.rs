@@ -15,7 +15,7 @@ pub(crate) struct SignalWatch(Mutex<WatchState>);
 struct WatchState {
     last: Instant,
     raised: Option<PyErr>,
-    said: Option<serde_json::Value>,
+    said: Option<String>,
 }
 
 impl Default for SignalWatch {
@@ -41,7 +41,7 @@ impl SignalWatch {
     }
 
     /// The document of the command that was called.
-    pub(crate) fn said(&self) -> Option<serde_json::Value> {
+    pub(crate) fn said(&self) -> Option<String> {
         self.state().said.take()
     }
 
@@ -51,7 +51,7 @@ impl SignalWatch {
 }
 
 impl Host for SignalWatch {
-    fn result(&self, document: serde_json::Value) {
+    fn result(&self, document: String) {
         self.state().said = Some(document);
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dpar_export::commands::failure::Failure;
-use dpar_export::generate::{Event, Stream as Decoded};
+use dpar_export::generate::{Event, Stream as Decoded, Ticket};
 use pyo3::prelude::*;
 
 use crate::arrays::array;
@@ -70,24 +70,25 @@ impl Image {
     }
 }
 
-/// An event that was not handed over yet.
-enum Pending {
-    Token { image: usize, slot: usize, token: u32 },
-    Patch { image: usize, first: usize, last: usize },
-    Image { image: usize, stream: Decoded, pixels: Option<Vec<u8>> },
+/// What the next event is, with the pixels of an image that is complete.
+struct NextEvent {
+    event: Event,
+    pixels: Option<Vec<u8>>,
 }
 
 /// Events of a run, as it goes.
 #[pyclass(frozen, name = "Stream", module = "dpar_export._native")]
 pub(crate) struct PyStream {
     open: Arc<OpenBundle>,
+    /// No Python runs while it is held: a signal's handler may close the stream.
     state: Mutex<StreamState>,
 }
 
 struct StreamState {
     /// `None`: over, by itself or by the user.
     decoding: Option<Decoding>,
-    pending: VecDeque<Pending>,
+    /// What was not handed over yet.
+    pending: VecDeque<Event>,
 }
 
 impl PyStream {
@@ -96,49 +97,37 @@ impl PyStream {
         Self { open, state: Mutex::new(StreamState { decoding: Some(decoding), pending }) }
     }
 
-    fn next(&self, go_on: &dyn Fn() -> bool) -> Result<Option<Pending>, Failure> {
+    fn next(&self) -> Result<Option<NextEvent>, Failure> {
         let Ok(mut state) = self.state.try_lock() else {
             return Err(input("another thread takes the next event of this stream", None));
         };
-        loop {
-            if let Some(event) = state.pending.pop_front() {
-                return Ok(Some(event));
-            }
-            let Some(mut decoding) = state.decoding.take() else { return Ok(None) };
+        // After an error what was under way is undefined: it is dropped, and the stream is over.
+        let Some(mut decoding) = state.decoding.take() else { return Ok(None) };
+        let mut pending = std::mem::take(&mut state.pending);
+        while pending.is_empty() {
             if decoding.is_idle() {
                 decoding.end(&self.open);
                 self.open.runtime.bundle().unchanged()?;
                 return Ok(None);
             }
-            // After an error what was under way is undefined: it is dropped, and the stream is over.
-            let events = decoding.step()?;
-            for event in events {
-                let event = self.pending(event, &mut decoding, go_on)?;
-                state.pending.push_back(event);
-            }
-            state.decoding = Some(decoding);
+            pending.extend(decoding.step()?);
         }
+        let Some(event) = pending.pop_front() else { return Ok(None) };
+        let pixels = self.pixels(&event, &mut decoding)?;
+        *state = StreamState { decoding: Some(decoding), pending };
+        Ok(Some(NextEvent { event, pixels }))
     }
 
-    fn pending(
-        &self,
-        event: Event,
-        decoding: &mut Decoding,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<Pending, Failure> {
-        Ok(match event {
-            Event::Token { ticket, slot, token } => Pending::Token { image: ticket.0, slot, token },
-            Event::PatchClosed { ticket, first, last } => Pending::Patch { image: ticket.0, first, last },
-            Event::Done { ticket, stream } => {
-                let ids: Vec<i64> = stream.tokens.iter().map(|t| i64::from(*t)).collect();
-                let pixels = match &mut decoding.vq {
-                    Some(vq) => Some(self.open.pixels(vq, &ids, go_on)?),
-                    None => None,
-                };
-                self.open.runtime.bundle().unchanged()?;
-                Pending::Image { image: ticket.0, stream, pixels }
-            }
-        })
+    /// The pixels of an image that is complete, where they are asked for: one image, between two questions of Python for signals.
+    fn pixels(&self, event: &Event, decoding: &mut Decoding) -> Result<Option<Vec<u8>>, Failure> {
+        let Event::Done { stream, .. } = event else { return Ok(None) };
+        let ids = Decoded::ids(std::slice::from_ref(stream));
+        let pixels = match &mut decoding.vq {
+            Some(vq) => Some(self.open.pixels(vq, &ids, &|| true)?),
+            None => None,
+        };
+        self.open.runtime.bundle().unchanged()?;
+        Ok(pixels)
     }
 
     fn image(&self, py: Python<'_>, image: usize, done: Decoded, pixels: Option<Vec<u8>>) -> PyResult<Image> {
@@ -168,19 +157,19 @@ impl PyStream {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let event = work(py, |asked| self.next(&|| asked.go_on()))?;
-        Ok(match event {
-            None => None,
-            Some(Pending::Token { image, slot, token }) => {
-                Some(Py::new(py, Token { image, slot, token })?.into_any())
+        let Some(NextEvent { event, pixels }) = work(py, |_| self.next())? else { return Ok(None) };
+        let object = match event {
+            Event::Token { ticket: Ticket(image), slot, token } => {
+                Py::new(py, Token { image, slot, token })?.into_any()
             }
-            Some(Pending::Patch { image, first, last }) => {
-                Some(Py::new(py, Patch { image, first, last })?.into_any())
+            Event::PatchClosed { ticket: Ticket(image), first, last } => {
+                Py::new(py, Patch { image, first, last })?.into_any()
             }
-            Some(Pending::Image { image, stream, pixels }) => {
-                Some(Py::new(py, self.image(py, image, stream, pixels)?)?.into_any())
+            Event::Done { ticket: Ticket(image), stream } => {
+                Py::new(py, self.image(py, image, stream, pixels)?)?.into_any()
             }
-        })
+        };
+        Ok(Some(object))
     }
 
     /// Ends it: caches are freed, what was prepared is kept for the next call. No event comes after it.

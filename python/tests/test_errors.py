@@ -60,6 +60,7 @@ def test_every_error_is_one_and_survives_pickling(tmp_path: Path) -> None:
         ({"classes": [-1]}, "class -1"),
         ({"classes": [1.5]}, "whole numbers"),
         ({"num": 0}, "at least 1"),
+        ({"num": 10**12}, "at most"),
         ({"num": 1, "seed": -1}, "seed is a whole number"),
         ({"num": 1, "seed": True}, "seed is a whole number"),
         ({"num": 1, "batch": 0}, "batch is 1 to 256"),
@@ -99,6 +100,9 @@ def test_arrays_that_do_not_fit_are_refused(bundle_path: Path) -> None:
             bundle.score(np.zeros((2, t), np.int64), [0])
         with pytest.raises(dpar_export.InputError, match="patch_lengths"):
             bundle.score(np.zeros((1, t), np.int64), [0], patch_lengths=[[1, 0, t - 1]])
+        # Their sum is that of a row that fits, in numbers that wrap.
+        with pytest.raises(dpar_export.InputError, match="patch"):
+            bundle.score(np.zeros((1, t), np.int64), [0], patch_lengths=[[2**63 - 1, 2**63 - 1, 2, t]])
         for threads in (0, -1, 2.5, True):
             with pytest.raises(dpar_export.InputError, match="threads"):
                 dpar_export.open(bundle_path, threads=threads)  # type: ignore[arg-type]
@@ -117,6 +121,23 @@ def test_a_mismatch_can_be_an_exception(bundle_path: Path) -> None:
         with pytest.raises(dpar_export.MismatchError) as caught:
             found.raise_for_verdict()
         assert caught.value.exit_code == 1 and caught.value.details
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (1, dpar_export.MismatchError),
+        (2, dpar_export.InputError),
+        (3, dpar_export.UnavailableError),
+        (4, dpar_export.InconclusiveError),
+        (5, dpar_export.IntegrityError),
+    ],
+)
+def test_every_exit_code_of_a_document_has_its_exception(code: int, kind: type[dpar_export.DparError]) -> None:
+    found = dpar_export.Document({"verdict": "incomplete"}, code)
+    with pytest.raises(kind) as caught:
+        found.raise_for_verdict()
+    assert type(caught.value) is kind and caught.value.exit_code == code
 
 
 def test_a_replaced_bundle_is_not_verified(bundle_path: Path, tmp_path: Path) -> None:

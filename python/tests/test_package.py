@@ -68,7 +68,7 @@ def test_facts(bundle_path: Path) -> None:
     with dpar_export.open(bundle_path) as bundle:
         assert (bundle.num_classes, bundle.vocab, bundle.tokens, bundle.image_size) == (9, 1024, 64, 32)
         assert len(bundle.manifest_sha256) == 64 and bundle.manifest["name"]
-        assert bundle.patch_rule["threshold"] == pytest.approx(4.35)
+        assert bundle.patch_rule["threshold"] == bundle.manifest["patch_rule"]["threshold"] == 4.35
         assert "emoji32" in repr(bundle) and not bundle.closed
     assert bundle.closed and "closed" in repr(bundle)
     with dpar_export.open(bundle_path, threshold=5.0) as bundle:
@@ -104,8 +104,9 @@ def test_any_command_is_a_function(bundle_path: Path) -> None:
         dpar_export.command("inspect", bundle_path, nonsense=1)
     with pytest.raises(dpar_export.InputError, match="process"):
         dpar_export.command("bench", bundle_path)
-    parity = dpar_export.command("parity", bundle_path, engines=["tract", "ort"], num=2)
+    parity = dpar_export.command("parity", bundle_path, engines=["tract", "ort"], num=2, cfg_scale=1.3)
     assert parity.passed, parity
+    assert parity["settings"]["cfg_scale"] == 1.3
 
 
 def test_the_command_line_is_whole(cli: Cli, bundle_path: Path, tmp_path: Path) -> None:

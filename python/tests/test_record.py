@@ -105,5 +105,7 @@ def test_what_cannot_be_recorded_is_refused(drawn: dpar_export.Samples, tmp_path
     refused("logits are", dpar_export.RunError, *given, entropy_module=entropy, call=lambda m, *a: m(*a)[:, :-1])
     refused("not a tensor", dpar_export.RunError, *given, entropy_module=entropy, call=lambda m, *a: None)
     refused("not finite", dpar_export.RunError, *given, entropy_module=entropy, call=lambda m, *a: m(*a) * float("nan"))
+    entropy.half()  # type: ignore[attr-defined]
+    refused("one word for both", dpar_export.InputError, *given, entropy_module=entropy)
     model.half()  # type: ignore[attr-defined]
     refused("float32 weights", dpar_export.InputError, *given, entropy_module=entropy, autocast="bf16")

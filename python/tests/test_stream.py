@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
+import signal
 from pathlib import Path
 
 import dpar_export
@@ -98,6 +100,24 @@ def test_a_closed_stream_has_no_event(bundle_path: Path) -> None:
     assert sum(isinstance(e, dpar_export.Image) for e in left) == 1
     with pytest.raises(dpar_export.InputError, match="closed"):
         bundle.generate(num=1)
+
+
+def test_a_signal_may_close_it(bundle_path: Path) -> None:
+    with dpar_export.open(bundle_path) as bundle:
+        n, last = 64, bundle.tokens - 1
+        events = bundle.stream(num=n, batch=n)
+        # The last images take longer than the program goes without asking Python for signals.
+        signal.signal(signal.SIGALRM, lambda *_: events.close())
+        faulthandler.dump_traceback_later(120, exit=True)
+        seen = 0
+        for event in events:
+            if isinstance(event, dpar_export.Token) and event.slot == last - 1 and event.image == n - 1:
+                signal.setitimer(signal.ITIMER_REAL, 0.06)
+            seen += isinstance(event, dpar_export.Image)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert events.closed and seen <= n
 
 
 def test_opening_and_closing_does_not_grow(bundle_path: Path, engine: str) -> None:

@@ -1,7 +1,8 @@
 //! `bisect`: where two engines, two bundles, or an engine and recorded outputs part.
 
-use camino::Utf8PathBuf;
-use clap::Args;
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args};
 use dpar_export_spec::RuleChange;
 
 use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, RuleArgs};
@@ -61,8 +62,22 @@ enum ComparedSides {
 }
 
 impl BisectArgs {
-    /// Chooses the engines.
-    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+    /// Chooses the engines. `matches` are those of the whole command line.
+    pub(super) fn resolve(self, matches: &ArgMatches) -> Result<Plan, Failure> {
+        if let Some(folder) =
+            self.reference.as_deref().filter(|folder| folder.is_dir() && is_recorded(folder))
+        {
+            // What recorded outputs were drawn with, they say.
+            let own = matches.subcommand().map(|(_, own)| own);
+            let given = |id: &&str| {
+                own.and_then(|m| m.value_source(id)).is_some_and(|s| s == ValueSource::CommandLine)
+            };
+            if let Some(id) = ["num", "cfg_scale", "seed"].iter().find(|id| given(id)) {
+                let message =
+                    format!("--{} has no effect: {folder} holds recorded outputs", id.replace('_', "-"));
+                return Err(Failure::usage(message, Some("leave it out, or give a bundle as --reference")));
+            }
+        }
         let engines = self.engines.resolve(vec![DEFAULT_ENGINE.to_owned()])?;
         let sides = match (self.reference, engines.names.as_slice()) {
             (None, [a, b]) => ComparedSides::Engines([a.clone(), b.clone()]),
@@ -98,6 +113,11 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     Ok(found.verdict.into())
 }
 
+/// Whether a reference is recorded outputs, and no bundle.
+fn is_recorded(folder: &Utf8Path) -> bool {
+    !folder.join(MANIFEST).is_file()
+}
+
 impl Plan {
     fn find(&self, progress: Progress<'_>) -> Result<Bisection, Failure> {
         let Self { engines, options: DecodeOptions { cfg_scale, .. }, .. } = self;
@@ -115,7 +135,7 @@ impl Plan {
             }
             ComparedSides::Reference(engine, folder) => {
                 let own = LoadedBundle::new(&bundle, engines.create(engine)?)?;
-                if !folder.join(MANIFEST).is_file() {
+                if is_recorded(folder) {
                     return Ok(against_recorded(&own, folder, engines.batch, progress)?);
                 }
                 let good = Bundle::open(folder)?.with_rule(&self.rule)?;

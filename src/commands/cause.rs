@@ -16,6 +16,7 @@ use crate::generate::DecodeError;
 use crate::generate::sampler::SampleError;
 use crate::loaded::RunError;
 use crate::picture::PictureError;
+use crate::samples::ResumeError;
 use crate::staging::StagingError;
 
 /// Exit codes, the same for every command.
@@ -209,6 +210,18 @@ impl Caused for StagingError {
             | Self::Io { .. }
             | Self::Busy(_)
             | Self::Conflict { .. } => Cause::Input,
+        }
+    }
+}
+
+impl Caused for ResumeError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Staging(e) => e.cause(),
+            Self::Array(e) => e.cause(),
+            Self::Picture(e) => e.cause(),
+            Self::OtherRun { .. } => Cause::Input,
+            Self::Damaged { .. } => Cause::Integrity,
         }
     }
 }

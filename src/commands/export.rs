@@ -5,7 +5,7 @@ use std::time::Instant;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::Engine;
 use dpar_export_checkpoint::{LoadOptions, Loaded};
-use dpar_export_spec::{Precision, Quantize, SystemSpec, Tuning};
+use dpar_export_spec::{Precision, Quantize, SystemSpec, Tuning, WeightBits};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target};
@@ -120,6 +120,7 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
         None => {
             let bundle = Bundle::open(from)?;
             check_asked(*precision, bundle.manifest())?;
+            engines.iter().try_for_each(|e| e.check_weights(bundle.manifest().numbers().weights))?;
             if *dry {
                 let manifest = bundle.manifest();
                 if let Some(engines) = engines {
@@ -137,6 +138,9 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
             let summary = summary(&loaded);
             let precision = precision.unwrap_or_default();
             let form = quantize::form(precision, quantize, &loaded)?;
+            let weights =
+                loaded.components.iter().filter_map(|c| Some(quantize.of(c.spec.kind())?.bits)).max();
+            engines.iter().try_for_each(|e| e.check_weights(weights))?;
             if *dry {
                 engines.iter().try_for_each(|e| e.check(&loaded.system, precision))?;
                 return dry_run(printer, from, &summary, &loaded.system);
@@ -186,6 +190,14 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
 }
 
 impl Engines {
+    /// Whether engines can be built of graphs with such weights. Command lines are for tools that are not here.
+    fn check_weights(&self, weights: Option<WeightBits>) -> Result<(), Failure> {
+        if !self.emit {
+            check_weights(weights)?;
+        }
+        Ok(())
+    }
+
     /// What a dry run can say about a build without the library: settings, a trace, and whether images can be generated.
     fn check(&self, system: &SystemSpec, precision: Precision) -> Result<(), Failure> {
         if !self.emit {
@@ -198,6 +210,17 @@ impl Engines {
         }
         Ok(())
     }
+}
+
+#[cfg(feature = "tensorrt")]
+fn check_weights(weights: Option<WeightBits>) -> Result<(), TargetError> {
+    crate::targets::trt::check_weights(weights)
+}
+
+/// A build without the feature says what it lacks.
+#[cfg(not(feature = "tensorrt"))]
+fn check_weights(_: Option<WeightBits>) -> Result<(), TargetError> {
+    Ok(())
 }
 
 #[cfg(feature = "tensorrt")]

@@ -1,5 +1,7 @@
 //! `generate`: images, token streams and their trace.
 
+mod resume;
+
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -15,9 +17,10 @@ use super::args::{
 };
 use super::failure::{Exit, Failure};
 use super::pixels::{SAMPLE_FOLDER, SamplePictures};
-use super::printer::Printer;
+use super::printer::{Bar, Printer};
 use crate::arrays::ArrayRef;
-use crate::generate::{Batching, DecodeOptions, Request, Schedule};
+use crate::generate::{Batching, DecodeOptions, GraphCalls, Request, Schedule, Stream};
+use crate::loaded::LoadedBundle;
 use crate::picture::{GridOptions, grid};
 use crate::samples::{GRID, TraceFile, TraceRow};
 
@@ -57,6 +60,9 @@ pub(crate) struct GenerateArgs {
     resize: ResizeArgs,
     #[command(flatten)]
     output: OutputArgs,
+    /// Put images into the output folder as they are done, and go on where an earlier run of this command line ended
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -73,11 +79,17 @@ pub(super) struct Plan {
     options: DecodeOptions,
     images: bool,
     side: Option<usize>,
-    overlay: bool,
-    names: Option<Vec<String>>,
+    sheet: SheetPlan,
     output: OutputArgs,
+    resume: bool,
     on: OnEngine,
     schedule: Schedule,
+}
+
+/// How `grid.png` is drawn.
+struct SheetPlan {
+    overlay: bool,
+    names: Option<Vec<String>>,
 }
 
 /// The images asked for.
@@ -91,59 +103,102 @@ enum Which {
 impl GenerateArgs {
     /// Checks how to draw, reads the names, chooses the engine.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let names = self.class_names.as_deref().map(class_names).transpose()?;
         Ok(Plan {
             options: self.sampling.resolve()?,
-            names: self.class_names.as_deref().map(class_names).transpose()?,
             on: self.engine.on(&self.bundle.bundle)?.with_rule(self.rule),
             which: self.num.map_or(Which::Classes(self.classes), Which::Number),
             images: !self.no_images,
             side: self.resize.side(),
-            overlay: self.overlay,
+            sheet: SheetPlan { overlay: self.overlay, names },
             output: self.output,
+            resume: self.resume,
             schedule: self.schedule.schedule,
         })
     }
 }
 
+/// A plan and the bundle that it is for.
+struct GenerateJob<'a> {
+    runtime: &'a LoadedBundle<'a>,
+    which: Which,
+    requests: Vec<Request>,
+    options: DecodeOptions,
+    batching: Batching,
+    images: bool,
+    /// Of images that are resized.
+    side: Option<usize>,
+    sheet: SheetPlan,
+}
+
+/// What a run came to.
+struct GenerateOutcome {
+    /// Patches of every image.
+    steps: Vec<usize>,
+    /// Of decoding alone.
+    seconds: f64,
+    calls: Vec<GraphCalls>,
+}
+
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
-    let Plan { which, options, images, side, overlay, names, output, on, schedule } = plan;
-    let batch = on.batch;
-    let batching = Batching { rows: batch, schedule };
+    let Plan { which, options, images, side, sheet, output, resume, on, schedule } = plan;
+    let batching = Batching { rows: on.batch, schedule };
     on.run(|runtime| {
         let system = runtime.bundle().system();
         if images {
             // Asked first: decoding thousands of images to find no tokenizer would waste hours.
             runtime.bundle().with_graph_ahead(GraphName::VqDecode.as_str(), &[], |_| Ok::<_, Failure>(()))?;
         }
-        if let Some(names) = names.as_ref().filter(|n| n.len() < system.num_classes) {
+        if let Some(names) = sheet.names.as_ref().filter(|n| n.len() < system.num_classes) {
             let message = format!("{} class names for {} classes", names.len(), system.num_classes);
             return Err(Failure::usage(message, None));
         }
-        let staged = output.folder(&SAMPLE_FOLDER)?;
         let requests = which.requests(options.seed, system.num_classes);
-        let (n, shown) = (requests.len(), requests.len().min(GRID_IMAGES));
-        let (started, mut written) = (Instant::now(), Duration::ZERO);
+        let job = GenerateJob { runtime, which, requests, options, batching, images, side, sheet };
         let bar = printer.progress("generating", "tokens");
+        let outcome = match resume {
+            true => resume::run(&job, &output.output, &bar)?,
+            false => job.at_once(&output, &bar)?,
+        };
+        drop(bar);
+        job.report(&output.output, &outcome, printer)?;
+        Ok(Exit::Pass)
+    })
+}
+
+impl GenerateJob<'_> {
+    /// Side of the images that are written, in pixels.
+    fn size(&self) -> usize {
+        self.side.unwrap_or(self.runtime.bundle().system().image_size)
+    }
+
+    /// Images on `grid.png`.
+    fn shown(&self) -> usize {
+        self.requests.len().min(GRID_IMAGES)
+    }
+
+    /// Makes a folder that appears when it is complete.
+    fn at_once(&self, output: &OutputArgs, bar: &Bar<'_>) -> Result<GenerateOutcome, Failure> {
+        let (runtime, n, shown) = (self.runtime, self.requests.len(), self.shown());
+        let system = runtime.bundle().system();
+        let staged = output.folder(&SAMPLE_FOLDER)?;
+        let (started, mut written) = (Instant::now(), Duration::ZERO);
         let mut trace = TraceFile::create(staged.path(), n, system.tokens())?;
-        let mut pictures = match images {
-            true => Some(SamplePictures::new(runtime, staged.path(), n, side, batch, shown)?),
+        let mut pictures = match self.images {
+            true => {
+                Some(SamplePictures::new(runtime, staged.path(), n, self.side, self.batching.rows, shown)?)
+            }
             false => None,
         };
         let (mut steps, mut patches): (Vec<usize>, Vec<Vec<usize>>) = (Vec::with_capacity(n), Vec::new());
         let calls = runtime.decode_each(
-            &requests,
-            &options,
-            batching,
+            &self.requests,
+            &self.options,
+            self.batching,
             &mut |done, total| bar.advance(done, total),
             &mut |stream| {
                 let complete = Instant::now();
-                trace.push(TraceRow {
-                    tokens: &stream.tokens,
-                    patch_lengths: &stream.patch_lengths,
-                    entropy: &stream.entropy,
-                    margin: &stream.margin,
-                    class: stream.request.class,
-                })?;
+                trace.push(row(&stream))?;
                 steps.push(stream.steps());
                 if let Some(pictures) = &mut pictures {
                     pictures.push(stream.tokens.iter().map(|t| i64::from(*t)))?;
@@ -156,44 +211,64 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
             },
         )?;
         let seconds = (started.elapsed() - written).as_secs_f64();
-        drop(bar);
-        finish_trace(trace, system)?;
+        with_rule(system, |rule| trace.finish(rule))?;
         if let Some(pictures) = pictures {
-            let pixels = pictures.finish()?;
-            let size = side.unwrap_or(system.image_size);
-            let sheet = GridOptions {
-                columns: columns(shown),
-                scale: (GRID_PIXELS / size).max(1),
-                labels: requests[..shown].iter().map(|r| label(r, names.as_deref())).collect(),
-                overlay: overlay.then_some(patches),
-                grid_width: system.grid(),
-            };
-            let picture = grid(&pixels, shown, size, size, &sheet)?;
-            picture.write_png(&staged.path().join(GRID))?;
+            self.draw_sheet(&pictures.finish()?, patches, &staged.path().join(GRID))?;
         }
         staged.commit()?;
+        Ok(GenerateOutcome { steps, seconds, calls })
+    }
+
+    /// Draws the first images, u8 `[n, H, W, 3]`, as a contact sheet.
+    fn draw_sheet(&self, pixels: &[u8], patches: Vec<Vec<usize>>, path: &Utf8Path) -> Result<(), Failure> {
+        let (system, shown) = (self.runtime.bundle().system(), self.shown());
+        let size = self.size();
+        let names = self.sheet.names.as_deref();
+        let sheet = GridOptions {
+            columns: columns(shown),
+            scale: (GRID_PIXELS / size).max(1),
+            labels: self.requests[..shown].iter().map(|r| label(r, names)).collect(),
+            overlay: self.sheet.overlay.then_some(patches),
+            grid_width: system.grid(),
+        };
+        Ok(grid(pixels, shown, size, size, &sheet)?.write_png(path)?)
+    }
+
+    fn report(&self, output: &Utf8Path, outcome: &GenerateOutcome, printer: Printer) -> Result<(), Failure> {
+        let GenerateOutcome { steps, seconds, calls } = outcome;
+        let (runtime, options, n) = (self.runtime, &self.options, self.requests.len());
+        let system = runtime.bundle().system();
         let mean = steps.iter().sum::<usize>() as f64 / n.max(1) as f64;
         let text = || {
             format!(
-                "{}: {n} images, {mean:.2} steps of {} tokens on average, {seconds:.1} s on {} {}",
-                output.output,
+                "{output}: {n} images, {mean:.2} steps of {} tokens on average, {seconds:.1} s on {} {}",
                 system.tokens(),
                 runtime.info().engine,
                 runtime.info().version,
             )
         };
         let value = json!({
-            "output": output.output, "images": n, "mean_steps": mean, "steps": steps, "seconds": seconds,
+            "output": output, "images": n, "mean_steps": mean, "steps": steps, "seconds": seconds,
             "seed": options.seed, "cfg_scale": options.cfg_scale, "greedy": options.sampler.greedy,
             "sampler": options.sampler.method, "temperature": options.sampler.temperature,
             "top_k": options.sampler.top_k, "top_p": options.sampler.top_p,
             "cfg_interval": options.cfg_interval, "patch_rule": system.patch_rule,
-            "schedule": schedule, "calls": calls,
+            "schedule": self.batching.schedule, "calls": calls,
             "engine": runtime.info(), "bundle": runtime.bundle().manifest_sha256(),
         });
-        printer.result(text, &value)?;
-        Ok(Exit::Pass)
-    })
+        printer.result(text, &value)
+    }
+}
+
+/// What the trace has of an image.
+fn row(stream: &Stream) -> TraceRow<'_> {
+    TraceRow {
+        tokens: &stream.tokens,
+        patch_lengths: &stream.patch_lengths,
+        entropy: &stream.entropy,
+        margin: &stream.margin,
+        class: stream.request.class,
+    }
 }
 
 impl Which {
@@ -235,8 +310,8 @@ fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// Adds to the trace the numbers of the rule that ran, each of one element.
-fn finish_trace(trace: TraceFile, system: &SystemSpec) -> Result<(), Failure> {
+/// Calls `f` with the numbers of the rule that ran, each an array of one element.
+fn with_rule<T>(system: &SystemSpec, f: impl FnOnce(&[(&str, ArrayRef<'_>)]) -> T) -> T {
     let rule = system.patch_rule.numbers();
     let (threshold, patch_size) = (rule.threshold.map(|n| [n]), rule.patch_size.map(|n| [n]));
     let longest = rule.max_patch_length.map(|n| [n as i64]);
@@ -244,5 +319,5 @@ fn finish_trace(trace: TraceFile, system: &SystemSpec) -> Result<(), Failure> {
     arrays.extend(threshold.as_ref().map(|n| ("threshold", ArrayRef::f32(&[1], n))));
     arrays.extend(longest.as_ref().map(|n| ("max_patch_length", ArrayRef::i64(&[1], n))));
     arrays.extend(patch_size.as_ref().map(|n| ("patch_size", ArrayRef::f64(&[1], n))));
-    Ok(trace.finish(&arrays)?)
+    f(&arrays)
 }

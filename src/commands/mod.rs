@@ -35,6 +35,7 @@ use std::sync::atomic::Ordering;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use crate::engines;
+pub use args::MAX_IMAGES;
 use args::TalkArgs;
 use cli::{Cli, Command};
 use failure::{Exit, Failure};
@@ -199,7 +200,7 @@ fn dispatch(
         (Some(Command::Bench(a)), _) => bench::run(a.resolve()?, printer),
         (Some(Command::Synth(a)), _) => synth::run(a.resolve()?, printer),
         (Some(Command::Parity(a)), _) => parity::run(a.resolve()?, printer),
-        (Some(Command::Bisect(a)), _) => bisect::run(a.resolve()?, printer),
+        (Some(Command::Bisect(a)), _) => bisect::run(a.resolve(matches)?, printer),
         (Some(Command::Completions { shell }), _) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dpar-export", &mut script);

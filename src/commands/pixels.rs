@@ -2,34 +2,34 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
-use dpar_export_spec::SystemSpec;
 use serde_json::json;
 
 use super::args::{ArrayOutput, BundleArgs, EngineArgs, ManyArgs, OnEngine, OutputArgs, ResizeArgs};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::arrays::{ArrayFile, Elements, NpzStream};
+use crate::bundle::Bundle;
 use crate::loaded::{LoadedBundle, RunError};
 use crate::picture::{from_u8_nhwc, resize_nchw, to_u8_nhwc};
-use crate::samples::{GRID, ImageFolder, SAMPLES, TRACE};
+use crate::samples::{GRID, ImageFolder, RUN, SAMPLES, TRACE, UNFINISHED};
 use crate::staging::FolderKind;
-use crate::tokenizer::ImageDecoder;
+use crate::tokenizer::VqDecoder;
 
 /// What `decode` and `generate` write.
 pub(super) const SAMPLE_FOLDER: FolderKind = FolderKind {
-    marks: &[TRACE, SAMPLES],
+    marks: &[TRACE, SAMPLES, RUN],
     writes: |name| {
         let image =
             name.strip_suffix(".png").is_some_and(|n| n.len() >= 6 && n.bytes().all(|b| b.is_ascii_digit()));
-        image || [TRACE, SAMPLES, GRID].contains(&name)
+        image || [TRACE, SAMPLES, GRID, RUN, UNFINISHED].contains(&name)
     },
 };
 
 /// Tokens become images in a folder, a batch at a time: no more are in memory.
 pub(super) struct SamplePictures<'a> {
-    decoder: ImageDecoder<'a>,
+    decoder: VqDecoder,
     folder: ImageFolder,
-    system: &'a SystemSpec,
+    bundle: &'a Bundle,
     batch: usize,
     /// Of the images that are written.
     side: usize,
@@ -50,23 +50,24 @@ impl<'a> SamplePictures<'a> {
         batch: usize,
         keep: usize,
     ) -> Result<Self, Failure> {
-        let (decoder, system) = (runtime.image_decoder()?, runtime.bundle().system());
-        let side = side.unwrap_or(system.image_size);
+        let (decoder, bundle) = (runtime.vq_decoder()?, runtime.bundle());
+        let side = side.unwrap_or(bundle.system().image_size);
         let folder = ImageFolder::create(folder, side, count as u64)?;
-        Ok(Self { decoder, folder, system, batch, side, waiting: Vec::new(), keep, kept: Vec::new() })
+        Ok(Self { decoder, folder, bundle, batch, side, waiting: Vec::new(), keep, kept: Vec::new() })
     }
 
     /// The next image.
     pub(super) fn push(&mut self, tokens: impl IntoIterator<Item = i64>) -> Result<(), Failure> {
         self.waiting.extend(tokens);
-        if self.waiting.len() < self.batch * self.system.tokens() { Ok(()) } else { self.write() }
+        if self.waiting.len() < self.batch * self.bundle.system().tokens() { Ok(()) } else { self.write() }
     }
 
     fn write(&mut self) -> Result<(), Failure> {
-        let (side, n) = (self.side, self.waiting.len() / self.system.tokens());
+        let system = self.bundle.system();
+        let (side, n) = (self.side, self.waiting.len() / system.tokens());
         let images = self.decoder.decode(&self.waiting)?;
         self.waiting.clear();
-        let images = resize_nchw(&images, self.system.image_size, side);
+        let images = resize_nchw(&images, system.image_size, side);
         for pixels in to_u8_nhwc(&images, n, side, side).chunks(side * side * 3) {
             self.folder.push(pixels)?;
             if self.kept.len() < self.keep * pixels.len() {
@@ -76,11 +77,12 @@ impl<'a> SamplePictures<'a> {
         Ok(())
     }
 
-    /// Completes the folder; the pixels of the first images, `[keep, H, W, 3]`.
+    /// Completes the folder, and checks that the bundle is what was hashed; the pixels of the first images, `[keep, H, W, 3]`.
     pub(super) fn finish(mut self) -> Result<Vec<u8>, Failure> {
         if !self.waiting.is_empty() {
             self.write()?;
         }
+        self.bundle.unchanged()?;
         self.folder.finish()?;
         Ok(self.kept)
     }
@@ -267,7 +269,7 @@ pub(super) fn encode(plan: EncodePlan, printer: Printer) -> Result<Exit, Failure
             return Err(Failure::usage(format!("{} holds no images", file.path()), None));
         }
         let bar = printer.progress("encoding", "images");
-        let mut encoder = runtime.image_encoder()?;
+        let mut encoder = runtime.vq_encoder()?;
         let mut stream = NpzStream::i64(output.path(), "tokens", &[n, system.tokens()])?;
         let mut done = 0;
         images.batches(size, batch, &mut |images| {
@@ -277,6 +279,7 @@ pub(super) fn encode(plan: EncodePlan, printer: Printer) -> Result<Exit, Failure
             if bar.advance(done, n) { Ok(()) } else { Err(RunError::Interrupted.into()) }
         })?;
         drop(bar);
+        runtime.bundle().unchanged()?;
         stream.finish_with(&[])?;
         let name = output.name.clone();
         output.commit()?;

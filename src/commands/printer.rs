@@ -29,8 +29,9 @@ pub(crate) fn stopped() -> bool {
 
 /// A program that calls commands: it gets what they would print, and is asked whether they shall go on.
 pub trait Host {
-    /// The JSON document of the command; of the few that have none, what they print, as a text.
-    fn result(&self, document: serde_json::Value);
+    /// The JSON document of the command, as `--json` writes its numbers; of the few that have none, what they print, as a JSON
+    /// text.
+    fn result(&self, document: String);
 
     /// Whether the work shall end. Asked between its steps, perhaps very often.
     fn stopped(&self) -> bool;
@@ -53,7 +54,7 @@ impl<'h> Printer<'h> {
         value: &impl Serialize,
     ) -> Result<(), Failure> {
         if let Some(host) = self.host {
-            host.result(serde_json::to_value(value).map_err(std::io::Error::from)?);
+            host.result(serde_json::to_string(value).map_err(std::io::Error::from)?);
             return Ok(());
         }
         if !self.json {
@@ -68,7 +69,8 @@ impl<'h> Printer<'h> {
     /// Bytes for stdout. A closed pipe is not an error: the reader has seen enough.
     pub(crate) fn raw(self, bytes: &[u8]) -> Result<(), Failure> {
         if let Some(host) = self.host {
-            host.result(String::from_utf8_lossy(bytes).into());
+            let text = String::from_utf8_lossy(bytes);
+            host.result(serde_json::to_string(&text).map_err(std::io::Error::from)?);
             return Ok(());
         }
         let mut stdout = std::io::stdout().lock();

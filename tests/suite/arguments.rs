@@ -200,6 +200,18 @@ fn options_of_a_run_are_refused_where_nothing_runs() {
         ["score", bundle.as_str(), "--inputs", golden.as_str(), "-o", out.as_str(), "--threshold", "4"];
     let refused = run(&score);
     assert!(refused.code == 2 && refused.stderr.contains("has patch_lengths"), "{}", refused.stderr);
+    // Recorded outputs say what was drawn, and how; a bundle that is known to be good is asked for that.
+    let golden_folder = fixture("dpar-small");
+    for more in [&["--num", "2"][..], &["--images", "3"], &["--seed", "0"], &["--cfg-scale", "2"]] {
+        let bisect =
+            |reference: &str| run(&[&["bisect", bundle.as_str(), "--reference", reference], more].concat());
+        let refused = bisect(golden_folder.as_str());
+        let option = if more[0] == "--images" { "--num" } else { more[0] };
+        let said = format!("{option} has no effect");
+        assert!(refused.code == 2 && refused.stderr.contains(&said), "{more:?}: {}", refused.stderr);
+        let drawn = bisect(bundle.as_str());
+        assert_eq!(drawn.code, 0, "{more:?}: {}", drawn.stderr);
+    }
     // A tokenizer has no caches.
     for (command, input) in [("decode", "--tokens"), ("encode", "--images")] {
         let args =

@@ -101,3 +101,59 @@ fn memory_does_not_grow_with_the_number_of_images() {
         peak(&[["score", &bundle, "--inputs", &file, "-o", &out].as_slice(), &on].concat())
     });
 }
+
+/// Of recorded streams only those are compared that are asked for, and no more than one is in memory.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_number_of_recorded_streams() {
+    let temp = Temp::new();
+    let bundle = bundle(&temp);
+    let recorded = ArrayFile::open(fixture("emoji32/streams_dpar.safetensors")).unwrap();
+    assert_flat("verify --streams", |n| {
+        // Beside the few images more that are drawn, thousands of rows that are read.
+        let rows = 100 * n;
+        let folder = temp.path(&format!("streams{n}"));
+        fs_err::create_dir(&folder).unwrap();
+        fs_err::copy(fixture("emoji32/reference.json"), folder.join("reference.json")).unwrap();
+        let [tokens, lengths, labels] = ["tokens", "patch_lengths", "class_labels"].map(|name| {
+            let array = recorded.i64(name, if name == "class_labels" { &[None] } else { &[None, None] });
+            let array = array.unwrap();
+            let row = array.len() / array.shape()[0];
+            (row, repeated(array.as_slice().unwrap(), row, rows))
+        });
+        let [entropy, margin] = ["entropy", "margin"].map(|name| {
+            let array = recorded.f32(name, &[None, None]).unwrap();
+            let row = array.shape()[1];
+            (row, repeated(array.as_slice().unwrap(), row, rows))
+        });
+        let matrix = |row: usize| [rows, row];
+        let (t, p, e, m, l) =
+            (matrix(tokens.0), matrix(lengths.0), matrix(entropy.0), matrix(margin.0), [rows]);
+        let file = folder.join("streams.npz");
+        write_npz(
+            &file,
+            &[
+                ("tokens", ArrayRef::i64(&t, &tokens.1)),
+                ("patch_lengths", ArrayRef::i64(&p, &lengths.1)),
+                ("entropy", ArrayRef::f32(&e, &entropy.1)),
+                ("margin", ArrayRef::f32(&m, &margin.1)),
+                ("class_labels", ArrayRef::i64(&l, &labels.1)),
+            ],
+        )
+        .unwrap();
+        let limit = n.to_string();
+        peak(&[
+            "verify",
+            &bundle,
+            "--streams",
+            file.as_str(),
+            "--limit",
+            &limit,
+            "--no-probes",
+            "--batch",
+            "8",
+            "--threads",
+            "1",
+        ])
+    });
+}

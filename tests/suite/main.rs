@@ -42,6 +42,7 @@ mod reference;
 mod report;
 mod reproduce;
 mod resized;
+mod resume;
 mod rules;
 mod schedules;
 mod snapshots;

@@ -5,6 +5,7 @@ use dpar_engine_api::EngineErrorKind;
 use dpar_export::bundle::{self, Bundle, BundleError};
 use dpar_export::engines;
 use dpar_export::loaded::LoadedBundle;
+use dpar_export::tolerance::{Quantity, Rounding};
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_onnx::derive::read_model;
 use dpar_export_onnx::proto::TensorProto;
@@ -297,6 +298,17 @@ fn a_fault_in_the_float_model_beside_a_quantized_one_is_found() {
     export_quantized("emoji32/dpar", "dpar=int4", &good);
     let (code, report) = verify(&good, "ort");
     assert_eq!((code, failed(&report)), (0, vec![]), "{report:#}");
+    // Two engines on one bundle: each graph has the limit of its own weights.
+    let out =
+        run(&["parity", good.as_str(), "--engines", "tract,ort", "--num", "4", "--no-probes", "--json"]);
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let parity = json(&out);
+    let limit = |graph: &str| {
+        let tensors = parity["pairs"][0]["tensors"].as_array().unwrap();
+        tensors.iter().find(|t| t["graph"] == graph).unwrap()["limit"].as_f64().unwrap()
+    };
+    assert_eq!(limit("entropy_step"), Rounding::FP32.limit(Quantity::Output).value());
+    assert!(limit("decoder_step") > limit("entropy_step"));
     export_quantized("emoji32/dpar", "dpar=int4", &bad);
     // One layer of the entropy model, a hundredth off: within what 4 bits may do, and far beyond float32.
     change(&bad, "entropy_step", "entropy", "layers.0.feed_forward.w2.weight.T", |_, bytes| {

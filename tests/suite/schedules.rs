@@ -116,6 +116,20 @@ fn the_large_transformer_runs_as_often_as_the_schedule_promises() {
     assert!((full..full + most).contains(&refilled), "{refilled} calls, {full} would be full");
 }
 
+/// Over many images the rows that run empty at the end count for little.
+#[test]
+fn refilled_rows_are_nearly_full_over_many_images() {
+    const ROWS: usize = 16;
+    let temp = Temp::new();
+    let bundle = export("emoji32/dpar", &LoadOptions::default(), &temp.path("b"));
+    let requests = Request::all_seeded(0, 512, bundle.system().num_classes);
+    let (streams, calls) =
+        decode(&bundle, ENGINES[0], &options(1.0, None), &requests, ROWS, Schedule::Continuous);
+    let calls = calls.iter().find(|c| c.graph == GraphName::GlobalStep).unwrap().calls as f64;
+    let full = streams.iter().map(Stream::steps).sum::<usize>() as f64 / ROWS as f64;
+    assert!((full..=1.1 * full).contains(&calls), "{calls} calls, {full} would be full");
+}
+
 /// The exported graphs, which join past and new slots, and what is derived from them draw the same.
 #[test]
 fn caches_in_place_and_joined_ones_draw_the_same_and_are_named() {

@@ -36,6 +36,31 @@ fn an_operator_that_the_parser_refuses_is_named_with_graph_and_node() {
     assert!(!bundle.join("trt").exists());
 }
 
+/// Such engines exist nowhere here: it is no fault of the bundle, and is known before anything is written.
+#[test]
+fn quantized_weights_are_refused_with_the_reason() {
+    let temp = Temp::new();
+    let (bundle, out) = (temp.path("b"), temp.path("out"));
+    let checkpoint = fixture("emoji32/dpar");
+    for (weights, why) in [("int8", "DequantizeLinear of uint8"), ("dpar=int4", "weights of uint4")] {
+        for more in [&[][..], &["--dry-run"]] {
+            let words = [checkpoint.as_str(), "--target", "trt", "--quantize", weights, "-o", out.as_str()];
+            let refused = run(&[&words[..], more].concat());
+            assert!(refused.code == 3 && refused.stderr.contains(why), "{weights}: {}", refused.stderr);
+            assert!(!out.exists());
+        }
+    }
+    assert_eq!(run(&[checkpoint.as_str(), "--quantize", "int8", "-o", bundle.as_str()]).code, 0);
+    for more in [&[][..], &["--dry-run"]] {
+        let refused = run(&[&["--target", "trt", bundle.as_str()], more].concat());
+        assert!(refused.code == 3 && refused.stderr.contains("DequantizeLinear"), "{}", refused.stderr);
+    }
+    assert!(!bundle.join("trt").exists());
+    let run_it =
+        run(&["generate", bundle.as_str(), "--num", "1", "--engine", "tensorrt", "-o", out.as_str()]);
+    assert!(run_it.code == 3 && run_it.stderr.contains("DequantizeLinear"), "{}", run_it.stderr);
+}
+
 #[test]
 fn weights_in_other_modes_need_a_gpu_and_say_so() {
     if std::path::Path::new("/dev/nvidiactl").exists() {

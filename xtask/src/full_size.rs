@@ -18,6 +18,8 @@ const BUNDLES: [(&str, &[&str]); 3] =
     [("fp32", &[]), ("bf16", &["--precision", "bf16"]), ("int8", &["--quantize", "int8"])];
 /// Engines are built of these.
 const BUILT: [&str; 2] = ["fp32", "bf16"];
+/// The exit code of an engine that cannot run a bundle.
+const UNAVAILABLE: i32 = 3;
 /// Slots whose logits are compared: the first, one in the middle, the last.
 const SLOTS: &str = "first,middle,last";
 
@@ -110,10 +112,17 @@ impl PublishedSystem<'_> {
         self.metered(&["synth", self.system, "-o", checkpoint.as_str()])?;
         let experiment = checkpoint.join(if self.system.starts_with("DPAR") { "dpar" } else { "llamagen" });
         let mut first: Option<Utf8PathBuf> = None;
+        let mut failed = Vec::new();
         for (name, how) in BUNDLES {
             let bundle = self.out.join(name);
             let export = self.metered(&[&[experiment.as_str(), "-o", bundle.as_str()], how].concat())?;
-            let inspected = self.metered(&["inspect", bundle.as_str()]).map_or("FAILED", |_| "passed");
+            let inspected = match self.metered(&["inspect", bundle.as_str()]) {
+                Ok(_) => "passed",
+                Err(e) => {
+                    failed.push(format!("{e:#}"));
+                    "FAILED"
+                }
+            };
             bundles.push(format!(
                 "| {} | {name} | {:.0} | {:.1} | {} | {inspected} |",
                 self.system,
@@ -122,13 +131,14 @@ impl PublishedSystem<'_> {
                 gigabytes(export.anonymous)
             ));
             for engine in graph_engines(false) {
-                match self.image(python, &experiment, &bundle, name, &engine, &mut first) {
-                    Ok(row) => images.push(row),
-                    // An engine that refuses a bundle says why on stderr.
+                let found = match self.image(python, &experiment, &bundle, name, &engine, &mut first) {
+                    Ok(found) => found,
                     Err(e) => {
-                        images.push(format!("| {} | {name} | {engine} | refused: {e:#} |", self.system))
+                        failed.push(format!("{name} on {engine}: {e:#}"));
+                        "FAILED |".to_owned()
                     }
-                }
+                };
+                images.push(format!("| {} | {name} | {engine} | {found}", self.system));
             }
             if BUILT.contains(&name) {
                 let target = self.out.join("trt");
@@ -146,10 +156,14 @@ impl PublishedSystem<'_> {
             }
             fs_err::remove_dir_all(&bundle)?;
         }
-        Ok(())
+        match failed.is_empty() {
+            true => Ok(()),
+            false => bail!("{}", failed.join("; ")),
+        }
     }
 
-    /// Draws an image on an engine, compares its tokens with those of `first`, and its logits at three slots with PyTorch's.
+    /// Draws an image on an engine, compares its tokens with those of `first`, and its logits at three slots with PyTorch's: the
+    /// rest of the line in the table.
     fn image(
         &self,
         python: &Utf8Path,
@@ -160,7 +174,7 @@ impl PublishedSystem<'_> {
         first: &mut Option<Utf8PathBuf>,
     ) -> Result<String> {
         let samples = self.out.join(format!("{weights}-{engine}"));
-        let drawn = self.metered(&[
+        let words = [
             "generate",
             bundle.as_str(),
             "--num",
@@ -171,7 +185,14 @@ impl PublishedSystem<'_> {
             engine,
             "-o",
             samples.as_str(),
-        ])?;
+        ];
+        println!("   {}", words.join(" "));
+        let drawn = match metered::attempt(self.root, self.program, &words)? {
+            Ok(drawn) => drawn,
+            // It says why on stderr.
+            Err(status) if status.code() == Some(UNAVAILABLE) => return Ok("refused |".to_owned()),
+            Err(status) => bail!("`{}` failed: {status}", words.join(" ")),
+        };
         let trace = samples.join("trace.npz");
         let scores = self.out.join("scores.npz");
         self.metered(&[
@@ -208,8 +229,7 @@ impl PublishedSystem<'_> {
         let found: Value = serde_json::from_slice(&output.stdout).context("reference.py wrote no JSON")?;
         let parts = found["parts_at"].as_u64().map_or("none".to_owned(), |slot| slot.to_string());
         Ok(format!(
-            "| {} | {weights} | {engine} | {} | {:.1} | {} | {parts} | {:.1e} |",
-            self.system,
+            "{} | {:.1} | {} | {parts} | {:.1e} |",
             drawn.result["mean_steps"],
             drawn.result["seconds"].as_f64().unwrap_or_default(),
             gigabytes(drawn.anonymous),

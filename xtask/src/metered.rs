@@ -1,6 +1,6 @@
 //! A run of the program: its result, and what it cost.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +24,18 @@ pub(crate) struct MeteredRun {
 
 /// Runs `program args --json --quiet` in the workspace's folder; it must succeed.
 pub(crate) fn run(root: &Utf8Path, program: &Utf8Path, args: &[&str]) -> Result<MeteredRun> {
+    match attempt(root, program, args)? {
+        Ok(run) => Ok(run),
+        Err(status) => bail!("`{program} {}` failed: {status}", args.join(" ")),
+    }
+}
+
+/// As [`run`], but how it failed is for the caller to judge.
+pub(crate) fn attempt(
+    root: &Utf8Path,
+    program: &Utf8Path,
+    args: &[&str],
+) -> Result<std::result::Result<MeteredRun, ExitStatus>> {
     let stdout = tempfile::NamedTempFile::new()?;
     let started = Instant::now();
     let mut child = Command::new(program)
@@ -44,10 +56,10 @@ pub(crate) fn run(root: &Utf8Path, program: &Utf8Path, args: &[&str]) -> Result<
     };
     let seconds = started.elapsed().as_secs_f64();
     if !status.success() {
-        bail!("`{program} {}` failed: {status}", args.join(" "));
+        return Ok(Err(status));
     }
     let result = serde_json::from_slice(&fs_err::read(stdout.path())?).context("the result is not JSON")?;
-    Ok(MeteredRun { result, seconds, resident, anonymous })
+    Ok(Ok(MeteredRun { result, seconds, resident, anonymous }))
 }
 
 /// A line of the system's account of a process, in bytes.

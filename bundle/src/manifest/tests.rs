@@ -180,6 +180,34 @@ fn a_field_that_occurs_twice_or_that_no_manifest_has_is_tampering() {
     }
 }
 
+#[test]
+fn a_field_of_a_later_version_is_none_of_an_earlier_one() {
+    let plain = Manifest::parse(&sample()).unwrap();
+    let (mut quantized, mut dialects) = (plain.clone(), plain.clone());
+    quantized.components[0].quantized = Some(Quantized {
+        weights: dpar_export_spec::WeightBits::Int8,
+        block: 32,
+        opset: 21,
+        accuracy_level: 4,
+        matrices: BTreeMap::from([(32, 1)]),
+        kept: vec![],
+        bytes_before: 4,
+        bytes_after: 1,
+    });
+    let file = "onnx/score.packed.onnx".to_owned();
+    dialects.files.push(FileEntry { path: file.clone(), size: 1, sha256: "0".repeat(64) });
+    dialects.graphs[0].dialects.push(DialectEntry { dialect: Dialect::Packed, file });
+    let of = |schema_version, manifest: &Manifest| {
+        Manifest::parse(&Manifest { schema_version, ..manifest.clone() }.to_bytes().unwrap())
+    };
+    of(1, &plain).unwrap();
+    for (manifest, field) in [(quantized, "quantized"), (dialects, "dialects")] {
+        of(2, &manifest).unwrap();
+        let e = of(1, &manifest).unwrap_err();
+        assert!(e.to_string().contains(&format!("`{field}` in schema version 1")) && e.is_tampering(), "{e}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {

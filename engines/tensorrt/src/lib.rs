@@ -40,9 +40,9 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
     Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineFile, EngineInfo,
-    GraphFile, Session, no_precision,
+    GraphFile, Session, no_precision, no_weights,
 };
-use dpar_export_spec::Precision;
+use dpar_export_spec::{Precision, WeightBits};
 
 pub use build::{BuildProgress, BuildRequest, BuildSettings, BuiltEngine, EngineBuilder};
 pub use capability::{Capability, CapabilityError};
@@ -53,6 +53,15 @@ pub use profile::{Override, Point, Profile, ProfileError};
 
 /// Why graphs with explicit rounding are refused.
 const EXPLICIT: &str = "its builder may simplify the roundings, and has bfloat16 itself";
+
+/// The refusal of graphs with quantized weights, to build and to run.
+pub fn no_quantized(weights: WeightBits) -> EngineError {
+    let why = match weights {
+        WeightBits::Int8 => "its parser takes no DequantizeLinear of uint8",
+        WeightBits::Int4 => "its parser takes no weights of uint4",
+    };
+    no_weights(NAME, weights, why)
+}
 
 /// Name as given to `--engine`.
 const NAME: &str = "tensorrt";
@@ -170,6 +179,10 @@ impl Engine for TensorRtEngine {
             half => format!("{half} as in the graph"),
         };
         Ok(Arithmetic::new(ArithmeticKind::AsGraph, text))
+    }
+
+    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+        Err(no_quantized(weights))
     }
 
     fn probe(&self) -> Result<EngineInfo, EngineError> {

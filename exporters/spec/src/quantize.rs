@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComponentKind, Precision};
+use crate::{ComponentKind, GraphName, Precision};
 
 /// What a quantized weight is held in: a whole number that is multiplied with the scale of its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -264,6 +264,29 @@ impl Numbers {
         }
         numbers
     }
+
+    /// What the graph of that name computes with: the weights of its component. Of a graph that is none of these nothing is
+    /// known: the coarsest.
+    #[must_use]
+    pub fn of_graph(self, graph: &str) -> Self {
+        use GraphName as G;
+        let weights = match GraphName::of(graph) {
+            Some(G::EntropyStep) => self.entropy,
+            Some(
+                G::Start
+                | G::EncoderStep
+                | G::PatchEmbed
+                | G::GlobalStep
+                | G::DecoderStep
+                | G::Score
+                | G::LlamagenStep,
+            ) => self.drawing,
+            // They have no linear layers.
+            Some(G::VqDecode | G::VqEncode | G::Inception | G::EfficientnetLite0 | G::Features) => None,
+            None => self.weights,
+        };
+        Self { weights, ..self }
+    }
 }
 
 impl From<Precision> for Numbers {
@@ -285,6 +308,16 @@ impl std::fmt::Display for Numbers {
 mod tests {
     use super::*;
     use ComponentKind::{Dpar, Entropy, Llamagen, Vq};
+
+    #[test]
+    fn a_graph_has_the_weights_of_its_component() {
+        let numbers = Numbers::new(Precision::Fp32, [(Dpar, WeightBits::Int4), (Entropy, WeightBits::Int8)]);
+        let of = |graph: GraphName| numbers.of_graph(graph.as_str()).weights;
+        assert_eq!(of(GraphName::EntropyStep), Some(WeightBits::Int8));
+        assert_eq!([GraphName::Score, GraphName::PatchEmbed].map(of), [Some(WeightBits::Int4); 2]);
+        assert_eq!([GraphName::VqDecode, GraphName::VqEncode].map(of), [None; 2]);
+        assert_eq!(numbers.of_graph("another").weights, numbers.weights);
+    }
 
     #[test]
     fn a_word_is_for_every_transformer_and_a_list_for_what_it_names() {

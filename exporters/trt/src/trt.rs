@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use camino::Utf8Path;
 use dpar_engine_api::{EngineError, GraphFile};
-use dpar_engine_tensorrt::{BuildError, BuildRequest, BuildSettings, EngineBuilder};
+use dpar_engine_tensorrt::{BuildError, BuildRequest, BuildSettings, EngineBuilder, no_quantized};
 use dpar_export_bundle::{
     BundleError, EngineEntry, Manifest, ProfileEntry, TRT, TargetError, TargetErrorKind,
 };
-use dpar_export_spec::Tuning;
+use dpar_export_spec::{Tuning, WeightBits};
 
 use super::engine_cache::{CacheLookup, EngineCache};
 use super::plan::TrtPlan;
@@ -73,11 +73,20 @@ pub fn settings(plan: &TrtPlan) -> Result<BuildSettings, TargetError> {
     Ok(settings)
 }
 
+/// Whether engines can be built of graphs with such weights: no library here reads them.
+///
+/// # Errors
+/// [`TargetErrorKind::Unavailable`] where some are quantized.
+pub fn check_weights(weights: Option<WeightBits>) -> Result<(), TargetError> {
+    weights.map_or(Ok(()), |weights| Err(no_library(no_quantized(weights))))
+}
+
 /// Builds the engines of all graphs into `folder/trt` and lists them in the manifest. Engines that the manifest
 /// lists already, or that the engine cache holds, built from the same bytes with the same settings, are kept.
 ///
 /// # Errors
-/// When the library is missing, or a setting, profile or graph is refused; when writing fails; when stopped.
+/// When the library is missing, or a setting, profile or graph is refused, or weights are quantized; when writing fails; when
+/// stopped.
 pub fn add_engines(
     folder: &Utf8Path,
     manifest: &mut Manifest,
@@ -86,6 +95,7 @@ pub fn add_engines(
     progress: TrtProgress<'_>,
 ) -> Result<Vec<BuiltGraph>, BundleError> {
     // Everything that can be refused is, before minutes of building.
+    check_weights(manifest.numbers().weights)?;
     let settings = settings(plan)?;
     let io = |path: &Utf8Path, e| BundleError::Io { path: path.to_owned(), source: e };
     let (tuning, profiles) = resolve(folder, manifest, plan, calibrate)?;

@@ -465,11 +465,12 @@ impl<'a> LoadedBundle<'a> {
         }
         for image in 0..lengths.len() {
             let row = lengths.row(image);
-            if row.iter().sum::<usize>() != tokens || row.contains(&0) {
-                return Err(RequestError::PatchSum { image, tokens }.into());
-            }
+            // First: no sum of what passes is too large for a number.
             if let Some(length) = row.iter().copied().find(|l| *l > longest) {
                 return Err(RequestError::PatchLength { image, length, longest }.into());
+            }
+            if row.iter().sum::<usize>() != tokens || row.contains(&0) {
+                return Err(RequestError::PatchSum { image, tokens }.into());
             }
         }
         Ok(())

@@ -1,12 +1,12 @@
 //! The tokenizer of a loaded bundle: codes to images, and images to codes.
 
 use dpar_engine_api::{EngineError, EngineErrorKind, Session, Tensor, TensorData, TensorView};
-use dpar_export_bundle::Bundle;
 use dpar_export_spec::GraphName;
 
 use crate::loaded::{LoadedBundle, Progress, RequestError, RunError, check_finite, check_tokens};
 
-/// The tokenizer's decoder, prepared: see [`LoadedBundle::vq_decoder`]. Whoever calls it asks [`Bundle::unchanged`] afterwards.
+/// The tokenizer's decoder, prepared: see [`LoadedBundle::vq_decoder`]. What it gives counts when
+/// [`Bundle::unchanged`](dpar_export_bundle::Bundle::unchanged) has passed behind the last call.
 pub struct VqDecoder {
     session: Box<dyn Session>,
     tokens: usize,
@@ -30,22 +30,6 @@ impl VqDecoder {
 }
 
 impl LoadedBundle<'_> {
-    /// Prepares to decode codes to images.
-    ///
-    /// # Errors
-    /// When the graph is missing or refused.
-    pub fn image_decoder(&self) -> Result<ImageDecoder<'_>, RunError> {
-        Ok(ImageDecoder { decoder: self.vq_decoder()?, bundle: self.bundle() })
-    }
-
-    /// Prepares to encode images to codes.
-    ///
-    /// # Errors
-    /// When the graph is missing or refused.
-    pub fn image_encoder(&self) -> Result<ImageEncoder<'_>, RunError> {
-        Ok(ImageEncoder { session: self.prepare(GraphName::VqEncode)?, bundle: self.bundle() })
-    }
-
     /// Decodes codes `ids` `[N, T]` to images `[N, 3, H, W]`, about [−1, 1].
     ///
     /// # Errors
@@ -54,7 +38,7 @@ impl LoadedBundle<'_> {
         let system = self.bundle().system();
         let tokens = system.tokens();
         check_codes(ids, tokens, system.vocab)?;
-        let mut decoder = self.image_decoder()?;
+        let mut decoder = self.vq_decoder()?;
         let mut images = Vec::new();
         for (i, chunk) in ids.chunks(tokens * batch.max(1)).enumerate() {
             images.extend(decoder.decode(chunk)?);
@@ -76,14 +60,22 @@ impl LoadedBundle<'_> {
         Ok(VqDecoder { session, tokens: system.tokens(), vocab: system.vocab })
     }
 
+    /// Prepares to turn images into codes as they come.
+    ///
+    /// # Errors
+    /// As [`vq_decoder`](Self::vq_decoder).
+    pub fn vq_encoder(&self) -> Result<VqEncoder, RunError> {
+        Ok(VqEncoder { session: self.prepare(GraphName::VqEncode)?, size: self.bundle().system().image_size })
+    }
+
     /// Encodes images `[N, 3, H, W]` in [−1, 1] to codes `[N, T]`.
     ///
     /// # Errors
     /// See [`RunError`].
     pub fn codes(&self, images: &[f32], batch: usize, progress: Progress<'_>) -> Result<Vec<i64>, RunError> {
-        let len = image_len(self.bundle());
-        check_values(self.bundle(), images)?;
-        let mut encoder = self.image_encoder()?;
+        let len = image_len(self.bundle().system().image_size);
+        check_values(images, len)?;
+        let mut encoder = self.vq_encoder()?;
         let mut codes = Vec::new();
         for (i, chunk) in images.chunks(len * batch.max(1)).enumerate() {
             codes.extend(encoder.encode(chunk)?);
@@ -96,50 +88,30 @@ impl LoadedBundle<'_> {
     }
 }
 
-/// Codes to images, some at a time: see [`LoadedBundle::image_decoder`].
-pub struct ImageDecoder<'a> {
-    decoder: VqDecoder,
-    bundle: &'a Bundle,
-}
-
-impl ImageDecoder<'_> {
-    /// Images `[n, 3, H, W]`, about [−1, 1], of codes `[n, T]`, in one call of the graph.
-    ///
-    /// # Errors
-    /// See [`RunError`].
-    pub fn decode(&mut self, ids: &[i64]) -> Result<Vec<f32>, RunError> {
-        let images = self.decoder.decode(ids)?;
-        self.bundle.unchanged()?;
-        Ok(images)
-    }
-}
-
-/// Images to codes, some at a time: see [`LoadedBundle::image_encoder`].
-pub struct ImageEncoder<'a> {
+/// The tokenizer's encoder, prepared: see [`LoadedBundle::vq_encoder`]. What it gives counts as that of [`VqDecoder`].
+pub struct VqEncoder {
     session: Box<dyn Session>,
-    bundle: &'a Bundle,
+    size: usize,
 }
 
-impl ImageEncoder<'_> {
+impl VqEncoder {
     /// Codes `[n, T]` of images `[n, 3, H, W]` in [−1, 1], in one call of the graph.
     ///
     /// # Errors
-    /// See [`RunError`].
+    /// When the values are no whole images; when the engine fails, or gives what are no codes.
     pub fn encode(&mut self, images: &[f32]) -> Result<Vec<i64>, RunError> {
-        check_values(self.bundle, images)?;
-        let size = self.bundle.system().image_size;
-        let view = TensorView::f32([images.len() / image_len(self.bundle), 3, size, size], images);
+        let (size, len) = (self.size, image_len(self.size));
+        check_values(images, len)?;
+        let view = TensorView::f32([images.len() / len, 3, size, size], images);
         let TensorData::I64(codes) = run_one(self.session.as_mut(), "image", view)? else {
             return Err(wrong_type(GraphName::VqEncode, "tokens").into());
         };
-        self.bundle.unchanged()?;
         Ok(codes)
     }
 }
 
-/// Values of an image.
-fn image_len(bundle: &Bundle) -> usize {
-    let size = bundle.system().image_size;
+/// Values of an image of that side.
+fn image_len(size: usize) -> usize {
     3 * size * size
 }
 
@@ -153,8 +125,7 @@ fn check_codes(ids: &[i64], tokens: usize, vocab: usize) -> Result<(), RunError>
 }
 
 /// Values of whole images.
-fn check_values(bundle: &Bundle, images: &[f32]) -> Result<(), RunError> {
-    let image = image_len(bundle);
+fn check_values(images: &[f32], image: usize) -> Result<(), RunError> {
     match images.len().is_multiple_of(image) {
         true => Ok(()),
         false => Err(RequestError::Partial { what: "values", found: images.len(), image }.into()),

@@ -20,7 +20,8 @@ use claim::Claim;
 use lock::is_ours;
 pub(crate) use lock::{Lock, PART, PREFIX, try_lock};
 pub use place::{Meeting, Place};
-use rename::{Identity, keep_beside, put, sync_folder, sync_tree};
+pub(crate) use rename::sync_folder;
+use rename::{Identity, keep_beside, put, sync_tree};
 
 /// Why an output could not be prepared, or not be put in its place.
 #[derive(Debug, thiserror::Error)]

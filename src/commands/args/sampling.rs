@@ -7,7 +7,7 @@ use crate::generate::DecodeOptions;
 use crate::generate::sampler::{Method, SamplerOptions};
 
 /// More images than this in one run are a typing error.
-pub(crate) const MAX_IMAGES: u64 = 10_000_000;
+pub const MAX_IMAGES: u64 = 10_000_000;
 
 /// Guidance and seed, for all that draws.
 #[derive(Debug, Clone, Args)]

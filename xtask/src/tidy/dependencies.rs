@@ -28,7 +28,7 @@ const LAYERS: &[&[&str]] = &[
     &[EVERY_ENGINE],
     &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],
     &["dpar-export-bundle"],
-    &["dpar-export-trt", "dpar-export-decode"],
+    &["dpar-export-trt", "dpar-export-decode", "dpar-export-doctor"],
     &["dpar-export-compare", "dpar-export-bench"],
     &["dpar-export-evaluate"],
     &["dpar-export"],

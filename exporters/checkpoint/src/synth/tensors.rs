@@ -85,13 +85,17 @@ impl Tensors {
         to: &Utf8Path,
         progress: &mut dyn FnMut() -> bool,
     ) -> Result<(), CheckpointError> {
+        let io = |e| CheckpointError::io(to, e);
+        // What writes it makes a temporary file of it, which is private: it gets the mode of any new file.
+        let mode = fs_err::File::create(to).and_then(|f| f.metadata()).map_err(io)?.permissions();
         let (progress, stopped) = (RefCell::new(progress), Cell::new(false));
         let asked = |tensor| Asked { tensor, progress: &progress, stopped: &stopped };
         let views = self.tensors.iter().map(|(name, tensor)| (name, asked(tensor)));
         safetensors::serialize_to_file(views, None, to.as_std_path()).map_err(|e| match e {
-            safetensors::SafeTensorError::IoError(e) => CheckpointError::io(to, e),
+            safetensors::SafeTensorError::IoError(e) => io(e),
             other => CheckpointError::in_file(ErrorKind::Synth(other.to_string()), to),
         })?;
+        fs_err::set_permissions(to, mode).map_err(io)?;
         match stopped.get() {
             true => Err(ErrorKind::Interrupted.into()),
             false => Ok(()),

@@ -126,3 +126,15 @@ fn no_two_seeds_make_the_same_weights() {
         assert!(weights(seed) != first, "{seed}");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn its_files_have_the_mode_of_any_new_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Utf8Path::from_path(folder.path()).unwrap();
+    small(&[1]).write(folder, &mut |_| true).unwrap();
+    fs_err::write(folder.join("new"), "").unwrap();
+    let mode = |name: &str| fs_err::metadata(folder.join(name)).unwrap().permissions().mode();
+    assert_eq!(mode("llamagen/checkpoints/final/model.safetensors"), mode("new"));
+}

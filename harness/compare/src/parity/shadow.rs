@@ -34,9 +34,11 @@ impl Output {
 /// What two outputs on the same inputs may differ by.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    output: Limit,
-    /// The same of the tokenizer's pictures.
-    picture: Limit,
+    numbers: Numbers,
+    /// What the two compute with.
+    kinds: [ArithmeticKind; 2],
+    /// The part of what two engines may differ by.
+    part: f64,
     /// Share of codes.
     pub(crate) codes: Limit,
 }
@@ -44,25 +46,27 @@ pub(crate) struct Limits {
 impl Limits {
     /// Of two engines that compute graphs of this precision so.
     pub(crate) fn new(numbers: Numbers, kinds: [ArithmeticKind; 2]) -> Self {
-        let rounding = Rounding::engines(numbers);
-        let picture =
-            kinds.map(|kind| Rounding::between(Precision::Fp32, numbers, kind).limit(Quantity::Picture));
-        Self {
-            output: rounding.limit(Quantity::Output),
-            picture: picture[0].max(picture[1]),
-            codes: rounding.limit(Quantity::CodeShare),
-        }
+        let codes = Rounding::engines(numbers).limit(Quantity::CodeShare);
+        Self { numbers, kinds, part: 1.0, codes }
     }
 
     /// The same for two bundles on one engine.
     pub(crate) fn on_one_engine(self) -> Self {
-        let [output, picture] = [self.output, self.picture].map(|limit| limit.scaled(SAME_ENGINE));
-        Self { output, picture, ..self }
+        Self { part: SAME_ENGINE, ..self }
     }
 
-    /// Of the floats of this graph.
+    /// Of the floats of this graph, whose own weights count: those of others are in its inputs, which are the same.
     pub(crate) fn of(&self, graph: &str) -> Limit {
-        if GraphName::VqDecode == *graph { self.picture } else { self.output }
+        let numbers = self.numbers.of_graph(graph);
+        let limit = match GraphName::VqDecode == *graph {
+            true => {
+                let picture =
+                    |kind| Rounding::between(Precision::Fp32, numbers, kind).limit(Quantity::Picture);
+                picture(self.kinds[0]).max(picture(self.kinds[1]))
+            }
+            false => Rounding::engines(numbers).limit(Quantity::Output),
+        };
+        limit.scaled(self.part)
     }
 }
 

@@ -5,6 +5,7 @@ use dpar_export_decode::generate::{TeacherForced, shift_entropy};
 use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
 use dpar_export_metrics::{MARGIN_FRACTION, equivalence, mean_and_standard_error};
 
+use super::recorded_streams::ReferenceStreams;
 use crate::CompareError;
 use crate::check::{Check, CheckId, Differences};
 use crate::decision::{Decision, Observed, Widths, starts};
@@ -24,13 +25,14 @@ pub(super) fn not_given() -> [Check; 3] {
 /// When the engine fails, or the caller asked to stop.
 pub(super) fn given_streams(
     runtime: &LoadedBundle<'_>,
-    (tokens, recorded, recorded_lengths): (&[i64], &[f32], &[Vec<usize>]),
+    reference: &ReferenceStreams,
     n: usize,
     (batch, rounding): (usize, Rounding),
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, CompareError> {
     let system = runtime.bundle().system();
     let (t, rule) = (system.tokens(), &system.patch_rule);
+    let (tokens, recorded) = (reference.tokens()?, reference.entropies()?.unwrap_or_default());
     let mut teacher = TeacherForced::prepare(system, &mut |name| runtime.prepare_cached(name))?;
     let mut differences = Differences::default();
     let (mut apart, mut steps) = (Vec::new(), [Vec::new(), Vec::new()]);
@@ -43,8 +45,8 @@ pub(super) fn given_streams(
             let (theirs, own) = (&recorded[image * t..(image + 1) * t], shift_entropy(next));
             // Column 0 is NaN on both sides.
             differences.add(&theirs[1..], &own[1..]);
-            let (lengths, found) = (&recorded_lengths[image], rule.lengths(t, &own));
-            let (r, f) = (starts(lengths), starts(&found));
+            let (lengths, found) = (reference.lengths(image)?, rule.lengths(t, &own));
+            let (r, f) = (starts(&lengths), starts(&found));
             let at = (0..t).find(|slot| r.get(*slot) != f.get(*slot));
             let alike = theirs.iter().zip(&own).take(at.unwrap_or(t));
             let errors = alike.map(|(a, b)| f64::from((a - b).abs())).filter(|e| !e.is_nan());

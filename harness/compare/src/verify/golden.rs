@@ -388,7 +388,8 @@ impl<'a> GoldenCheck<'a> {
             let margin = &mut |slot: usize, _| stream.margin.get(slot).map(|m| f64::from(*m));
             flips.extend(first_apart(rule, &widths, (i, kind), [&recorded, &stream.into()], margin));
         }
-        judge_by_logits(self.runtime, &mut flips, &streams, (options, &widths), progress)?;
+        let stream_of = |image: usize| streams.get(image);
+        judge_by_logits(self.runtime, &mut flips, &stream_of, (options, &widths), progress)?;
         Ok((flips, streams))
     }
 
@@ -418,7 +419,7 @@ impl<'a> GoldenCheck<'a> {
         let n = ids.shape()[0];
         let shape = [Some(n), Some(size), Some(size), Some(3)];
         let (ids, t, image) = (flat(&ids), self.tokens(), 3 * size * size);
-        let mut decoder = self.runtime.image_decoder()?;
+        let mut decoder = self.runtime.vq_decoder()?;
         let (mut worst, mut count, mut done) = (0, 0, 0);
         self.file.u8_rows("greedy_image_u8", &shape, self.batch, &mut |reference| {
             let rows = reference.len() / image;
@@ -449,7 +450,7 @@ impl<'a> GoldenCheck<'a> {
         let shape = [None, Some(3), Some(size), Some(size)];
         let (n, t) = (self.file.fitting("encode_image", &shape)?.shape[0], self.tokens());
         let reference = flat(&self.file.i64("encode_codes", &[Some(n), Some(t)])?);
-        let (mut encoder, mut found) = (self.runtime.image_encoder()?, Vec::new());
+        let (mut encoder, mut found) = (self.runtime.vq_encoder()?, Vec::new());
         self.file.f32_rows("encode_image", &shape, self.batch, &mut |images| {
             found.extend(encoder.encode(images)?);
             if progress(found.len() / t, n) { Ok(()) } else { Err(CompareError::from(RunError::Interrupted)) }

@@ -11,14 +11,14 @@ use crate::decision::{Decision, DecisionKind, Widths};
 /// Judges tokens again by how far the bundle is from choosing the reference's: a draw's margin is its distance to the next
 /// token of its own candidates, and the reference's token need be neither. Where top-k and top-p leave all candidates, that
 /// margin is never the larger of the two, so what it rules out stays ruled out; and tokens drawn by the running sum keep it. Each
-/// such image is followed alone: few flip, and their logits are large.
+/// such image is followed alone: few flip, and their logits are large. `stream_of` gives the stream of an image that flips.
 ///
 /// # Errors
 /// The engine's; when the caller asked to stop.
-pub(super) fn judge_by_logits(
+pub(super) fn judge_by_logits<'s>(
     runtime: &LoadedBundle<'_>,
     flips: &mut [Decision],
-    streams: &[Stream],
+    stream_of: &dyn Fn(usize) -> Option<&'s Stream>,
     (options, widths): (&DecodeOptions, &Widths),
     progress: Progress<'_>,
 ) -> Result<(), CompareError> {
@@ -30,7 +30,7 @@ pub(super) fn judge_by_logits(
     let how = ReplayOptions::new(system, options.cfg_scale, 1).until(options.cfg_interval);
     let tokens = flips.iter_mut().filter(|f| f.kind != DecisionKind::Boundary);
     for flip in tokens.filter(|f| f.near_tie || filters) {
-        let stream = &streams[flip.image];
+        let Some(stream) = stream_of(flip.image) else { continue };
         let forced = ForcedTokens { tokens: stream.tokens.clone(), labels: vec![stream.request.class] };
         let mut model = runtime.model()?;
         let replay = follow(model.as_mut(), &how, &forced, progress)?;

@@ -7,6 +7,7 @@ mod golden;
 mod logits;
 mod probes;
 mod record;
+mod recorded_streams;
 mod reference;
 mod streams;
 
@@ -26,9 +27,10 @@ pub use drawing::Drawing;
 pub use golden::{own_folder, verify_golden};
 pub use probes::probe;
 pub use record::{Golden, Recording, ReferenceProvenance, record};
+pub use recorded_streams::ReferenceStreams;
 pub use reference::{ArithmeticWord, RecordedFile, array_file, guidance_of};
 pub(crate) use reference::{conclusion, logits_shape, not_compared, open, own_columns};
-pub use streams::{ReferenceStreams, verify_streams};
+pub use streams::verify_streams;
 
 /// The whole comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -6,9 +6,7 @@
 //! [`ROWS`]; all others reach the ends of their ranges.
 
 use dpar_engine_api::{CacheForm, CachedSession, HostCache, MASKED, Tensor, TensorData, TensorView};
-use dpar_engine_conformance::{
-    ConformanceCheck, ConformanceOutcome, ConformanceVerdict, GraphCase, Tolerances,
-};
+use dpar_engine_conformance::{ConformanceCheck, ConformanceOutcome, ConformanceVerdict, GraphCase};
 use dpar_export_decode::generate::sampler::{SamplerOptions, uniform};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream, prepare_model, shift_entropy};
 use dpar_export_decode::loaded::{LoadedBundle, Progress, RunError};
@@ -28,9 +26,10 @@ const IMAGES: usize = 2;
 /// Seed of the probes' inputs.
 const SEED: u64 = 0x009D_0BE5;
 
-/// How the calls of one bundle on one engine round: at the same places, in other orders.
-fn rounding(runtime: &LoadedBundle<'_>) -> Rounding {
-    Rounding::own(runtime.bundle().manifest().numbers(), runtime.arithmetic().kind)
+/// How the calls of one bundle on one engine round: at the same places, in other orders. Of one graph, its own weights count.
+fn rounding(runtime: &LoadedBundle<'_>, graph: Option<&str>) -> Rounding {
+    let all = runtime.bundle().manifest().numbers();
+    Rounding::own(graph.map_or(all, |graph| all.of_graph(graph)), runtime.arithmetic().kind)
 }
 
 /// Runs every probe.
@@ -124,7 +123,7 @@ fn case(runtime: &LoadedBundle<'_>, spec: &GraphSpec) -> GraphCase {
         case.caps.insert("patches".to_owned(), ROWS);
     }
     case.scaled = true;
-    case.tolerances = Tolerances::from(rounding(runtime));
+    case.tolerances = rounding(runtime, Some(&spec.name)).into();
     // The patches of the whole batch stand in one list.
     case.coupled_rows = spec.input("patch_tokens").is_some();
     for port in spec.inputs.iter().filter(|p| p.dtype == DType::I64) {
@@ -178,7 +177,7 @@ fn cached(
     let whole = runtime.score(&ids, &labels, Some(&lengths), batch, progress)?;
     let next: Option<Vec<f32>> =
         whole.entropy.map(|e| e.chunks(how.tokens).flat_map(shift_entropy).collect());
-    let limit = rounding(runtime).limit(Quantity::Steps);
+    let limit = rounding(runtime, None).limit(Quantity::Steps);
     let check = |id, logits: &[f32], entropy: Option<&[f32]>, lengths: &[Vec<usize>]| {
         let mut sums = Accumulator::default();
         sums.add(logits, &steps.conditional);
@@ -241,7 +240,7 @@ fn padding(
         let alone = runtime.score(own, &labels[i..=i], Some(&lengths[i..=i]), 1, progress)?;
         sums.add(&alone.logits, logits);
     }
-    let found = sums.scaled("", rounding(runtime).limit(Quantity::Rows));
+    let found = sums.scaled("", rounding(runtime, Some(GraphName::Score.as_str())).limit(Quantity::Rows));
     let counts: Vec<usize> = lengths.iter().map(Vec::len).collect();
     let mut detail = format!("images of {counts:?} patches score alone as together");
     let mut pass = found.status == Status::Pass;

@@ -2,7 +2,7 @@
 //! told.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_files::samples::{GRID, TRACE};
+use dpar_export_files::samples::{GRID, RUN, TRACE, UNFINISHED};
 use walkdir::{DirEntry, WalkDir};
 
 use super::{EvaluateError, InputKind};
@@ -39,8 +39,14 @@ struct Search<'a> {
 /// however long, then the others by name; sub-folders likewise. With `convert`, JPEG and WebP files are images.
 ///
 /// # Errors
-/// When a picture is of another kind, a name is no UTF-8, or the folder cannot be read.
+/// When a picture is of another kind, a name is no UTF-8, or the folder cannot be read or is one that `generate` has not
+/// completed.
 pub(super) fn list(folder: &Utf8Path, recursive: bool, convert: bool) -> Result<Listing, EvaluateError> {
+    if folder.join(RUN).is_file() && folder.join(UNFINISHED).is_dir() {
+        let message = format!("{folder} is not complete: `generate --resume` has begun it");
+        let hint = "go on with the command line that began it";
+        return Err(EvaluateError::input(InputKind::Images, message, Some(hint)));
+    }
     let depth = if recursive { DEEPEST + 1 } else { 1 };
     let found = Listing { images: Vec::new(), left_out: Vec::new() };
     let mut search = Search { folder, convert, found, unread: None };

@@ -9,6 +9,7 @@ pub mod paper;
 mod reference;
 
 use dpar_engine_api::EngineInfo;
+use dpar_export_compare::CompareError;
 use dpar_export_compare::decision::Decision;
 use dpar_export_compare::tolerance::Rounding;
 use dpar_export_compare::verify::ReferenceStreams;
@@ -206,7 +207,8 @@ pub fn reproduce(
         Rounding::between(recorded.recorded(), bundle.manifest().numbers(), runtime.arithmetic().kind);
     let flips = recorded.first_flips(runtime, rounding, &streams, &mut tell)?;
     let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
-    let counted: Vec<usize> = recorded.lengths[..n].iter().map(Vec::len).collect();
+    let counted = (0..n).map(|image| Ok(recorded.lengths(image)?.len()));
+    let counted = counted.collect::<Result<Vec<usize>, CompareError>>()?;
     let labels = (0..n).filter(|i| recorded.labels[*i] != requests[*i].class).count();
 
     let (slots, sampler) = (system.tokens(), recorded.options().sampler);
@@ -318,7 +320,7 @@ fn pair(
     step: Step<'_>,
 ) -> Result<PairedActivations, EvaluateError> {
     let t = runtime.bundle().system().tokens();
-    let reference: Vec<i64> = recorded.tokens[..streams.len() * t].to_vec();
+    let reference = &recorded.tokens()?[..streams.len() * t];
     let mut other = Vec::new();
     let mut changed = Vec::new();
     for (i, (stream, row)) in streams.iter().zip(reference.chunks_exact(t)).enumerate() {
@@ -331,7 +333,7 @@ fn pair(
         let codes = Codes { runtime, ids, batch };
         collect(&codes, CHUNK, extractor, &mut |at| step(phase, at, codes.count()))
     };
-    let (reference, _) = look_at(&reference, WorkPhase::Recorded)?;
+    let (reference, _) = look_at(reference, WorkPhase::Recorded)?;
     let mut found = reference.clone();
     let (new, _) = look_at(&other, WorkPhase::Samples)?;
     let put = |to: &mut [f32], from: &[f32], count: usize| {

@@ -127,6 +127,28 @@ impl ArrayFile {
         spool.finish().map_err(disk)
     }
 
+    /// [`f32`](Self::f32), row-major in a file in `folder`, as [`i64_spooled`](Self::i64_spooled) does.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32); when the disk refuses.
+    pub fn f32_spooled(
+        &self,
+        name: &str,
+        wanted: &[Option<usize>],
+        folder: &Utf8Path,
+    ) -> Result<Spooled, ArrayError> {
+        self.fits_in(name, "float32", &[NpyType::F32, NpyType::U8])?;
+        let info = self.fitting(name, wanted)?;
+        self.take_whole(info)?;
+        let row = info.shape.get(1..).unwrap_or_default().iter().product::<usize>().max(1);
+        let disk = |e: std::io::Error| ArrayErrorKind::Io(e).in_file(folder);
+        let mut spool = Spool::create_in(folder).map_err(disk)?;
+        self.f32_rows(name, wanted, AT_ONCE.div_ceil(row), &mut |values| {
+            spool.push(Elements::F32(values)).map_err(disk)
+        })?;
+        spool.finish().map_err(disk)
+    }
+
     /// Elements of so many rows, of no more than there are.
     fn piece(&self, name: &str, rows: usize) -> Result<usize, ArrayError> {
         let shape = &self.info(name)?.shape;

@@ -203,7 +203,7 @@ pub(super) fn sync_tree(path: &Utf8Path) -> io::Result<()> {
 }
 
 /// A rename is durable once its folder is; a file system that cannot sync a folder keeps what it keeps.
-pub(super) fn sync_folder(path: &Utf8Path) {
+pub(crate) fn sync_folder(path: &Utf8Path) {
     #[cfg(unix)]
     if let Ok(folder) = std::fs::File::open(path) {
         let _ = folder.sync_all();

@@ -8,8 +8,8 @@ use dpar_engine_api::{
 };
 use serde::Serialize;
 
-use crate::bundle::Bundle;
-use crate::engines::{self, EngineOptions, TableEntry};
+use dpar_engine_table::{self as engines, EngineOptions, TableEntry};
+use dpar_export_bundle::{Bundle, EngineEntry};
 
 /// Everything that was found.
 #[derive(Debug, Serialize)]
@@ -191,7 +191,7 @@ impl EngineReport {
 impl EngineFileReport {
     fn new(
         bundle: &Bundle,
-        entry: &crate::bundle::EngineEntry,
+        entry: &EngineEntry,
         judge: fn(&BuiltFile<'_>, &Survey) -> Result<(), EngineError>,
         found: &Survey,
     ) -> Self {

@@ -1,10 +1,14 @@
 //! Folders of samples, as `generate` and `decode` write them: image by image, so that no more than one is in memory.
 
+mod resume;
+
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::arrays::{ArrayError, ArrayErrorKind, ArrayRef, Elements, ImageNpzWriter, NpzStream, Spool};
 use crate::patches::PatchSpool;
 use crate::picture::encode_png;
+
+pub use resume::{Gathered, ResumableSamples, ResumeError, SampleRun};
 
 /// All samples: `arr_0` u8 `[N, H, W, 3]`.
 pub const SAMPLES: &str = "samples.npz";
@@ -12,6 +16,15 @@ pub const SAMPLES: &str = "samples.npz";
 pub const TRACE: &str = "trace.npz";
 /// The contact sheet: no sample.
 pub const GRID: &str = "grid.png";
+/// What run a folder is of that is gone on with.
+pub const RUN: &str = "run.json";
+/// The folder in it with what is not complete.
+pub const UNFINISHED: &str = "unfinished";
+
+/// The name of an image's file.
+fn image_name(index: u64) -> String {
+    format!("{index:06}.png")
+}
 
 /// The images of a folder: `{index:06}.png`, and all of them in [`SAMPLES`], which appears when it is complete.
 #[derive(Debug)]
@@ -36,7 +49,7 @@ impl ImageFolder {
     /// # Errors
     /// When it has another size, or the disk refuses.
     pub fn push(&mut self, pixels: &[u8]) -> Result<(), ArrayError> {
-        let path = self.folder.join(format!("{:06}.png", self.npz.pushed()));
+        let path = self.folder.join(image_name(self.npz.pushed()));
         // First: it says what is wrong with the pixels.
         self.npz.push(pixels)?;
         let refused = |e: &dyn std::fmt::Display| ArrayErrorKind::Write(e.to_string()).in_file(&path);
