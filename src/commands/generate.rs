@@ -16,7 +16,7 @@ use super::args::{
     ScheduleArgs,
 };
 use super::failure::{Exit, Failure};
-use super::pixels::{SAMPLE_FOLDER, SamplePictures};
+use super::pixels::{SamplePictures, sample_folder};
 use super::printer::{Bar, Printer};
 use crate::arrays::ArrayRef;
 use crate::generate::{Batching, DecodeOptions, GraphCalls, Request, Schedule, Stream};
@@ -181,7 +181,7 @@ impl GenerateJob<'_> {
     fn at_once(&self, output: &OutputArgs, bar: &Bar<'_>) -> Result<GenerateOutcome, Failure> {
         let (runtime, n, shown) = (self.runtime, self.requests.len(), self.shown());
         let system = runtime.bundle().system();
-        let staged = output.folder(&SAMPLE_FOLDER)?;
+        let staged = sample_folder(output)?;
         let (started, mut written) = (Instant::now(), Duration::ZERO);
         let mut trace = TraceFile::create(staged.path(), n, system.tokens())?;
         let mut pictures = match self.images {

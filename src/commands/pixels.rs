@@ -11,8 +11,8 @@ use crate::arrays::{ArrayFile, Elements, NpzStream};
 use crate::bundle::Bundle;
 use crate::loaded::{LoadedBundle, RunError};
 use crate::picture::{from_u8_nhwc, resize_nchw, to_u8_nhwc};
-use crate::samples::{GRID, ImageFolder, RUN, SAMPLES, TRACE, UNFINISHED};
-use crate::staging::FolderKind;
+use crate::samples::{GRID, ImageFolder, RUN, SAMPLES, TRACE, UNFINISHED, check_idle};
+use crate::staging::{FolderKind, StagedFolder};
 use crate::tokenizer::VqDecoder;
 
 /// What `decode` and `generate` write.
@@ -24,6 +24,12 @@ pub(super) const SAMPLE_FOLDER: FolderKind = FolderKind {
         image || [TRACE, SAMPLES, GRID, RUN, UNFINISHED].contains(&name)
     },
 };
+
+/// Takes the name of a folder of samples.
+pub(super) fn sample_folder(output: &OutputArgs) -> Result<StagedFolder, Failure> {
+    check_idle(&output.output)?;
+    output.folder(&SAMPLE_FOLDER)
+}
 
 /// Tokens become images in a folder, a batch at a time: no more are in memory.
 pub(super) struct SamplePictures<'a> {
@@ -141,7 +147,7 @@ pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure
         if n == 0 {
             return Err(Failure::usage(format!("{} holds no images", file.path()), None));
         }
-        let staged = output.folder(&SAMPLE_FOLDER)?;
+        let staged = sample_folder(&output)?;
         let range = ("token", 0..system.vocab as i64);
         let ids = file.i64_spooled("tokens", &[None, Some(t)], range, staged.path())?;
         let bar = printer.progress("decoding", "images");

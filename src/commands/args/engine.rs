@@ -9,7 +9,7 @@ use super::libraries::LibraryArgs;
 use super::rule::RuleArgs;
 use super::threads::ThreadsArgs;
 use crate::bundle::Bundle;
-use crate::commands::failure::Failure;
+use crate::commands::failure::{Cause, Failure};
 use crate::commands::printer::stopped;
 use crate::device::Device;
 use crate::engines::{self, DEFAULT_ENGINE, EngineOptions, Runs};
@@ -161,8 +161,8 @@ impl OnEngine {
             f(&runtime)
         };
         let done = run();
-        if done.is_err() {
-            // A file that is damaged, or was swapped, may be why.
+        // A file that is damaged, or was swapped, may be why; who asked to stop does not wait for the hashes.
+        if done.as_ref().is_err_and(|e| e.cause != Cause::Stopped) {
             opened.unchanged()?;
         }
         done

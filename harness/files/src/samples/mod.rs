@@ -8,7 +8,7 @@ use crate::arrays::{ArrayError, ArrayErrorKind, ArrayRef, Elements, ImageNpzWrit
 use crate::patches::PatchSpool;
 use crate::picture::encode_png;
 
-pub use resume::{Gathered, ResumableSamples, ResumeError, SampleRun};
+pub use resume::{Gathered, ResumableSamples, ResumeError, SampleRun, check_idle};
 
 /// All samples: `arr_0` u8 `[N, H, W, 3]`.
 pub const SAMPLES: &str = "samples.npz";

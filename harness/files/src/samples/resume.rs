@@ -395,6 +395,19 @@ fn check_entries(folder: &Utf8Path, kind: &FolderKind) -> Result<(), ResumeError
     }
 }
 
+/// Refuses a folder that a process grows at this moment: what replaces it would take its images from it.
+///
+/// # Errors
+/// [`StagingError::Busy`].
+pub fn check_idle(folder: &Utf8Path) -> Result<(), StagingError> {
+    let path = folder.join(UNFINISHED).join(LOCK);
+    let Ok(lock) = File::options().write(true).open(&path) else { return Ok(()) };
+    match try_lock(&lock, path.as_std_path()) {
+        Lock::Taken => Err(StagingError::Busy(folder.to_owned())),
+        Lock::Held | Lock::Gone | Lock::Unknown(_) => Ok(()),
+    }
+}
+
 /// Takes the folder for this process.
 fn hold(folder: &Utf8Path, work: &Utf8Path) -> Result<File, ResumeError> {
     let path = work.join(LOCK);

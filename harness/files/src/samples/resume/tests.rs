@@ -101,6 +101,8 @@ fn what_is_of_another_run_or_damaged_or_in_use_is_refused() {
     chunk(&mut samples, 0..2);
     let busy = open(&folder).unwrap_err();
     assert!(matches!(&busy, ResumeError::Staging(StagingError::Busy(_))), "{busy}");
+    assert!(matches!(check_idle(&folder).unwrap_err(), StagingError::Busy(_)));
+    check_idle(&root.join("none")).unwrap();
     chunk(&mut samples, 2..4);
     chunk(&mut samples, 4..5);
     // An image that is another one.
@@ -108,6 +110,7 @@ fn what_is_of_another_run_or_damaged_or_in_use_is_refused() {
     let e = samples.gather(&[], 0).unwrap_err();
     assert!(matches!(&e, ResumeError::Damaged { path, .. } if path.ends_with("000001.png")), "{e}");
     drop(samples);
+    check_idle(&folder).unwrap();
     let other = ResumableSamples::open(&folder, run(r#"{"seed": 2, "batch": 2}"#), &KIND).unwrap_err();
     assert!(other.to_string().ends_with("another run: its `seed` is 1, and here 2"), "{other}");
     fs_err::remove_file(folder.join("000003.png")).unwrap();
