@@ -1,6 +1,7 @@
 //! `evaluate`: from images, or from a bundle that draws them, to `metrics.json`; resumable, in shards.
 
 mod args;
+mod emit;
 
 use camino::Utf8Path;
 use dpar_export_metrics::{Compute, Variant};
@@ -11,6 +12,8 @@ use super::failure::{Exit, Failure};
 use super::metrics::{compute, text};
 use super::paths::apart;
 use super::printer::{Phases, Printer, fixed, signed};
+use super::{COMMAND_LINE, CommandLine};
+use crate::cluster::ClusterJob;
 use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::job::{
     Drawn, Evaluation, Job, JobOptions, JobOutcome, SamplePart, SampleSource, samples_of,
@@ -18,9 +21,18 @@ use crate::evaluate::job::{
 use crate::features::ExtractorOptions;
 use crate::generate::{Batching, DecodeOptions};
 pub(crate) use args::EvaluateArgs;
+use emit::Cluster;
+
+/// What to do.
+pub(super) enum Plan {
+    /// To evaluate.
+    Run(Box<RunPlan>),
+    /// To print the job of a cluster.
+    Emit(Cluster, ClusterJob),
+}
 
 /// Samples, the network that looks at them, and the job.
-pub(super) struct Plan {
+pub(super) struct RunPlan {
     samples: SamplesPlan,
     extractor: ExtractorPlan,
     compute: Compute,
@@ -38,6 +50,14 @@ enum SamplesPlan {
 impl EvaluateArgs {
     /// Finds the samples, chooses the engines, starts the threads.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        if let Some(cluster) = self.emit {
+            let Some(CommandLine { args, .. }) = COMMAND_LINE.get() else {
+                let message =
+                    "--emit prints this command line, and there is none: the command was called by a program";
+                return Err(Failure::usage(message, Some("run it as a command line")));
+            };
+            return Ok(Plan::Emit(cluster, emit::job(args.iter().cloned(), &self.output, self.shards)?));
+        }
         let folders = [self.samples.as_ref(), Some(&self.reference)];
         if self.reading() != Reading::default() && !folders.into_iter().flatten().any(|p| p.is_dir()) {
             let message = "--convert and --recursive are for folders of images, and none is given";
@@ -72,7 +92,7 @@ impl EvaluateArgs {
             ..ExtractorOptions::default()
         };
         let beside = self.bundle.is_some();
-        Ok(Plan {
+        Ok(Plan::Run(Box::new(RunPlan {
             samples,
             compute: compute(self.engine.settings.threads)?,
             extractor: ExtractorPlan::new(
@@ -98,12 +118,20 @@ impl EvaluateArgs {
                 output: self.output,
                 compare: self.compare,
             },
-        })
+        })))
     }
 }
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
-    let Plan { samples, extractor, compute, options } = plan;
+    let RunPlan { samples, extractor, compute, options } = match plan {
+        Plan::Run(plan) => *plan,
+        Plan::Emit(cluster, job) => {
+            let (text, next) = emit::text(&job, cluster);
+            printer.raw(text.as_bytes())?;
+            tracing::warn!("{next}");
+            return Ok(Exit::Pass);
+        }
+    };
     let evaluate = |source: &SampleSource<'_>| {
         let output = options.output.clone();
         let job = Job::new(extractor.open()?, compute, options)?;

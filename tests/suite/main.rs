@@ -16,6 +16,7 @@ mod common;
 mod compare;
 mod device;
 mod doctor;
+mod emitted;
 mod engines;
 mod evaluate;
 mod evaluate_again;

@@ -7,3 +7,5 @@ mod shell;
 pub mod trt;
 pub mod trtexec;
 pub mod tuning;
+
+pub use shell::literal as shell_word;

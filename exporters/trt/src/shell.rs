@@ -15,8 +15,8 @@ pub(super) fn word(text: &str) -> String {
     }
 }
 
-/// A word in which nothing is special.
-pub(super) fn literal(text: &str) -> String {
+/// A word of a POSIX shell command in which nothing is special.
+pub fn literal(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./".contains(c);
     match !text.is_empty() && text.chars().all(plain) {
         true => text.to_owned(),

@@ -1,5 +1,6 @@
 //! Metrics of images: activations, reports with their protocol, reference runs made again.
 
+pub mod cluster;
 mod error;
 pub mod evaluate;
 pub mod features;

@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 use clap::{Arg, Args, ValueEnum};
 
+use super::emit::Cluster;
 use crate::commands::args::{
     EngineArgs, ExtractorEngineArgs, MAX_IMAGES, ProtocolArgs, RULE, ResizeArgs, RuleArgs, SAMPLING,
     SamplingArgs, ScheduleArgs, is_schedule,
@@ -64,6 +65,13 @@ pub(crate) struct EvaluateArgs {
     /// equivalent, 1 different, 4 inconclusive)
     #[arg(long, value_name = "OTHER/metrics.json", conflicts_with = "shard")]
     pub(super) compare: Option<Utf8PathBuf>,
+    /// Write nothing and run nothing: print the job of a cluster that does this in --shards parts, and then merges them. Output goes to
+    /// part-1, part-2 ... and merged in --output
+    #[arg(long, value_enum, value_name = "CLUSTER", conflicts_with_all = ["resume", "shard", "merge", "compare"])]
+    pub(super) emit: Option<Cluster>,
+    /// Parts of --emit
+    #[arg(long, value_name = "N", default_value = "8", requires = "emit", value_parser = clap::value_parser!(u16).range(2..=10_000))]
+    pub(super) shards: u16,
     /// Images between two savings of the state
     #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(super) chunk: u16,
