@@ -8,6 +8,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use dpar_engine_api::CacheForm;
+use dpar_export_args::stop::stopped;
 use dpar_export_bench::{
     BenchReport, Case, Change, Comparison, Machine, Measurement, Phase, compare, measure, page,
 };
@@ -16,7 +17,7 @@ use dpar_export_spec::RuleChange;
 
 use super::args::{DrawArgs, EnginesArgs, EnginesPlan, OptionalOutputArgs, ScheduleArgs};
 use super::failure::{Exit, Failure};
-use super::printer::{Printer, Text, stopped, table};
+use super::printer::{Printer, Text, table};
 use super::verify::word;
 use super::{COMMAND_LINE, CommandLine};
 use crate::bundle::Bundle;

@@ -8,24 +8,10 @@ use dpar_export_metrics::Resize;
 use dpar_export_spec::{ComponentKind, Precision};
 use serde_json::json;
 
-use super::args::{Component, ComponentArgs, ExportArgs, Target};
+use super::args::{Component, ExportArgs, Target};
 use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::bundle::{ExtractorSpec, ForeignExtractor, Manifest, Normalise, write_extractor, write_features};
-
-impl ComponentArgs {
-    fn normalise(&self) -> Result<Option<Normalise>, Failure> {
-        let three = |values: &[f32]| match values {
-            [v] => Ok([*v; 3]),
-            [r, g, b] => Ok([*r, *g, *b]),
-            _ => Err(Failure::usage("--mean and --std take one number or three", None)),
-        };
-        if self.mean.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(Normalise { mean: three(&self.mean)?, std: three(&self.std)? }))
-    }
-}
 
 /// A network to export.
 pub(super) struct Plan {

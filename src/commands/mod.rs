@@ -1,17 +1,14 @@
 //! The commands: the only part that prints or exits.
 
-mod args;
 mod attest;
 mod bench;
 mod bisect;
 mod bus;
-mod cause;
 mod cli;
 mod component;
 mod doctor;
 mod evaluate;
 mod export;
-pub mod failure;
 mod generate;
 mod inspect;
 mod metrics;
@@ -38,9 +35,12 @@ use crate::engines;
 pub use args::MAX_IMAGES;
 use args::TalkArgs;
 use cli::{Cli, Command};
+pub use dpar_export_args::failure;
+use dpar_export_args::stop::STOP;
+use dpar_export_args::{args, cause};
 use failure::{Exit, Failure};
 pub use printer::Host;
-use printer::{LogWriter, Printer, STOP, refused};
+use printer::{LogWriter, Printer, refused};
 pub use reference::GOLDEN_FOLDER;
 
 /// Names of the subcommands, in the order of the help.

@@ -8,24 +8,16 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::ops::AddAssign;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
+use dpar_export_args::stop::stopped;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::Failure;
 use crate::WorkPhase;
 use dpar_export_spec::escape::{visible, visible_json};
-
-/// Set by Ctrl-C; long work asks for it.
-pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Whether the user asked to stop.
-pub(crate) fn stopped() -> bool {
-    STOP.load(Ordering::Relaxed)
-}
 
 /// A program that calls commands: it gets what they would print, and is asked whether they shall go on.
 pub trait Host {

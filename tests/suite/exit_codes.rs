@@ -1,5 +1,5 @@
 //! Exit codes: what is wrong with a bundle or a setting is never "not available", and a graph that runs wrong fails a
-//! comparison. The table of all error kinds has its tests beside it, in `src/commands/cause.rs`.
+//! comparison. The table of all error kinds has its tests beside it, in `harness/args/src/cause.rs`.
 
 use std::process::{Command, Stdio};
 

@@ -31,6 +31,7 @@ const LAYERS: &[&[&str]] = &[
     &["dpar-export-trt", "dpar-export-decode", "dpar-export-doctor"],
     &["dpar-export-compare", "dpar-export-bench"],
     &["dpar-export-evaluate"],
+    &["dpar-export-args"],
     &["dpar-export"],
     &["dpar-export-python", "xtask"],
 ];

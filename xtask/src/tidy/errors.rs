@@ -12,9 +12,9 @@ const PARSING: &[(&str, &str)] = &[
     ("exporters/checkpoint/src/tree.rs", "interpolations in a configuration"),
     ("exporters/inputs/src/memory.rs", "an amount of memory"),
     ("exporters/spec/src/quantize.rs", "kinds of weights on the command line"),
-    ("src/commands/args/component.rs", "a way to resize"),
-    ("src/commands/args/rule.rs", "a number on the command line"),
-    ("src/commands/args/sampling.rs", "numbers on the command line"),
+    ("harness/args/src/args/component.rs", "a way to resize"),
+    ("harness/args/src/args/rule.rs", "a number on the command line"),
+    ("harness/args/src/args/sampling.rs", "numbers on the command line"),
     ("src/commands/bench.rs", "a case on the command line"),
     ("src/commands/evaluate/args.rs", "a shard on the command line"),
 ];

@@ -9,7 +9,7 @@ use super::rule::RuleArgs;
 /// Where the parts of a checkpoint are.
 #[derive(Debug, Args)]
 #[command(mut_args(of_an_export))]
-pub(crate) struct CheckpointArgs {
+pub struct CheckpointArgs {
     /// Entropy model: experiment folder or weight file [default: the path in config.yaml]
     #[arg(long, value_name = "DIR", help_heading = "Checkpoint")]
     entropy: Option<Utf8PathBuf>,
@@ -49,7 +49,7 @@ fn of_an_export(arg: Arg) -> Arg {
 
 impl CheckpointArgs {
     /// For the reader.
-    pub(crate) fn options(&self) -> LoadOptions {
+    pub fn options(&self) -> LoadOptions {
         LoadOptions {
             entropy: self.entropy.clone(),
             vq: self.vq.clone(),
@@ -62,12 +62,12 @@ impl CheckpointArgs {
     }
 
     /// Whether any was given.
-    pub(crate) fn any(&self) -> bool {
+    pub fn any(&self) -> bool {
         self.any_but_map() || self.map.is_some()
     }
 
     /// Whether any but the rename rules was given.
-    pub(crate) fn any_but_map(&self) -> bool {
+    pub fn any_but_map(&self) -> bool {
         self.epoch.is_some()
             || !self.rule.change().is_empty()
             || self.weights.is_some()
@@ -75,7 +75,7 @@ impl CheckpointArgs {
     }
 
     /// The rename rules.
-    pub(crate) fn map(&self) -> Option<&Utf8Path> {
+    pub fn map(&self) -> Option<&Utf8Path> {
         self.map.as_deref()
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::commands::failure::Failure;
+use crate::failure::Failure;
 use crate::generate::DecodeOptions;
 use crate::generate::sampler::{Method, SamplerOptions};
 
@@ -11,18 +11,18 @@ pub const MAX_IMAGES: u64 = 10_000_000;
 
 /// Guidance and seed, for all that draws.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct DrawArgs {
+pub struct DrawArgs {
     /// Guidance scale; guidance runs above 1
     #[arg(long, value_name = "S", default_value = "1.0", value_parser = guidance, allow_negative_numbers = true, help_heading = "Sampling")]
-    pub(crate) cfg_scale: f32,
+    pub cfg_scale: f32,
     /// Seed; image i depends on (seed, i) alone
     #[arg(long, value_name = "K", default_value = "0", help_heading = "Sampling")]
-    pub(crate) seed: u64,
+    pub seed: u64,
 }
 
 /// How a random number picks a token.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct SamplerArgs {
+pub struct SamplerArgs {
     /// How a random number picks a token
     #[arg(long, value_enum, value_name = "METHOD", default_value = "gumbel", help_heading = "Sampling")]
     sampler: SamplerWord,
@@ -31,7 +31,7 @@ pub(crate) struct SamplerArgs {
 /// All that can be said of a draw.
 #[derive(Debug, Clone, Args)]
 #[command(mut_arg("sampler", |a| a.conflicts_with("greedy")))]
-pub(crate) struct SamplingArgs {
+pub struct SamplingArgs {
     #[command(flatten)]
     draw: DrawArgs,
     /// Guide only up to this decode index (LlamaGen's cfg_interval; slot t has index t − 1; -1 = always)
@@ -60,7 +60,7 @@ pub(crate) struct SamplingArgs {
 }
 
 /// The options of [`SamplingArgs`], by their names in the parser.
-pub(crate) const SAMPLING: [&str; 8] =
+pub const SAMPLING: [&str; 8] =
     ["cfg_scale", "seed", "cfg_interval", "greedy", "sampler", "temperature", "top_k", "top_p"];
 
 /// A method of sampling, as `--sampler` has it.
@@ -77,7 +77,7 @@ type Interval = Option<usize>;
 
 impl SamplerArgs {
     /// As the decoding loop has it.
-    pub(crate) fn method(&self) -> Method {
+    pub fn method(&self) -> Method {
         match self.sampler {
             SamplerWord::Cdf => Method::Cdf,
             SamplerWord::Gumbel => Method::Gumbel,
@@ -87,7 +87,7 @@ impl SamplerArgs {
 
 impl SamplingArgs {
     /// As the decoding loop has it.
-    pub(crate) fn resolve(&self) -> Result<DecodeOptions, Failure> {
+    pub fn resolve(&self) -> Result<DecodeOptions, Failure> {
         let sampler = SamplerOptions {
             method: self.sampler.method(),
             temperature: self.temperature,

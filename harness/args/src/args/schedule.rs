@@ -7,15 +7,15 @@ use crate::generate::Schedule;
 
 /// How images are decoded together; what is drawn does not depend on it.
 #[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct ScheduleArgs {
+pub struct ScheduleArgs {
     /// Which images of a batch advance together: all token by token, all patch by patch, or patch by patch with the next image
     /// in the place of one that is done; streams are the same
     #[arg(long, value_name = "WORD", default_value = Schedule::default().as_str(), value_parser = words(), help_heading = "Engine")]
-    pub(crate) schedule: Schedule,
+    pub schedule: Schedule,
 }
 
 /// The option of [`ScheduleArgs`] in the parser.
-pub(crate) fn is_schedule(arg: &Arg) -> bool {
+pub fn is_schedule(arg: &Arg) -> bool {
     arg.get_id() == "schedule"
 }
 

@@ -4,7 +4,7 @@ use clap::Args;
 
 /// Threads of an engine, or of the metrics.
 #[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct ThreadsArgs {
+pub struct ThreadsArgs {
     /// Threads of one run [default: the engine's choice]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Engine")]
     threads: Option<u16>,
@@ -12,12 +12,12 @@ pub(crate) struct ThreadsArgs {
 
 impl ThreadsArgs {
     /// The number that was asked for.
-    pub(crate) fn given(self) -> Option<usize> {
+    pub fn given(self) -> Option<usize> {
         self.threads.map(usize::from)
     }
 
     /// The number that was asked for, or as many as the machine has.
-    pub(crate) fn or_all(self) -> usize {
+    pub fn or_all(self) -> usize {
         let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         self.given().unwrap_or_else(all)
     }

@@ -5,7 +5,7 @@ use clap::Args;
 
 /// What a command runs, or looks at.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct BundleArgs {
+pub struct BundleArgs {
     /// Bundle folder
-    pub(crate) bundle: Utf8PathBuf,
+    pub bundle: Utf8PathBuf,
 }

@@ -4,11 +4,11 @@ use clap::Args;
 use dpar_export_inputs::limits;
 
 use crate::arrays::ArrayFile;
-use crate::commands::failure::Failure;
+use crate::failure::Failure;
 
 /// A limit that can be raised.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct ManyArgs {
+pub struct ManyArgs {
     /// Most images that are taken from a file
     #[arg(long, value_name = "N", default_value_t = limits::IMAGES, help_heading = "Limits")]
     max_images: u64,
@@ -16,7 +16,7 @@ pub(crate) struct ManyArgs {
 
 impl ManyArgs {
     /// Refuses an array with more rows, before it is read.
-    pub(crate) fn check(&self, file: &ArrayFile, array: &str) -> Result<(), Failure> {
+    pub fn check(&self, file: &ArrayFile, array: &str) -> Result<(), Failure> {
         let images = file.info(array)?.shape.first().copied().unwrap_or(0) as u64;
         if images <= self.max_images {
             return Ok(());

@@ -3,11 +3,11 @@
 use clap::{Args, ValueEnum};
 use dpar_export_spec::Precision;
 
-use crate::commands::failure::Failure;
+use crate::failure::Failure;
 
 /// Arithmetic of the graphs.
 #[derive(Debug, Args)]
-pub(crate) struct PrecisionArgs {
+pub struct PrecisionArgs {
     /// Type of weights, matrix products and KV caches in the graphs [default: fp32; of a bundle: its own]
     #[arg(long, value_enum, value_name = "PRECISION")]
     precision: Option<Word>,
@@ -39,7 +39,7 @@ impl PrecisionArgs {
     ///
     /// # Errors
     /// When a switch of weakly typed builders was given: it would say something else than the graph.
-    pub(crate) fn asked(&self) -> Result<Option<Precision>, Failure> {
+    pub fn asked(&self) -> Result<Option<Precision>, Failure> {
         let halves = [(self.fp16, "fp16"), (self.bf16, "bf16")];
         if let Some((_, word)) = halves.iter().find(|(given, _)| *given) {
             let hint = format!("export the graphs so: --precision {word}");

@@ -10,7 +10,7 @@ use crate::targets::plan::{TrtPlan, TuneFor};
 /// How TensorRT engines are built.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TensorRT", mut_arg("trt_lib", |a| a.help_heading("TensorRT")))]
-pub(crate) struct TrtArgs {
+pub struct TrtArgs {
     #[command(flatten)]
     library: TrtLibraryArgs,
     /// Optimization profile, may be repeated: `default` (the ranges of the manifest), `decode` (one new slot a step), or
@@ -56,7 +56,7 @@ pub(crate) struct TrtArgs {
     /// Write the same builds as command lines of tensorrt_rtx, trtexec and Polygraphy (trt/trtexec.sh) and build nothing;
     /// needs no TensorRT
     #[arg(long)]
-    pub(crate) emit_trtexec: bool,
+    pub emit_trtexec: bool,
     /// Not there in TensorRT-RTX: says why, and what to use
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     timing_cache: Option<Utf8PathBuf>,
@@ -70,7 +70,7 @@ pub(crate) struct TrtArgs {
 
 impl TrtArgs {
     /// Whether any was given.
-    pub(crate) fn any(&self) -> bool {
+    pub fn any(&self) -> bool {
         let lists =
             [&self.profile, &self.min_shapes, &self.opt_shapes, &self.max_shapes, &self.compute_capability];
         let paths = [&self.library.trt_lib, &self.calibrate_from, &self.engine_cache, &self.timing_cache];
@@ -85,7 +85,7 @@ impl TrtArgs {
     }
 
     /// Options that users of other builders know and that cannot be met: why, and what to do instead.
-    pub(crate) fn refused(&self) -> Option<(&'static str, &'static str)> {
+    pub fn refused(&self) -> Option<(&'static str, &'static str)> {
         if self.timing_cache.is_some() {
             return Some((
                 "--timing-cache: TensorRT-RTX has none. It times nothing while it builds (its header calls the timing \
@@ -111,7 +111,7 @@ impl TrtArgs {
     }
 
     /// What to build.
-    pub(crate) fn plan(&self) -> TrtPlan {
+    pub fn plan(&self) -> TrtPlan {
         TrtPlan {
             library_dir: self.library.trt_lib.clone(),
             profiles: self.profile.clone(),

@@ -5,16 +5,16 @@ use clap::Args;
 use dpar_engine_api::Engine;
 
 use super::engine::EngineArgs;
-use crate::commands::failure::Failure;
 use crate::engines::{self, EngineOptions, Runs};
+use crate::failure::Failure;
 use crate::features::{ExtractorOptions, FeatureExtractor};
 
 /// What looks at images.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct ExtractorEngineArgs {
+pub struct ExtractorEngineArgs {
     /// Engine of the extractor; it runs on --device where it is the engine of the bundle too, or there is no bundle
     #[arg(long, value_name = "ENGINE", value_parser = extractor_engines(), help_heading = "Engine")]
-    pub(crate) extractor_engine: Option<String>,
+    pub extractor_engine: Option<String>,
 }
 
 /// Those that run graphs: nothing is built for extractors.
@@ -23,7 +23,7 @@ fn extractor_engines() -> clap::builder::PossibleValuesParser {
 }
 
 /// A feature network, and the engine that was chosen for it.
-pub(crate) struct ExtractorPlan {
+pub struct ExtractorPlan {
     path: Utf8PathBuf,
     engine: Box<dyn Engine>,
     options: ExtractorOptions,
@@ -32,7 +32,7 @@ pub(crate) struct ExtractorPlan {
 impl ExtractorPlan {
     /// A network on the engine `name`, alone or beside the bundles that `--engine` runs: what is theirs it is not told, and
     /// the device only where it is the same engine.
-    pub(crate) fn new(
+    pub fn new(
         path: &Utf8Path,
         name: &str,
         engine: &EngineArgs,
@@ -54,7 +54,7 @@ impl ExtractorPlan {
     }
 
     /// Opens it.
-    pub(crate) fn open(self) -> Result<FeatureExtractor, Failure> {
+    pub fn open(self) -> Result<FeatureExtractor, Failure> {
         Ok(FeatureExtractor::open(&self.path, self.engine, &self.options)?)
     }
 }

@@ -3,45 +3,45 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 
-use crate::commands::failure::Failure;
+use crate::failure::Failure;
 use crate::staging::{FolderKind, StagedFile, StagedFolder};
 
 /// A file or folder that a command writes.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct OutputArgs {
+pub struct OutputArgs {
     /// Output folder
     #[arg(short, long, value_name = "DIR")]
-    pub(crate) output: Utf8PathBuf,
+    pub output: Utf8PathBuf,
     #[command(flatten)]
-    pub(crate) replace: ReplaceArgs,
+    pub replace: ReplaceArgs,
 }
 
 /// A file or folder that a command writes if one is named, or else at a place that follows from its input.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct OptionalOutputArgs {
+pub struct OptionalOutputArgs {
     /// Output folder
     #[arg(short, long, value_name = "DIR")]
-    pub(crate) output: Option<Utf8PathBuf>,
+    pub output: Option<Utf8PathBuf>,
     #[command(flatten)]
-    pub(crate) replace: ReplaceArgs,
+    pub replace: ReplaceArgs,
 }
 
 /// What happens to an earlier result.
 #[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct ReplaceArgs {
+pub struct ReplaceArgs {
     /// Replace an earlier output of this tool
     #[arg(long)]
-    pub(crate) force: bool,
+    pub force: bool,
 }
 
 impl OutputArgs {
     /// Takes the name of a folder.
-    pub(crate) fn folder(&self, kind: &FolderKind) -> Result<StagedFolder, Failure> {
+    pub fn folder(&self, kind: &FolderKind) -> Result<StagedFolder, Failure> {
         Ok(StagedFolder::create(&self.output, self.replace.force, kind)?)
     }
 
     /// Takes the name of an array file, which must end in `.npz`.
-    pub(crate) fn array_file(&self) -> Result<ArrayOutput, Failure> {
+    pub fn array_file(&self) -> Result<ArrayOutput, Failure> {
         if self.output.extension() != Some("npz") {
             return Err(Failure::usage(format!("{} does not end in .npz", self.output), None));
         }
@@ -53,20 +53,20 @@ impl OutputArgs {
 }
 
 /// An array file whose name is taken.
-pub(crate) struct ArrayOutput {
+pub struct ArrayOutput {
     /// As it was given.
-    pub(crate) name: Utf8PathBuf,
+    pub name: Utf8PathBuf,
     file: StagedFile,
 }
 
 impl ArrayOutput {
     /// Where to write it.
-    pub(crate) fn path(&self) -> &Utf8Path {
+    pub fn path(&self) -> &Utf8Path {
         self.file.path()
     }
 
     /// It is whole.
-    pub(crate) fn commit(self) -> Result<(), Failure> {
+    pub fn commit(self) -> Result<(), Failure> {
         Ok(self.file.commit()?)
     }
 }

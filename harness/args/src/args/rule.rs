@@ -5,7 +5,7 @@ use dpar_export_spec::RuleChange;
 
 /// Numbers of the patch rule that are not the exported ones, or at export not the configuration's.
 #[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct RuleArgs {
+pub struct RuleArgs {
     /// Entropy in nats above which a token opens a patch; larger ones make fewer steps [default: as exported]
     #[arg(
         long,
@@ -31,7 +31,7 @@ pub(crate) struct RuleArgs {
 
 impl RuleArgs {
     /// What they change.
-    pub(crate) fn change(self) -> RuleChange {
+    pub fn change(self) -> RuleChange {
         RuleChange {
             threshold: self.threshold,
             max_patch_length: self.max_patch_length.map(|n| n as usize),
@@ -41,7 +41,7 @@ impl RuleArgs {
 }
 
 /// The options of [`RuleArgs`], by their names in the parser.
-pub(crate) const RULE: [&str; 3] = ["threshold", "max_patch_length", "patch_size"];
+pub const RULE: [&str; 3] = ["threshold", "max_patch_length", "patch_size"];
 
 /// A number that is one.
 fn finite<T: std::str::FromStr + Into<f64> + Copy>(text: &str) -> Result<T, String> {

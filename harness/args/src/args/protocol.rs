@@ -5,7 +5,7 @@ use dpar_export_metrics::{KidProtocol, PrMode, Variant};
 
 /// How numbers are computed.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct ProtocolArgs {
+pub struct ProtocolArgs {
     /// Whose protocol: of the image resize and of the Inception Score [default: that of the extractor's resize; adm]
     #[arg(long, value_enum, help_heading = "Protocol")]
     variant: Option<VariantName>,
@@ -43,7 +43,7 @@ enum PrName {
 
 impl ProtocolArgs {
     /// The variant that was asked for.
-    pub(crate) fn variant(&self) -> Option<Variant> {
+    pub fn variant(&self) -> Option<Variant> {
         self.variant.map(|name| match name {
             VariantName::Adm => Variant::GuidedDiffusion,
             VariantName::TorchFidelity => Variant::TorchFidelity,
@@ -53,7 +53,7 @@ impl ProtocolArgs {
     }
 
     /// Arithmetic of Precision and Recall.
-    pub(crate) fn pr_mode(&self) -> PrMode {
+    pub fn pr_mode(&self) -> PrMode {
         match self.pr_mode {
             PrName::F32 => PrMode::F32,
             PrName::Adm => PrMode::Adm,
@@ -61,7 +61,7 @@ impl ProtocolArgs {
     }
 
     /// Subsets of KID.
-    pub(crate) fn kid(&self, seed: u64) -> KidProtocol {
+    pub fn kid(&self, seed: u64) -> KidProtocol {
         KidProtocol { subsets: self.kid_subsets as usize, size: self.kid_subset_size as usize, seed }
     }
 }

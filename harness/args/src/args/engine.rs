@@ -9,25 +9,25 @@ use super::libraries::LibraryArgs;
 use super::rule::RuleArgs;
 use super::threads::ThreadsArgs;
 use crate::bundle::Bundle;
-use crate::commands::failure::{Cause, Failure};
-use crate::commands::printer::stopped;
 use crate::device::Device;
 use crate::engines::{self, DEFAULT_ENGINE, EngineOptions, Runs};
+use crate::failure::{Cause, Failure};
 use crate::loaded::{LoadedBundle, RunError};
 use crate::parity::ParityEngine;
+use crate::stop::stopped;
 
 /// Where a bundle runs.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct EngineArgs {
+pub struct EngineArgs {
     #[arg(long, value_name = "ENGINE", value_parser = engine_names(), help_heading = "Engine",
         help = format!("{} [default: {DEFAULT_ENGINE}]", engines::help()))]
-    pub(crate) engine: Option<String>,
+    pub engine: Option<String>,
     #[command(flatten)]
-    pub(crate) settings: SettingArgs,
+    pub settings: SettingArgs,
 }
 
 /// The options of [`EngineArgs`], by their names in the parser.
-pub(crate) const ENGINE: [&str; 10] = [
+pub const ENGINE: [&str; 10] = [
     "engine",
     "threads",
     "device",
@@ -53,9 +53,9 @@ enum CacheWord {
 
 /// What engines are told. Each refuses what it does not have; of several, each takes what is its own.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct SettingArgs {
+pub struct SettingArgs {
     #[command(flatten)]
-    pub(crate) threads: ThreadsArgs,
+    pub threads: ThreadsArgs,
     #[arg(long, value_name = "DEVICE", help = engines::device_help(), help_heading = "Engine")]
     device: Option<Device>,
     #[command(flatten)]
@@ -95,7 +95,7 @@ impl SettingArgs {
     }
 
     /// Refuses how caches are kept where there are none.
-    pub(crate) fn without_caches(&self, what: &str) -> Result<(), Failure> {
+    pub fn without_caches(&self, what: &str) -> Result<(), Failure> {
         match self.caches {
             CacheWord::Auto => Ok(()),
             CacheWord::InPlace | CacheWord::Joined => {
@@ -105,24 +105,24 @@ impl SettingArgs {
     }
 
     /// Images in one call of a graph.
-    pub(crate) fn batch(&self) -> usize {
+    pub fn batch(&self) -> usize {
         usize::from(self.batch)
     }
 }
 
 impl EngineArgs {
     /// The engine that was named, or the default one.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         self.engine.as_deref().unwrap_or(DEFAULT_ENGINE)
     }
 
     /// A bundle on the engine.
-    pub(crate) fn on(&self, bundle: &Utf8Path) -> Result<OnEngine, Failure> {
+    pub fn on(&self, bundle: &Utf8Path) -> Result<OnEngine, Failure> {
         self.on_beside(bundle, &[])
     }
 
     /// A bundle on the engine, where `others` run too: what is theirs it is not told. The device is its own.
-    pub(crate) fn on_beside(&self, bundle: &Utf8Path, others: &[&str]) -> Result<OnEngine, Failure> {
+    pub fn on_beside(&self, bundle: &Utf8Path, others: &[&str]) -> Result<OnEngine, Failure> {
         let options = self.settings.options();
         let own = engines::own(self.name(), others, &options);
         let engine = engines::create(self.name(), &EngineOptions { device: options.device, ..own })?;
@@ -132,25 +132,22 @@ impl EngineArgs {
 }
 
 /// A bundle, and the engine that was chosen for it.
-pub(crate) struct OnEngine {
+pub struct OnEngine {
     bundle: Utf8PathBuf,
     rule: RuleChange,
     engine: Box<dyn Engine>,
     /// Images in one call of a graph.
-    pub(crate) batch: usize,
+    pub batch: usize,
 }
 
 impl OnEngine {
     /// With these numbers in the bundle's patch rule.
-    pub(crate) fn with_rule(self, rule: RuleArgs) -> Self {
+    pub fn with_rule(self, rule: RuleArgs) -> Self {
         Self { rule: rule.change(), ..self }
     }
 
     /// Opens the bundle (checking its hashes, also while the engine loads) and calls `f` with it on the engine.
-    pub(crate) fn run<T>(
-        self,
-        f: impl FnOnce(&LoadedBundle<'_>) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    pub fn run<T>(self, f: impl FnOnce(&LoadedBundle<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
         let opened = Bundle::open_ahead(&self.bundle)?;
         let run = || {
             let bundle = opened.clone().with_rule(&self.rule)?;
@@ -171,17 +168,17 @@ impl OnEngine {
 
 /// Engines that are compared.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct EnginesArgs {
+pub struct EnginesArgs {
     /// Engines
     #[arg(long, value_name = "E,..", value_delimiter = ',', value_parser = engine_names(), help_heading = "Engine")]
-    pub(crate) engines: Vec<String>,
+    pub engines: Vec<String>,
     #[command(flatten)]
     settings: SettingArgs,
 }
 
 impl EnginesArgs {
     /// The engines that were named, or `default`.
-    pub(crate) fn resolve(&self, default: Vec<String>) -> Result<EnginesPlan, Failure> {
+    pub fn resolve(&self, default: Vec<String>) -> Result<EnginesPlan, Failure> {
         let named = !self.engines.is_empty();
         let names = if named { self.engines.clone() } else { default };
         if let Some(twice) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
@@ -200,13 +197,13 @@ impl EnginesArgs {
 }
 
 /// Engines that are told the same.
-pub(crate) struct EnginesPlan {
+pub struct EnginesPlan {
     /// Their names, none twice.
-    pub(crate) names: Vec<String>,
+    pub names: Vec<String>,
     named: bool,
     options: EngineOptions,
     /// Images in one call of a graph.
-    pub(crate) batch: usize,
+    pub batch: usize,
 }
 
 impl EnginesPlan {
@@ -215,17 +212,17 @@ impl EnginesPlan {
     }
 
     /// Threads of one run, where they were given.
-    pub(crate) fn threads(&self) -> Option<usize> {
+    pub fn threads(&self) -> Option<usize> {
         self.options.threads
     }
 
     /// One of them.
-    pub(crate) fn create(&self, name: &str) -> Result<Box<dyn Engine>, EngineError> {
+    pub fn create(&self, name: &str) -> Result<Box<dyn Engine>, EngineError> {
         engines::create(name, &engines::own(name, &self.among(), &self.options))
     }
 
     /// All of them, for a bundle.
-    pub(crate) fn contenders(&self, bundle: &Bundle) -> Vec<ParityEngine> {
+    pub fn contenders(&self, bundle: &Bundle) -> Vec<ParityEngine> {
         let make = |name: &String| {
             let asked_for = self.named || engines::is_told(name, &self.options);
             let built_files = engines::find(name).is_some_and(|e| e.runs == Runs::BuiltFiles);
@@ -248,7 +245,7 @@ fn no_engines(name: &str) -> EngineError {
 }
 
 /// What `--engine` may be.
-pub(crate) fn engine_names() -> clap::builder::PossibleValuesParser {
+pub fn engine_names() -> clap::builder::PossibleValuesParser {
     engines::names().collect::<Vec<_>>().into()
 }
 

@@ -12,7 +12,7 @@ use super::trt::TrtArgs;
 
 /// What to export to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Target {
+pub enum Target {
     /// ONNX graphs with external weights
     Onnx,
     /// The ONNX graphs and one TensorRT engine per graph; CHECKPOINT may be a bundle
@@ -22,29 +22,29 @@ pub(crate) enum Target {
 /// Export a checkpoint.
 #[derive(Debug, Args)]
 #[command(mut_arg("output", |a| a.value_name("OUT").help("Bundle folder to write")))]
-pub(crate) struct ExportArgs {
+pub struct ExportArgs {
     /// Experiment folder (config.yaml and checkpoints/), or a LlamaGen weight file (.pt, .safetensors); for the target
     /// trt also a bundle
     #[arg(required = true)]
-    pub(crate) checkpoint: Option<Utf8PathBuf>,
+    pub checkpoint: Option<Utf8PathBuf>,
     #[command(flatten)]
-    pub(crate) output: OptionalOutputArgs,
+    pub output: OptionalOutputArgs,
     /// What to export to
     #[arg(long, value_enum, default_value = "onnx")]
-    pub(crate) target: Target,
+    pub target: Target,
     #[command(flatten)]
-    pub(crate) precision: PrecisionArgs,
+    pub precision: PrecisionArgs,
     /// Keep weights in whole numbers: int8 or int4 for every transformer, or for each component, as in
     /// entropy=int8,dpar=int4,vq=none; int8:32 takes blocks of 32 columns [blocks: 128 for int8, 32 for int4]
     #[arg(long, value_name = "KIND", value_parser = Quantize::parse)]
-    pub(crate) quantize: Option<Quantize>,
+    pub quantize: Option<Quantize>,
     #[command(flatten)]
-    pub(crate) parts: CheckpointArgs,
+    pub parts: CheckpointArgs,
     #[command(flatten)]
-    pub(crate) component: ComponentArgs,
+    pub component: ComponentArgs,
     /// Read and check everything, write nothing
     #[arg(long)]
-    pub(crate) dry_run: bool,
+    pub dry_run: bool,
     #[command(flatten)]
-    pub(crate) trt: TrtArgs,
+    pub trt: TrtArgs,
 }

@@ -4,7 +4,7 @@ use dpar_export_metrics::Verdict;
 use dpar_export_spec::Hinted;
 use dpar_export_spec::text::{LONGEST_TEXT, cut};
 
-pub use super::cause::{Cause, Caused, Exit};
+pub use crate::cause::{Cause, Caused, Exit};
 
 /// An error with its cause, from which the exit code follows, and the next step.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Failure {
     }
 
     /// With the next step where the user interrupted.
-    pub(crate) fn when_interrupted(mut self, hint: &str) -> Self {
+    pub fn when_interrupted(mut self, hint: &str) -> Self {
         if self.cause == Cause::Stopped {
             self.hint = Some(hint.to_owned());
         }
