@@ -9,6 +9,7 @@ pub mod commands;
 
 pub use dpar_engine_table::{self as engines, device};
 pub use dpar_export_bundle::{self as bundle, attest};
+pub use dpar_export_card as card;
 pub use dpar_export_compare::{
     CompareError, ReferenceError, check, decision, parity, report, stats, tolerance, verify,
 };

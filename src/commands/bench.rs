@@ -253,7 +253,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         file.commit()?;
     }
     let value = serde_json::json!({ "report": report, "comparison": comparison });
-    printer.result(|| render(&report, comparison.as_ref()), &value)?;
+    printer.document(|| render(&report, comparison.as_ref()), value)?;
     Ok(comparison.map_or(Exit::Pass, |c| c.verdict.into()))
 }
 

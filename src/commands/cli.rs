@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Reference(super::reference::ReferenceArgs),
     /// Sign a statement over a bundle's files, or over a report
     Attest(super::attest::AttestArgs),
+    /// Write a model card and a CycloneDX bill of materials, every number cited from a report; or check them
+    Card(super::card::CardArgs),
     /// FID, sFID, IS, Precision, Recall, KID of images, or of images that a bundle draws; resumable, in shards
     ///
     /// Writes metrics.json with its protocol fingerprint. The output folder also keeps the features of every image (4 bytes a
@@ -81,10 +83,17 @@ pub(crate) enum Command {
     /// In the authors' layout, ready to export. Weights have the scale of training's start; entropies are spread around the
     /// threshold so that images need about as many steps of the large transformer as the published ones. Pictures are noise.
     Synth(super::synth::SynthArgs),
+    /// Export a small trained system that the program carries, draw images with it, verify it: half a minute
+    Demo(super::demo::DemoArgs),
     /// Print a shell completion script
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Print the manual page of a command, for `man`
+    Manual {
+        /// A subcommand [default: the program with its main job]
+        name: Option<String>,
     },
 }
 

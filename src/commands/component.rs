@@ -104,7 +104,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
 
 fn dry_run(printer: Printer, file: &Utf8Path, spec: &ExtractorSpec) -> Result<Exit, Failure> {
     let text = || format!("{file} can be exported: feature extractor {}, {} px", spec.name, spec.input_size);
-    printer.result(text, &json!({ "dry_run": true, "extractor": spec }))?;
+    printer.document(text, json!({ "dry_run": true, "extractor": spec }))?;
     Ok(Exit::Pass)
 }
 
@@ -129,6 +129,6 @@ fn report(
             started.elapsed().as_secs_f64(),
         )
     };
-    printer.result(text, &json!({ "output": output, "manifest": manifest, "extractor": spec }))?;
+    printer.document(text, json!({ "output": output, "manifest": manifest, "extractor": spec }))?;
     Ok(Exit::Pass)
 }

@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 use clap::Args;
 use dpar_engine_api::Driver;
+use serde_json::json;
 
 use super::args::{LibraryArgs, engine_names};
 use super::failure::{Exit, Failure};
@@ -50,7 +51,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     if let Some(bundle) = &bundle {
         bundle.unchanged()?;
     }
-    printer.result(|| text(&report, asked), &report)?;
+    printer.document(|| text(&report, asked), json!(report))?;
     Ok(match report.engine(asked) {
         Some(e) if e.works => Exit::Pass,
         Some(e) if e.finds_damage() => Exit::Integrity,

@@ -162,7 +162,7 @@ fn evaluate(
             let count = shard.count();
             let text = || format!("{output}: {images} of {of} images; merge all {count} shards with --merge");
             let value = json!({ "output": output, "images": images, "of": of, "shard": shard.index(), "shards": count });
-            printer.result(text, &value)?;
+            printer.document(text, value)?;
             Ok(Exit::Pass)
         }
         JobOutcome::Whole(evaluation) => tell(&evaluation, printer),
@@ -195,6 +195,6 @@ fn tell(evaluation: &Evaluation, printer: Printer) -> Result<Exit, Failure> {
         out.line(format_args!("{path}: {} images", file.protocol.images));
         out
     };
-    printer.result(words, &value)?;
+    printer.document(words, value)?;
     Ok(comparison.as_ref().map_or(Exit::Pass, |c| c.verdict.into()))
 }

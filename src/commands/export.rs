@@ -182,10 +182,10 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
             text.line(format_args!("# {output}/{SCRIPT}"));
             text
         };
-        printer.result(text, &value)?;
+        printer.document(text, value)?;
         return Ok(Exit::Pass);
     }
-    printer.result(text, &value)?;
+    printer.document(text, value)?;
     Ok(Exit::Pass)
 }
 
@@ -256,7 +256,7 @@ fn check_asked(asked: Option<Precision>, manifest: &Manifest) -> Result<(), Fail
 
 fn dry_run(printer: Printer, from: &Utf8Path, summary: &str, system: &SystemSpec) -> Result<Exit, Failure> {
     let text = || format!("{from} can be exported: {summary}");
-    printer.result(text, &json!({ "dry_run": true, "system": system }))?;
+    printer.document(text, json!({ "dry_run": true, "system": system }))?;
     Ok(Exit::Pass)
 }
 

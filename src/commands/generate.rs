@@ -256,7 +256,7 @@ impl GenerateJob<'_> {
             "schedule": self.batching.schedule, "calls": calls,
             "engine": runtime.info(), "bundle": runtime.bundle().manifest_sha256(),
         });
-        printer.result(text, &value)
+        printer.document(text, value)
     }
 }
 

@@ -95,7 +95,7 @@ fn bundle(folder: &Utf8Path, engine: Option<&EngineOptions>, printer: Printer) -
         text += layers_text(layers.as_deref().unwrap_or_default());
         text
     };
-    printer.result(text, &value)?;
+    printer.document(text, value)?;
     Ok(Exit::Pass)
 }
 
@@ -125,7 +125,7 @@ fn checkpoint(path: &Utf8Path, options: &LoadOptions, printer: Printer) -> Resul
         text += source_table(&sources);
         text
     };
-    printer.result(text, &value)?;
+    printer.document(text, value)?;
     Ok(Exit::Pass)
 }
 
@@ -155,7 +155,7 @@ fn extractor(folder: &Utf8Path, printer: Printer) -> Result<Exit, Failure> {
         what += table(&["component", "parameters"], &parts);
         manifest_text(folder, manifest, what, bundle.manifest_sha256())
     };
-    printer.result(text, &value)?;
+    printer.document(text, value)?;
     Ok(Exit::Pass)
 }
 

@@ -63,7 +63,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let done = apart(1 + PARTS, work, &mut |phase, done, total| phases.show(phase, done, total));
     drop(phases);
     let (text, value) = done?;
-    printer.result(|| text, &value)?;
+    printer.document(|| text, value)?;
     Ok(Exit::Pass)
 }
 

@@ -4,13 +4,17 @@ mod attest;
 mod bench;
 mod bisect;
 mod bus;
+mod card;
 mod cli;
 mod component;
+mod demo;
 mod doctor;
 mod evaluate;
 mod export;
 mod generate;
+mod github;
 mod inspect;
+mod log;
 mod metrics;
 mod parity;
 mod paths;
@@ -29,18 +33,19 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
+use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use crate::engines;
+use args::LogFormat;
 pub use args::MAX_IMAGES;
-use args::TalkArgs;
 use cli::{Cli, Command};
 pub use dpar_export_args::failure;
 use dpar_export_args::stop::STOP;
 use dpar_export_args::{args, cause};
 use failure::{Exit, Failure};
 pub use printer::Host;
-use printer::{LogWriter, Printer, refused};
+use printer::{Printer, first_steps, refused};
 pub use reference::GOLDEN_FOLDER;
 
 /// Names of the subcommands, in the order of the help.
@@ -75,8 +80,9 @@ pub fn run(program: Vec<OsString>, args: Vec<OsString>) -> Exit {
         Ok(parsed) => parsed,
         Err(e) => return told(e),
     };
-    let printer = Printer { json: cli.talk.json, quiet: cli.talk.quiet, host: None };
-    start_log(&cli.talk);
+    let talk = &cli.talk;
+    let printer = Printer { json: talk.json, quiet: talk.quiet, log: talk.log_format, host: None };
+    log::start(&cli.talk);
     if let Some(bytes) = cli.max_memory {
         dpar_export_inputs::memory::set_most(bytes);
     }
@@ -95,6 +101,9 @@ pub fn run(program: Vec<OsString>, args: Vec<OsString>) -> Exit {
     let compares = cli.command.as_ref().is_some_and(compares);
     dispatch(cli, &command, &matches, printer).unwrap_or_else(|failure| {
         printer.failure(&failure);
+        if compares {
+            github::failed(&failure, printer);
+        }
         failure.cause.exit(compares)
     })
 }
@@ -107,12 +116,8 @@ pub fn run(program: Vec<OsString>, args: Vec<OsString>) -> Exit {
 /// What the command line would have said, and ended with.
 pub fn call(args: &[OsString], host: &dyn Host) -> Result<Exit, Called> {
     let mut command = Cli::command();
-    let (cli, matches) = parse(&mut command, args).map_err(|e| {
-        let text = e.render().to_string();
-        let first = text.lines().next().unwrap_or_default();
-        let said = first.strip_prefix("error: ").unwrap_or(first);
-        Called { failure: Failure::usage(said, Some("see --help of the command line")), exit: Exit::Usage }
-    })?;
+    let (cli, matches) =
+        understood(&mut command, args).map_err(|failure| Called { failure, exit: Exit::Usage })?;
     let compares = cli.command.as_ref().is_some_and(compares);
     let called = |failure: Failure| Called { exit: failure.cause.exit(compares), failure };
     let of_a_process = match (&cli.command, cli.max_memory) {
@@ -124,7 +129,26 @@ pub fn call(args: &[OsString], host: &dyn Host) -> Result<Exit, Called> {
         let hint = "run it as a command line, in a process of its own";
         return Err(called(Failure::usage(format!("{why}: this one does other work too"), Some(hint))));
     }
-    dispatch(cli, &command, &matches, Printer { json: true, quiet: true, host: Some(host) }).map_err(called)
+    let printer = Printer { json: true, quiet: true, log: LogFormat::Text, host: Some(host) };
+    dispatch(cli, &command, &matches, printer).map_err(called)
+}
+
+/// Carries out a command that is a part of another one.
+fn part(words: &[String], printer: Printer<'_>) -> Result<Exit, Failure> {
+    let args: Vec<OsString> = words.iter().map(OsString::from).collect();
+    let mut command = Cli::command();
+    let (cli, matches) = understood(&mut command, &args)?;
+    dispatch(cli, &command, &matches, printer)
+}
+
+/// Parses what no user has typed on a command line.
+fn understood(command: &mut clap::Command, args: &[OsString]) -> Result<(Cli, ArgMatches), Failure> {
+    parse(command, args).map_err(|e| {
+        let text = e.render().to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let said = first.strip_prefix("error: ").unwrap_or(first);
+        Failure::usage(said, Some("see --help of the command line"))
+    })
 }
 
 /// Why a called command ended without its result.
@@ -146,11 +170,16 @@ fn parse(command: &mut clap::Command, args: &[OsString]) -> Result<(Cli, ArgMatc
 /// Prints what clap answers in place of a command: help, the version, or what is wrong with the command line.
 fn told(answer: clap::Error) -> Exit {
     let usage = answer.use_stderr();
-    match refused(answer) {
+    let said = match answer.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => first_steps(),
+        _ => refused(answer),
+    };
+    match said {
         _ if usage => Exit::Usage,
         Ok(()) => Exit::Pass,
         Err(e) => {
-            Printer { json: false, quiet: false, host: None }.failure(&e.into());
+            let printer = Printer { json: false, quiet: false, log: LogFormat::Text, host: None };
+            printer.failure(&e.into());
             Exit::Usage
         }
     }
@@ -172,7 +201,10 @@ fn compares(command: &Command) -> bool {
         | Command::Metrics(_)
         | Command::Bench(_)
         | Command::Synth(_)
-        | Command::Completions { .. } => false,
+        | Command::Demo(_)
+        | Command::Card(_)
+        | Command::Completions { .. }
+        | Command::Manual { .. } => false,
     }
 }
 
@@ -199,12 +231,18 @@ fn dispatch(
         (Some(Command::Metrics(a)), _) => metrics::run(a.resolve()?, printer),
         (Some(Command::Bench(a)), _) => bench::run(a.resolve()?, printer),
         (Some(Command::Synth(a)), _) => synth::run(a.resolve()?, printer),
+        (Some(Command::Card(a)), _) => card::run(a.resolve()?, printer),
+        (Some(Command::Demo(a)), _) => demo::run(a.resolve()?, printer),
         (Some(Command::Parity(a)), _) => parity::run(a.resolve()?, printer),
         (Some(Command::Bisect(a)), _) => bisect::run(a.resolve(matches)?, printer),
         (Some(Command::Completions { shell }), _) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dpar-export", &mut script);
             printer.raw(&script)?;
+            Ok(Exit::Pass)
+        }
+        (Some(Command::Manual { name }), _) => {
+            printer.raw(&manual(name.as_deref())?)?;
             Ok(Exit::Pass)
         }
         (None, Some(checkpoint)) => match export::resolve(checkpoint, &cli.export)? {
@@ -215,37 +253,20 @@ fn dispatch(
     }
 }
 
-fn start_log(talk: &TalkArgs) {
-    let default = match (talk.quiet, talk.verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
-        (false, 1) => "dpar=info,dpar_export=info,warn",
-        (false, 2) => "debug",
-        _ => "trace",
+/// The manual page of the program, or of a subcommand.
+fn manual(name: Option<&str>) -> Result<Vec<u8>, Failure> {
+    let mut all = Cli::command();
+    all.build();
+    let page = match name {
+        None => all,
+        Some(name) => {
+            let found = all.find_subcommand(name).cloned();
+            found.ok_or_else(|| Failure::usage(format!("no command `{name}`"), Some("see --help")))?
+        }
     };
-    let said = std::env::var("RUST_LOG");
-    let (filter, unread) = match &said {
-        Err(std::env::VarError::NotPresent) => (default.into(), None),
-        Ok(text) if text.is_empty() => (default.into(), None),
-        Err(e) => (default.into(), Some(e.to_string())),
-        Ok(text) => match tracing_subscriber::EnvFilter::try_new(text) {
-            Ok(filter) => (filter, None),
-            Err(e) => (default.into(), Some(e.to_string())),
-        },
-    };
-    let started = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| LogWriter)
-        .with_ansi(false)
-        .without_time()
-        .try_init();
-    if started.is_err() {
-        // Who runs this has a log of its own.
-        return;
-    }
-    if let Some(e) = unread {
-        tracing::warn!("RUST_LOG is not read, and `{default}` is taken instead: {e}");
-    }
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text)?;
+    Ok(text)
 }
 
 /// Says on stderr what a reader took for granted.

@@ -8,6 +8,7 @@ use dpar_export_spec::RuleChange;
 use super::args::{BundleArgs, DrawArgs, EnginesArgs, EnginesPlan, RuleArgs, SamplerArgs};
 use super::cause::Cause;
 use super::failure::{Exit, Failure};
+use super::github::{self, Finding};
 use super::printer::{Printer, Text, table};
 use super::report::{ReportArgs, ReportFiles};
 use super::verify::{flip_row, word};
@@ -128,6 +129,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         files.write(&page)?;
     }
     printer.result(|| render(&report), &report)?;
+    github::say("parity", report.verdict, &findings(&report), || render(&report), printer);
     Ok(exit(&report))
 }
 
@@ -153,6 +155,22 @@ fn exit(report: &ParityReport) -> Exit {
         Verdict::Incomplete if report.lacks_engine() => Exit::Unavailable,
         verdict => verdict.into(),
     }
+}
+
+/// What failed, engine by engine and pair by pair.
+fn findings(report: &ParityReport) -> Vec<Finding> {
+    let engines = report.engines.iter().flat_map(|engine| {
+        let checks = engine.probes.iter().chain(&engine.checks).filter(|c| c.status == Status::Fail);
+        let checks = checks.map(|c| Finding::from(c).of(&engine.engine));
+        let why = engine.reason.clone().filter(|_| engine.status == EngineStatus::Failed);
+        checks.chain(why.map(|detail| Finding { what: engine.engine.clone(), detail }))
+    });
+    let pairs = report.pairs.iter().filter(|p| p.status == Status::Fail);
+    let pairs = pairs.map(|p| Finding {
+        what: format!("{} against {}", p.engine, p.baseline),
+        detail: "they differ by more than rounding".to_owned(),
+    });
+    engines.chain(pairs).collect()
 }
 
 fn render(report: &ParityReport) -> Text {

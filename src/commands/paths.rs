@@ -30,6 +30,7 @@ const ROLES: &[(&str, PathRole, &str)] = &[
     ("bundles", Read, "a bundle"),
     ("calibrate_from", Read, "the trace"),
     ("checkpoint", Read, "the checkpoint"),
+    ("cite", Read, "a report"),
     ("class_names", Read, "the file of class names"),
     ("compare", Read, "the earlier result"),
     ("config", Read, "the configuration"),

@@ -163,7 +163,7 @@ pub(super) fn decode(plan: DecodePlan, printer: Printer) -> Result<Exit, Failure
         staged.commit()?;
         let output = output.output;
         let text = || format!("{output}: {n} images");
-        printer.result(text, &json!({ "output": output, "images": n, "engine": runtime.info() }))?;
+        printer.document(text, json!({ "output": output, "images": n, "engine": runtime.info() }))?;
         Ok(Exit::Pass)
     })
 }
@@ -290,7 +290,7 @@ pub(super) fn encode(plan: EncodePlan, printer: Printer) -> Result<Exit, Failure
         let name = output.name.clone();
         output.commit()?;
         let text = || format!("{name}: tokens of {n} images");
-        printer.result(text, &json!({ "output": name, "images": n, "engine": runtime.info() }))?;
+        printer.document(text, json!({ "output": name, "images": n, "engine": runtime.info() }))?;
         Ok(Exit::Pass)
     })
 }

@@ -5,18 +5,23 @@
 //! of it: text is made of lines ([`Text`]), and a line stays one line whatever is put into it.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::ops::AddAssign;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::error::{ContextKind, ContextValue};
 use dpar_export_args::stop::stopped;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::args::LogFormat;
 use super::failure::Failure;
+use super::log::record;
 use crate::WorkPhase;
+use crate::check::SCHEMA_VERSION;
 use dpar_export_spec::escape::{visible, visible_json};
 
 /// A program that calls commands: it gets what they would print, and is asked whether they shall go on.
@@ -34,6 +39,7 @@ pub trait Host {
 pub(crate) struct Printer<'h> {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
+    pub(crate) log: LogFormat,
     /// Who is told, instead of stdout.
     pub(crate) host: Option<&'h dyn Host>,
 }
@@ -58,6 +64,23 @@ impl<'h> Printer<'h> {
         self.raw(document.as_bytes())
     }
 
+    /// The same for a document that has no type with a version of its own: it gets that of all of them.
+    pub(crate) fn document<T: Into<Text>>(
+        self,
+        text: impl FnOnce() -> T,
+        mut value: Value,
+    ) -> Result<(), Failure> {
+        value["schema_version"] = SCHEMA_VERSION.into();
+        self.result(text, &value)
+    }
+
+    /// A line that is a command to the CI system whose runner reads this log; records hold none.
+    pub(crate) fn order(self, command: &str) {
+        if self.log == LogFormat::Text {
+            let _ = writeln!(std::io::stderr().lock(), "{command}");
+        }
+    }
+
     /// Bytes for stdout. A closed pipe is not an error: the reader has seen enough.
     pub(crate) fn raw(self, bytes: &[u8]) -> Result<(), Failure> {
         if let Some(host) = self.host {
@@ -75,6 +98,14 @@ impl<'h> Printer<'h> {
     /// The error that ends the command.
     pub(crate) fn failure(self, failure: &Failure) {
         let mut stderr = std::io::stderr().lock();
+        if self.log == LogFormat::Json {
+            let said = json!({
+                "cause": failure.cause.word(), "message": failure.text(), "details": failure.details,
+                "hint": failure.hint,
+            });
+            let _ = writeln!(stderr, "{}", record("error", said));
+            return;
+        }
         let bold = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let (on, off) = if bold { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
         let _ = writeln!(stderr, "{on}error:{off} {}", visible(&failure.text()));
@@ -88,7 +119,8 @@ impl<'h> Printer<'h> {
 
     /// A progress bar over `unit`s; invisible where stderr is no terminal.
     pub(crate) fn progress(self, what: &str, unit: &'static str) -> Bar<'h> {
-        let shown = !self.quiet && std::io::stderr().is_terminal();
+        let text = self.log == LogFormat::Text;
+        let shown = text && !self.quiet && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         let template = format!("{{msg:<12}} {{wide_bar}} {{pos}}/{{len}} {unit} {{per_sec}} eta {{eta}}");
@@ -99,13 +131,41 @@ impl<'h> Printer<'h> {
         if shown {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
-        Bar { bar, host: self.host }
+        let records = (!text && !self.quiet).then(|| ProgressRecords::new(unit));
+        Bar { bar, records, host: self.host }
+    }
+}
+
+/// How far a piece of work is, as records: at its start and end, and in between not oftener than once a second.
+struct ProgressRecords {
+    unit: &'static str,
+    last: Cell<Option<(Instant, u64)>>,
+}
+
+impl ProgressRecords {
+    fn new(unit: &'static str) -> Self {
+        Self { unit, last: Cell::new(None) }
+    }
+
+    fn tell(&self, bar: &ProgressBar) {
+        const APART: Duration = Duration::from_secs(1);
+        let (done, total) = (bar.position(), bar.length());
+        let due = self
+            .last
+            .get()
+            .is_none_or(|(when, last)| last != done && (Some(done) == total || when.elapsed() >= APART));
+        if due {
+            self.last.set(Some((Instant::now(), done)));
+            let said = json!({ "what": bar.message(), "unit": self.unit, "done": done, "total": total });
+            let _ = writeln!(std::io::stderr().lock(), "{}", record("progress", said));
+        }
     }
 }
 
 /// A progress bar that also carries the wish to stop.
 pub(crate) struct Bar<'h> {
     bar: ProgressBar,
+    records: Option<ProgressRecords>,
     host: Option<&'h dyn Host>,
 }
 
@@ -115,11 +175,19 @@ impl Bar<'_> {
         stopped() || self.host.is_some_and(|host| host.stopped())
     }
 
+    /// What every step ends with; false when the user asked to stop.
+    fn shown(&self) -> bool {
+        if let Some(records) = &self.records {
+            records.tell(&self.bar);
+        }
+        !self.stopped()
+    }
+
     /// Shows progress; false when the user asked to stop.
     pub(crate) fn advance(&self, done: usize, total: usize) -> bool {
         self.bar.set_length(total as u64);
         self.bar.set_position(done as u64);
-        !self.stopped()
+        self.shown()
     }
 
     /// Begins behind what an earlier run did: the time that is left is told from what this one does.
@@ -139,7 +207,7 @@ impl Bar<'_> {
     pub(crate) fn step(&self, what: &str) -> bool {
         self.bar.set_message(visible(what).into_owned());
         self.bar.inc(1);
-        !self.stopped()
+        self.shown()
     }
 }
 
@@ -184,6 +252,11 @@ impl Text {
         self.0.push('\n');
     }
 
+    /// All lines, each with its end.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Adds an empty line.
     pub(crate) fn gap(&mut self) {
         self.0.push('\n');
@@ -211,20 +284,21 @@ impl From<String> for Text {
     }
 }
 
-/// The log on stderr: an event comes in one piece, and is one line whatever its values hold.
-pub(crate) struct LogWriter;
+/// What one does first, for who has typed no more than the program's name.
+const FIRST_STEPS: &str = "\
+dpar-export turns trained DPAR and LlamaGen checkpoints into ONNX bundles, runs them and verifies them.
 
-impl Write for LogWriter {
-    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        let text = String::from_utf8_lossy(event);
-        let line = text.strip_suffix('\n').unwrap_or(&text);
-        writeln!(std::io::stderr().lock(), "{}", visible(line))?;
-        Ok(event.len())
-    }
+To begin with:
+  dpar-export demo                        export a small trained system, draw images, verify it: half a minute
+  dpar-export doctor                      which engines can run on this machine, and why not
+  dpar-export CHECKPOINT -o BUNDLE        export a checkpoint of your own, then inspect, generate, verify BUNDLE
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
-    }
+All commands and options: dpar-export --help
+";
+
+/// Answers an empty command line.
+pub(crate) fn first_steps() -> Result<(), std::io::Error> {
+    std::io::stderr().lock().write_all(FIRST_STEPS.as_bytes())
 }
 
 /// Says why a command line cannot be taken, or prints the help that was asked for.

@@ -77,7 +77,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
                 short(golden.min_entropy_threshold_distance),
             )
         };
-        printer.result(text, &json!({ "output": output.output, "golden": golden }))?;
+        printer.document(text, json!({ "output": output.output, "golden": golden }))?;
         Ok(Exit::Pass)
     })
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::args::{ENGINE, EngineArgs, ExtractorEngineArgs, ExtractorPlan, OnEngine, RULE, RuleArgs, resize};
 use super::failure::{Exit, Failure};
+use super::github::{self, Finding};
 use super::printer::{Phases, Printer, Text, fixed, table};
 use crate::bundle::{MANIFEST, Manifest};
 use crate::check::SCHEMA_VERSION;
@@ -217,6 +218,8 @@ fn again(systems: Vec<OnEngine>, measure: MeasurePlan, printer: Printer) -> Resu
     let verdict = Verdict::all(reports.iter().map(|r| r.verdict));
     let value = json!({ "schema_version": SCHEMA_VERSION, "verdict": verdict, "systems": reports });
     printer.result(|| render(&reports, verdict), &value)?;
+    let findings: Vec<Finding> = reports.iter().flat_map(|r| findings(&r.gates)).collect();
+    github::say("reproduce", verdict, &findings, || render(&reports, verdict), printer);
     Ok(verdict.into())
 }
 
@@ -280,7 +283,14 @@ fn against_paper(paper: &Paper, row: &str, runs: &[Run], printer: Printer) -> Re
         "gates": gates,
     });
     printer.result(text, &value)?;
+    github::say("reproduce", verdict, &findings(&gates), text, printer);
     Ok(verdict.into())
+}
+
+/// The gates that did not pass.
+fn findings(gates: &[Gate]) -> Vec<Finding> {
+    let open = gates.iter().filter(|g| g.verdict != Verdict::Pass);
+    open.map(|g| Finding { what: g.name.clone(), detail: g.verdict.to_string() }).collect()
 }
 
 fn render(reports: &[SystemReport], verdict: Verdict) -> Text {

@@ -117,7 +117,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         let names: Vec<&str> = std::iter::once("logits").chain(more.iter().map(|(name, _)| *name)).collect();
         let text = || format!("{name}: {} of {n} images of {t} tokens", names.join(", "));
         let info = runtime.info();
-        printer.result(text, &json!({ "output": name, "arrays": names, "images": n, "patch_rule": system.patch_rule, "engine": info }))?;
+        printer.document(text, json!({ "output": name, "arrays": names, "images": n, "patch_rule": system.patch_rule, "engine": info }))?;
         Ok(Exit::Pass)
     })
 }

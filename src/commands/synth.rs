@@ -99,6 +99,6 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
         "output": output, "checkpoint": checkpoint, "system": row.name, "steps": synth.steps, "seed": synth.seed,
         "parameters": made.parameters.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
     });
-    printer.result(text, &value)?;
+    printer.document(text, value)?;
     Ok(Exit::Pass)
 }

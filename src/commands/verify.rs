@@ -10,6 +10,7 @@ use super::args::{BundleArgs, ENGINE, EngineArgs, OnEngine, RULE, RuleArgs};
 use super::attest::AttestedArgs;
 use super::cause::Cause;
 use super::failure::{Exit, Failure};
+use super::github::{self, Finding};
 use super::printer::{Printer, Text, table};
 use super::report::{ReportArgs, ReportFiles};
 use crate::attest::Attested;
@@ -165,6 +166,9 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
             files.write(&page)?;
         }
         printer.result(|| render(&report), &report)?;
+        let failed = report.checks.iter().filter(|c| c.status == Status::Fail);
+        let findings: Vec<Finding> = failed.map(Finding::from).collect();
+        github::say("verify", report.verdict, &findings, || render(&report), printer);
         Ok(report.verdict.into())
     })
 }

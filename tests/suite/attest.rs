@@ -220,3 +220,37 @@ fn unusable_keys_are_bad_input_and_what_is_no_attestation_vouches_for_nothing() 
     let out = verify(&bundle, &temp.path("absent.jsonl"), PUBLIC);
     assert!(out.code == 2 && out.stderr.contains("absent.jsonl"), "{}", out.stderr);
 }
+
+#[test]
+fn a_model_signature_is_made_and_read() {
+    let temp = Temp::new();
+    let bundle = temp.path("b");
+    export("variants/combined/dpar", &LoadOptions::default(), &bundle);
+    let private = temp.path("p256.pem");
+    fs_err::copy(key("test-only-p256-private.pem"), &private).unwrap();
+    mode(&private, 0o600);
+    let oms = |path: &Utf8Path, key: &Utf8Path| {
+        run(&["attest", path.as_str(), "--format", "oms", "--key", key.as_str(), "--json"])
+    };
+    let ed25519 = private_key(&temp);
+    let out = oms(&bundle, &ed25519);
+    assert!(out.code == 2 && out.stderr.contains("no P-256 private key"), "{}", out.stderr);
+    let out = oms(&bundle, &private);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    assert_eq!(json(&out)["predicate_type"], "https://model_signing/signature/v1.0");
+    let signature = temp.path("b.model.sig");
+    let out = verify(&bundle, &signature, "test-only-p256-public.pem");
+    assert!(out.code == 0 && out.stdout.starts_with("pass"), "{}{}", out.stdout, out.stderr);
+
+    let out = verify(&bundle, &signature, "test-only-p256-other-public.pem");
+    assert!(out.code == 5 && out.stderr.contains("another key"), "{}", out.stderr);
+    let out = verify(&bundle, &signature, PUBLIC);
+    assert!(out.code == 2 && out.stderr.contains("no P-256 public key"), "{}", out.stderr);
+    fs_err::write(bundle.join("notes.txt"), "n").unwrap();
+    forge(&bundle, |m| m["files"].as_array_mut().unwrap().push(entry("notes.txt", b"n")));
+    let out = verify(&bundle, &signature, "test-only-p256-public.pem");
+    assert!(out.code == 5 && out.stderr.contains("notes.txt"), "{}", out.stderr);
+
+    let out = oms(&signature, &private);
+    assert!(out.code == 2 && out.stderr.contains("of a bundle"), "{}", out.stderr);
+}

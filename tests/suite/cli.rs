@@ -18,7 +18,7 @@ pub(crate) struct Run {
 
 fn command() -> Command {
     let mut command = Command::cargo_bin("dpar-export").unwrap();
-    command.env_remove("RUST_LOG").env("NO_COLOR", "1");
+    command.env_remove("RUST_LOG").env_remove("GITHUB_ACTIONS").env("NO_COLOR", "1");
     command
 }
 
@@ -33,12 +33,20 @@ fn finish(command: &mut Command) -> Run {
 
 /// Runs the binary with variables of the environment.
 pub(crate) fn run_with(args: &[String], env: &[(&str, String)]) -> Run {
-    finish(command().args(args).envs(env.iter().map(|(name, value)| (*name, value))))
+    let run = finish(command().args(args).envs(env.iter().map(|(name, value)| (*name, value))));
+    held(args, run)
 }
 
 /// Runs the binary.
 pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Run {
-    finish(command().args(args))
+    held(args, finish(command().args(args)))
+}
+
+/// A run whose document, if it has one, is what the schema of its command says.
+fn held<S: AsRef<std::ffi::OsStr>>(args: &[S], run: Run) -> Run {
+    let words: Vec<&str> = args.iter().map(|a| a.as_ref().to_str().unwrap_or_default()).collect();
+    crate::documents::hold(&words, &run.stdout);
+    run
 }
 
 pub(crate) fn json(run: &Run) -> Value {
@@ -419,6 +427,10 @@ fn help_and_completions_teach() {
         assert!(help.contains(word), "{word}: {help}");
     }
     assert!(run(&["completions", "bash"]).stdout.contains("dpar-export"));
+    assert!(run(&["manual"]).stdout.contains(".TH dpar-export 1"), "{}", run(&["manual"]).stdout);
+    let page = run(&["manual", "verify"]).stdout;
+    assert!(page.contains("dpar\\-export\\-verify") && page.contains("\\-\\-reference"), "{page}");
+    assert_eq!(run(&["manual", "nothing"]).code, 2);
 }
 
 #[test]

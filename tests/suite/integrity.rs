@@ -89,6 +89,9 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
         ("bench", reads(&[&["bench", b, "--rounds", "1", "--warmup", "0", "--threads", "1"]])),
         ("synth", Reads::Nothing("it makes a checkpoint of nothing")),
         ("metrics", Reads::Nothing("it computes from activations, which come from any program")),
+        ("card", reads(&[&["card", b, "-o", &out("card")]])),
+        ("demo", Reads::Nothing("it brings what it reads")),
+        ("manual", Reads::Nothing("it prints a manual page")),
         ("completions", Reads::Nothing("it prints a script of the shell")),
     ]
 }

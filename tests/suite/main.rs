@@ -11,11 +11,14 @@ mod bench;
 mod bombs;
 mod book;
 mod cached;
+mod card;
 mod cli;
 mod common;
 mod compare;
+mod demo;
 mod device;
 mod doctor;
+mod documents;
 mod emitted;
 mod engines;
 mod evaluate;
@@ -49,6 +52,7 @@ mod schedules;
 mod snapshots;
 mod streams;
 mod swaps;
+mod talk;
 #[cfg(target_os = "linux")]
 mod telemetry;
 #[cfg(feature = "tensorrt")]

@@ -51,6 +51,9 @@ fn interface(spec: &GraphSpec, model: &ModelProto) -> String {
         let domain = if opset.domain().is_empty() { "ai.onnx" } else { opset.domain() };
         writeln!(text, "  opset {domain} {}", opset.version()).unwrap();
     }
+    for fact in &model.metadata_props {
+        writeln!(text, "  {} = {}", fact.key(), fact.value()).unwrap();
+    }
     text += &ports("in ", &spec.inputs);
     text += &ports("out", &spec.outputs);
     for axis in &spec.axes {

@@ -1,5 +1,4 @@
-//! `cargo xtask demo`: the main job on the trained fixture, with the embedded engine. `cargo xtask streams`: all
-//! reference streams.
+//! `cargo xtask demo`: `dpar-export demo` of a release build. `cargo xtask streams`: all reference streams.
 
 use anyhow::{Context, Result};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -52,34 +51,10 @@ pub(crate) fn shown(root: &Utf8Path, program: &Utf8Path, args: &[&str]) -> Resul
     command(root, program.as_str(), args)
 }
 
-/// Exports the trained DPAR, generates a labelled sample grid, verifies it.
+/// The program's own demonstration, from a release build.
 pub(crate) fn run(root: &Utf8Path) -> Result<()> {
     let program = program(root)?;
-    let (bundle, samples) = (format!("{OUT}/bundle"), format!("{OUT}/samples"));
-    shown(root, &program, &["--target", "onnx", "fixtures/emoji32/dpar", "-o", &bundle, "--force"])?;
-    shown(
-        root,
-        &program,
-        &[
-            "generate",
-            &bundle,
-            "--num",
-            "24",
-            "--cfg-scale",
-            "2",
-            "--seed",
-            "0",
-            "--overlay",
-            "--class-names",
-            "fixtures/emoji32/reference.json",
-            "-o",
-            &samples,
-            "--force",
-        ],
-    )?;
-    shown(root, &program, &["verify", &bundle, "--reference", "fixtures/emoji32"])?;
-    println!("\nLook at {samples}/grid.png");
-    Ok(())
+    shown(root, &program, &["demo", "-o", &format!("{OUT}/demo"), "--force"])
 }
 
 /// Decodes every reference stream of both systems on the given engines and compares them.

@@ -12,9 +12,11 @@ mod gpu;
 mod hostile;
 mod metered;
 mod npz;
+mod oms;
 mod onnx;
 mod parity;
 mod python;
+mod release;
 mod report;
 mod reproduce;
 mod samplers;
@@ -61,7 +63,7 @@ enum Task {
         #[arg(long)]
         torch: bool,
     },
-    /// Export the trained DPAR, generate a labelled sample grid with the embedded engine, verify it
+    /// Build the program and run `dpar-export demo`: export a trained DPAR, draw a labelled grid, verify
     Demo,
     /// Compare every reference stream (1,024 images of both systems) with what the engines decode
     Streams {
@@ -178,6 +180,18 @@ enum Task {
     Tidy,
     /// Let numpy read the .npz files that this tool writes, and this tool those that numpy writes
     NpzCheck,
+    /// Sign bundles with this tool and PyPI's model-signing, and verify with the other (CPython 3.11; downloads it)
+    OmsCheck {
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
+    /// Build and pack what is handed out into dist/: tarball, Debian package, licences, bill of materials, SHA256SUMS
+    Release {
+        /// Also a second time from nothing, and compare
+        #[arg(long)]
+        twice: bool,
+    },
     /// Build the Python package's wheel into dist/, and use it in a fresh environment without Rust
     Wheel,
     /// Record references from a small PyTorch model with the Python package, and verify bundles against them
@@ -235,6 +249,8 @@ fn run() -> Result<()> {
         }
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
+        Task::OmsCheck { built } => step("oms-check", || oms::run(&root, built)),
+        Task::Release { twice } => step("release", || release::run(&root, twice)),
         Task::Wheel => step("wheel", || python::wheel(&root)),
         Task::RecordCheck => {
             let features = all_engines();

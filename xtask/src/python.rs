@@ -88,7 +88,7 @@ pub(crate) fn wheel(root: &Utf8Path) -> Result<()> {
     first_contact(root, &wheel)
 }
 
-/// A fresh environment, an empty home, no Rust: install, help, export, generate, verify.
+/// A fresh environment, an empty home, no Rust: install, help, demo; export, generate, verify from Python.
 fn first_contact(root: &Utf8Path, wheel: &Utf8Path) -> Result<()> {
     let scratch = tempfile::tempdir().context("a temporary folder")?;
     let scratch = Utf8Path::from_path(scratch.path()).context("the temporary folder is not UTF-8")?;
@@ -127,9 +127,10 @@ fn first_contact(root: &Utf8Path, wheel: &Utf8Path) -> Result<()> {
     let program = venv.join("bin/dpar-export");
     run(&program, &["--version"])?;
     run(&program, &["generate", "--help"])?;
+    run(&program, &["demo", "-o", "demo"])?;
+    // The example alone is of the checkout: everything else came with the wheel.
     let example = root.join("python/examples/first_images.py");
-    let (checkpoint, reference) = (root.join("fixtures/emoji32/dpar"), root.join("fixtures/emoji32"));
-    run(&python, &[example.as_str(), checkpoint.as_str(), "bundle", reference.as_str()])?;
+    run(&python, &[example.as_str(), "demo/checkpoint/dpar", "bundle", "demo/reference"])?;
     run(&program, &["generate", "bundle", "--num", "4", "-o", "samples"])
 }
 

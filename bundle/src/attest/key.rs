@@ -1,8 +1,9 @@
-//! Ed25519 keys in PEM files, as OpenSSL writes them.
+//! Keys in PEM files, as OpenSSL writes them: Ed25519, and P-256 for model signatures.
 
 use camino::Utf8Path;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePublicKey};
 use ed25519_dalek::{SigningKey, VerifyingKey};
+use p256::ecdsa;
 use sha2::{Digest, Sha256};
 
 use super::{AttestError, read_bounded};
@@ -11,6 +12,9 @@ use super::{AttestError, read_bounded};
 const LARGEST: u64 = 64 << 10;
 /// How to make what is needed.
 const MAKE: &str = "make one with `openssl genpkey -algorithm ed25519 -out key.pem` (mode 600)";
+const MAKE_P256: &str =
+    "make one with `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem` (mode 600)";
+const CONVERT: &str = "convert it: `(umask 077; openssl pkcs8 -topk8 -nocrypt -in ec.pem -out key.pem)`";
 const PUBLIC: &str = "make it with `openssl pkey -in key.pem -pubout -out public.pem`";
 const DECRYPT: &str = "decrypt it where it is used: `(umask 077; openssl pkey -in key.pem -out plain.pem)`, and remove it afterwards";
 
@@ -32,7 +36,24 @@ fn holds(text: &str, label: &str) -> bool {
 /// # Errors
 /// When the file is something else; the error says how to get the right one.
 pub fn read_private(path: &Utf8Path) -> Result<SigningKey, AttestError> {
-    let text = text(path, MAKE)?;
+    let text = private(path, MAKE)?;
+    SigningKey::from_pkcs8_pem(&text)
+        .map_err(|e| refuse(path, &format!("it is no Ed25519 private key in PKCS#8 PEM ({e})"), MAKE))
+}
+
+/// Reads the private key of model signatures: as [`read_private`], on the curve P-256.
+///
+/// # Errors
+/// As there.
+pub fn read_private_p256(path: &Utf8Path) -> Result<ecdsa::SigningKey, AttestError> {
+    let text = private(path, MAKE_P256)?;
+    ecdsa::SigningKey::from_pkcs8_pem(&text)
+        .map_err(|e| refuse(path, &format!("it is no P-256 private key in PKCS#8 PEM ({e})"), MAKE_P256))
+}
+
+/// The text of a private key's file, if it can be one and no other user can read it; `make` says how to get one.
+fn private(path: &Utf8Path, make: &str) -> Result<String, AttestError> {
+    let text = text(path, make)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -52,13 +73,15 @@ pub fn read_private(path: &Utf8Path) -> Result<SigningKey, AttestError> {
         ));
     }
     if holds(&text, "PUBLIC KEY") {
-        return Err(refuse(path, "it is a public key: signing needs the private one", MAKE));
+        return Err(refuse(path, "it is a public key: signing needs the private one", make));
     }
     if holds(&text, "OPENSSH PRIVATE KEY") {
-        return Err(refuse(path, "it is an OpenSSH key, not PKCS#8 PEM", MAKE));
+        return Err(refuse(path, "it is an OpenSSH key, not PKCS#8 PEM", make));
     }
-    SigningKey::from_pkcs8_pem(&text)
-        .map_err(|e| refuse(path, &format!("it is no Ed25519 private key in PKCS#8 PEM ({e})"), MAKE))
+    if holds(&text, "EC PRIVATE KEY") {
+        return Err(refuse(path, "it is an EC key in SEC1 form, not PKCS#8 PEM", CONVERT));
+    }
+    Ok(text)
 }
 
 /// Reads a public key: SubjectPublicKeyInfo PEM.
@@ -66,17 +89,48 @@ pub fn read_private(path: &Utf8Path) -> Result<SigningKey, AttestError> {
 /// # Errors
 /// When the file is something else; the error says how to get the right one.
 pub fn read_public(path: &Utf8Path) -> Result<VerifyingKey, AttestError> {
+    VerifyingKey::from_public_key_pem(&public(path)?)
+        .map_err(|e| refuse(path, &format!("it is no Ed25519 public key in PEM ({e})"), PUBLIC))
+}
+
+/// A public key of either kind.
+pub(super) enum PublicKey {
+    /// Of attestations.
+    Ed25519(VerifyingKey),
+    /// Of model signatures.
+    P256(ecdsa::VerifyingKey),
+}
+
+/// Reads a public key of either kind: as [`read_public`].
+///
+/// # Errors
+/// As there.
+pub(super) fn read_any_public(path: &Utf8Path) -> Result<PublicKey, AttestError> {
+    let text = public(path)?;
+    let p256 = || ecdsa::VerifyingKey::from_public_key_pem(&text).map(PublicKey::P256);
+    VerifyingKey::from_public_key_pem(&text)
+        .map(PublicKey::Ed25519)
+        .or_else(|e| p256().map_err(|_| e))
+        .map_err(|e| refuse(path, &format!("it is no Ed25519 or P-256 public key in PEM ({e})"), PUBLIC))
+}
+
+/// Refuses a key of the other kind.
+pub(super) fn of_other_kind(path: &Utf8Path, wanted: &str) -> AttestError {
+    refuse(path, &format!("it is no {wanted} public key, which this attestation is signed with"), PUBLIC)
+}
+
+/// The text of a public key's file, if it can be one.
+fn public(path: &Utf8Path) -> Result<String, AttestError> {
     let text = text(path, PUBLIC)?;
     if text.contains("PRIVATE KEY-----") {
         return Err(refuse(path, "it is a private key: verifying needs the public one only", PUBLIC));
     }
-    VerifyingKey::from_public_key_pem(&text)
-        .map_err(|e| refuse(path, &format!("it is no Ed25519 public key in PEM ({e})"), PUBLIC))
+    Ok(text)
 }
 
 /// SHA-256 of the key's SubjectPublicKeyInfo, lower-case hex: what `openssl pkey -pubin -outform DER | sha256sum`
 /// gives.
-pub fn key_id(key: &VerifyingKey) -> String {
-    // Encoding 44 bytes cannot fail; if it did, the empty id would fit no key.
+pub fn key_id(key: &impl EncodePublicKey) -> String {
+    // Encoding some bytes cannot fail; if it did, the empty id would fit no key.
     key.to_public_key_der().map(|der| hex::encode(Sha256::digest(der.as_bytes()))).unwrap_or_default()
 }

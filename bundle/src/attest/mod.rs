@@ -3,10 +3,11 @@
 //!
 //! The statement's subjects are files with their SHA-256; its predicate is the provenance chain of the bundle
 //! ([`crate::Provenance`]). Nothing in it depends on time or place: the same bundle and key give the same
-//! bytes. What an attestation proves, and what not, is in docs/integrity.md.
+//! bytes. For other tools there is a second form, [`sign_model`]: files alone, signed on P-256. What an attestation proves, and what not, is in docs/integrity.md.
 
 mod dsse;
 mod key;
+mod oms;
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,9 @@ use dpar_export_inputs::without_mark;
 use dpar_export_spec::Hinted;
 
 pub use dsse::{Envelope, EnvelopeFault};
-pub use key::{key_id, read_private, read_public};
+use key::PublicKey;
+pub use key::{key_id, read_private, read_private_p256, read_public};
+pub use oms::{ModelSignatureFault, PREDICATE as MODEL_PREDICATE};
 
 /// `_type` of every statement.
 pub(crate) const STATEMENT: &str = "https://in-toto.io/Statement/v1";
@@ -32,6 +35,8 @@ pub(crate) const BUNDLE_PREDICATE: &str = "urn:dpar-export:provenance:v1";
 pub(crate) const FILE_PREDICATE: &str = "urn:dpar-export:report:v1";
 /// Ending of an attestation's file name.
 pub const ENDING: &str = "intoto.jsonl";
+/// Ending of a model signature's file name.
+pub const MODEL_ENDING: &str = "model.sig";
 /// Larger attestations and reports are refused unread.
 const LARGEST: u64 = dpar_export_inputs::limits::TEXT;
 
@@ -212,6 +217,27 @@ pub fn sign(statement: &Statement, key: &SigningKey) -> Result<Vec<u8>, AttestEr
     }
 }
 
+/// The OpenSSF model signature of a bundle, opened and found whole, and the number of files it vouches for: all of them, the
+/// manifest among them.
+///
+/// # Errors
+/// When the bundle cannot be opened; [`AttestError::TooLarge`] when nobody could verify it.
+pub fn sign_model(folder: &Utf8Path, key: &p256::ecdsa::SigningKey) -> Result<(Vec<u8>, usize), AttestError> {
+    let files = digests(&Statement::of_bundle(folder)?);
+    let name = folder.file_name().unwrap_or("bundle");
+    let bytes = oms::sign(name, &files, key).map_err(|e| AttestError::Statement(e.to_string()))?;
+    match bytes.len() as u64 {
+        ..=LARGEST => Ok((bytes, files.len())),
+        size => Err(AttestError::TooLarge { size }),
+    }
+}
+
+/// The files of a statement with their SHA-256.
+fn digests(statement: &Statement) -> BTreeMap<String, String> {
+    let sha256 = |s: &Subject| (s.name.clone(), s.digest.get("sha256").cloned().unwrap_or_default());
+    statement.subject.iter().map(sha256).collect()
+}
+
 /// What an attestation that was accepted says.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Attested {
@@ -292,13 +318,33 @@ fn verify(
     attestation: &Utf8Path,
     public: &Utf8Path,
 ) -> Result<Attested, AttestError> {
-    let key = read_public(public)?;
+    let key = key::read_any_public(public)?;
     let bytes = read_bounded(attestation, LARGEST)?;
     let rejected = |message: String| AttestError::Rejected {
         path: attestation.to_owned(),
         what: what.to_owned(),
         message,
     };
+    let manifest_sha256 = digests(wanted).remove(MANIFEST);
+    if oms::is_sigstore_bundle(&bytes) {
+        if wanted.predicate_type != BUNDLE_PREDICATE {
+            return Err(rejected("it is a model signature, which is of a bundle".to_owned()));
+        }
+        let PublicKey::P256(key) = key else { return Err(key::of_other_kind(public, "P-256")) };
+        let signed = oms::open(&bytes, &key).map_err(|e| rejected(e.to_string()))?;
+        let signed = Statement {
+            subject: signed.iter().map(|(name, sha256)| Subject::new(name, sha256)).collect(),
+            ..wanted.clone()
+        };
+        difference(wanted, &signed).map_or(Ok(()), |message| Err(rejected(message)))?;
+        return Ok(Attested {
+            key_id: key_id(&key),
+            predicate_type: oms::PREDICATE.to_owned(),
+            subjects: signed.subject.len(),
+            manifest_sha256,
+        });
+    }
+    let PublicKey::Ed25519(key) = key else { return Err(key::of_other_kind(public, "Ed25519")) };
     // What is no attestation vouches for nothing: the same answer as to a wrong one.
     let envelope = Envelope::parse(&bytes).map_err(|e| rejected(e.to_string()))?;
     let payload = envelope.open(&key).map_err(|e| rejected(e.to_string()))?;
@@ -307,12 +353,11 @@ fn verify(
     let found: Statement =
         serde_json::from_slice(&payload).map_err(|e| rejected(format!("no in-toto statement: {e}")))?;
     difference(wanted, &found).map_or(Ok(()), |message| Err(rejected(message)))?;
-    let manifest = wanted.subject.iter().find(|s| s.name == MANIFEST);
     Ok(Attested {
         key_id: key_id(&key),
         predicate_type: found.predicate_type,
         subjects: found.subject.len(),
-        manifest_sha256: manifest.and_then(|s| s.digest.get("sha256").cloned()),
+        manifest_sha256,
     })
 }
 

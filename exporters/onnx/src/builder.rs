@@ -489,6 +489,7 @@ impl<'s, 'w> GraphBuilder<'s, 'w> {
             doc_string: None,
             graph: Some(graph),
             opset_import: [import("", opset)].into_iter().chain(microsoft).collect(),
+            metadata_props: Vec::new(),
         };
         let spec = GraphSpec {
             name: self.name,

@@ -35,6 +35,7 @@ mod dpar;
 mod efficientnet;
 mod error;
 mod external;
+mod facts;
 mod foreign;
 mod gpt;
 mod hashed;
@@ -60,6 +61,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use builder::GraphBuilder;
+use facts::{GraphForm, facts};
 use part::InSystem;
 use store::WeightStore;
 
@@ -182,13 +184,16 @@ pub fn export_component(
         if !progress(name.as_str()) {
             return Err(ExportError::Interrupted);
         }
-        let (model, spec) = build(name, &write, &mut store, Dialect::Portable)?.finish();
+        let (mut model, spec) = build(name, &write, &mut store, Dialect::Portable)?.finish();
+        let written = |dialect| facts(&spec, system, &GraphForm { precision, blocks, dialect });
+        model.metadata_props = written(Dialect::Portable);
         let file = write_file(folder, format!("{name}.onnx"), &model)?;
         let mut dialects = Vec::new();
         for dialect in Dialect::ALL.into_iter().filter(|d| blocks.is_some() && *d != Dialect::Portable) {
             let builder = build(name, &write, &mut store, dialect)?;
             if builder.is_own() {
-                let (model, _) = builder.finish();
+                let (mut model, _) = builder.finish();
+                model.metadata_props = written(dialect);
                 dialects.push((dialect, write_file(folder, format!("{name}.{dialect}.onnx"), &model)?));
             }
         }

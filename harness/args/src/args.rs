@@ -35,5 +35,5 @@ pub use rule::{RULE, RuleArgs};
 pub use sampling::MAX_IMAGES;
 pub use sampling::{DrawArgs, SAMPLING, SamplerArgs, SamplingArgs};
 pub use schedule::{ScheduleArgs, is_schedule};
-pub use talk::TalkArgs;
+pub use talk::{LogFormat, TalkArgs};
 pub use threads::ThreadsArgs;

@@ -3,6 +3,7 @@
 
 use dpar_engine_api::{EngineError, EngineErrorKind};
 use dpar_export_bench::BenchError;
+use dpar_export_card::CardError;
 use dpar_export_checkpoint::{CheckpointError, ErrorKind};
 use dpar_export_metrics::MetricError;
 use dpar_export_onnx::ExportError;
@@ -55,6 +56,17 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Its word in records.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Run => "run",
+            Self::Absent => "absent",
+            Self::Integrity => "integrity",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// The exit code. A graph that runs wrong is a failed check where a comparison was asked for, and elsewhere an input
     /// that cannot be used.
     pub fn exit(self, compares: bool) -> Exit {
@@ -187,6 +199,15 @@ impl Caused for AttestError {
             | Self::Statement(_) => Cause::Input,
             Self::Bundle(e) => e.cause(),
             Self::Rejected { .. } => Cause::Integrity,
+        }
+    }
+}
+
+impl Caused for CardError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Report { .. } | Self::Twice(_) | Self::Json(_) => Cause::Input,
+            Self::OtherBundle { .. } | Self::Changed { .. } | Self::Differs(_) => Cause::Integrity,
         }
     }
 }

@@ -134,6 +134,13 @@ pub(super) const WRITERS: &[WritingCommand] = &[
         args: |g, i| line(&["attest", g.models[i].bundle.as_str(), "--key", g.key.as_str(), "-o", OUT]),
     },
     WritingCommand {
+        name: "card",
+        out: "card",
+        force: Some("--force"),
+        resume: None,
+        args: |g, i| line(&["card", g.models[i].bundle.as_str(), "-o", OUT]),
+    },
+    WritingCommand {
         name: "verify --report",
         out: "report.html",
         force: None,
@@ -171,8 +178,9 @@ pub(super) const WRITERS: &[WritingCommand] = &[
 ];
 
 /// Writers whose output cannot be told by its bytes, or is too large, and that write as others of the table do: `parity` its
-/// reports as `verify`; `bench` times, which differ from run to run, as `verify --report`; `synth` half a gigabyte as `generate`.
-const ELSEWHERE: &[&str] = &["parity", "bench", "synth"];
+/// reports as `verify`; `bench` times, which differ from run to run, as `verify --report`; `synth` half a gigabyte as `generate`, and so does `demo`
+/// always the same.
+const ELSEWHERE: &[&str] = &["parity", "bench", "synth", "demo"];
 
 fn verify(ground: &Ground, content: usize, option: &str) -> Vec<String> {
     let model = &ground.models[content];

@@ -22,13 +22,19 @@ const EVERY_ENGINE: &str = "every engine of the table";
 
 /// The layers, lowest first: a member depends on members of lower layers only.
 const LAYERS: &[&[&str]] = &[
-    &["dpar-export-spec", "dpar-export-inputs", "dpar-export-metrics", "dpar-export-fixtures"],
+    &[
+        "dpar-export-spec",
+        "dpar-export-inputs",
+        "dpar-export-metrics",
+        "dpar-export-demo",
+        "dpar-export-fixtures",
+    ],
     &["dpar-engine-api", "dpar-export-checkpoint", "dpar-export-files", "dpar-export-sampler"],
     &["dpar-engine-kv"],
     &[EVERY_ENGINE],
     &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],
     &["dpar-export-bundle"],
-    &["dpar-export-trt", "dpar-export-decode", "dpar-export-doctor"],
+    &["dpar-export-trt", "dpar-export-decode", "dpar-export-doctor", "dpar-export-card"],
     &["dpar-export-compare", "dpar-export-bench"],
     &["dpar-export-evaluate"],
     &["dpar-export-args"],

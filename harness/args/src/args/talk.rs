@@ -1,6 +1,15 @@
 //! How the tool talks.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+
+/// The form of what is said on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines and progress bars, for people
+    Text,
+    /// One JSON object a line: log, progress, error
+    Json,
+}
 
 /// How the tool talks.
 #[derive(Debug, Clone, Args)]
@@ -14,4 +23,14 @@ pub struct TalkArgs {
     /// No progress bars and notes on stderr
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
+    /// Form of what is said on stderr; what is wrong with the command line itself is always text
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORM",
+        default_value = "text",
+        global = true,
+        help_heading = "Output"
+    )]
+    pub log_format: LogFormat,
 }

@@ -196,6 +196,10 @@ fn bundles() {
     all(damaged().map(read), Input);
     all(forged().map(read), Integrity);
 
+    all([CardError::Report { path: path(), message: text() }, CardError::Twice(text())], Input);
+    let (found, wanted, cited) = (text(), text(), text());
+    all([CardError::OtherBundle { path: path(), found, wanted }, CardError::Differs(path())], Integrity);
+    all([CardError::Changed { name: text(), found: text(), cited }], Integrity);
     let attested = AttestError::Rejected { path: path(), what: path(), message: text() };
     all([attested, AttestError::Bundle(read(ManifestError::Path(text())))], Integrity);
     let key = AttestError::Key { path: path(), message: text(), hint: text() };

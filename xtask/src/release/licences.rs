@@ -1,0 +1,203 @@
+//! The licences of all that the program is built from: whether each is allowed, and their texts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+
+use crate::cargo;
+
+/// Licences that may be in what is handed out.
+const ALLOWED: [&str; 13] = [
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "ISC",
+    "MIT",
+    "MPL-2.0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// A package that the program is built from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct BuiltPackage {
+    pub(super) name: String,
+    pub(super) version: String,
+    /// The SPDX expression.
+    pub(super) license: String,
+    /// Whether it is of this workspace.
+    own: bool,
+    folder: Utf8PathBuf,
+}
+
+/// Everything that the program with these features is built from, by name: no test or build dependencies.
+pub(super) fn packages(root: &Utf8Path, features: &str) -> Result<Vec<BuiltPackage>> {
+    let metadata = super::said(
+        root,
+        &cargo(),
+        &["metadata", "--format-version", "1", "--locked", "--features", features],
+    )?;
+    let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata")?;
+    let tree = super::said(
+        root,
+        &cargo(),
+        &[
+            "tree",
+            "--locked",
+            "-p",
+            "dpar-export",
+            "--features",
+            features,
+            "-e",
+            "normal",
+            "--prefix",
+            "none",
+            "-f",
+            "{p}",
+        ],
+    )?;
+    // `NAME vVERSION (…)`
+    let wanted: BTreeSet<(String, String)> = tree
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?.to_owned(), words.next()?.strip_prefix('v')?.to_owned()))
+        })
+        .collect();
+    let mut found = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
+        if !wanted.contains(&(text("name"), text("version"))) {
+            continue;
+        }
+        let manifest = Utf8PathBuf::from(text("manifest_path"));
+        found.push(BuiltPackage {
+            name: text("name"),
+            version: text("version"),
+            license: text("license"),
+            own: package["source"].is_null(),
+            folder: manifest.parent().map(Utf8Path::to_owned).unwrap_or_default(),
+        });
+    }
+    found.sort();
+    found.dedup();
+    if found.len() != wanted.len() {
+        bail!("{} packages are built, {} are known", wanted.len(), found.len());
+    }
+    Ok(found)
+}
+
+/// Fails where a package may not be handed out.
+pub(super) fn check(packages: &[BuiltPackage]) -> Result<()> {
+    let refused: Vec<String> = packages
+        .iter()
+        .filter(|p| !allowed(&p.license))
+        .map(|p| format!("{} {}: `{}`", p.name, p.version, p.license))
+        .collect();
+    if !refused.is_empty() {
+        bail!("licences that are not in the list of allowed ones:\n{}", refused.join("\n"));
+    }
+    Ok(())
+}
+
+/// Whether an SPDX expression can be met with the list: one side of an OR, both of an AND.
+fn allowed(expression: &str) -> bool {
+    let expression = expression.trim();
+    // Without parentheses around the whole.
+    let inner = expression.strip_prefix('(').and_then(|e| e.strip_suffix(')'));
+    if let Some(inner) = inner.filter(|inner| balanced(inner)) {
+        return allowed(inner);
+    }
+    let parts = |operator: &str| -> Vec<String> {
+        let mut parts = vec![String::new()];
+        let mut depth = 0_i32;
+        for word in expression.replace('/', " OR ").split_whitespace() {
+            if depth == 0 && word == operator {
+                parts.push(String::new());
+                continue;
+            }
+            depth += word.matches('(').count() as i32 - word.matches(')').count() as i32;
+            if let Some(last) = parts.last_mut() {
+                *last += if last.is_empty() { "" } else { " " };
+                *last += word;
+            }
+        }
+        parts
+    };
+    // AND binds closer than OR.
+    let (either, both) = (parts("OR"), parts("AND"));
+    match (either.len(), both.len()) {
+        (1, 1) => ALLOWED.contains(&expression),
+        (1, _) => both.iter().all(|e| allowed(e)),
+        _ => either.iter().any(|e| allowed(e)),
+    }
+}
+
+/// Whether no parenthesis closes before it was opened.
+fn balanced(text: &str) -> bool {
+    let mut depth = 0_i32;
+    text.chars().all(|c| {
+        depth += match c {
+            '(' => 1,
+            ')' => -1,
+            _ => 0,
+        };
+        depth >= 0
+    })
+}
+
+/// The texts of all licences, each once, with the packages that are under it.
+pub(super) fn texts(packages: &[BuiltPackage]) -> Result<String> {
+    let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut out = String::from("What dpar-export is built from, with its licences.\n\n");
+    for package in packages.iter().filter(|p| !p.own) {
+        out += &format!("{} {}: {}\n", package.name, package.version, package.license);
+        for entry in package.folder.read_dir_utf8()? {
+            let entry = entry?;
+            let name = entry.file_name().to_ascii_uppercase();
+            let is =
+                ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"].iter().any(|w| name.starts_with(w));
+            if is && entry.file_type()?.is_file() {
+                let text = String::from_utf8_lossy(&fs_err::read(entry.path())?).replace('\r', "");
+                let of = format!("{} {}", package.name, package.version);
+                let all = texts.entry(text.trim().to_owned()).or_default();
+                if !all.contains(&of) {
+                    all.push(of);
+                }
+            }
+        }
+    }
+    for (text, of) in texts {
+        out += &format!("\n{}\n{}\n\n{text}\n", "=".repeat(78), of.join(", "));
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_is_met_by_one_side_of_or_and_both_of_and() {
+        for yes in [
+            "MIT",
+            "MIT/GPL-3.0",
+            "GPL-2.0 OR (MIT AND ISC)",
+            "(MIT OR GPL-3.0) AND Unicode-3.0",
+            "Apache-2.0 WITH LLVM-exception OR GPL-2.0",
+            "(MIT)",
+        ] {
+            assert!(allowed(yes), "{yes}");
+        }
+        for no in ["", "GPL-3.0", "MIT AND GPL-3.0", "(MIT OR ISC) AND GPL-3.0", "GPL-2.0 OR LGPL-2.1"] {
+            assert!(!allowed(no), "{no}");
+        }
+    }
+}
