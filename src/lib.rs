@@ -17,4 +17,5 @@ pub use dpar_export_decode::{calibrate, generate, loaded, replay, tokenizer};
 pub use dpar_export_doctor as doctor;
 pub use dpar_export_evaluate::{Step, WorkPhase, cluster, evaluate, features, reproduce};
 pub use dpar_export_files::{arrays, patches, picture, samples, staging};
+pub use dpar_export_serve as serve;
 pub use dpar_export_trt as targets;

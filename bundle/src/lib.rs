@@ -287,9 +287,17 @@ impl Bundle {
     /// When the mode does not read a number, or the graphs were not exported for it: patches that are longer than their
     /// range, another fractional size.
     pub fn with_rule(mut self, change: &RuleChange) -> Result<Self, BundleError> {
-        if change.is_empty() {
-            return Ok(self);
+        if !change.is_empty() {
+            self.system.patch_rule = self.changed_rule(change)?;
         }
+        Ok(self)
+    }
+
+    /// The patch rule with other numbers.
+    ///
+    /// # Errors
+    /// As [`with_rule`](Self::with_rule).
+    pub fn changed_rule(&self, change: &RuleChange) -> Result<PatchRule, BundleError> {
         let rule = self.system.patch_rule.changed(change)?;
         let refuse = |message| BundleError::OtherGraphs { folder: self.folder().to_owned(), message };
         let system = SystemSpec { patch_rule: rule, ..self.system.clone() };
@@ -307,8 +315,7 @@ impl Bundle {
             let (was, is) = (word(was), word(is));
             return Err(refuse(format!("its patch size is {is}, they place patches of a {was} size")));
         }
-        self.system = system;
-        Ok(self)
+        Ok(system.patch_rule)
     }
 
     /// A bundle that is being written: its graphs and `config.json` are in the folder, the manifest is not yet. It can

@@ -159,7 +159,7 @@ impl PyStream {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let Some(NextEvent { event, pixels }) = work(py, |_| self.next())? else { return Ok(None) };
         let object = match event {
-            Event::Token { ticket: Ticket(image), slot, token } => {
+            Event::Token { ticket: Ticket(image), slot, token, .. } => {
                 Py::new(py, Token { image, slot, token })?.into_any()
             }
             Event::PatchClosed { ticket: Ticket(image), first, last } => {

@@ -78,6 +78,11 @@ pub(crate) enum Command {
     /// Each case (bundle, engine, batch) runs in a process of its own. The first figure is this machine's read bandwidth: with
     /// few rows, decoding is bound by reading all weights at each step.
     Bench(super::bench::BenchArgs),
+    /// Serve images over HTTP: requests share the rows of the decoder, and join and leave it as they come and go
+    ///
+    /// Loopback by default. SIGTERM ends it when all that it accepted is answered, a second one at once; SIGHUP opens the bundles
+    /// again. An image is the one that `generate` makes of the same seed, index and class, whatever else is decoded.
+    Serve(super::serve::ServeArgs),
     /// Write a full-size checkpoint with seeded random weights, to size a machine before there are trained ones
     ///
     /// In the authors' layout, ready to export. Weights have the scale of training's start; entropies are spread around the

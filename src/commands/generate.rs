@@ -293,7 +293,7 @@ fn label(request: &Request, names: Option<&[String]>) -> String {
     name.cloned().unwrap_or_else(|| format!("class {class}"))
 }
 
-fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
+pub(super) fn class_names(path: &Utf8Path) -> Result<Vec<String>, Failure> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Names {

@@ -43,7 +43,9 @@ pub(super) fn start(talk: &TalkArgs) {
         .with_env_filter(filter)
         .with_writer(|| LogWriter)
         .with_ansi(false)
-        .without_time();
+        .without_time()
+        // A log that cannot be written is lost; the work is not.
+        .log_internal_errors(false);
     let started = match talk.log_format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.event_format(Records).try_init(),

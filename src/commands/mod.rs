@@ -25,6 +25,7 @@ mod reference;
 mod report;
 mod reproduce;
 mod score;
+mod serve;
 mod synth;
 mod verify;
 
@@ -89,14 +90,9 @@ pub fn run(program: Vec<OsString>, args: Vec<OsString>) -> Exit {
     if let Err(e) = bus::say_lost_pages() {
         tracing::warn!("a mapped file that shrinks will end the program without a message: {e}");
     }
-    let handler = ctrlc::set_handler(|| {
-        // A second Ctrl-C does not wait for the current step.
-        if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(Exit::Interrupted as u8));
-        }
-    });
-    if let Err(e) = handler {
-        tracing::warn!("Ctrl-C will not be handled: {e}");
+    // A service ends in its own way.
+    if !matches!(cli.command, Some(Command::Serve(_))) {
+        stop_when_told();
     }
     let compares = cli.command.as_ref().is_some_and(compares);
     dispatch(cli, &command, &matches, printer).unwrap_or_else(|failure| {
@@ -106,6 +102,19 @@ pub fn run(program: Vec<OsString>, args: Vec<OsString>) -> Exit {
         }
         failure.cause.exit(compares)
     })
+}
+
+/// Ctrl-C asks the work to stop.
+fn stop_when_told() {
+    let handler = ctrlc::set_handler(|| {
+        // A second Ctrl-C does not wait for the current step.
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(Exit::Interrupted as u8));
+        }
+    });
+    if let Err(e) = handler {
+        tracing::warn!("Ctrl-C will not be handled: {e}");
+    }
 }
 
 /// Carries out one command of a program that does more than that: nothing is printed, and nothing of the process is set.
@@ -122,6 +131,7 @@ pub fn call(args: &[OsString], host: &dyn Host) -> Result<Exit, Called> {
     let called = |failure: Failure| Called { exit: failure.cause.exit(compares), failure };
     let of_a_process = match (&cli.command, cli.max_memory) {
         (Some(Command::Bench(_)), _) => Some("bench measures processes of its own"),
+        (Some(Command::Serve(_)), _) => Some("serve takes the signals of its process"),
         (_, Some(_)) => Some("--max-memory holds for a process"),
         _ => None,
     };
@@ -200,6 +210,7 @@ fn compares(command: &Command) -> bool {
         | Command::Attest(_)
         | Command::Metrics(_)
         | Command::Bench(_)
+        | Command::Serve(_)
         | Command::Synth(_)
         | Command::Demo(_)
         | Command::Card(_)
@@ -230,6 +241,7 @@ fn dispatch(
         (Some(Command::Evaluate(a)), _) => evaluate::run(a.resolve()?, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(a.resolve()?, printer),
         (Some(Command::Bench(a)), _) => bench::run(a.resolve()?, printer),
+        (Some(Command::Serve(a)), _) => serve::run(a.resolve()?, printer),
         (Some(Command::Synth(a)), _) => synth::run(a.resolve()?, printer),
         (Some(Command::Card(a)), _) => card::run(a.resolve()?, printer),
         (Some(Command::Demo(a)), _) => demo::run(a.resolve()?, printer),

@@ -55,6 +55,7 @@ const ROLES: &[(&str, PathRole, &str)] = &[
     ("samples", Read, "the samples"),
     ("streams", Read, "the streams"),
     ("timing_cache", Read, "the timing cache"),
+    ("token_file", Read, "the token"),
     ("tokens", Read, "the tokens"),
     ("trt_lib", Read, "the folder of the libraries"),
     ("vq", Read, "the tokenizer"),

@@ -43,6 +43,8 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
     };
     let reads = |lines: &[&[&str]]| Reads::Bundle(owned(lines));
     let streams = fixture("emoji32").into_string();
+    let names = temp.path("names.json").into_string();
+    fs_err::write(&names, "[]").unwrap();
     vec![
         ("inspect", reads(&[&["inspect", b]])),
         ("score", reads(&[&["score", b, "--inputs", &inputs, "-o", &out("s.npz")]])),
@@ -83,6 +85,13 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
             Reads::Another(
                 owned(&[&["reproduce", b, "--reference", &streams]]),
                 "the only recorded streams are of another system",
+            ),
+        ),
+        (
+            "serve",
+            Reads::Another(
+                owned(&[&["serve", b, "--class-names", &names, "--listen", "127.0.0.1:0"]]),
+                "it would not end: the names are too few",
             ),
         ),
         ("doctor", reads(&[&["doctor", b]])),

@@ -49,6 +49,7 @@ mod resized;
 mod resume;
 mod rules;
 mod schedules;
+mod serve;
 mod snapshots;
 mod streams;
 mod swaps;

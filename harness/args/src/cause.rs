@@ -18,6 +18,8 @@ use crate::generate::sampler::SampleError;
 use crate::loaded::RunError;
 use crate::picture::PictureError;
 use crate::samples::ResumeError;
+use crate::serve::JobError;
+use crate::serve::http::ServiceError;
 use crate::staging::StagingError;
 
 /// Exit codes, the same for every command.
@@ -366,6 +368,36 @@ impl Caused for MetricError {
             | Self::State { .. }
             | Self::NoConvergence(_)
             | Self::Threads { .. } => Cause::Input,
+        }
+    }
+}
+
+impl Caused for ServiceError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Run(e) => e.cause(),
+            Self::SelfTest { source, .. } => source.cause(),
+            Self::Twice(_)
+            | Self::Name(_)
+            | Self::ClassNames { .. }
+            | Self::Token { .. }
+            | Self::Open(_)
+            | Self::Listen { .. }
+            | Self::Io(_) => Cause::Input,
+        }
+    }
+}
+
+impl Caused for JobError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Refused(e) | Self::Run(e) | Self::Changed(e) => e.cause(),
+            Self::Nothing
+            | Self::TooMany { .. }
+            | Self::Full { .. }
+            | Self::QueueTime(_)
+            | Self::DecodeTime(_) => Cause::Input,
+            Self::Diverged | Self::Ended => Cause::Run,
         }
     }
 }

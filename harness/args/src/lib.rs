@@ -14,6 +14,7 @@ use dpar_export_compare::{CompareError, parity};
 use dpar_export_decode::{generate, loaded};
 use dpar_export_evaluate::{evaluate, features};
 use dpar_export_files::{arrays, picture, samples, staging};
+use dpar_export_serve as serve;
 use dpar_export_trt as targets;
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ const LAYERS: &[&[&str]] = &[
     &["dpar-engine-table", "dpar-engine-conformance", "dpar-export-onnx"],
     &["dpar-export-bundle"],
     &["dpar-export-trt", "dpar-export-decode", "dpar-export-doctor", "dpar-export-card"],
-    &["dpar-export-compare", "dpar-export-bench"],
+    &["dpar-export-compare", "dpar-export-bench", "dpar-export-serve"],
     &["dpar-export-evaluate"],
     &["dpar-export-args"],
     &["dpar-export"],
@@ -47,10 +47,12 @@ const EXPORTERS: &[&str] = &["dpar-export-checkpoint", "dpar-export-onnx"];
 
 /// Dependencies that only the named members may have. The native one of an engine needs no line: it is pinned.
 const OWNERS: &[(&str, &[&str])] = &[
+    ("axum", &["dpar-export-serve"]),
     ("clang-sys", &["dpar-engine-tensorrt"]),
     ("libloading", &["dpar-engine-api", "dpar-engine-tensorrt"]),
     // The contract reads of a graph what it says of sizes; caches in place are an edit of a graph that is loaded.
     ("prost", &["dpar-export-onnx", "dpar-engine-api", "dpar-engine-kv"]),
+    ("tokio", &["dpar-export-serve"]),
 ];
 
 /// What `dpar-export-spec` must not use: it does no I/O.

@@ -121,6 +121,26 @@ impl EngineArgs {
         self.on_beside(bundle, &[])
     }
 
+    /// What opens a bundle on the engine, with every hash checked, again and again.
+    ///
+    /// # Errors
+    /// When the engine is not in this build, or refuses what it is told.
+    pub fn opener(
+        &self,
+        bundle: &Utf8Path,
+    ) -> Result<impl Fn() -> Result<LoadedBundle<'static>, RunError> + Send + Sync + 'static, Failure> {
+        let name = self.name().to_owned();
+        let options = engines::own(&name, &[], &self.settings.options());
+        let options = EngineOptions { device: self.settings.options().device, ..options };
+        // What is wrong with the options is said before anything is opened.
+        engines::create(&name, &options)?;
+        let bundle = bundle.to_owned();
+        Ok(move || {
+            let opened = Bundle::open(&bundle)?;
+            Ok(LoadedBundle::owning(opened, engines::create(&name, &options)?)?)
+        })
+    }
+
     /// A bundle on the engine, where `others` run too: what is theirs it is not told. The device is its own.
     pub fn on_beside(&self, bundle: &Utf8Path, others: &[&str]) -> Result<OnEngine, Failure> {
         let options = self.settings.options();

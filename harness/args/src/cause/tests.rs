@@ -346,3 +346,40 @@ fn files_and_numbers() {
     all([EvaluateError::Run(RunError::Engine(engine(EngineErrorKind::Run)))], Run);
     all([io()], Input);
 }
+
+#[test]
+fn services() {
+    let second = std::time::Duration::from_secs(1);
+    let run = |kind| std::sync::Arc::new(RunError::from(engine(kind)));
+    let address = ([127, 0, 0, 1], 0).into();
+    let failed = |source| ServiceError::SelfTest { model: text(), source };
+    all(
+        [
+            ServiceError::Twice(text()),
+            ServiceError::Name("x".into()),
+            ServiceError::ClassNames { model: text(), names: 1, classes: 2 },
+            ServiceError::Token { path: "x".into() },
+            ServiceError::Open(address),
+            ServiceError::Listen { address, source: io() },
+            ServiceError::Io(io()),
+            failed(JobError::Nothing),
+            failed(JobError::TooMany { images: 2, most: 1 }),
+            failed(JobError::Full { waiting: 1, most: 1, retry: second }),
+            failed(JobError::QueueTime(second)),
+            failed(JobError::DecodeTime(second)),
+            failed(JobError::Refused(run(EngineErrorKind::Input))),
+        ],
+        Input,
+    );
+    let absent = || run(EngineErrorKind::Unavailable);
+    all([ServiceError::from(RunError::from(engine(EngineErrorKind::Unavailable)))], Absent);
+    all([failed(JobError::Run(absent())), failed(JobError::Changed(absent()))], Absent);
+    all(
+        [
+            failed(JobError::Run(run(EngineErrorKind::Run))),
+            failed(JobError::Diverged),
+            failed(JobError::Ended),
+        ],
+        Run,
+    );
+}

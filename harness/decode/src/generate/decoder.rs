@@ -55,7 +55,7 @@ impl From<usize> for Batching {
 /// What images of a system have in common.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Images {
-    /// The patch rule.
+    /// The patch rule of a request that brings none of its own.
     pub rule: PatchRule,
     /// Tokens of an image, T.
     pub tokens: usize,
@@ -78,6 +78,8 @@ pub enum Event {
         slot: usize,
         /// The token.
         token: u32,
+        /// e_t of its slot in nats; NaN at slot 0 and where no entropy model runs.
+        entropy: f32,
     },
     /// A patch has ended: its tokens are `first..=last`.
     PatchClosed {
@@ -114,6 +116,7 @@ struct Active {
     stream: Stream,
     key: u64,
     options: DecodeOptions,
+    rule: PatchRule,
     sampler: Sampler,
     guided: bool,
     stage: Stage,
@@ -124,7 +127,12 @@ impl Active {
         move |source| DecodeError::Sample { image, slot, source }
     }
 
-    fn new(ticket: Ticket, request: Request, options: DecodeOptions) -> Result<Self, DecodeError> {
+    fn new(
+        ticket: Ticket,
+        request: Request,
+        options: DecodeOptions,
+        rule: PatchRule,
+    ) -> Result<Self, DecodeError> {
         let refused = Self::sample_error(request.index, 0);
         let sampler = options.validate().and_then(|()| Sampler::new(options.sampler)).map_err(refused)?;
         let guided = options.cfg_scale > 1.0;
@@ -139,6 +147,7 @@ impl Active {
             },
             key: image_key(options.seed, request.index),
             options,
+            rule,
             sampler,
             guided,
             stage: Stage::Waiting(After::Class { class: request.class, guided }),
@@ -152,7 +161,8 @@ impl Active {
     }
 
     /// Takes e_t of the next slot t; whether x_t opens a patch.
-    fn decide(&mut self, rule: &PatchRule, e: f32) -> Result<Option<(usize, usize)>, DecodeError> {
+    fn decide(&mut self, e: f32) -> Result<Option<(usize, usize)>, DecodeError> {
+        let rule = &self.rule;
         let stream = &mut self.stream;
         let t = stream.tokens.len();
         if rule.mode.uses_entropy() && !e.is_finite() {
@@ -198,11 +208,24 @@ impl<'m> Decoder<'m> {
     /// # Errors
     /// When the options of its sampler cannot be, or it is guided and the model has no null class.
     pub fn submit(&mut self, request: Request, options: &DecodeOptions) -> Result<Ticket, DecodeError> {
+        self.submit_with_rule(request, options, self.images.rule.clone())
+    }
+
+    /// As [`submit`](Self::submit), with a patch rule of its own, which must be one that the graphs were exported for.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn submit_with_rule(
+        &mut self,
+        request: Request,
+        options: &DecodeOptions,
+        rule: PatchRule,
+    ) -> Result<Ticket, DecodeError> {
         if options.cfg_scale > 1.0 && self.images.null_class.is_none() {
             return Err(DecodeError::NoNullClass);
         }
         let ticket = Ticket(self.submitted);
-        self.queue.push_back(Active::new(ticket, request, options.clone())?);
+        self.queue.push_back(Active::new(ticket, request, options.clone(), rule)?);
         self.submitted += 1;
         Ok(ticket)
     }
@@ -264,7 +287,7 @@ impl<'m> Decoder<'m> {
         for (i, pushed) in tokens.iter().enumerate() {
             let Some(active) = &mut self.rows[pushed.row] else { continue };
             let e = entropy.as_ref().map_or(f32::NAN, |e| e[i]);
-            if let Some((first, last)) = active.decide(&self.images.rule, e)? {
+            if let Some((first, last)) = active.decide(e)? {
                 events.push(Event::PatchClosed { ticket: active.ticket, first, last });
             }
             // Decode index i is slot i + 1.
@@ -338,7 +361,8 @@ impl<'m> Decoder<'m> {
             active.stream.margin.push(drawn.margin);
             active.stage = Stage::Drawn;
             let ticket = active.ticket;
-            events.push(Event::Token { ticket, slot, token: drawn.token });
+            let entropy = active.stream.entropy.get(slot).copied().unwrap_or(f32::NAN);
+            events.push(Event::Token { ticket, slot, token: drawn.token, entropy });
             if active.stream.tokens.len() == self.images.tokens
                 && let Some(done) = self.rows[row].take()
             {

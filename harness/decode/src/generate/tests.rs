@@ -237,7 +237,7 @@ fn requests_come_and_go_while_others_run() {
         all[..3].iter().map(|r| decoder.submit(*r, &options(1.0, None)).unwrap()).collect();
     let mut events = decoder.step().unwrap();
     assert_eq!(events.len(), 2);
-    assert!(matches!(events[1], Event::Token { ticket: Ticket(1), slot: 0, token: 0 }), "{events:?}");
+    assert!(matches!(events[1], Event::Token { ticket: Ticket(1), slot: 0, token: 0, .. }), "{events:?}");
     // One that runs and one that waits; the row goes to the next one.
     assert!(decoder.cancel(first[0]) && decoder.cancel(first[2]));
     assert!(!decoder.cancel(first[0]) && !decoder.is_idle());

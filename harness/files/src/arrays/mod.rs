@@ -31,7 +31,7 @@ pub use atomic::write_atomic;
 pub use error::{ArrayError, ArrayErrorKind};
 pub use images::ImageNpz;
 pub use mapped::Mapped;
-pub use npz::{ImageNpzWriter, NpzStream, write_npz};
+pub use npz::{ImageNpzWriter, NpzStream, npz_bytes, write_npz};
 pub use spool::{Spool, Spooled};
 pub use tensors::write_safetensors;
 

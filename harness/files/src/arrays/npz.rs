@@ -1,7 +1,7 @@
 //! `.npz`: a zip archive of `.npy` files. Read stored or deflated, written stored.
 
 use std::collections::BTreeSet;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Cursor, Read, Seek, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err::File;
@@ -134,6 +134,21 @@ pub fn write_npz(path: &Utf8Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<(),
     finish(zip).map_err(|e| e.in_file(path))
 }
 
+/// The bytes that [`write_npz`] writes.
+///
+/// # Errors
+/// When a name is empty or given twice, or a shape does not fit its elements.
+pub fn npz_bytes(arrays: &[(&str, ArrayRef<'_>)]) -> Result<Vec<u8>, ArrayError> {
+    let nowhere = Utf8Path::new("memory");
+    super::check_names(arrays).map_err(|e| e.in_file(nowhere))?;
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, array) in arrays {
+        add(&mut zip, name, array).map_err(|e| e.of(*name).in_file(nowhere))?;
+    }
+    let bytes = zip.finish().map_err(|e| ArrayErrorKind::from(e).in_file(nowhere))?;
+    Ok(bytes.into_inner())
+}
+
 /// Writes one array as an `.npy` that numpy reads, whole or not at all.
 ///
 /// # Errors
@@ -148,7 +163,7 @@ pub(super) fn write_npy(path: &Utf8Path, array: &ArrayRef<'_>) -> Result<(), Arr
     write().map_err(|e: ArrayErrorKind| e.in_file(path))
 }
 
-fn start(zip: &mut ZipWriter<AtomicFile>, name: &str, bytes: u64) -> Result<(), ArrayErrorKind> {
+fn start<W: Write + Seek>(zip: &mut ZipWriter<W>, name: &str, bytes: u64) -> Result<(), ArrayErrorKind> {
     // ZIP64 where the sizes need it; the margin is the .npy header.
     let large = bytes >= u64::from(u32::MAX) - (1 << 17);
     let options = SimpleFileOptions::default()
@@ -160,7 +175,11 @@ fn start(zip: &mut ZipWriter<AtomicFile>, name: &str, bytes: u64) -> Result<(), 
     Ok(zip.start_file(format!("{name}.npy"), options)?)
 }
 
-fn add(zip: &mut ZipWriter<AtomicFile>, name: &str, array: &ArrayRef<'_>) -> Result<(), ArrayErrorKind> {
+fn add<W: Write + Seek>(
+    zip: &mut ZipWriter<W>,
+    name: &str,
+    array: &ArrayRef<'_>,
+) -> Result<(), ArrayErrorKind> {
     start(zip, name, npy::bytes_of(array.shape, array.kind())? as u64)?;
     npy::write(zip, array)
 }

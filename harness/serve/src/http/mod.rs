@@ -1,0 +1,21 @@
+//! The service: HTTP/1.1 on top of [`Scheduler`](crate::Scheduler).
+
+mod admin;
+mod ask;
+mod body;
+mod drawn;
+mod events;
+mod generations;
+mod guard;
+mod images;
+mod metrics;
+mod page;
+mod problem;
+mod routes;
+mod server;
+mod service;
+mod tensors;
+mod v2;
+
+pub use server::{Stopped, run};
+pub use service::{AccessToken, HttpLimits, Opener, ServedModel, Service, ServiceError};

@@ -1,0 +1,267 @@
+//! Connections: accepted within limits, served, ended in order.
+
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Sleep;
+
+use super::routes::router;
+use super::service::{Service, ServiceError};
+
+/// Connections over the limit that are told so at a time; others are closed without a word.
+const TOLD: usize = 64;
+/// How long telling one of them may take.
+const TELLING: Duration = Duration::from_secs(1);
+/// What they are told.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n\
+    \r\n{\"error\": {\"type\": \"overloaded_error\", \"message\": \"too many connections are open\"}}";
+/// How long nothing is accepted when the system has no more descriptors.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// How a service ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// It was asked to end, and all that it had accepted was answered.
+    Finished,
+    /// It was asked a second time, and gave up what was under way.
+    Cancelled,
+}
+
+/// Serves until a signal asks to end: SIGTERM or SIGINT. SIGHUP opens the bundles again.
+///
+/// # Errors
+/// When the system refuses the threads, the listener or the handlers of signals.
+pub fn run(listener: StdListener, service: Service) -> Result<Stopped, ServiceError> {
+    let service = Arc::new(service);
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stopped = runtime.block_on(serve(listener, &service))?;
+    // What nobody waits for any more is dropped, with its connection.
+    runtime.shutdown_background();
+    service.models().iter().for_each(|model| model.current().finish());
+    Ok(stopped)
+}
+
+async fn serve(listener: StdListener, service: &Arc<Service>) -> io::Result<Stopped> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut signals = Signals::new()?;
+    let slots = Arc::new(Semaphore::new(service.limits.connections));
+    let told = Arc::new(Semaphore::new(TOLD));
+    let connections = GracefulShutdown::new();
+    let app = router(service);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            signal = signals.next() => match signal {
+                Signal::Stop => break,
+                Signal::Change => {
+                    let service = service.clone();
+                    tokio::task::spawn_blocking(move || change_all(&service));
+                    continue;
+                }
+            },
+        };
+        let Ok((stream, _)) = accepted else {
+            // Too many descriptors, or a connection that ended before it began.
+            tokio::time::sleep(BREATH).await;
+            continue;
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            service.refused_connections.fetch_add(1, Ordering::Relaxed);
+            if let Ok(permit) = told.clone().try_acquire_owned() {
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(TELLING, refuse(stream)).await;
+                    drop(permit);
+                });
+            }
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(service.limits.idle)
+            .serve_connection(
+                TokioIo::new(Patient::new(stream, service.limits.idle)),
+                TowerToHyperService::new(app.clone()),
+            );
+        let connection = connections.watch(connection);
+        let service = service.clone();
+        service.connections.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+            service.connections.fetch_sub(1, Ordering::Relaxed);
+            drop(slot);
+        });
+    }
+    drop(listener);
+    service.stopping.store(true, Ordering::Relaxed);
+    tracing::info!("no connection is accepted any more; what was accepted is answered");
+    let finished = connections.shutdown();
+    tokio::pin!(finished);
+    loop {
+        tokio::select! {
+            () = &mut finished => return Ok(Stopped::Finished),
+            signal = signals.next() => if signal == Signal::Stop { return Ok(Stopped::Cancelled) },
+        }
+    }
+}
+
+/// Opens every bundle again; what is wrong with one is logged, and changes nothing.
+fn change_all(service: &Service) {
+    for model in service.models() {
+        match model.change() {
+            None => tracing::warn!(model = model.name(), "another change is under way"),
+            Some(Ok(())) => tracing::warn!(model = model.name(), "the bundle was opened again"),
+            Some(Err(error)) => {
+                tracing::error!(model = model.name(), %error, "the bundle was not changed");
+            }
+        }
+    }
+}
+
+/// Tells a connection over the limit that it is.
+async fn refuse(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(FULL).await?;
+    stream.shutdown().await?;
+    // What was sent is taken, or the system would take the answer back.
+    let mut sink = [0; 4096];
+    while stream.read(&mut sink).await? > 0 {}
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    Stop,
+    Change,
+}
+
+/// What asks the process to end, or to look at its files again.
+struct Signals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    #[cfg(unix)]
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    #[cfg(not(unix))]
+    fn new() -> io::Result<Self> {
+        Ok(Self {})
+    }
+
+    #[cfg(unix)]
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.hang_up.recv() => Signal::Change,
+        }
+    }
+
+    #[cfg(not(unix))]
+    async fn next(&mut self) -> Signal {
+        match tokio::signal::ctrl_c().await {
+            Ok(()) => Signal::Stop,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// A connection whose reader must read on: when nothing can be written for too long, it ends.
+struct Patient<S> {
+    inner: S,
+    limit: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Patient<S> {
+    fn new(inner: S, limit: Duration) -> Self {
+        Self { inner, limit, stalled: None }
+    }
+
+    /// Lets the clock run while `poll` is pending.
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        poll: impl FnOnce(&mut S, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match poll(&mut self.inner, context) {
+            Poll::Ready(done) => {
+                self.stalled = None;
+                Poll::Ready(done)
+            }
+            Poll::Pending => {
+                let limit = self.limit;
+                let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+                ready!(clock.as_mut().poll(context));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.watch(context, |inner, context| Pin::new(inner).poll_write(context, buffer))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.watch(context, |inner, context| Pin::new(inner).poll_flush(context))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.watch(context, |inner, context| Pin::new(inner).poll_shutdown(context))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.watch(context, |inner, context| Pin::new(inner).poll_write_vectored(context, buffers))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}

@@ -1,0 +1,128 @@
+//! `serve`: images over HTTP.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use clap::Args;
+use dpar_export_inputs::{limits, memory};
+use serde_json::json;
+
+use super::args::EngineArgs;
+use super::failure::{Exit, Failure};
+use super::generate::class_names;
+use super::printer::Printer;
+use crate::serve::SchedulerLimits;
+use crate::serve::http::{
+    self, AccessToken, HttpLimits, Opener, ServedModel, Service, ServiceError, Stopped,
+};
+
+#[derive(Debug, Args)]
+#[command(mut_arg("batch", |a| a.help("Rows: images that are decoded together")))]
+pub(crate) struct ServeArgs {
+    /// Bundle folders; a model is called as its folder, and the first is meant where a request names none
+    #[arg(required = true)]
+    bundles: Vec<Utf8PathBuf>,
+    /// Address and port; port 0 is any free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", help_heading = "Service")]
+    listen: SocketAddr,
+    /// File with the token that requests must bring (`Authorization: Bearer`)
+    #[arg(long, value_name = "FILE", help_heading = "Service")]
+    token_file: Option<Utf8PathBuf>,
+    /// Listen where other machines reach it without a token: another program protects it
+    #[arg(long, conflicts_with = "token_file", help_heading = "Service")]
+    allow_no_token: bool,
+    /// Names by which requests may ask for classes: a JSON list, or an object with the list under "classes"
+    #[arg(long, value_name = "FILE")]
+    class_names: Option<Utf8PathBuf>,
+    /// Images of one request
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Limits")]
+    max_request_images: u16,
+    /// Images that wait for a row; more are answered 429
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    max_queue: u32,
+    /// How long an image may wait for a row; then it is answered 503
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    queue_time: u32,
+    /// How long an image may take in its row; then it is answered 503
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    decode_time: u32,
+    /// Connections at a time; more are answered 503
+    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Limits")]
+    max_connections: u16,
+    /// Bytes of a request; more are answered 413
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = memory::parse, help_heading = "Limits")]
+    max_body: u64,
+    /// How long a request may take to arrive, a reader to read on, an idle connection to be used again
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    idle_time: u32,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// What is served, where, and to whom.
+pub(super) struct Plan {
+    models: Vec<(Utf8PathBuf, Opener)>,
+    names: Option<Vec<String>>,
+    token: Option<AccessToken>,
+    listen: SocketAddr,
+    allow_no_token: bool,
+    rows: SchedulerLimits,
+    limits: HttpLimits,
+}
+
+impl ServeArgs {
+    /// Reads the token and the names, chooses the engine.
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        let seconds = |n: u32| Duration::from_secs(n.into());
+        Service::check_address(self.listen, self.token_file.is_some() || self.allow_no_token)?;
+        let token = match &self.token_file {
+            None => None,
+            Some(path) => {
+                let text = dpar_export_inputs::read_to_string(path, limits::TEXT)?;
+                Some(AccessToken::of(&text, path)?)
+            }
+        };
+        let model = |folder: Utf8PathBuf| {
+            let open: Opener = Box::new(self.engine.opener(&folder)?);
+            Ok::<_, Failure>((folder, open))
+        };
+        Ok(Plan {
+            models: self.bundles.into_iter().map(model).collect::<Result<_, _>>()?,
+            names: self.class_names.as_deref().map(class_names).transpose()?,
+            token,
+            listen: self.listen,
+            allow_no_token: self.allow_no_token,
+            rows: SchedulerLimits {
+                rows: self.engine.settings.batch(),
+                images: self.max_request_images.into(),
+                queue: self.max_queue as usize,
+                queue_time: seconds(self.queue_time),
+                decode_time: seconds(self.decode_time),
+            },
+            limits: HttpLimits {
+                body: usize::try_from(self.max_body).unwrap_or(usize::MAX),
+                connections: self.max_connections.into(),
+                idle: seconds(self.idle_time),
+            },
+        })
+    }
+}
+
+pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
+    let Plan { models, names, token, listen, allow_no_token, rows, limits } = plan;
+    let open = |(folder, open): (Utf8PathBuf, Opener)| ServedModel::open(&folder, names.clone(), open, rows);
+    let models = models.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<String> = models.iter().map(|m| m.name().to_owned()).collect();
+    let service = Service::new(models, token, limits, listen, allow_no_token)?;
+    let listener =
+        TcpListener::bind(listen).map_err(|source| ServiceError::Listen { address: listen, source })?;
+    let address = listener.local_addr()?;
+    let url = format!("http://{address}");
+    // Who started it may wait for this: it answers from here on.
+    printer.document(|| format!("serving at {url}"), json!({ "url": url, "models": names }))?;
+    match http::run(listener, service)? {
+        Stopped::Finished => Ok(Exit::Pass),
+        Stopped::Cancelled => Ok(Exit::Interrupted),
+    }
+}
