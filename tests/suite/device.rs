@@ -44,7 +44,9 @@ fn devices_are_honoured_or_refused() {
     let mut refused = vec![
         (vec!["--engine", "tract", "--device", "cuda"], "tract: it does not run on `--device cuda:0`"),
         (vec!["--engine", "ort", "--device", "0"], "ort: it does not run on `--device 0`"),
-        (vec!["--engine", "ort", "--device", "gpu"], "expected cpu, an index"),
+        (vec!["--engine", "ort", "--device", "gpu0"], "expected cpu, an index"),
+        (vec!["--engine", "ort", "--device", "gpu"], "name the library with --ep-lib"),
+        (vec!["--engine", "ort", "--ep-lib", "x", "--device", "cuda"], "leave out --ep-lib"),
         (vec!["--engine", "ort", "--cuda-graphs"], "ort: it has no --cuda-graphs"),
         (vec!["--runtime-cache", "c"], "tract: it has no --runtime-cache"),
         (vec!["--ort-lib", "x"], "tract: it has no --ort-lib"),
