@@ -53,15 +53,20 @@ pub(super) fn run(args: CardArgs, printer: Printer) -> Result<Exit, Failure> {
     for path in &cite {
         let mut report = CitedReport::read(path, bundle.manifest_sha256())?;
         if let Some(key) = &key {
-            report.signed = Some(verify_file(path, &beside(path), key)?.key_id);
+            let attested = verify_file(path, &beside(path), key)?;
+            // The bytes whose numbers are cited are those that were signed.
+            if attested.file_sha256.as_deref() != Some(report.sha256.as_str()) {
+                let found = attested.file_sha256.unwrap_or_default();
+                return Err(CardError::Changed { name: report.name, found, cited: report.sha256 }.into());
+            }
+            report.signed = Some(attested.key_id);
         }
         if reports.iter().any(|r| r.name == report.name) {
             return Err(CardError::Twice(report.name).into());
         }
         reports.push(report);
     }
-    let name = folder.file_name().unwrap_or("bundle").to_owned();
-    let mut card = Card { bundle: &bundle, folder: name, signed: None, license, reports };
+    let mut card = Card { bundle: &bundle, signed: None, license, reports };
     if let Some(key) = &key {
         // The folder may have been given with a slash at its end.
         let folder: Utf8PathBuf = folder.components().collect();

@@ -125,6 +125,9 @@ impl EvaluateArgs {
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let RunPlan { samples, extractor, compute, options } = match plan {
         Plan::Run(plan) => *plan,
+        Plan::Emit(..) if printer.json => {
+            return Err(Failure::usage("--emit prints a job, and no document", Some("leave out --json")));
+        }
         Plan::Emit(cluster, job) => {
             let (text, next) = emit::text(&job, cluster);
             printer.raw(text.as_bytes())?;

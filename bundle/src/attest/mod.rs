@@ -250,6 +250,9 @@ pub struct Attested {
     /// Of a bundle, SHA-256 of the manifest that was found.
     #[serde(skip)]
     pub manifest_sha256: Option<String>,
+    /// Of a file, SHA-256 of the bytes that were found.
+    #[serde(skip)]
+    pub file_sha256: Option<String>,
 }
 
 impl Attested {
@@ -326,6 +329,10 @@ fn verify(
         message,
     };
     let manifest_sha256 = digests(wanted).remove(MANIFEST);
+    let file_sha256 = match wanted.subject.as_slice() {
+        [one] => one.digest.get("sha256").cloned(),
+        _ => None,
+    };
     if oms::is_sigstore_bundle(&bytes) {
         if wanted.predicate_type != BUNDLE_PREDICATE {
             return Err(rejected("it is a model signature, which is of a bundle".to_owned()));
@@ -342,6 +349,7 @@ fn verify(
             predicate_type: oms::PREDICATE.to_owned(),
             subjects: signed.subject.len(),
             manifest_sha256,
+            file_sha256,
         });
     }
     let PublicKey::Ed25519(key) = key else { return Err(key::of_other_kind(public, "Ed25519")) };
@@ -358,6 +366,7 @@ fn verify(
         predicate_type: found.predicate_type,
         subjects: found.subject.len(),
         manifest_sha256,
+        file_sha256,
     })
 }
 

@@ -159,6 +159,7 @@ fn a_bundle_that_was_replaced_after_the_check_is_not_vouched_for() {
         predicate_type: BUNDLE_PREDICATE.into(),
         subjects: 1,
         manifest_sha256: manifest_sha256.map(str::to_owned),
+        file_sha256: None,
     };
     let holds = |attested: &Attested| attested.holds("a.jsonl".into(), "b".into(), "1");
     holds(&attested(Some("1"))).unwrap();

@@ -394,6 +394,7 @@ impl Caused for JobError {
             Self::Refused(e) | Self::Run(e) | Self::Changed(e) => e.cause(),
             Self::Nothing
             | Self::TooMany { .. }
+            | Self::Guidance { .. }
             | Self::Full { .. }
             | Self::QueueTime(_)
             | Self::DecodeTime(_) => Cause::Input,

@@ -81,8 +81,6 @@ impl Hinted for CardError {
 pub struct Card<'b> {
     /// The bundle.
     pub bundle: &'b Bundle,
-    /// Its folder's name, for command lines.
-    pub folder: String,
     /// SHA-256 of the key that signed the bundle, where its attestation was checked.
     pub signed: Option<String>,
     /// An SPDX identifier, where the maker names one.

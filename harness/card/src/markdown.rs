@@ -123,7 +123,8 @@ pub(crate) fn write(card: &Card<'_>) -> String {
         manifest.sources.iter().map(|s| [s.role.clone(), s.name.clone(), mega(s.size), s.sha256.clone()]);
     table(&mut out, ["source", "file", "size", "SHA-256"], sources);
 
-    let folder = &card.folder;
+    // The card does not depend on where the bundle lies.
+    let folder = "BUNDLE";
     let _ = writeln!(
         out,
         "## How to run it\n\n```\ndpar-export inspect {folder}\ndpar-export generate {folder} --num 16 -o images\n```\n\n\

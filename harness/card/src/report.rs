@@ -143,7 +143,8 @@ fn fixed(value: &Value, digits: usize) -> Option<String> {
 
 /// An engine with its version.
 fn engine(info: &Value) -> String {
-    format!("{} {}", text(&info["engine"]), text(&info["version"]))
+    let (name, version) = (text(&info["engine"]), text(&info["version"]));
+    format!("{name} {version} on {} ({})", text(&info["device"]), text(&info["provider"]))
 }
 
 fn verdict(value: &Value, on: String) -> CitedNumber {

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 /// Of the jobs, the container and the claim.
 const NAME: &str = "dpar-evaluate";
+/// The user of the image (packaging/Dockerfile).
+const USER: u32 = 10_001;
 /// The folder of the paths in a container.
 const FOLDER: &str = "/work";
 
@@ -64,7 +66,8 @@ MERGE
             json!({
                 "name": NAME,
                 "image": self.image,
-                "command": ["sh", "-c", script],
+                // Kubernetes reads $(NAME) and $$ in it, in quotes too.
+                "command": ["sh", "-c", script.replace('$', "$$")],
                 "workingDir": FOLDER,
                 "volumeMounts": [{ "name": "work", "mountPath": FOLDER }],
             })
@@ -73,6 +76,8 @@ MERGE
             json!({
                 "spec": {
                     "restartPolicy": "Never",
+                    // The image runs as this user, who writes to the claim.
+                    "securityContext": { "fsGroup": USER },
                     "containers": [container(script)],
                     "volumes": [{ "name": "work", "persistentVolumeClaim": { "claimName": NAME } }],
                 },

@@ -254,7 +254,7 @@ impl DecodingThread {
         let (image, asked) = (lane.image, lane.asked.clone());
         told.push((asked.clone(), Ok(JobEvent::Patch { image, first, last, entropy })));
         let shown = asked.job.preview.is_some_and(|every| lane.patches.is_multiple_of(every.get()));
-        if shown && lane.patched < all {
+        if shown && lane.patched < all && asked.takes_preview(image) {
             let mut tokens = lane.tokens.clone();
             tokens.truncate(last + 1);
             tokens.resize(all, 0);

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ pub enum JobEvent {
         /// e_t of its first token in nats, as of a token.
         entropy: f32,
     },
-    /// What is drawn so far.
+    /// What is drawn so far. Left out while an earlier one was not taken.
     Preview {
         /// Which image.
         image: usize,
@@ -104,6 +105,14 @@ pub enum JobError {
         /// The most.
         most: usize,
     },
+    /// More guidance than logits bear.
+    #[error("the guidance scale is {asked}, at most {most} is allowed")]
+    Guidance {
+        /// What was asked for.
+        asked: f32,
+        /// The most.
+        most: f32,
+    },
     /// Too many images wait already.
     #[error("{waiting} images wait already, {most} may")]
     Full {
@@ -140,6 +149,8 @@ pub struct RunningJob {
     pub(crate) events: UnboundedReceiver<Result<JobEvent, JobError>>,
     /// Images that are not done.
     pub(crate) left: usize,
+    /// By image, whether a preview was told and not taken yet.
+    pub(crate) preview_waits: Arc<[AtomicBool]>,
 }
 
 impl RunningJob {
@@ -195,7 +206,12 @@ impl RunningJob {
         };
         match event {
             Ok(JobEvent::Done { .. }) => self.left -= 1,
-            Ok(JobEvent::Token { .. } | JobEvent::Patch { .. } | JobEvent::Preview { .. }) => {}
+            Ok(JobEvent::Token { .. } | JobEvent::Patch { .. }) => {}
+            Ok(JobEvent::Preview { image, .. }) => {
+                if let Some(waits) = self.preview_waits.get(image) {
+                    waits.store(false, Ordering::Relaxed);
+                }
+            }
             Err(_) => self.left = 0,
         }
         Some(event)

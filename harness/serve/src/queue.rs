@@ -18,6 +18,8 @@ pub(crate) struct AskedJob {
     pub(crate) since: Instant,
     events: UnboundedSender<Result<JobEvent, JobError>>,
     failed: AtomicBool,
+    /// By image, whether a preview was told that nobody has taken: pixels do not pile up for who reads slowly.
+    preview_waits: Arc<[AtomicBool]>,
 }
 
 impl AskedJob {
@@ -25,8 +27,14 @@ impl AskedJob {
         job: ImageJob,
         rule: PatchRule,
         events: UnboundedSender<Result<JobEvent, JobError>>,
+        preview_waits: Arc<[AtomicBool]>,
     ) -> Self {
-        Self { job, rule, since: Instant::now(), events, failed: AtomicBool::new(false) }
+        Self { job, rule, since: Instant::now(), events, failed: AtomicBool::new(false), preview_waits }
+    }
+
+    /// Whether a preview of an image may be told: the last one was taken.
+    pub(crate) fn takes_preview(&self, image: usize) -> bool {
+        self.preview_waits.get(image).is_some_and(|waits| !waits.swap(true, Ordering::Relaxed))
     }
 
     /// Whether nobody waits for it any more.

@@ -1,6 +1,7 @@
 //! The scheduler, as its users see it.
 
 use std::fmt::{self, Debug, Formatter};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +21,8 @@ use crate::stats::{self, Stats};
 
 /// A scheduler is not well after so many failures without an image that was complete.
 const FAILURES: u64 = 3;
+/// Guidance that logits bear without leaving float32, whatever the temperature: a step that fails is everybody's.
+const MOST_GUIDANCE: f32 = 1e4;
 
 /// A bundle on an engine that several requesters share.
 ///
@@ -84,6 +87,9 @@ impl Scheduler {
         self.runtime.check_requests(&job.images).map_err(|e| refused(e.into()))?;
         let of_options = |source| DecodeError::Sample { image: job.images[0].index, slot: 0, source };
         job.options.validate().map_err(|e| refused(of_options(e).into()))?;
+        if job.options.cfg_scale > MOST_GUIDANCE {
+            return Err(JobError::Guidance { asked: job.options.cfg_scale, most: MOST_GUIDANCE });
+        }
         if job.options.cfg_scale > 1.0 && self.bundle().system().null_class().is_none() {
             return Err(refused(DecodeError::NoNullClass.into()));
         }
@@ -94,8 +100,9 @@ impl Scheduler {
         }
         let rule = self.bundle().changed_rule(&job.rule).map_err(|e| refused(e.into()))?;
         let (sender, events) = unbounded_channel();
-        let running = RunningJob { events, left: job.images.len() };
-        self.queue.push(AskedJob::new(job, rule, sender), self.limits.queue, self.retry())?;
+        let waits: Arc<[AtomicBool]> = job.images.iter().map(|_| AtomicBool::new(false)).collect();
+        let running = RunningJob { events, left: job.images.len(), preview_waits: waits.clone() };
+        self.queue.push(AskedJob::new(job, rule, sender, waits), self.limits.queue, self.retry())?;
         Ok(running)
     }
 

@@ -9,7 +9,7 @@ use super::{GenerateJob, GenerateOutcome, Which, row, with_rule};
 use crate::commands::failure::Failure;
 use crate::commands::pixels::SAMPLE_FOLDER;
 use crate::commands::printer::Bar;
-use crate::generate::{Batching, GraphCalls, Schedule, Stream};
+use crate::generate::{Batching, DecodeError, GraphCalls, Schedule, Stream};
 use crate::loaded::RunError;
 use crate::picture::{resize_nchw, to_u8_nhwc};
 use crate::samples::{ResumableSamples, SampleRun};
@@ -24,6 +24,11 @@ pub(super) fn run(
     bar: &Bar<'_>,
 ) -> Result<GenerateOutcome, Failure> {
     let bundle = job.runtime.bundle();
+    // Before a folder is begun that the right command line could not go on with.
+    job.runtime.check_requests(&job.requests).map_err(RunError::from)?;
+    if job.options.cfg_scale > 1.0 && bundle.system().null_class().is_none() {
+        return Err(RunError::from(DecodeError::NoNullClass).into());
+    }
     let chunk = match job.batching.schedule {
         // Whole batches: what they hold is what they would without an end in between.
         Schedule::Lockstep | Schedule::Patch => job.batching.rows,
@@ -60,7 +65,6 @@ fn draw(
 ) -> Result<(f64, Vec<GraphCalls>), Failure> {
     let (runtime, n) = (job.runtime, job.requests.len());
     let tokens = runtime.bundle().system().tokens();
-    runtime.check_requests(&job.requests).map_err(RunError::from)?;
     let batching = Batching { rows: job.batching.rows.min(n).max(1), ..job.batching };
     let mut decoder = runtime.decoder(batching, job.options.cfg_scale > 1.0)?;
     let mut vq = job.images.then(|| runtime.vq_decoder()).transpose()?;
@@ -114,6 +118,7 @@ fn record(job: &GenerateJob<'_>) -> Result<String, Failure> {
         "sampler": sampler.method, "greedy": sampler.greedy, "temperature": sampler.temperature,
         "top_k": sampler.top_k, "top_p": sampler.top_p, "patch_rule": runtime.bundle().patch_rule(),
         "batch": job.batching.rows, "schedule": job.batching.schedule, "side": job.images.then(|| job.size()),
+        "overlay": job.sheet.overlay, "class_names": job.sheet.names,
     });
     Ok(format!("{}\n", serde_json::to_string_pretty(&record).map_err(std::io::Error::from)?))
 }

@@ -41,6 +41,8 @@ fn what_cannot_be_is_refused_with_a_reason() {
         ("{\"class\": 1, \"temperature\": -1}", "temperature"),
         ("{\"class\": 1, \"cfg_scale\": -1}", "guidance"),
         ("{\"class\": 1, \"cfg_interval\": 3}", "interval"),
+        ("{\"class\": 1, \"cfg_scale\": 3e38}", "at most 10000"),
+        ("{\"class\": 1, \"format\": \"png\", \"trace\": true}", "no trace"),
         ("{\"class\": 1, \"greedy\": true, \"top_k\": 3}", "no effect"),
         ("{\"class\": 1, \"classes\": [1]}", "one of them"),
         ("{\"classes\": [1, 2], \"n\": 3}", "there are 2"),

@@ -58,10 +58,10 @@ fn a_stream_tells_what_the_answer_has() {
                 expected["trace"]["entropy"][patch["first"].as_u64().unwrap() as usize]
             );
         }
-        // After every third patch but the last.
+        // After every third patch but the last, where the one before was read.
         let steps = patches.len();
         let previews = of(&events, "preview", image);
-        assert_eq!(previews.len(), (steps - 1) / 3);
+        assert!((1..=(steps - 1) / 3).contains(&previews.len()), "{} of {steps} steps", previews.len());
         assert!(STANDARD.decode(previews[0]["png"].as_str().unwrap()).unwrap().starts_with(b"\x89PNG"));
     }
 }
@@ -165,6 +165,17 @@ fn clients_of_kserve_are_answered_in_json_and_binary() {
         (&body, "inference-header-content-length: 99999"),
         (&body, "inference-header-content-length: x"),
         (b"{\"inputs\": []}", "x: y"),
+        (
+            br#"{"inputs": [{"name": "class", "shape": [1], "datatype": "INT64", "data": [1]}],
+             "outputs": [{"name": "image"}, {"name": "image"}]}"#,
+            "x: y",
+        ),
+        (
+            br#"{"inputs": [{"name": "class", "shape": [1], "datatype": "INT64", "data": [1]},
+                         {"name": "seed", "shape": [1], "datatype": "INT64", "data": [1]},
+                         {"name": "seed", "shape": [1], "datatype": "INT64", "data": [2]}]}"#,
+            "x: y",
+        ),
     ] {
         let answer = send(body, length);
         assert!(answer.status == 400 && answer.json()["error"].is_string(), "{}", answer.text());

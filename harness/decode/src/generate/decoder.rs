@@ -292,7 +292,7 @@ impl<'m> Decoder<'m> {
             }
             // Decode index i is slot i + 1.
             let slot = active.stream.tokens.len();
-            if active.guided && active.options.cfg_interval.is_some_and(|i| slot >= i + 2) {
+            if active.guided && active.options.cfg_interval.is_some_and(|i| slot >= i.saturating_add(2)) {
                 active.guided = false;
                 self.model.drop_guidance(pushed.row);
             }

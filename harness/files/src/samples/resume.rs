@@ -389,7 +389,24 @@ fn check_entries(folder: &Utf8Path, kind: &FolderKind) -> Result<(), ResumeError
         let what = format!("holds `{other}`, which is of no earlier output");
         return Err(StagingError::Foreign { output: folder.to_owned(), what }.into());
     }
-    match names.is_empty() || names.iter().any(|name| name == RUN) {
+    let begun = names.iter().any(|name| name == RUN);
+    let work = folder.join(UNFINISHED);
+    let foreign = |what: &str| StagingError::Foreign { output: folder.to_owned(), what: what.to_owned() };
+    match work.symlink_metadata() {
+        Ok(found) if !found.is_dir() => {
+            return Err(foreign("holds `unfinished`, which is no folder").into());
+        }
+        // What is in it is removed unless it is of this run.
+        Ok(_) if !begun => {
+            for entry in work.as_std_path().read_dir().map_err(disk(&work))? {
+                if entry.map_err(disk(&work))?.file_name() != LOCK {
+                    return Err(foreign("holds `unfinished`, which is of no earlier run").into());
+                }
+            }
+        }
+        _ => {}
+    }
+    match names.is_empty() || begun {
         true => Ok(()),
         false => Err(StagingError::Exists(folder.to_owned()).into()),
     }

@@ -114,6 +114,9 @@ impl ImageQuery {
         if self.stream && self.format != AnswerFormat::Json {
             return Err(Problem::refused("the events of a stream are JSON: leave out `format`"));
         }
+        if self.format == AnswerFormat::Png && self.trace {
+            return Err(Problem::refused("a PNG has no trace: ask for `npz` or `json`"));
+        }
         let drawn = SamplerOptions::default();
         let sampler = SamplerOptions {
             method: self.sampler.unwrap_or(drawn.method),
@@ -137,6 +140,10 @@ impl ImageQuery {
             seed: self.seed,
         };
         let mut job = ImageJob::new(self.images(model, scheduler)?, options);
+        if self.format == AnswerFormat::Png && job.images.len() > 1 {
+            let message = format!("a PNG is one image, not {}: ask for `npz` or `json`", job.images.len());
+            return Err(Problem::refused(message));
+        }
         job.rule = RuleChange {
             threshold: self.threshold,
             max_patch_length: self.max_patch_length,

@@ -26,7 +26,8 @@ pub(crate) async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, Probl
 }
 
 async fn read_all(mut body: Body, most: usize) -> Result<Bytes, Problem> {
-    if body.size_hint().lower() > SWALLOWED {
+    let swallowed = SWALLOWED.max(most as u64);
+    if body.size_hint().lower() > swallowed {
         return Err(Problem::too_large(most));
     }
     let (mut bytes, mut came) = (BytesMut::new(), 0_u64);
@@ -36,7 +37,7 @@ async fn read_all(mut body: Body, most: usize) -> Result<Bytes, Problem> {
         came += data.len() as u64;
         if came <= most as u64 {
             bytes.extend_from_slice(&data);
-        } else if came > SWALLOWED {
+        } else if came > swallowed {
             break;
         }
     }

@@ -61,7 +61,10 @@ impl From<JobError> for Problem {
     fn from(e: JobError) -> Self {
         let message = e.to_string();
         match e {
-            JobError::Refused(_) | JobError::Nothing | JobError::TooMany { .. } => Self::refused(message),
+            JobError::Refused(_)
+            | JobError::Nothing
+            | JobError::TooMany { .. }
+            | JobError::Guidance { .. } => Self::refused(message),
             JobError::Full { retry, .. } => {
                 let full = Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded_error", message);
                 Self { retry: Some(retry), ..full }

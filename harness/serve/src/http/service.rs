@@ -190,8 +190,7 @@ impl ServedModel {
         let scheduler = Scheduler::start(loaded, limits)?;
         let options =
             DecodeOptions { cfg_scale: 1.0, cfg_interval: None, sampler: SamplerOptions::default(), seed: 0 };
-        let mut job = ImageJob::new(vec![Request { index: 0, class: 0 }], options);
-        job.pixels = scheduler.has_pixels();
+        let job = ImageJob::new(vec![Request { index: 0, class: 0 }], options);
         let drawn = scheduler.submit(job).and_then(crate::job::RunningJob::all_blocking);
         drawn.map_err(|source| ServiceError::SelfTest { model: model.to_owned(), source })?;
         Ok(scheduler)
@@ -291,7 +290,8 @@ impl Service {
             models,
             token,
             limits,
-            local: address.ip().is_loopback(),
+            // What another program protects may have any name.
+            local: address.ip().is_loopback() && !allow_no_token,
             stopping: AtomicBool::new(false),
             connections: AtomicU64::new(0),
             refused_connections: AtomicU64::new(0),

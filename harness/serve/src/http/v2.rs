@@ -1,5 +1,6 @@
 //! The KServe v2 protocol: health, metadata, and inference with tensors in JSON or binary behind it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::ask::{ClassWord, ImageQuery, Submitted};
 use super::body::{parse, read};
+use super::drawn::apart;
 use super::problem::{Problem, json_response, typed};
 use super::service::{ServedModel, Service};
 use super::tensors::{InputTensor, NumberType, OutputTensor};
@@ -153,6 +155,9 @@ pub(crate) async fn infer(
     };
     let (json, mut binary) = bytes.split_at(length);
     let inference: Inference = parse(json)?;
+    if let Some(twice) = twice(inference.inputs.iter().map(InputTensor::name)) {
+        return Err(Problem::refused(format!("the input `{twice}` is given twice")).into());
+    }
     let mut query = ImageQuery { model: Some(name.clone()), ..ImageQuery::default() };
     for tensor in &inference.inputs {
         take(&mut query, tensor, &mut binary)?;
@@ -163,8 +168,6 @@ pub(crate) async fn infer(
     if query.classes.is_none() {
         return Err(Problem::refused("the input `class` is missing").into());
     }
-    let Submitted { scheduler, running, .. } = query.submit(&service)?;
-    let size = scheduler.bundle().system().image_size;
     let by_default = inference.parameters.binary_data_output.unwrap_or(false);
     let wanted: Vec<(String, bool)> = match inference.outputs {
         Some(wanted) if !wanted.is_empty() => {
@@ -175,25 +178,48 @@ pub(crate) async fn infer(
     if let Some((other, _)) = wanted.iter().find(|(name, _)| !OUTPUTS.contains(&name.as_str())) {
         return Err(Problem::refused(format!("there is no output `{other}`")).into());
     }
+    if let Some(twice) = twice(wanted.iter().map(|(name, _)| name.as_str())) {
+        return Err(Problem::refused(format!("the output `{twice}` is asked for twice")).into());
+    }
+    let Submitted { scheduler, running, .. } = query.submit(&service)?;
+    let size = scheduler.bundle().system().image_size;
     let drawn = running.all().await.map_err(Problem::from)?;
+    Ok(apart(move || answer(&name, inference.id, wanted, &drawn, size)).await?)
+}
+
+/// The first name that comes a second time.
+fn twice<'n>(names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let mut seen = BTreeSet::new();
+    let mut names = names;
+    names.find(|name| !seen.insert(*name))
+}
+
+/// The wanted outputs, as JSON or behind it.
+fn answer(
+    name: &str,
+    id: Option<String>,
+    wanted: Vec<(String, bool)>,
+    drawn: &[DrawnImage],
+    size: usize,
+) -> Response {
     let mut outputs = Vec::with_capacity(wanted.len());
     let mut behind = Vec::new();
     for (name, binary) in wanted {
-        outputs.push(output(&name, &drawn, size).document(&name, binary.then_some(&mut behind)));
+        outputs.push(output(&name, drawn, size).document(&name, binary.then_some(&mut behind)));
     }
     let mut document = json!({ "model_name": name, "outputs": outputs });
-    if let Some(id) = inference.id {
+    if let Some(id) = id {
         document["id"] = id.into();
     }
     if behind.is_empty() {
-        return Ok(json_response(&document));
+        return json_response(&document);
     }
     let mut whole = document.to_string().into_bytes();
     let length = whole.len();
     whole.extend(behind);
     let mut response = typed("application/octet-stream", whole);
     response.headers_mut().insert(HEADER_LENGTH, HeaderValue::from(length));
-    Ok(response)
+    response
 }
 
 const OUTPUTS: [&str; 3] = ["image", "tokens", "steps"];

@@ -126,6 +126,16 @@ fn what_is_of_another_run_or_damaged_or_in_use_is_refused() {
     let e = open(&at_once).unwrap_err();
     assert!(matches!(&e, ResumeError::Staging(StagingError::Exists(_))), "{e}");
     assert_eq!(names(&at_once), [TRACE]);
+    // What lies in a folder of that name, and is of no run, stays.
+    let own = root.join("own");
+    fs_err::create_dir_all(own.join(UNFINISHED)).unwrap();
+    fs_err::write(own.join(UNFINISHED).join("thesis.txt"), "").unwrap();
+    assert!(open(&own).unwrap_err().to_string().contains("is of no earlier run"));
+    assert_eq!(names(&own.join(UNFINISHED)), ["thesis.txt"]);
+    let link = root.join("link");
+    fs_err::create_dir(&link).unwrap();
+    fs_err::os::unix::fs::symlink(own.join(UNFINISHED), link.join(UNFINISHED)).unwrap();
+    assert!(open(&link).unwrap_err().to_string().contains("is no folder"));
     let file = root.join("file");
     fs_err::write(&file, "").unwrap();
     assert!(open(&file).unwrap_err().to_string().ends_with("is no folder"));
