@@ -10,7 +10,7 @@ use super::printer::Printer;
 use crate::arrays::{ArrayFile, Elements, NpzStream};
 use crate::bundle::Bundle;
 use crate::loaded::{LoadedBundle, RunError};
-use crate::picture::{from_u8_nhwc, resize_nchw, to_u8_nhwc};
+use crate::picture::{from_u8_nhwc, to_u8_resized};
 use crate::samples::{GRID, ImageFolder, RUN, SAMPLES, TRACE, UNFINISHED, check_idle};
 use crate::staging::{FolderKind, StagedFolder};
 use crate::tokenizer::VqDecoder;
@@ -73,8 +73,7 @@ impl<'a> SamplePictures<'a> {
         let (side, n) = (self.side, self.waiting.len() / system.tokens());
         let images = self.decoder.decode(&self.waiting)?;
         self.waiting.clear();
-        let images = resize_nchw(&images, system.image_size, side);
-        for pixels in to_u8_nhwc(&images, n, side, side).chunks(side * side * 3) {
+        for pixels in to_u8_resized(&images, n, system.image_size, side).chunks(side * side * 3) {
             self.folder.push(pixels)?;
             if self.kept.len() < self.keep * pixels.len() {
                 self.kept.extend_from_slice(pixels);

@@ -128,11 +128,6 @@ impl Scheduler {
         self.limits
     }
 
-    /// Whether pixels can be asked for: the bundle has a tokenizer.
-    pub fn has_pixels(&self) -> bool {
-        self.has_pixels
-    }
-
     /// Why it should get no more jobs: its files were changed, it does not run any more, or everything failed lately.
     pub fn unwell(&self) -> Option<String> {
         if let Some(why) = self.queue.broken() {

@@ -11,7 +11,7 @@ use crate::commands::pixels::SAMPLE_FOLDER;
 use crate::commands::printer::Bar;
 use crate::generate::{Batching, DecodeError, GraphCalls, Schedule, Stream};
 use crate::loaded::RunError;
-use crate::picture::{resize_nchw, to_u8_nhwc};
+use crate::picture::to_u8_resized;
 use crate::samples::{ResumableSamples, SampleRun};
 use crate::tokenizer::VqDecoder;
 
@@ -94,8 +94,7 @@ fn pictures(
 ) -> Result<(), Failure> {
     let size = job.size();
     let images = vq.decode(&Stream::ids(streams))?;
-    let images = resize_nchw(&images, job.runtime.bundle().system().image_size, size);
-    let pixels = to_u8_nhwc(&images, streams.len(), size, size);
+    let pixels = to_u8_resized(&images, streams.len(), job.runtime.bundle().system().image_size, size);
     Ok(pixels.chunks(3 * size * size).try_for_each(|pixels| folder.push_image(pixels))?)
 }
 

@@ -2,7 +2,7 @@
 
 use dpar_export_decode::generate::{Batching, DecodeOptions, Request, Stream};
 use dpar_export_decode::loaded::{LoadedBundle, RunError};
-use dpar_export_files::picture::{resize_nchw, to_u8_nhwc};
+use dpar_export_files::picture::to_u8_resized;
 use dpar_export_spec::GraphName;
 use serde_json::{Value, json};
 
@@ -145,6 +145,5 @@ fn pixels(
 ) -> Result<Vec<u8>, EvaluateError> {
     let images = runtime.images(ids, batch, &mut |_, _| ask())?;
     let system = runtime.bundle().system();
-    let images = resize_nchw(&images, system.image_size, side);
-    Ok(to_u8_nhwc(&images, ids.len() / system.tokens(), side, side))
+    Ok(to_u8_resized(&images, ids.len() / system.tokens(), system.image_size, side))
 }

@@ -103,6 +103,16 @@ pub fn to_u8_nhwc(image: &[f32], n: usize, h: usize, w: usize) -> Vec<u8> {
     out
 }
 
+/// A decoder's output to bytes of another size: resized as floats ([`resize_nchw`]), then as [`to_u8_nhwc`].
+///
+/// `images` is f32 `[n, 3, side, side]`, about −1 to 1; the result is u8 `[n, to, to, 3]`.
+///
+/// # Panics
+/// As those two.
+pub fn to_u8_resized(images: &[f32], n: usize, side: usize, to: usize) -> Vec<u8> {
+    to_u8_nhwc(&resize_nchw(images, side, to), n, to, to)
+}
+
 /// Bytes to an encoder's input: u8/127.5 − 1 in f32, the conversion of the VQ tokenizer in the decoding spec.
 ///
 /// `image` is u8 `[n, h, w, 3]`; the result is f32 `[n, 3, h, w]`, −1 to 1.
