@@ -2,10 +2,15 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::ahead::prefetch;
+
 /// Lanes of an accumulator: two vectors of AVX2.
 const LANES: usize = 16;
 /// Slots whose products run together.
 const SLOTS: usize = 4;
+/// Numbers that memory is asked for ahead of their use: a page. The processor's own prefetchers stop at the end of a page, and
+/// a head's keys are sixteen.
+const AHEAD: usize = 1024;
 
 /// Attention of one query over `keys` and `values`, `[slots, head_dim]` each with q's width, into `out`. `weights` is
 /// scratch memory.
@@ -65,7 +70,8 @@ fn scores(q: &[f32], keys: &[f32], into: &mut [f32]) {
     let width = q.len();
     let mut blocks = keys.chunks_exact(SLOTS * width);
     let mut places = into.chunks_exact_mut(SLOTS);
-    for (block, place) in blocks.by_ref().zip(places.by_ref()) {
+    for (at, (block, place)) in blocks.by_ref().zip(places.by_ref()).enumerate() {
+        prefetch(keys, at * SLOTS * width + AHEAD, SLOTS * width);
         place.copy_from_slice(&dots::<SLOTS>(q, block));
     }
     for (key, place) in blocks.remainder().chunks_exact(width).zip(places.into_remainder()) {
@@ -168,7 +174,8 @@ fn exp(x: f32) -> f32 {
 #[inline(always)]
 fn weigh<const N: usize>(weights: &[f32], values: &[f32], width: usize, from: usize, out: &mut [f32]) {
     let mut sums = [0.0_f32; N];
-    for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+    for (at, (weight, value)) in weights.iter().zip(values.chunks_exact(width)).enumerate() {
+        prefetch(values, at * width + from + AHEAD, N);
         let value = &value[from..from + N];
         for lane in 0..N {
             sums[lane] = weight.mul_add(value[lane], sums[lane]);

@@ -8,6 +8,7 @@
 //! [`cached`] derives such a graph from a portable one when that is loaded, over the same weights, and keeps a session over it.
 //! An engine brings the graph to run and calls [`Cache::attend`] for the operator.
 
+mod ahead;
 mod attend;
 mod cache;
 mod edit;

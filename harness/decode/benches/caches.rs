@@ -1,5 +1,6 @@
-//! `cargo bench -p dpar-export-decode --bench caches -- BUNDLE..`: what a step of a graph with a cache costs, with the cache
-//! in place and joined in every call, and what an image costs under each schedule. Without a bundle there is nothing to do.
+//! `cargo bench -p dpar-export-decode --bench caches -- [--joined] BUNDLE..`: what a step of a graph with a cache costs, with the cache
+//! in place, and what an image costs under each schedule. `--joined` also joins caches in every call, which takes minutes
+//! at the paper's size. Without a bundle there is nothing to do.
 //! `cargo xtask samplers` leaves one of the paper's size in `out/samplers/bundle`.
 //!
 //! Both ways and both lengths take turns, so that what else runs on the machine falls on all of them; the median counts.
@@ -23,6 +24,7 @@ const ROWS: usize = 64;
 const ROUNDS: usize = 7;
 
 fn main() {
+    let with_joined = std::env::args().any(|a| a == "--joined");
     for path in std::env::args().skip(1).filter(|a| !a.starts_with('-')) {
         let bundle = Bundle::open(Utf8Path::new(&path)).unwrap();
         for entry in dpar_engine_table::all().iter().filter(|e| e.is_built()) {
@@ -37,7 +39,7 @@ fn main() {
                 }
             };
             println!("{path}, {}, one thread", entry.name);
-            steps(&runtime);
+            steps(&runtime, with_joined);
             images(&runtime);
         }
     }
@@ -49,7 +51,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
 }
 
 /// `entropy_step` with few and with many slots before it.
-fn steps(runtime: &LoadedBundle<'_>) {
+fn steps(runtime: &LoadedBundle<'_>, with_joined: bool) {
     let tokens = runtime.bundle().system().tokens();
     let lengths = [tokens / 32, tokens - tokens / 32];
     let in_place = || runtime.prepare_cached(GraphName::EntropyStep).unwrap();
@@ -64,14 +66,17 @@ fn steps(runtime: &LoadedBundle<'_>) {
         ];
         session.step(&inputs, &CallRow::all(ROWS, past)).unwrap();
     };
-    let mut ways = [("in place", [in_place(), in_place()]), ("joined", [joined(), joined()])];
+    let mut ways = vec![("in place", [in_place(), in_place()])];
+    if with_joined {
+        ways.push(("joined", [joined(), joined()]));
+    }
     for (_, sessions) in &mut ways {
         for (session, past) in sessions.iter_mut().zip(lengths) {
             session.reset(ROWS);
             (0..=past).for_each(|past| step(session.as_mut(), past));
         }
     }
-    let mut times = [const { [const { Vec::new() }; 2] }; 2];
+    let mut times = vec![[const { Vec::new() }; 2]; ways.len()];
     for _ in 0..ROUNDS {
         for ((_, sessions), times) in ways.iter_mut().zip(&mut times) {
             for ((session, past), times) in sessions.iter_mut().zip(lengths).zip(times) {

@@ -22,6 +22,7 @@ const BY_HAND: &[(&str, &str)] = &[];
 const UNSAFE: &[&str] = &[
     "engines/api/src/library/",
     "engines/candle/src/weights.rs",
+    "engines/kv/src/ahead.rs",
     "engines/ort/src/",
     "engines/tensorrt/",
     "exporters/checkpoint/src/file/mapped.rs",
