@@ -13,6 +13,7 @@ mod files;
 mod held;
 pub(crate) mod json;
 mod manifest;
+pub mod oci;
 mod provenance;
 mod target;
 mod write;

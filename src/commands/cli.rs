@@ -58,6 +58,10 @@ pub(crate) enum Command {
     Attest(super::attest::AttestArgs),
     /// Write a model card and a CycloneDX bill of materials, every number cited from a report; or check them
     Card(super::card::CardArgs),
+    /// Write a bundle as an OCI image layout, for registries and what mounts models from them
+    Package(super::package::PackageArgs),
+    /// Make a bundle of an OCI image layout again, every file held against its digest
+    Unpack(super::package::UnpackArgs),
     /// FID, sFID, IS, Precision, Recall, KID of images, or of images that a bundle draws; resumable, in shards
     ///
     /// Writes metrics.json with its protocol fingerprint. The output folder also keeps the features of every image (4 bytes a
@@ -95,10 +99,13 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page of a command, for `man`
+    /// Print the manual page of a command, for `man`; or of all commands, for a book
     Manual {
         /// A subcommand [default: the program with its main job]
         name: Option<String>,
+        /// All commands and their options on one page, as Markdown
+        #[arg(long, conflicts_with = "name")]
+        markdown: bool,
     },
 }
 

@@ -16,6 +16,7 @@ mod github;
 mod inspect;
 mod log;
 mod metrics;
+mod package;
 mod parity;
 mod paths;
 mod pixels;
@@ -214,6 +215,8 @@ fn compares(command: &Command) -> bool {
         | Command::Synth(_)
         | Command::Demo(_)
         | Command::Card(_)
+        | Command::Package(_)
+        | Command::Unpack(_)
         | Command::Completions { .. }
         | Command::Manual { .. } => false,
     }
@@ -238,6 +241,8 @@ fn dispatch(
         (Some(Command::Verify(a)), _) => verify::run(a.resolve()?, printer),
         (Some(Command::Reference(a)), _) => reference::run(a.resolve()?, printer),
         (Some(Command::Attest(a)), _) => attest::run(a.resolve()?, printer),
+        (Some(Command::Package(a)), _) => package::run(a.resolve()?, printer),
+        (Some(Command::Unpack(a)), _) => package::unpack(a.resolve()?, printer),
         (Some(Command::Evaluate(a)), _) => evaluate::run(a.resolve()?, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(a.resolve()?, printer),
         (Some(Command::Bench(a)), _) => bench::run(a.resolve()?, printer),
@@ -253,7 +258,11 @@ fn dispatch(
             printer.raw(&script)?;
             Ok(Exit::Pass)
         }
-        (Some(Command::Manual { name }), _) => {
+        (Some(Command::Manual { markdown: true, .. }), _) => {
+            printer.raw(clap_markdown::help_markdown_command(&Cli::command()).as_bytes())?;
+            Ok(Exit::Pass)
+        }
+        (Some(Command::Manual { name, markdown: false }), _) => {
             printer.raw(&manual(name.as_deref())?)?;
             Ok(Exit::Pass)
         }

@@ -42,6 +42,7 @@ const ROLES: &[(&str, PathRole, &str)] = &[
     ("inputs", Read, "the inputs"),
     ("junit", Written, "the JUnit file"),
     ("key", Read, "the key"),
+    ("layout", Read, "the layout"),
     ("map", Read, "the rename rules"),
     ("merge", Read, "a shard"),
     ("one_to", Written, "the case"),

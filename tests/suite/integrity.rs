@@ -99,6 +99,8 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
         ("synth", Reads::Nothing("it makes a checkpoint of nothing")),
         ("metrics", Reads::Nothing("it computes from activations, which come from any program")),
         ("card", reads(&[&["card", b, "-o", &out("card")]])),
+        ("package", reads(&[&["package", b, "--oci", "-o", &out("layout")]])),
+        ("unpack", Reads::Nothing("its input is a layout, whose digests `oci::` changes")),
         ("demo", Reads::Nothing("it brings what it reads")),
         ("manual", Reads::Nothing("it prints a manual page")),
         ("completions", Reads::Nothing("it prints a script of the shell")),

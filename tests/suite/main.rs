@@ -37,6 +37,7 @@ mod metrics;
 #[cfg(target_os = "linux")]
 #[path = "../../engines/ort/tests/telemetry/network.rs"]
 mod network;
+mod oci;
 mod outputs;
 mod parity;
 mod precision;

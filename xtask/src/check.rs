@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use camino::Utf8Path;
 
-use crate::{all_engines, cargo, command, hostile, npz, onnx, python, report, step, tidy};
+use crate::{all_engines, cargo, command, hostile, npz, onnx, package, python, report, step, tidy};
 
 /// Runs every step, or those named in `only`, also after one failed, and fails if any did. `minimal` is a build without
 /// optional engines.
@@ -34,6 +34,7 @@ pub(crate) fn run(root: &Utf8Path, only: &[String], minimal: bool) -> Result<()>
         ("tidy", Box::new(|| tidy::run(root))),
         ("onnx-check", Box::new(|| onnx::run(root, &[], true))),
         ("npz-check", Box::new(|| npz::run(root, true))),
+        ("package", Box::new(|| package::run(root, false))),
         ("python", Box::new(|| python::check(root, &scope))),
     ];
     if !minimal {

@@ -1,6 +1,7 @@
 //! Development tasks; `cargo xtask help` lists them.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod book;
 mod browser;
 mod check;
 mod demo;
@@ -11,9 +12,12 @@ mod fuzz;
 mod gpu;
 mod hostile;
 mod metered;
+mod nightly;
 mod npz;
+mod oci;
 mod oms;
 mod onnx;
+mod package;
 mod parity;
 mod python;
 mod release;
@@ -22,6 +26,7 @@ mod reproduce;
 mod samplers;
 mod setup;
 mod tidy;
+mod tools;
 mod trt_bench;
 
 use std::process::ExitCode;
@@ -99,6 +104,12 @@ enum Task {
         /// Only what a build without the features `tensorrt` and `candle` has (after `cargo xtask setup --minimal`)
         #[arg(long)]
         minimal: bool,
+    },
+    /// Run the checks that are too slow for every change, each a task of its own
+    Nightly {
+        /// These only
+        #[arg(value_parser = nightly::names())]
+        tasks: Vec<String>,
     },
     /// Try to break the promises of docs/threat-model.md: kills, full disks, races, bombs, hostile names, an empty network
     Hostile {
@@ -186,6 +197,12 @@ enum Task {
         #[arg(long)]
         built: bool,
     },
+    /// Send a bundle through a registry with skopeo and get it back (Debian's skopeo and docker-registry)
+    OciCheck {
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
     /// Build and pack what is handed out into dist/: tarball, Debian package, licences, bill of materials, SHA256SUMS
     Release {
         /// Also a second time from nothing, and compare
@@ -194,6 +211,16 @@ enum Task {
     },
     /// Build the Python package's wheel into dist/, and use it in a fresh environment without Rust
     Wheel,
+    /// Pack the crates as a registry would take them
+    Package {
+        /// Also build each as it would be downloaded, without this checkout (half an hour)
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Hold licences, sources and versions of all dependencies against deny.toml (builds cargo-deny once)
+    Deny,
+    /// Make a book of docs/ in out/book (builds mdBook once)
+    Book,
     /// Record references from a small PyTorch model with the Python package, and verify bundles against them
     RecordCheck,
     /// Open the HTML reports in a headless Chromium: light, dark and phone-wide; screenshots stay in out/report
@@ -229,6 +256,7 @@ fn run() -> Result<()> {
         Task::Reproduce { engines, num } => reproduce::run(&root, &engines, num),
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
         Task::Check { steps, minimal } => check::run(&root, &steps, minimal),
+        Task::Nightly { tasks } => nightly::run(&root, &tasks),
         Task::Hostile { checks, short, seed, built } => {
             let options = hostile::Options { checks: &checks, short, seed, built };
             step("hostile", || hostile::run(&root, &options))
@@ -250,8 +278,12 @@ fn run() -> Result<()> {
         Task::Tidy => step("tidy", || tidy::run(&root)),
         Task::NpzCheck => step("npz-check", || npz::run(&root, false)),
         Task::OmsCheck { built } => step("oms-check", || oms::run(&root, built)),
+        Task::OciCheck { built } => step("oci-check", || oci::run(&root, built)),
         Task::Release { twice } => step("release", || release::run(&root, twice)),
         Task::Wheel => step("wheel", || python::wheel(&root)),
+        Task::Package { verify } => step("package", || package::run(&root, verify)),
+        Task::Deny => step("deny", || package::deny(&root)),
+        Task::Book => step("book", || book::run(&root)),
         Task::RecordCheck => {
             let features = all_engines();
             step("record-check", || python::record_check(&root, &["--workspace", "--features", &features]))

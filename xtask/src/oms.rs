@@ -8,7 +8,8 @@ use crate::{command, onnx, setup};
 /// The other tool and all that it needs, each file by its hash.
 const REQUIREMENTS: &str = "xtask/oms-requirements.txt";
 
-/// Both ways with an untouched bundle; then neither takes one in which a byte differs. `built` as in [`onnx::run`].
+/// Both ways with an untouched bundle; then neither takes another
+/// signature, or a bundle in which a byte differs. `built` as in [`onnx::run`].
 pub(crate) fn run(root: &Utf8Path, built: bool) -> Result<()> {
     let scratch = tempfile::tempdir().context("a temporary folder")?;
     let scratch = Utf8Path::from_path(scratch.path()).context("the temporary folder is not UTF-8")?;
@@ -38,12 +39,34 @@ pub(crate) fn run(root: &Utf8Path, built: bool) -> Result<()> {
     they_verify()?;
     we_verify()?;
 
+    let both_refuse = |what: &str| match (they_verify(), we_verify()) {
+        (Err(_), Err(_)) => Ok(()),
+        (theirs, ours) => bail!("{what} was accepted: {theirs:?}, {ours:?}"),
+    };
+
+    // Signatures of other statements, with the same key over the same files: hashes fit, signatures do not.
+    let (of_ours, of_theirs) = (fs_err::read(&ours)?, fs_err::read(&theirs)?);
+    fs_err::write(&ours, with_signature(&of_ours, &of_theirs)?)?;
+    fs_err::write(&theirs, with_signature(&of_theirs, &of_ours)?)?;
+    both_refuse("a signature of another statement")?;
+    fs_err::write(&ours, of_ours)?;
+    fs_err::write(&theirs, of_theirs)?;
+    they_verify()?;
+    we_verify()?;
+
     let path = Utf8Path::new(bundle).join("config.json");
     let mut bytes = fs_err::read(&path)?;
     bytes.push(b'\n');
     fs_err::write(&path, bytes)?;
-    match (they_verify(), we_verify()) {
-        (Err(_), Err(_)) => Ok(()),
-        (theirs, ours) => bail!("a changed file was accepted: {theirs:?}, {ours:?}"),
-    }
+    both_refuse("a changed file")
+}
+
+/// A signed statement with the signature of another.
+fn with_signature(statement: &[u8], other: &[u8]) -> Result<Vec<u8>> {
+    let place = "/dsseEnvelope/signatures/0/sig";
+    let mut changed: serde_json::Value = serde_json::from_slice(statement)?;
+    let other: serde_json::Value = serde_json::from_slice(other)?;
+    let found = other.pointer(place).with_context(|| format!("no {place}"))?;
+    *changed.pointer_mut(place).with_context(|| format!("no {place}"))? = found.clone();
+    Ok(serde_json::to_vec(&changed)?)
 }

@@ -11,6 +11,7 @@ use dpar_export_onnx::ExportError;
 use crate::CompareError;
 use crate::arrays::{ArrayError, ArrayErrorKind};
 use crate::attest::AttestError;
+use crate::bundle::oci::OciError;
 use crate::bundle::{BundleError, ManifestError, TargetError, TargetErrorKind};
 use crate::evaluate::EvaluateError;
 use crate::generate::DecodeError;
@@ -210,6 +211,18 @@ impl Caused for CardError {
         match self {
             Self::Report { .. } | Self::Twice(_) | Self::Json(_) => Cause::Input,
             Self::OtherBundle { .. } | Self::Changed { .. } | Self::Differs(_) => Cause::Integrity,
+        }
+    }
+}
+
+impl Caused for OciError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Bundle(e) => e.cause(),
+            Self::Staging(e) => e.cause(),
+            Self::Layout { .. } | Self::Tag(_) | Self::NoModel { .. } => Cause::Input,
+            Self::Blob { .. } => Cause::Integrity,
+            Self::Stopped => Cause::Stopped,
         }
     }
 }

@@ -141,6 +141,13 @@ pub(super) const WRITERS: &[WritingCommand] = &[
         args: |g, i| line(&["card", g.models[i].bundle.as_str(), "-o", OUT]),
     },
     WritingCommand {
+        name: "package",
+        out: "layout",
+        force: Some("--force"),
+        resume: None,
+        args: |g, i| line(&["package", g.models[i].bundle.as_str(), "--oci", "-o", OUT]),
+    },
+    WritingCommand {
         name: "verify --report",
         out: "report.html",
         force: None,
