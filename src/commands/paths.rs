@@ -56,6 +56,8 @@ const ROLES: &[(&str, PathRole, &str)] = &[
     ("samples", Read, "the samples"),
     ("streams", Read, "the streams"),
     ("timing_cache", Read, "the timing cache"),
+    ("tls_cert", Read, "the certificate"),
+    ("tls_key", Read, "the certificate's key"),
     ("token_file", Read, "the token"),
     ("tokens", Read, "the tokens"),
     ("trt_lib", Read, "the folder of the libraries"),

@@ -14,7 +14,7 @@ use super::generate::class_names;
 use super::printer::Printer;
 use crate::serve::SchedulerLimits;
 use crate::serve::http::{
-    self, AccessToken, HttpLimits, Opener, ServedModel, Service, ServiceError, Stopped,
+    self, AccessToken, HttpLimits, Opener, ServedCertificate, ServedModel, Service, ServiceError, Stopped,
 };
 
 #[derive(Debug, Args)]
@@ -32,6 +32,12 @@ pub(crate) struct ServeArgs {
     /// Listen where other machines reach it without a token: another program protects it
     #[arg(long, conflicts_with = "token_file", help_heading = "Service")]
     allow_no_token: bool,
+    /// Certificates as PEM, the server's own first: requests go through TLS 1.3
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Service")]
+    tls_cert: Option<Utf8PathBuf>,
+    /// Key of the certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Service")]
+    tls_key: Option<Utf8PathBuf>,
     /// Names by which requests may ask for classes: a JSON list, or an object with the list under "classes"
     #[arg(long, value_name = "FILE")]
     class_names: Option<Utf8PathBuf>,
@@ -65,6 +71,7 @@ pub(super) struct Plan {
     models: Vec<(Utf8PathBuf, Opener)>,
     names: Option<Vec<String>>,
     token: Option<AccessToken>,
+    certificate: Option<ServedCertificate>,
     listen: SocketAddr,
     allow_no_token: bool,
     rows: SchedulerLimits,
@@ -72,7 +79,7 @@ pub(super) struct Plan {
 }
 
 impl ServeArgs {
-    /// Reads the token and the names, chooses the engine.
+    /// Reads the token, the certificate and the names, chooses the engine.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
         let seconds = |n: u32| Duration::from_secs(n.into());
         Service::check_address(self.listen, self.token_file.is_some() || self.allow_no_token)?;
@@ -83,6 +90,12 @@ impl ServeArgs {
                 Some(AccessToken::of(&text, path)?)
             }
         };
+        let certificate = match self.tls_cert.as_deref().zip(self.tls_key.as_deref()) {
+            None => None,
+            Some((certificate, key)) => {
+                Some(ServedCertificate::open(certificate, key).map_err(ServiceError::from)?)
+            }
+        };
         let model = |folder: Utf8PathBuf| {
             let open: Opener = Box::new(self.engine.opener(&folder)?);
             Ok::<_, Failure>((folder, open))
@@ -91,6 +104,7 @@ impl ServeArgs {
             models: self.bundles.into_iter().map(model).collect::<Result<_, _>>()?,
             names: self.class_names.as_deref().map(class_names).transpose()?,
             token,
+            certificate,
             listen: self.listen,
             allow_no_token: self.allow_no_token,
             rows: SchedulerLimits {
@@ -110,15 +124,19 @@ impl ServeArgs {
 }
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
-    let Plan { models, names, token, listen, allow_no_token, rows, limits } = plan;
+    let Plan { models, names, token, certificate, listen, allow_no_token, rows, limits } = plan;
     let open = |(folder, open): (Utf8PathBuf, Opener)| ServedModel::open(&folder, names.clone(), open, rows);
     let models = models.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let names: Vec<String> = models.iter().map(|m| m.name().to_owned()).collect();
-    let service = Service::new(models, token, limits, listen, allow_no_token)?;
+    let mut service = Service::new(models, token, limits, listen, allow_no_token)?;
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    if let Some(certificate) = certificate {
+        service = service.with_certificate(certificate);
+    }
     let listener =
         TcpListener::bind(listen).map_err(|source| ServiceError::Listen { address: listen, source })?;
     let address = listener.local_addr()?;
-    let url = format!("http://{address}");
+    let url = format!("{scheme}://{address}");
     // Who started it may wait for this: it answers from here on.
     printer.document(|| format!("serving at {url}"), json!({ "url": url, "models": names }))?;
     match http::run(listener, service)? {

@@ -396,6 +396,7 @@ impl Caused for ServiceError {
             | Self::Token { .. }
             | Self::Open(_)
             | Self::Listen { .. }
+            | Self::Tls(_)
             | Self::Io(_) => Cause::Input,
         }
     }

@@ -4,6 +4,7 @@ mod faults;
 mod images;
 mod limits;
 mod protocols;
+mod tls;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -37,8 +38,7 @@ impl Server {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address =
-            line.trim().strip_prefix("serving at http://").unwrap_or_else(|| panic!("said `{line}`"));
+        let address = line.trim().split_once("://").unwrap_or_else(|| panic!("said `{line}`")).1;
         Self { address: address.parse().unwrap(), child }
     }
 
@@ -129,7 +129,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn read(mut stream: TcpStream) -> Self {
+    fn read(mut stream: impl Read) -> Self {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
         let end = bytes.windows(4).position(|w| w == b"\r\n\r\n");

@@ -53,6 +53,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     // The contract reads of a graph what it says of sizes; caches in place are an edit of a graph that is loaded.
     ("prost", &["dpar-export-onnx", "dpar-engine-api", "dpar-engine-kv"]),
     ("tokio", &["dpar-export-serve"]),
+    ("tokio-rustls", &["dpar-export-serve"]),
 ];
 
 /// What `dpar-export-spec` must not use: it does no I/O.

@@ -361,6 +361,7 @@ fn services() {
             ServiceError::Token { path: "x".into() },
             ServiceError::Open(address),
             ServiceError::Listen { address, source: io() },
+            ServiceError::Tls(io().into()),
             ServiceError::Io(io()),
             failed(JobError::Nothing),
             failed(JobError::TooMany { images: 2, most: 1 }),

@@ -15,7 +15,9 @@ mod routes;
 mod server;
 mod service;
 mod tensors;
+mod tls;
 mod v2;
 
 pub use server::{Stopped, run};
 pub use service::{AccessToken, HttpLimits, Opener, ServedModel, Service, ServiceError};
+pub use tls::{ServedCertificate, TlsError};

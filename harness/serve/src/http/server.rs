@@ -13,12 +13,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 
 use super::routes::router;
 use super::service::{Service, ServiceError};
+use super::tls::Carrier;
 
 /// Connections over the limit that are told so at a time; others are closed without a word.
 const TOLD: usize = 64;
@@ -39,7 +40,7 @@ pub enum Stopped {
     Cancelled,
 }
 
-/// Serves until a signal asks to end: SIGTERM or SIGINT. SIGHUP opens the bundles again.
+/// Serves until a signal asks to end: SIGTERM or SIGINT. SIGHUP opens the bundles again, and the certificate.
 ///
 /// # Errors
 /// When the system refuses the threads, the listener or the handlers of signals.
@@ -78,6 +79,11 @@ async fn serve(listener: StdListener, service: &Arc<Service>) -> io::Result<Stop
             tokio::time::sleep(BREATH).await;
             continue;
         };
+        let _ = stream.set_nodelay(true);
+        let stream = match service.certificate() {
+            Some(certificate) => certificate.carry(stream),
+            None => Carrier::Plain(stream),
+        };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             service.refused_connections.fetch_add(1, Ordering::Relaxed);
             if let Ok(permit) = told.clone().try_acquire_owned() {
@@ -88,7 +94,6 @@ async fn serve(listener: StdListener, service: &Arc<Service>) -> io::Result<Stop
             }
             continue;
         };
-        let _ = stream.set_nodelay(true);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(service.limits.idle)
@@ -120,8 +125,13 @@ async fn serve(listener: StdListener, service: &Arc<Service>) -> io::Result<Stop
     }
 }
 
-/// Opens every bundle again; what is wrong with one is logged, and changes nothing.
+/// Reads the certificate again and opens every bundle again; what is wrong with one is logged, and changes nothing.
 fn change_all(service: &Service) {
+    match service.certificate().map(super::tls::ServedCertificate::change) {
+        None => {}
+        Some(Ok(())) => tracing::warn!("the certificate was read again"),
+        Some(Err(error)) => tracing::error!(%error, "the certificate was not changed"),
+    }
     for model in service.models() {
         match model.change() {
             None => tracing::warn!(model = model.name(), "another change is under way"),
@@ -134,7 +144,7 @@ fn change_all(service: &Service) {
 }
 
 /// Tells a connection over the limit that it is.
-async fn refuse(mut stream: TcpStream) -> io::Result<()> {
+async fn refuse(mut stream: Carrier) -> io::Result<()> {
     stream.write_all(FULL).await?;
     stream.shutdown().await?;
     // What was sent is taken, or the system would take the answer back.

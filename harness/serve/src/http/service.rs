@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::tls::{ServedCertificate, TlsError};
 use crate::job::{ImageJob, JobError};
 use crate::limits::SchedulerLimits;
 use crate::scheduler::Scheduler;
@@ -71,6 +72,9 @@ pub enum ServiceError {
         /// Why.
         source: std::io::Error,
     },
+    /// The certificate, or its key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The system.
     #[error("the service cannot run: {0}")]
     Io(#[from] std::io::Error),
@@ -80,6 +84,7 @@ impl Hinted for ServiceError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Run(e) => return e.hint(),
+            Self::Tls(e) => return e.hint(),
             Self::SelfTest { source: JobError::Run(e) | JobError::Changed(e), .. } => return e.hint(),
             Self::SelfTest { .. } | Self::Io(_) => return None,
             Self::Twice(_) => "a model is called as its folder: rename one, or link to it",
@@ -258,6 +263,7 @@ impl ServedModel {
 pub struct Service {
     models: Vec<ServedModel>,
     token: Option<AccessToken>,
+    certificate: Option<ServedCertificate>,
     pub(crate) limits: HttpLimits,
     /// Whether only this machine reaches it.
     pub(crate) local: bool,
@@ -289,6 +295,7 @@ impl Service {
         Ok(Self {
             models,
             token,
+            certificate: None,
             limits,
             // What another program protects may have any name.
             local: address.ip().is_loopback() && !allow_no_token,
@@ -297,6 +304,12 @@ impl Service {
             refused_connections: AtomicU64::new(0),
             answered: Mutex::default(),
         })
+    }
+
+    /// With TLS on every connection.
+    #[must_use]
+    pub fn with_certificate(self, certificate: ServedCertificate) -> Self {
+        Self { certificate: Some(certificate), ..self }
     }
 
     /// Refuses an address that other machines reach, where nothing protects it: to be asked before bundles are opened too.
@@ -313,6 +326,11 @@ impl Service {
     /// The token that requests must bring.
     pub(crate) fn token(&self) -> Option<&AccessToken> {
         self.token.as_ref()
+    }
+
+    /// What clients see of TLS, where there is TLS.
+    pub(crate) fn certificate(&self) -> Option<&ServedCertificate> {
+        self.certificate.as_ref()
     }
 
     /// Every model.
