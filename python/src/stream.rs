@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dpar_export::commands::failure::Failure;
 use dpar_export::generate::{Event, Stream as Decoded, Ticket};
+use dpar_export::loaded::RunError;
 use pyo3::prelude::*;
 
 use crate::arrays::array;
@@ -168,6 +169,8 @@ impl PyStream {
             Event::Done { ticket: Ticket(image), stream } => {
                 Py::new(py, self.image(py, image, stream, pixels)?)?.into_any()
             }
+            // The others go on: who asks again gets their events.
+            Event::Failed { error, .. } => return work(py, |_| Err(RunError::from(error).into())),
         };
         Ok(Some(object))
     }

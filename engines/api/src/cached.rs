@@ -78,6 +78,9 @@ pub trait CachedSession: Send {
     /// How its cache reaches a step; `None` for a graph without one.
     fn form(&self) -> Option<CacheForm>;
 
+    /// Bytes that its cache takes, wherever it is kept.
+    fn cache_bytes(&self) -> u64;
+
     /// Empties the cache for `rows` rows; for none, its memory is given back.
     fn reset(&mut self, rows: usize);
 

@@ -20,6 +20,16 @@ fn prefix(data: &TensorData, shape: Vec<usize>) -> TensorView<'_> {
     TensorView::new(shape, slice)
 }
 
+/// Empties rows that begin again. A call may look at slots beyond what a row has, and its mask hides numbers only: infinity and
+/// NaN of the image before would stay what they are.
+fn forget<T: Copy + Default>(data: &mut [T], rows: &[CallRow], of: usize, slot: usize) {
+    for row in rows.iter().filter(|r| r.past == 0) {
+        for slots in data.chunks_exact_mut((of * slot).max(1)) {
+            slots[row.row * slot..(row.row + 1) * slot].fill(T::default());
+        }
+    }
+}
+
 /// Takes the new slots of a step, `[new, call's rows]`, into a cache of `of` rows of `slot` elements.
 fn store<T: Copy + Default>(
     data: &mut Vec<T>,
@@ -100,6 +110,10 @@ impl HostCache {
     }
 }
 
+fn bytes<T>(data: &Vec<T>) -> u64 {
+    (data.capacity() * size_of::<T>()) as u64
+}
+
 /// The memory of a buffer is kept for the next rows, if there are any.
 fn empty<T>(data: &mut Vec<T>, rows: usize) {
     data.clear();
@@ -115,6 +129,17 @@ impl CachedSession for HostCache {
 
     fn form(&self) -> Option<CacheForm> {
         self.state.kept(CacheForm::Joined)
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        let buffers = self.buffers.iter().flat_map(|CacheBuffer { kept, gathered }| [kept, gathered]);
+        let each = buffers.map(|tensor| match tensor {
+            TensorData::F32(data) => bytes(data),
+            TensorData::F16(data) => bytes(data),
+            TensorData::BF16(data) => bytes(data),
+            TensorData::I64(data) => bytes(data),
+        });
+        each.sum()
     }
 
     fn reset(&mut self, rows: usize) {
@@ -138,6 +163,12 @@ impl CachedSession for HostCache {
         all.extend(placement.iter().map(|(name, tensor)| (*name, tensor.view())));
         for (port, CacheBuffer { kept, gathered }) in self.state.ports().iter().zip(&mut self.buffers) {
             let (past, slot) = (step.past, port.slot_len());
+            match kept {
+                TensorData::F32(data) => forget(data, rows, of, slot),
+                TensorData::F16(data) => forget(data, rows, of, slot),
+                TensorData::BF16(data) => forget(data, rows, of, slot),
+                TensorData::I64(data) => forget(data, rows, of, slot),
+            }
             if !whole {
                 match (&*kept, &mut *gathered) {
                     (TensorData::F32(data), TensorData::F32(into)) => {
@@ -208,8 +239,9 @@ mod tests {
         store(&mut data, &[41, 30, 51, 40], &[row(1, 4), row(0, 3)], 2, 2, 1);
         assert_eq!(data, [0, 1, 10, 11, 20, 21, 30, 31, 40, 41, 0, 51]);
         // Row 0 begins again.
+        forget(&mut data, &[row(0, 0), row(1, 5)], 2, 1);
         store(&mut data, &[70], &[row(0, 0)], 1, 2, 1);
-        assert_eq!(data[..4], [70, 1, 10, 11]);
+        assert_eq!(data[..6], [70, 1, 0, 11, 0, 21]);
         let mut some = vec![9; 3];
         gather(&data, &mut some, &[row(1, 3), row(0, 1)], 3, 2, 1);
         assert_eq!(some, [1, 70, 11, 0, 21, 0]);

@@ -55,6 +55,16 @@ impl Cache {
         held.resize_with(rows, Mutex::default);
     }
 
+    /// Bytes of keys and values, as far as rows have memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let held = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        let of_row = |row: &Mutex<RowCache>| {
+            let row = row.lock().unwrap_or_else(PoisonError::into_inner);
+            ((row.keys.len() + row.values.len()) * size_of::<f32>()) as u64
+        };
+        held.iter().map(of_row).sum()
+    }
+
     /// Gives the rows of a call memory.
     ///
     /// # Errors
@@ -211,5 +221,6 @@ mod tests {
         cache.reserve(&[CallRow::new(1, 0)]).unwrap();
         let held = |row: usize| cache.rows.read().unwrap()[row].lock().unwrap().keys.len();
         assert_eq!([0, 1, 2].map(held), [0, 8, 0]);
+        assert_eq!(cache.bytes(), 2 * 8 * 4);
     }
 }

@@ -98,6 +98,10 @@ impl CachedSession for InPlace {
         self.state.kept(CacheForm::InPlace)
     }
 
+    fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
     fn reset(&mut self, rows: usize) {
         self.state.reset(rows);
         self.cache.reset(rows);

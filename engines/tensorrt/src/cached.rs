@@ -38,6 +38,10 @@ impl CachedSession for TrtCached {
         self.cache.state().kept(CacheForm::OnDevice)
     }
 
+    fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
     fn reset(&mut self, rows: usize) {
         self.cache.reset(rows);
     }

@@ -74,6 +74,12 @@ impl DeviceCache {
         Ok(Self { device: Arc::clone(device), state, layers, most })
     }
 
+    /// Bytes of device memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let buffers = self.layers.iter().flat_map(|layer| layer.kept.iter().chain(&layer.staged));
+        buffers.map(|buffer| buffer.bytes() as u64).sum()
+    }
+
     pub(crate) fn state(&self) -> &CacheState {
         &self.state
     }

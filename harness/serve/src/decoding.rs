@@ -211,6 +211,10 @@ impl DecodingThread {
                     }
                 }
                 Event::PatchClosed { ticket, first, last } => self.patch(ticket, first, last, &mut told),
+                Event::Failed { ticket, error } => {
+                    let Some(lane) = self.lanes.remove(&ticket) else { continue };
+                    told.push((lane.asked, Err(JobError::Run(Arc::new(error.into())))));
+                }
                 Event::Done { ticket, stream } => {
                     let Some(lane) = self.lanes.remove(&ticket) else { continue };
                     let pixels = match lane.asked.job.pixels {

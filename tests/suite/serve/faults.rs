@@ -2,24 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dpar_engine_api::{
-    Arithmetic, CacheForm, CachedSession, CallRow, Engine, EngineError, EngineErrorKind, EngineInfo,
-    GraphFile, Outputs, Session, TensorSlice, TensorView,
-};
-use dpar_export::bundle::Bundle;
-use dpar_export::engines;
-use dpar_export::generate::sampler::SamplerOptions;
-use dpar_export::generate::{Batching, DecodeOptions, Request};
-use dpar_export::loaded::LoadedBundle;
-use dpar_export::serve::{ImageJob, JobError, Scheduler, SchedulerLimits};
-use dpar_export_spec::{GraphSpec, Precision};
 use serde_json::json;
 
 use super::{Answer, Server, bundle};
-use crate::common::{Temp, engine_options, on, quiet};
+use crate::common::Temp;
 
 #[test]
 fn what_cannot_be_is_refused_with_a_reason() {
@@ -28,7 +15,8 @@ fn what_cannot_be_is_refused_with_a_reason() {
     for (body, reason) in [
         ("", "EOF"),
         ("{\"class\": 1", "EOF"),
-        ("[1]", "the body"),
+        ("[1]", "an object is expected"),
+        (" [null, null]", "an object is expected"),
         ("{\"class\": 1, \"steps\": 5}", "unknown field `steps`"),
         ("{\"class\": 1, \"class\": 2}", "duplicate field"),
         ("{\"class\": 1000}", "class 1000"),
@@ -177,7 +165,14 @@ fn a_signal_ends_it_when_all_is_answered_and_a_second_one_at_once() {
 fn a_log_that_cannot_be_written_does_not_matter() {
     let temp = Temp::new();
     let full = fs_err::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let server = Server::start_with(&bundle(&temp), &["-v"], Stdio::from(full.into_parts().0));
+    let folder = bundle(&temp);
+    let server = Server::start_with(&folder, &["-v"], Stdio::from(full.into_parts().0));
+    server.post("/v1/images", &json!({"class": 1})).good();
+    server.get("/v1/nothing").refused(404);
+    // Nobody reads it any more.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let server = Server::start_with(&folder, &["-v", "--log-format", "json"], Stdio::from(writer));
+    drop(reader);
     server.post("/v1/images", &json!({"class": 1})).good();
     server.get("/v1/nothing").refused(404);
 }
@@ -211,109 +206,4 @@ fn the_document_says_where() {
     let document: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(document["models"], json!(["emoji"]));
     assert!(document["url"].as_str().unwrap().starts_with("http://127.0.0.1:"));
-}
-
-/// An engine that fails in the calls of one graph that have a row at a certain slot.
-struct Failing {
-    inner: Box<dyn Engine>,
-    /// Calls of `decoder_step` with this token at this slot fail.
-    when: fn(&[(&str, TensorView<'_>)]) -> bool,
-    failures: Arc<AtomicUsize>,
-}
-
-impl Engine for Failing {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn probe(&self) -> Result<EngineInfo, EngineError> {
-        self.inner.probe()
-    }
-
-    fn arithmetic(&self, precision: Precision) -> Result<Arithmetic, EngineError> {
-        self.inner.arithmetic(precision)
-    }
-
-    fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
-        self.inner.prepare(graph)
-    }
-
-    fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
-        let inner = self.inner.prepare_cached(graph)?;
-        Ok(Box::new(FailingSession { inner, when: self.when, failures: self.failures.clone() }))
-    }
-}
-
-struct FailingSession {
-    inner: Box<dyn CachedSession>,
-    when: fn(&[(&str, TensorView<'_>)]) -> bool,
-    failures: Arc<AtomicUsize>,
-}
-
-impl CachedSession for FailingSession {
-    fn spec(&self) -> &GraphSpec {
-        self.inner.spec()
-    }
-
-    fn form(&self) -> Option<CacheForm> {
-        self.inner.form()
-    }
-
-    fn reset(&mut self, rows: usize) {
-        self.inner.reset(rows);
-    }
-
-    fn step(&mut self, inputs: &[(&str, TensorView<'_>)], rows: &[CallRow]) -> Result<Outputs, EngineError> {
-        if (self.when)(inputs) {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-            return Err(EngineError::new(EngineErrorKind::Run, "test", "the device is lost"));
-        }
-        self.inner.step(inputs, rows)
-    }
-}
-
-/// The class of which the start graph must not be asked.
-const POISON: i64 = 7;
-
-/// Rows of a step that failed are drawn again one by one: only the one that is the reason fails.
-#[test]
-fn one_bad_row_does_not_take_the_others_with_it() {
-    let temp = Temp::new();
-    let folder = bundle(&temp);
-    let options =
-        DecodeOptions { cfg_scale: 1.0, cfg_interval: None, sampler: SamplerOptions::default(), seed: 4 };
-    let requests: Vec<Request> = (0..6).map(|i| Request { index: i, class: i as i64 }).collect();
-    let alone = Bundle::open(&folder).unwrap();
-    let alone = on(&alone, "tract").decode(&requests, &options, Batching::from(1), &mut quiet).unwrap();
-
-    let failures = Arc::new(AtomicUsize::new(0));
-    let inner = engines::create("tract", &engine_options("tract")).unwrap();
-    let poisoned = |inputs: &[(&str, TensorView<'_>)]| {
-        inputs.iter().any(|(name, view)| {
-            *name == "class_labels"
-                && matches!(view.data(), TensorSlice::I64(labels) if labels.contains(&POISON))
-        })
-    };
-    let engine = Failing { inner, when: poisoned, failures: failures.clone() };
-    let loaded = LoadedBundle::owning(Bundle::open(&folder).unwrap(), Box::new(engine)).unwrap();
-    let limits = SchedulerLimits { rows: 4, ..SchedulerLimits::default() };
-    let scheduler = Scheduler::start(loaded, limits).unwrap();
-    let ask = |request: Request| scheduler.submit(ImageJob::new(vec![request], options.clone())).unwrap();
-    let mut running: Vec<_> = requests[..3].iter().map(|r| ask(*r)).collect();
-    let bad = ask(Request { index: 9, class: POISON });
-    running.extend(requests[3..].iter().map(|r| ask(*r)));
-    for (running, alone) in running.into_iter().zip(&alone) {
-        let drawn = running.all_blocking().unwrap();
-        assert_eq!(drawn[0].stream.tokens, alone.tokens);
-        assert_eq!(drawn[0].stream.patch_lengths, alone.patch_lengths);
-    }
-    let error = bad.all_blocking().unwrap_err();
-    assert!(
-        matches!(&error, JobError::Run(_)) && error.to_string().contains("the device is lost"),
-        "{error}"
-    );
-    assert!(failures.load(Ordering::Relaxed) >= 1);
-    assert!(scheduler.unwell().is_none());
-    scheduler.finish();
-    assert!(matches!(scheduler.submit(ImageJob::new(requests, options)), Err(JobError::Ended)));
 }

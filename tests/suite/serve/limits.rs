@@ -43,14 +43,41 @@ fn a_full_queue_is_said_at_once() {
 }
 
 #[test]
-fn waiting_and_decoding_have_an_end() {
+fn waiting_has_an_end() {
     let temp = Temp::new();
-    let folder = bundle(&temp);
-    let server = Server::start(&folder, &["--batch", "1", "--queue-time", "1"]);
+    let server = Server::start(&bundle(&temp), &["--batch", "1", "--queue-time", "1"]);
     let _first = server.begin("/v1/images", &json!({"class": 1, "n": 1}));
     let answer = server.post("/v1/images", &long());
     assert!(answer.refused(503).contains("no row became free within 1 s"));
     assert!(answer.header("retry-after").is_some());
+}
+
+/// The process is stopped while an image is in its row: no machine is too fast for that.
+#[test]
+#[cfg(unix)]
+fn decoding_has_an_end() {
+    use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+    let temp = Temp::new();
+    let server = Server::start(&bundle(&temp), &["--batch", "1", "--decode-time", "1"]);
+    let late = server.begin("/v1/images", &long());
+    server.until("dpar_rows_busy", |n| n == 1.0);
+    let mut times = 0;
+    while server.metric("dpar_images_late_total") == 0.0 {
+        assert!(times < 10, "never late");
+        times += 1;
+        server.signal(SIGSTOP);
+        std::thread::sleep(Duration::from_millis(1100));
+        server.signal(SIGCONT);
+        // What the signal met between two images is seen at the next one.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let answer = Answer::read(late);
+    assert!(
+        answer.refused(503).contains("not complete within 1 s") && answer.header("retry-after").is_some()
+    );
+    assert_eq!(server.metric("dpar_images_late_total"), 1.0);
+    server.until("dpar_rows_busy", |n| n == 0.0);
+    server.post("/v1/images", &json!({"class": 2})).good();
 }
 
 #[test]
@@ -103,6 +130,66 @@ fn idle_connections_do_not_shut_others_out() {
         asked.is_ok() && stream.read_to_string(&mut said).is_ok() && said.starts_with("HTTP/1.1 200 ")
     });
     drop(idle);
+}
+
+/// Within the limit they cost neither answers nor much memory.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_thousand_idle_connections_do_not_matter() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const IDLE: usize = 1000;
+    // The server inherits it.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let wanted = 3 * IDLE as u64;
+    if soft < wanted {
+        assert!(hard >= wanted, "this test opens {IDLE} connections: `ulimit -Hn` is {hard}");
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).unwrap();
+    }
+    let temp = Temp::new();
+    let server = Server::start(&bundle(&temp), &["--max-connections", "1010", "--idle-time", "600"]);
+    let resident = || {
+        let status = format!("/proc/{}/status", server.child.as_ref().unwrap().id());
+        let status = fs_err::read_to_string(status).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap()
+    };
+    let before = resident();
+    let mut idle: Vec<TcpStream> = (0..IDLE).map(|_| server.connect()).collect();
+    // Half of them have begun to ask.
+    idle.iter_mut().step_by(2).for_each(|stream| stream.write_all(b"POST /v1/im").unwrap());
+    server.until("dpar_connections", |n| n == 1.0 + IDLE as f64);
+    server.post("/v1/images", &json!({"class": 2})).good();
+    let grown = resident() - before;
+    assert!(grown < 64 << 10, "{grown} KiB for {IDLE} connections");
+    drop(idle);
+    server.until("dpar_connections", |n| n == 1.0);
+}
+
+/// Who reads slowly gets all of it, and nobody waits for them.
+#[test]
+fn a_reader_that_is_slow_but_reads_is_served() {
+    const REQUESTS: usize = 1500;
+    let temp = Temp::new();
+    let server = Server::start(&bundle(&temp), &["--idle-time", "1"]);
+    let one = server.get("/metrics").body.len();
+    let mut stream = server.connect();
+    let all = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(REQUESTS);
+    let mut writer = stream.try_clone().unwrap();
+    let writing = std::thread::spawn(move || writer.write_all(all.as_bytes()));
+    // The buffers are full long before the end, and the server waits for them to empty.
+    let (mut read, mut pieces, mut piece) = (0, 0, vec![0; 1 << 16]);
+    let started = Instant::now();
+    while read < (REQUESTS - 1) * one {
+        let n = stream.read(&mut piece).unwrap();
+        assert!(n > 0, "cut off after {read} bytes");
+        (read, pieces) = (read + n, pieces + 1);
+        if pieces % 50 == 10 {
+            server.post("/v1/images", &json!({"class": 2})).good();
+        }
+        std::thread::sleep(Duration::from_millis(8));
+    }
+    writing.join().unwrap().unwrap();
+    assert!(started.elapsed() > Duration::from_secs(1));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `serve`: a real server on loopback, and clients of a few lines.
 
+mod broken;
 mod faults;
 mod images;
 mod limits;
@@ -20,9 +21,9 @@ use crate::common::{Temp, export};
 /// A test that waits longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A server of its own, killed when it is dropped.
+/// A server, killed when it is dropped where it is a process of its own.
 pub(super) struct Server {
-    child: Child,
+    child: Option<Child>,
     address: SocketAddr,
 }
 
@@ -39,7 +40,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().split_once("://").unwrap_or_else(|| panic!("said `{line}`")).1;
-        Self { address: address.parse().unwrap(), child }
+        Self { address: address.parse().unwrap(), child: Some(child) }
     }
 
     fn connect(&self) -> TcpStream {
@@ -90,7 +91,7 @@ impl Server {
 
     #[cfg(unix)]
     fn signal(&self, signal: nix::sys::signal::Signal) {
-        let process = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        let process = nix::unistd::Pid::from_raw(self.child.as_ref().unwrap().id() as i32);
         nix::sys::signal::kill(process, signal).unwrap();
     }
 
@@ -98,7 +99,7 @@ impl Server {
     fn wait(mut self) -> i32 {
         let mut code = None;
         eventually("the end of the server", || {
-            code = self.child.try_wait().unwrap();
+            code = self.child.as_mut().unwrap().try_wait().unwrap();
             code.is_some()
         });
         code.unwrap().code().unwrap()
@@ -107,8 +108,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Answer, Server, bundle};
 use crate::common::{Temp, export, llamagen};
 
 /// The events of a stream: name and data.
-fn events(answer: &Answer) -> Vec<(String, Value)> {
+pub(super) fn events(answer: &Answer) -> Vec<(String, Value)> {
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/event-stream")));
     let text = answer.text();
     let events = text.split("\n\n").filter(|e| !e.is_empty() && !e.starts_with(':'));
@@ -23,7 +23,7 @@ fn events(answer: &Answer) -> Vec<(String, Value)> {
         .collect()
 }
 
-fn of<'e>(events: &'e [(String, Value)], name: &str, image: usize) -> Vec<&'e Value> {
+pub(super) fn of<'e>(events: &'e [(String, Value)], name: &str, image: usize) -> Vec<&'e Value> {
     let own = events.iter().filter(|(n, data)| n == name && data["image"] == image);
     own.map(|(_, data)| data).collect()
 }
@@ -93,6 +93,25 @@ fn clients_of_the_openai_api_are_answered() {
         assert_eq!(made["data"][image]["b64_json"], own["images"][image]["png"]);
     }
     assert!(made["created"].as_u64().unwrap() > 1_700_000_000);
+    // As events.
+    let mut streamed = ask.clone();
+    for (key, value) in [("stream", json!(true)), ("partial_images", json!(2)), ("n", json!(1))] {
+        streamed[key] = value;
+    }
+    let told = events(&server.post("/v1/images/generations", &streamed));
+    let (last, partial) = told.split_last().unwrap();
+    assert_eq!((last.0.as_str(), &last.1["type"]), ("image_generation.completed", &json!(last.0)));
+    assert_eq!((&last.1["b64_json"], &last.1["seed"]), (&own["images"][0]["png"], &json!(5)));
+    assert!((1..=2).contains(&partial.len()), "{}", partial.len());
+    for (index, (name, data)) in partial.iter().enumerate() {
+        assert_eq!(
+            (name.as_str(), &data["partial_image_index"]),
+            ("image_generation.partial_image", &json!(index))
+        );
+        assert_ne!(data["b64_json"], last.1["b64_json"]);
+    }
+    let alone = server.post("/v1/images/generations", &json!({"prompt": "3", "partial_images": 1}));
+    assert!(alone.refused(400).contains("of streams"));
     // Without a seed, another image each time, and the seed is said.
     let [one, two] =
         [0; 2].map(|_| server.post("/v1/images/generations", &json!({"prompt": "3"})).good()["seed"].clone());
@@ -219,6 +238,54 @@ fn a_bundle_is_changed_while_it_is_served() {
     assert_ne!(after["images"][0]["trace"]["tokens"], before["images"][0]["trace"]["tokens"]);
     assert_eq!(after["images"][0]["steps"], 64, "every token is a patch of the baseline");
     assert_eq!(server.metric("dpar_model_changes_total"), 1.0);
+}
+
+/// A link that is pointed at another folder and back, while others ask: every answer is one bundle's or the other's.
+#[test]
+#[cfg(unix)]
+fn requests_under_way_end_with_the_bundle_that_they_began_with() {
+    use fs_err::os::unix::fs::symlink;
+    let temp = Temp::new();
+    let (first, second, served) = (bundle(&temp), temp.path("second"), temp.path("served"));
+    let (file, options) = llamagen("emoji32");
+    export(file, &options, &second);
+    let point = |at: &camino::Utf8Path| {
+        let next = temp.path("next");
+        symlink(at, &next).unwrap();
+        fs_err::rename(&next, &served).unwrap();
+    };
+    point(&first);
+    let server = Server::start(&served, &["--batch", "2"]);
+    let ask = json!({"class": 3, "seed": 5, "trace": true});
+    let before = server.post("/v1/images", &ask).good();
+    let long = server.begin("/v1/images", &json!({"class": 3, "seed": 5, "trace": true, "n": 24}));
+    server.until("dpar_rows_busy", |n| n > 0.0);
+    let (switched, others) = (std::sync::atomic::AtomicBool::new(false), std::sync::Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !switched.load(std::sync::atomic::Ordering::Relaxed) {
+                    others.lock().unwrap().push(server.post("/v1/images", &ask).good());
+                }
+            });
+        }
+        for at in [&second, &first, &second] {
+            point(at);
+            server.post("/admin/reload", &json!({})).good();
+        }
+        switched.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let after = server.post("/v1/images", &ask).good();
+    assert_ne!(after["bundle"], before["bundle"]);
+    let others = others.into_inner().unwrap();
+    for other in &others {
+        let own = if other["bundle"] == before["bundle"] { &before } else { &after };
+        assert_eq!(other, own);
+    }
+    let long = Answer::read(long).good();
+    assert_eq!((&long["bundle"], &long["images"][0]), (&before["bundle"], &before["images"][0]));
+    assert_eq!(long["images"].as_array().unwrap().len(), 24);
+    assert_eq!(server.metric("dpar_model_changes_total"), 3.0);
 }
 
 #[test]

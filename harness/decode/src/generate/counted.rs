@@ -17,12 +17,13 @@ pub(super) struct Counted {
 impl Counted {
     pub(super) fn prepare<E>(graph: GraphName, prepare: &mut Prepare<'_, E>) -> Result<Self, E> {
         let session = prepare(graph)?;
-        let calls = GraphCalls { graph, calls: 0, rows: 0, caches: session.form(), time: Duration::ZERO };
+        let caches = session.form();
+        let calls = GraphCalls { graph, calls: 0, rows: 0, caches, cache_bytes: 0, time: Duration::ZERO };
         Ok(Self { session, calls })
     }
 
     pub(super) fn calls(&self) -> GraphCalls {
-        self.calls
+        GraphCalls { cache_bytes: self.session.cache_bytes(), ..self.calls }
     }
 
     pub(super) fn reset(&mut self, rows: usize) {

@@ -97,6 +97,13 @@ pub enum Event {
         /// What was decoded.
         stream: Stream,
     },
+    /// An image cannot go on: its own logits or its own entropy are no numbers. Its row is free, and the others do not notice.
+    Failed {
+        /// Whose.
+        ticket: Ticket,
+        /// Why.
+        error: DecodeError,
+    },
 }
 
 /// Where an image stands between two calls.
@@ -123,17 +130,13 @@ struct Active {
 }
 
 impl Active {
-    fn sample_error(image: u64, slot: usize) -> impl Fn(super::sampler::SampleError) -> DecodeError {
-        move |source| DecodeError::Sample { image, slot, source }
-    }
-
     fn new(
         ticket: Ticket,
         request: Request,
         options: DecodeOptions,
         rule: PatchRule,
     ) -> Result<Self, DecodeError> {
-        let refused = Self::sample_error(request.index, 0);
+        let refused = |source| DecodeError::Sample { image: request.index, slot: 0, source };
         let sampler = options.validate().and_then(|()| Sampler::new(options.sampler)).map_err(refused)?;
         let guided = options.cfg_scale > 1.0;
         Ok(Self {
@@ -258,7 +261,7 @@ impl<'m> Decoder<'m> {
     /// is open draws a token. Nothing happens when there is nothing to do.
     ///
     /// # Errors
-    /// See [`DecodeError`]; what was under way is then undefined.
+    /// The engine's; what was under way is then undefined. What one image alone fails with is an event.
     pub fn step(&mut self) -> Result<Vec<Event>, DecodeError> {
         let mut events = Vec::new();
         self.push(&mut events)?;
@@ -287,8 +290,15 @@ impl<'m> Decoder<'m> {
         for (i, pushed) in tokens.iter().enumerate() {
             let Some(active) = &mut self.rows[pushed.row] else { continue };
             let e = entropy.as_ref().map_or(f32::NAN, |e| e[i]);
-            if let Some((first, last)) = active.decide(e)? {
-                events.push(Event::PatchClosed { ticket: active.ticket, first, last });
+            let ticket = active.ticket;
+            match active.decide(e) {
+                Ok(Some((first, last))) => events.push(Event::PatchClosed { ticket, first, last }),
+                Ok(None) => {}
+                Err(error) => {
+                    self.rows[pushed.row] = None;
+                    events.push(Event::Failed { ticket, error });
+                    continue;
+                }
             }
             // Decode index i is slot i + 1.
             let slot = active.stream.tokens.len();
@@ -355,12 +365,18 @@ impl<'m> Decoder<'m> {
                 None => conditional,
             };
             let (image, slot) = (active.stream.request.index, active.stream.tokens.len());
-            let drawn = active.sampler.draw_at(deciding, active.key, slot as u64);
-            let drawn = drawn.map_err(Active::sample_error(image, slot))?;
+            let ticket = active.ticket;
+            let drawn = match active.sampler.draw_at(deciding, active.key, slot as u64) {
+                Ok(drawn) => drawn,
+                Err(source) => {
+                    self.rows[row] = None;
+                    events.push(Event::Failed { ticket, error: DecodeError::Sample { image, slot, source } });
+                    continue;
+                }
+            };
             active.stream.tokens.push(drawn.token);
             active.stream.margin.push(drawn.margin);
             active.stage = Stage::Drawn;
-            let ticket = active.ticket;
             let entropy = active.stream.entropy.get(slot).copied().unwrap_or(f32::NAN);
             events.push(Event::Token { ticket, slot, token: drawn.token, entropy });
             if active.stream.tokens.len() == self.images.tokens
@@ -425,6 +441,7 @@ impl<'m> Decoder<'m> {
                         early.insert(ticket.0, stream);
                     }
                     Event::PatchClosed { .. } | Event::Done { .. } => {}
+                    Event::Failed { error, .. } => return Err(error.into()),
                 }
             }
             while let Some(stream) = early.remove(&next) {

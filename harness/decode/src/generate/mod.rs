@@ -104,7 +104,7 @@ impl Stream {
 }
 
 /// Why decoding stopped.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DecodeError {
     /// The engine failed.
     #[error(transparent)]

@@ -93,6 +93,9 @@ pub struct GraphCalls {
     /// How its cache reaches a call, where it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caches: Option<CacheForm>,
+    /// Bytes that its cache takes now.
+    #[serde(skip)]
+    pub cache_bytes: u64,
     /// Wall time in the engine. No part of a report of decisions, which is the same at every run.
     #[serde(skip)]
     pub time: Duration,

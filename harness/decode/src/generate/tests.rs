@@ -265,6 +265,30 @@ fn requests_come_and_go_while_others_run() {
 }
 
 #[test]
+fn an_image_that_cannot_go_on_ends_alone() {
+    let mut entropy = vec![vec![0.0; 6]; 4];
+    entropy[1][3] = f32::NAN;
+    for schedule in Schedule::ALL {
+        let (mut decoder, _) = decoder(entropy.clone(), 2, schedule);
+        for request in requests(4) {
+            decoder.submit(request, &options(1.0, None)).unwrap();
+        }
+        let (mut done, mut failed) = (Vec::new(), Vec::new());
+        while !decoder.is_idle() {
+            for event in decoder.step().unwrap() {
+                match event {
+                    Event::Done { ticket, stream } => done.push((ticket.0, stream.tokens.len())),
+                    Event::Failed { ticket, error } => failed.push((ticket.0, error.to_string())),
+                    Event::Token { .. } | Event::PatchClosed { .. } => {}
+                }
+            }
+        }
+        assert_eq!(done, [(0, 6), (2, 6), (3, 6)], "{schedule:?}");
+        assert_eq!(failed, [(1, "image 1, slot 3: the entropy is NaN".to_owned())], "{schedule:?}");
+    }
+}
+
+#[test]
 fn guidance_runs_above_one_and_stops_after_the_interval() {
     let entropy = vec![vec![0.0; 5]];
     let (streams, _) = decode(entropy.clone(), &options(3.0, None), 1, Schedule::Lockstep);

@@ -66,7 +66,10 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     parse(&bytes)
 }
 
-/// Reads a JSON document that is at hand.
+/// Reads a JSON object that is at hand. A list would be taken for the fields in their order.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::refused("the body: a list, where an object is expected"));
+    }
     serde_json::from_slice(bytes).map_err(|e| Problem::refused(format!("the body: {e}")))
 }

@@ -10,12 +10,11 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use dpar_export_files::picture::encode_png;
 use http_body::Frame;
 use serde_json::{Value, json};
 use tokio::time::{Sleep, sleep};
 
-use super::drawn::image_document;
+use super::drawn::{image_document, png};
 use super::problem::{Problem, typed};
 use crate::job::{JobEvent, RunningJob};
 use crate::scheduler::Scheduler;
@@ -25,37 +24,44 @@ const QUIET: Duration = Duration::from_secs(10);
 /// Events in one piece of the body end with the one that reaches this.
 const PIECE: usize = 1 << 16;
 
-/// How events are written.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EventOptions {
+/// How the events of a job are written, whichever protocol they are of.
+pub(crate) trait EventWriter: Send + Unpin + 'static {
+    /// An event of images of `size` pixels; empty where it is not told.
+    fn event(&mut self, event: JobEvent, size: usize) -> Result<String, Problem>;
+
+    /// What stands behind the last image.
+    fn end(&self) -> String;
+}
+
+/// The answer: what the writer makes of the events; or an `error` event, and nothing behind it. Dropped with its connection, it
+/// gives up the job.
+pub(crate) fn event_stream<W: EventWriter>(
+    scheduler: Arc<Scheduler>,
+    running: RunningJob,
+    writer: W,
+) -> Response {
+    let quiet = Box::pin(sleep(QUIET));
+    let body = EventBody { scheduler, running, writer, quiet, ended: false };
+    typed("text/event-stream", Body::new(body))
+}
+
+struct EventBody<W> {
+    scheduler: Arc<Scheduler>,
+    running: RunningJob,
+    writer: W,
+    quiet: Pin<Box<Sleep>>,
+    ended: bool,
+}
+
+/// `patch`, `token`, `preview` and `done` events, then `end`.
+pub(crate) struct OwnEvents {
     /// For the documents of images.
     pub(crate) seed: u64,
     pub(crate) trace: bool,
 }
 
-/// The answer: `patch`, `token`, `preview` and `done` events, then `end`; or an `error` event, and nothing behind it. Dropped
-/// with its connection, it gives up the job.
-pub(crate) fn event_stream(
-    scheduler: Arc<Scheduler>,
-    running: RunningJob,
-    options: EventOptions,
-) -> Response {
-    let quiet = Box::pin(sleep(QUIET));
-    let body = EventBody { scheduler, running, options, quiet, ended: false };
-    typed("text/event-stream", Body::new(body))
-}
-
-struct EventBody {
-    scheduler: Arc<Scheduler>,
-    running: RunningJob,
-    options: EventOptions,
-    quiet: Pin<Box<Sleep>>,
-    ended: bool,
-}
-
-impl EventBody {
-    fn written(&self, event: JobEvent) -> String {
-        let size = self.scheduler.bundle().system().image_size;
+impl EventWriter for OwnEvents {
+    fn event(&mut self, event: JobEvent, size: usize) -> Result<String, Problem> {
         let finite = |e: f32| e.is_finite().then_some(e);
         let (name, data) = match event {
             JobEvent::Token { image, slot, token, entropy } => {
@@ -64,28 +70,26 @@ impl EventBody {
             JobEvent::Patch { image, first, last, entropy } => {
                 ("patch", json!({ "image": image, "first": first, "last": last, "entropy": finite(entropy) }))
             }
-            JobEvent::Preview { image, tokens, pixels } => match encode_png(&pixels, size, size) {
-                Ok(png) => {
-                    ("preview", json!({ "image": image, "tokens": tokens, "png": STANDARD.encode(png) }))
-                }
-                Err(e) => return error(&Problem::internal(e.to_string())),
-            },
+            JobEvent::Preview { image, tokens, pixels } => {
+                let png = STANDARD.encode(png(size, &pixels)?);
+                ("preview", json!({ "image": image, "tokens": tokens, "png": png }))
+            }
             JobEvent::Done { image, drawn } => {
-                match image_document(size, self.options.seed, self.options.trace, drawn) {
-                    Ok(mut document) => {
-                        document["image"] = image.into();
-                        ("done", document)
-                    }
-                    Err(problem) => return error(&problem),
-                }
+                let mut document = image_document(size, self.seed, self.trace, drawn)?;
+                document["image"] = image.into();
+                ("done", document)
             }
         };
-        line(name, &data)
+        Ok(line(name, &data))
+    }
+
+    fn end(&self) -> String {
+        line("end", &json!({}))
     }
 }
 
 /// One event. JSON has no line breaks.
-fn line(name: &str, data: &Value) -> String {
+pub(crate) fn line(name: &str, data: &Value) -> String {
     format!("event: {name}\ndata: {data}\n\n")
 }
 
@@ -93,7 +97,7 @@ fn error(problem: &Problem) -> String {
     line("error", &problem.document())
 }
 
-impl http_body::Body for EventBody {
+impl<W: EventWriter> http_body::Body for EventBody<W> {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
@@ -101,17 +105,24 @@ impl http_body::Body for EventBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let size = self.scheduler.bundle().system().image_size;
         let mut text = String::new();
         while !self.ended && text.len() < PIECE {
             match self.running.poll_next(context) {
                 Poll::Pending => break,
-                Poll::Ready(Some(Ok(event))) => text += &self.written(event),
+                Poll::Ready(Some(Ok(event))) => match self.writer.event(event, size) {
+                    Ok(written) => text += &written,
+                    Err(problem) => {
+                        text += &error(&problem);
+                        self.ended = true;
+                    }
+                },
                 Poll::Ready(Some(Err(e))) => {
                     text += &error(&e.into());
                     self.ended = true;
                 }
                 Poll::Ready(None) => {
-                    text += &line("end", &json!({}));
+                    text += &self.writer.end();
                     self.ended = true;
                 }
             }

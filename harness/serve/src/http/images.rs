@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::ask::{AnswerFormat, ImageQuery, Submitted};
 use super::body::read_json;
 use super::drawn::{apart, image_document, png};
-use super::events::{EventOptions, event_stream};
+use super::events::{OwnEvents, event_stream};
 use super::problem::{Problem, json_response, typed};
 use super::service::{ServedModel, Service};
 use crate::job::DrawnImage;
@@ -28,7 +28,7 @@ pub(crate) async fn images(
     let Submitted { model, scheduler, running } = query.submit(&service)?;
     let (size, seed, trace) = (scheduler.bundle().system().image_size, query.seed, query.trace);
     if query.stream {
-        return Ok(event_stream(scheduler, running, EventOptions { seed, trace }));
+        return Ok(event_stream(scheduler, running, OwnEvents { seed, trace }));
     }
     let drawn = running.all().await?;
     match query.format {

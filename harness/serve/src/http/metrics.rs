@@ -122,6 +122,10 @@ fn graphs(out: &mut String, models: &[(&str, &Stats)]) {
     };
     let (number, rows) = (column(&|c| c.calls.to_string()), column(&|c| c.rows.to_string()));
     let seconds = column(&|c| c.time.as_secs_f64().to_string());
+    let cached = calls.iter().filter(|(_, calls)| calls.caches.is_some());
+    let memory: Vec<_> = cached.map(|(labels, c)| (labels.clone(), c.cache_bytes.to_string())).collect();
+    let help = "Memory of the cache of each graph; of a model, the sum.";
+    family(out, "dpar_cache_bytes", "gauge", help, &memory);
     family(out, "dpar_graph_calls_total", "counter", "Calls of each graph.", &number);
     family(out, "dpar_graph_rows_total", "counter", "Rows of all calls of each graph.", &rows);
     family(out, "dpar_graph_seconds_total", "counter", "Time in the engine by graph.", &seconds);
