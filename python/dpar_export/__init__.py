@@ -14,6 +14,7 @@ from dpar_export import _libraries, _native
 from dpar_export._bundle import Bundle, open
 from dpar_export._command import Document, command
 from dpar_export._errors import (
+    BusyError,
     DparError,
     InconclusiveError,
     InputError,
@@ -24,9 +25,10 @@ from dpar_export._errors import (
     UnavailableError,
 )
 from dpar_export._jobs import evaluate, export, metrics
-from dpar_export._native import Image, Patch, Stream, Token
+from dpar_export._native import Image, Job, Patch, Preview, Stream, Token
 from dpar_export._record import record
 from dpar_export._samples import Samples, Scores
+from dpar_export._scheduler import Scheduler
 
 __version__ = _native.__version__
 
@@ -34,6 +36,7 @@ _libraries.find()
 
 __all__ = [
     "Bundle",
+    "BusyError",
     "Document",
     "DparError",
     "Image",
@@ -41,10 +44,13 @@ __all__ = [
     "InputError",
     "IntegrityError",
     "InternalError",
+    "Job",
     "MismatchError",
     "Patch",
+    "Preview",
     "RunError",
     "Samples",
+    "Scheduler",
     "Scores",
     "Stream",
     "Token",

@@ -6,18 +6,17 @@ import json
 import os
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpar_export import _native
+from dpar_export._asking import Sampler, Schedule, drawing, integers, whole
 from dpar_export._command import Document, Path, call, words
 from dpar_export._errors import InputError, IntegrityError
 from dpar_export._samples import Samples, Scores
-
-Sampler = Literal["gumbel", "cdf"]
-Schedule = Literal["lockstep", "patch", "continuous"]
+from dpar_export._scheduler import Scheduler
 
 
 class Bundle:
@@ -122,11 +121,12 @@ class Bundle:
             KeyboardInterrupt: Ctrl-C, between two steps.
         """
         out = self._native.generate(
-            _asking(
+            drawing(
                 classes=classes, num=num, seed=seed, first=first, cfg_scale=cfg_scale, cfg_interval=cfg_interval,
-                sampler=sampler, temperature=temperature, top_k=top_k, top_p=top_p, greedy=greedy, batch=batch,
-                schedule=schedule, images=images,
-            )
+                sampler=sampler, temperature=temperature, top_k=top_k, top_p=top_p, greedy=greedy, images=images,
+            ),
+            whole("batch", batch, 2**16 - 1),
+            schedule,
         )  # fmt: skip
         out["calls"] = json.loads(out["calls"])
         return Samples(grid_width=int(self._facts["grid_width"]), **out)
@@ -167,12 +167,47 @@ class Bundle:
             As `generate`, and while it is iterated over.
         """
         return self._native.stream(
-            _asking(
+            drawing(
                 classes=classes, num=num, seed=seed, first=first, cfg_scale=cfg_scale, cfg_interval=cfg_interval,
-                sampler=sampler, temperature=temperature, top_k=top_k, top_p=top_p, greedy=greedy, batch=batch,
-                schedule=schedule, images=images,
-            )
+                sampler=sampler, temperature=temperature, top_k=top_k, top_p=top_p, greedy=greedy, images=images,
+            ),
+            whole("batch", batch, 2**16 - 1),
+            schedule,
         )  # fmt: skip
+
+    def scheduler(
+        self,
+        *,
+        rows: int = 8,
+        queue: int = 256,
+        queue_time: float = 60.0,
+        decode_time: float = 600.0,
+        job_images: int = 64,
+    ) -> Scheduler:
+        """Starts a scheduler, which draws what several threads ask for in one batch that requests join and leave.
+
+        It has caches of its own for `rows` images, and shares the weights with the bundle; the bundle may be closed before it.
+
+        Args:
+            rows: Images that are decoded together, 1 to 256.
+            queue: Images that may wait for a row, beside a job that finds nobody waiting.
+            queue_time: Seconds that an image may wait for a row.
+            decode_time: Seconds that an image may take in its row.
+            job_images: Images of one job.
+
+        Raises:
+            InputError: A number that cannot be; the bundle is closed.
+        """
+        native = self._native.scheduler(
+            {
+                "rows": whole("rows", rows, 2**16 - 1),
+                "images": whole("job_images", job_images, 2**32),
+                "queue": whole("queue", queue, 2**32),
+                "queue_time": queue_time,
+                "decode_time": decode_time,
+            }
+        )
+        return Scheduler(native)
 
     def score(
         self,
@@ -198,9 +233,9 @@ class Bundle:
             IntegrityError: A file of the bundle was changed meanwhile.
             KeyboardInterrupt: Ctrl-C, between two batches.
         """
-        ids = _integers("tokens", tokens, 2)
-        labels = _integers("class_labels", class_labels, 1)
-        lengths = None if patch_lengths is None else _unpadded(_integers("patch_lengths", patch_lengths, 2))
+        ids = integers("tokens", tokens, 2)
+        labels = integers("class_labels", class_labels, 1)
+        lengths = None if patch_lengths is None else _unpadded(integers("patch_lengths", patch_lengths, 2))
         if len(labels) != len(ids):
             raise InputError(f"{len(ids)} images have {len(labels)} class labels")
         logits, entropy, patches = self._native.score(ids, labels, lengths, _positive("batch", batch))
@@ -221,7 +256,7 @@ class Bundle:
             IntegrityError: A file of the bundle was changed meanwhile.
             KeyboardInterrupt: Ctrl-C, between two images.
         """
-        return self._native.decode(_integers("tokens", tokens, 2))
+        return self._native.decode(integers("tokens", tokens, 2))
 
     def encode(self, images: ArrayLike, *, batch: int = 8) -> NDArray[np.int64]:
         """Turns images into tokens.
@@ -374,38 +409,10 @@ def open(
     return Bundle(folder, _native.open(folder, settings), settings)
 
 
-def _asking(**asking: Any) -> dict[str, Any]:
-    """Plain values for the loop; numbers of numpy become Python's."""
-    classes = asking["classes"]
-    if classes is not None:
-        asking["classes"] = [int(c) for c in _integers("classes", list(classes), 1)]
-    for name, most in (("num", 2**64 - 1), ("seed", 2**64 - 1), ("first", 2**64 - 1), ("batch", 2**16 - 1), ("top_k", 2**63)):
-        value = asking[name]
-        if value is None:
-            continue
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= most:
-            raise InputError(f"{name} is a whole number from 0 to {most}, not {value!r}")
-        asking[name] = int(value)
-    if asking["num"] == 0:
-        raise InputError("num is at least 1")
-    return asking
-
-
 def _positive(name: str, value: int) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 1 <= value <= 1024:
         raise InputError(f"{name} is a whole number from 1 to 1024, not {value!r}")
     return int(value)
-
-
-def _integers(name: str, values: ArrayLike, axes: int) -> NDArray[np.int64]:
-    array = np.asarray(values)
-    if array.ndim != axes:
-        raise InputError(f"{name} has {array.ndim} axes, not {axes}")
-    if array.dtype.kind not in "iu" and array.size:
-        raise InputError(f"{name} is {array.dtype}: it holds whole numbers")
-    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise InputError(f"{name} holds {array.max()}, which is too large")
-    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def _unpadded(lengths: NDArray[np.int64]) -> list[list[int]]:

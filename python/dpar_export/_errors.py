@@ -43,6 +43,12 @@ class InputError(DparError, ValueError):
     kind = "input"
 
 
+class BusyError(DparError):
+    """A scheduler has too much to do: the same may be asked for again later (exit code 2)."""
+
+    kind = "busy"
+
+
 class RunError(DparError, RuntimeError):
     """A graph was run and failed, or gave what cannot be (exit code 2; 1 where a comparison was asked for)."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
-from dpar_export._bundle import Sampler, Schedule
+from dpar_export._asking import Sampler, Schedule
 from dpar_export._command import Document, Path, call, words
 
 Precision = Literal["fp32", "fp16", "bf16", "fp16-autocast", "bf16-autocast"]

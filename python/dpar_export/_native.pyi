@@ -16,8 +16,9 @@ class Bundle:
     @property
     def closed(self) -> bool: ...
     def facts(self) -> str: ...
-    def generate(self, asking: dict[str, Any]) -> dict[str, Any]: ...
-    def stream(self, asking: dict[str, Any]) -> Stream: ...
+    def generate(self, asking: dict[str, Any], batch: int, schedule: str) -> dict[str, Any]: ...
+    def stream(self, asking: dict[str, Any], batch: int, schedule: str) -> Stream: ...
+    def scheduler(self, limits: dict[str, Any]) -> Scheduler: ...
     def score(
         self,
         tokens: NDArray[np.int64],
@@ -37,6 +38,7 @@ class Token:
         image: Which image: its place among those that were asked for, from 0.
         slot: The token's place in the image, in raster order, from 0.
         token: The code, a row of the tokenizer's codebook.
+        entropy: That of its slot in nats; NaN at slot 0 and without an entropy model.
     """
 
     @property
@@ -45,6 +47,8 @@ class Token:
     def slot(self) -> int: ...
     @property
     def token(self) -> int: ...
+    @property
+    def entropy(self) -> float: ...
 
 @final
 class Patch:
@@ -54,6 +58,7 @@ class Patch:
         image: Which image: its place among those that were asked for, from 0.
         first: Its first token.
         last: Its last token.
+        entropy: That of its first token in nats, as of a token.
     """
 
     @property
@@ -62,6 +67,8 @@ class Patch:
     def first(self) -> int: ...
     @property
     def last(self) -> int: ...
+    @property
+    def entropy(self) -> float: ...
 
 @final
 class Image:
@@ -121,6 +128,61 @@ class Stream:
     def closed(self) -> bool:
         """Whether no event will come any more."""
     def __enter__(self) -> Stream: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class Preview:
+    """What is drawn of an image so far.
+
+    Attributes:
+        image: Which image: its place among those that were asked for, from 0.
+        tokens: Tokens drawn; what is behind them is made of token 0.
+        pixels: uint8 [H, W, 3].
+    """
+
+    @property
+    def image(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def pixels(self) -> NDArray[np.uint8]: ...
+
+@final
+class Scheduler:
+    def submit(self, asking: dict[str, Any], job: dict[str, Any]) -> Job: ...
+    def stats(self) -> str: ...
+    def unwell(self) -> str | None: ...
+    def close(self, cancel: bool) -> None: ...
+
+@final
+class Job:
+    """What a scheduler was asked for: an iterator of `Token` and `Preview` (where they were asked for), `Patch` and `Image`.
+
+    Of each image the events come in the order of its tokens, and the `Image` comes last; the iterator ends behind the last one.
+    The work goes on whether somebody iterates or not; one thread at a time may. Use it in a `with` statement, or call `cancel`: a
+    job that is left in the middle, and neither cancelled nor forgotten, keeps its rows until it is complete.
+
+    Iterating raises what ended the job: `BusyError` when no row became free in time or decoding took too long, `RunError` when a
+    graph failed or the scheduler was closed, `IntegrityError` when a file of the bundle was changed; `KeyboardInterrupt` after
+    Ctrl-C, which does not end it.
+    """
+
+    def __iter__(self) -> Job: ...
+    def __next__(self) -> Token | Patch | Preview | Image: ...
+    def poll(self, timeout: float) -> bool:
+        """Waits at most `timeout` seconds.
+
+        Returns:
+            Whether the next event is there, or none comes any more: then iterating does not wait.
+        """
+    def cancel(self) -> None:
+        """Gives it up, from any thread: its rows are free before the next step, and no event comes. May be called twice."""
+    def __enter__(self) -> Job: ...
     def __exit__(
         self,
         kind: type[BaseException] | None,

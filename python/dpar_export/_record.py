@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dpar_export import _native
-from dpar_export._bundle import _integers, _positive, _unpadded
+from dpar_export._asking import integers
+from dpar_export._bundle import _positive, _unpadded
 from dpar_export._command import Document, Path
 from dpar_export._errors import InputError, RunError
 from dpar_export._jobs import export
@@ -76,8 +77,8 @@ def record(
 
     system = export(checkpoint, os.devnull, dry_run=True, **parts)["system"]
     shape = _Shape(system)
-    ids = _integers("tokens", tokens, 2)
-    labels = _integers("class_labels", class_labels, 1)
+    ids = integers("tokens", tokens, 2)
+    labels = integers("class_labels", class_labels, 1)
     shape.check(ids, labels)
     arithmetic, device = _arithmetic(torch, module, autocast)
     if entropy_module is not None:
@@ -160,7 +161,7 @@ def _lengths(
         if given is not None:
             raise InputError("patch_lengths are given, and this system has no patches")
         return None
-    known = None if given is None else _integers("patch_lengths", given, 2)
+    known = None if given is None else integers("patch_lengths", given, 2)
     if known is not None:
         if len(known) != images or any(sum(row) != shape.tokens for row in _unpadded(known)):
             raise InputError(f"patch_lengths has {images} rows that sum to {shape.tokens}, padded with 0 on the right")

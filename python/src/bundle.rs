@@ -19,8 +19,9 @@ use pyo3::types::PyDict;
 use serde::Serialize;
 
 use crate::arrays::array;
-use crate::decoding::{Asking, Decoding, OpenBundle};
+use crate::decoding::{AskedBatch, Asking, Decoding, OpenBundle};
 use crate::errors::{input, raise, work};
+use crate::scheduler::{AskedLimits, PyScheduler};
 use crate::stream::PyStream;
 
 /// Images that are encoded at a time: enough to amortise a graph's preparation, few enough to bound memory.
@@ -163,11 +164,18 @@ impl PyBundle {
     }
 
     /// Decodes images: a dictionary of arrays.
-    fn generate<'py>(&self, py: Python<'py>, asking: Asking) -> PyResult<Bound<'py, PyDict>> {
+    fn generate<'py>(
+        &self,
+        py: Python<'py>,
+        asking: Asking,
+        batch: usize,
+        schedule: String,
+    ) -> PyResult<Bound<'py, PyDict>> {
         let open = self.open(py)?;
+        let batch = AskedBatch { batch, schedule };
         let (streams, pixels, calls) = work(py, |asked| {
             let go_on = || asked.go_on();
-            let mut decoding = Decoding::begin(&open, &asking)?;
+            let mut decoding = Decoding::begin(&open, &asking, &batch)?;
             let streams = decoding.run(&go_on)?;
             let ids = Drawn::ids(&streams);
             let pixels = match &mut decoding.vq {
@@ -204,10 +212,17 @@ impl PyBundle {
     }
 
     /// Begins to decode images; the stream yields what each step came to.
-    fn stream(&self, py: Python<'_>, asking: Asking) -> PyResult<PyStream> {
+    fn stream(&self, py: Python<'_>, asking: Asking, batch: usize, schedule: String) -> PyResult<PyStream> {
         let open = self.open(py)?;
-        let decoding = work(py, |_| Decoding::begin(&open, &asking))?;
+        let batch = AskedBatch { batch, schedule };
+        let decoding = work(py, |_| Decoding::begin(&open, &asking, &batch))?;
         Ok(PyStream::new(open, decoding))
+    }
+
+    /// Starts a scheduler that several threads may ask for images.
+    fn scheduler(&self, py: Python<'_>, limits: AskedLimits) -> PyResult<PyScheduler> {
+        let open = self.open(py)?;
+        work(py, |_| PyScheduler::start(&open, &limits))
     }
 
     /// Teacher-forced outputs: logits, entropy, patch lengths.

@@ -1,6 +1,6 @@
 //! The decoding loop over an open bundle, whoever drives it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dpar_export::commands::MAX_IMAGES;
 use dpar_export::commands::failure::Failure;
@@ -20,14 +20,14 @@ const MOST_ROWS: usize = 256;
 
 /// A bundle on an engine, with what was prepared for earlier calls and is not in use.
 pub(crate) struct OpenBundle {
-    pub(crate) runtime: LoadedBundle<'static>,
+    pub(crate) runtime: Arc<LoadedBundle<'static>>,
     model: Mutex<Option<Box<dyn StepModel>>>,
     vq: Mutex<Option<VqDecoder>>,
 }
 
 impl OpenBundle {
     pub(crate) fn new(runtime: LoadedBundle<'static>) -> Self {
-        Self { runtime, model: Mutex::new(None), vq: Mutex::new(None) }
+        Self { runtime: Arc::new(runtime), model: Mutex::new(None), vq: Mutex::new(None) }
     }
 
     fn model(&self) -> Result<Box<dyn StepModel>, RunError> {
@@ -67,7 +67,7 @@ impl OpenBundle {
     }
 }
 
-/// What is asked of a run, in plain values.
+/// Images, and how they are drawn, in plain values.
 #[derive(Debug, Clone, FromPyObject)]
 #[pyo3(from_item_all)]
 pub(crate) struct Asking {
@@ -82,13 +82,11 @@ pub(crate) struct Asking {
     temperature: f32,
     top_k: usize,
     top_p: f64,
-    batch: usize,
-    schedule: String,
     pub(crate) images: bool,
 }
 
 impl Asking {
-    fn options(&self) -> Result<DecodeOptions, Failure> {
+    pub(crate) fn options(&self) -> Result<DecodeOptions, Failure> {
         let method = match self.sampler.as_str() {
             "gumbel" => Method::Gumbel,
             "cdf" => Method::Cdf,
@@ -115,18 +113,7 @@ impl Asking {
         Ok(options)
     }
 
-    fn batching(&self, images: usize) -> Result<Batching, Failure> {
-        let Some(schedule) = Schedule::ALL.into_iter().find(|s| s.as_str() == self.schedule) else {
-            let names = Schedule::ALL.map(Schedule::as_str).join(", ");
-            return Err(input(format!("schedule is one of {names}, not {}", self.schedule), None));
-        };
-        if !(1..=MOST_ROWS).contains(&self.batch) {
-            return Err(input(format!("batch is 1 to {MOST_ROWS}, not {}", self.batch), None));
-        }
-        Ok(Batching { rows: self.batch.min(images).max(1), schedule })
-    }
-
-    fn requests(&self, num_classes: usize) -> Result<Vec<Request>, Failure> {
+    pub(crate) fn requests(&self, num_classes: usize) -> Result<Vec<Request>, Failure> {
         let index = |i: u64| self.first.checked_add(i).ok_or_else(|| input("first is too large", None));
         match (&self.classes, self.num) {
             (Some(classes), None) => {
@@ -145,6 +132,31 @@ impl Asking {
     }
 }
 
+/// How many rows there may be, under the name that the user knows.
+pub(crate) fn check_rows(name: &str, rows: usize) -> Result<(), Failure> {
+    match (1..=MOST_ROWS).contains(&rows) {
+        true => Ok(()),
+        false => Err(input(format!("{name} is 1 to {MOST_ROWS}, not {rows}"), None)),
+    }
+}
+
+/// Which images are decoded together.
+pub(crate) struct AskedBatch {
+    pub(crate) batch: usize,
+    pub(crate) schedule: String,
+}
+
+impl AskedBatch {
+    fn batching(&self, images: usize) -> Result<Batching, Failure> {
+        let Some(schedule) = Schedule::ALL.into_iter().find(|s| s.as_str() == self.schedule) else {
+            let names = Schedule::ALL.map(Schedule::as_str).join(", ");
+            return Err(input(format!("schedule is one of {names}, not {}", self.schedule), None));
+        };
+        check_rows("batch", self.batch)?;
+        Ok(Batching { rows: self.batch.min(images).max(1), schedule })
+    }
+}
+
 /// A run under way.
 pub(crate) struct Decoding {
     decoder: Decoder<'static>,
@@ -155,11 +167,11 @@ pub(crate) struct Decoding {
 
 impl Decoding {
     /// Prepares everything, so that what is missing is said before hours of work.
-    pub(crate) fn begin(open: &OpenBundle, asking: &Asking) -> Result<Self, Failure> {
+    pub(crate) fn begin(open: &OpenBundle, asking: &Asking, batch: &AskedBatch) -> Result<Self, Failure> {
         let system = open.runtime.bundle().system();
         let options = asking.options()?;
         let requests = asking.requests(system.num_classes)?;
-        let batching = asking.batching(requests.len())?;
+        let batching = batch.batching(requests.len())?;
         open.runtime.check_requests(&requests).map_err(RunError::from)?;
         let vq = asking.images.then(|| open.take_vq()).transpose()?;
         let null_class = system.null_class().filter(|_| options.cfg_scale > 1.0);

@@ -2,6 +2,7 @@
 
 use dpar_engine_api::panics::guard;
 use dpar_export::commands::failure::{Cause, Exit, Failure};
+use dpar_export::serve::JobError;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 
@@ -9,7 +10,13 @@ use crate::stop::SignalWatch;
 
 /// A failure and the exit code that the command line would have ended with.
 pub(crate) fn raise(py: Python<'_>, failure: &Failure, exit: Exit) -> PyErr {
+    let busy = matches!(
+        failure.error.downcast_ref(),
+        Some(JobError::Full { .. } | JobError::QueueTime(_) | JobError::DecodeTime(_))
+    );
     let class = match failure.cause {
+        // What was asked for can be: later.
+        Cause::Input if busy => "BusyError",
         Cause::Input => "InputError",
         Cause::Run => "RunError",
         Cause::Absent => "UnavailableError",

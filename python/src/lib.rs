@@ -10,6 +10,7 @@ mod errors;
 mod log;
 mod picture;
 mod record;
+mod scheduler;
 mod stop;
 mod stream;
 
@@ -51,6 +52,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     dpar_engine_api::panics::silence_guarded();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<bundle::PyBundle>()?;
+    module.add_class::<scheduler::PyScheduler>()?;
+    module.add_class::<scheduler::PyJob>()?;
+    module.add_class::<scheduler::Preview>()?;
     module.add_class::<stream::PyStream>()?;
     module.add_class::<stream::Token>()?;
     module.add_class::<stream::Patch>()?;

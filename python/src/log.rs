@@ -32,7 +32,8 @@ impl<S: Subscriber> Layer<S> for ToPython {
             Level::INFO => 20,
             Level::DEBUG | Level::TRACE => 10,
         };
-        Python::attach(|py| {
+        // A thread that decodes may outlive the interpreter: then nobody listens.
+        let _ = Python::try_attach(|py| {
             let said = || {
                 let logger = py.import("logging")?.call_method1("getLogger", ("dpar_export",))?;
                 // The message is no format: `%` in it is itself.

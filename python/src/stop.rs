@@ -7,7 +7,7 @@ use dpar_export::commands::Host;
 use pyo3::prelude::*;
 
 /// How long Ctrl-C is not noticed, beside the step at hand. Asking needs the interpreter, which others may hold.
-const EVERY: Duration = Duration::from_millis(50);
+pub(crate) const EVERY: Duration = Duration::from_millis(50);
 
 /// Whether work shall go on, and what a command had to say.
 pub(crate) struct SignalWatch(Mutex<WatchState>);

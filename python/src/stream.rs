@@ -1,6 +1,6 @@
 //! What decoding comes to, step by step.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dpar_export::commands::failure::Failure;
@@ -21,6 +21,8 @@ pub(crate) struct Token {
     slot: usize,
     /// The code.
     token: u32,
+    /// Entropy of its slot in nats; NaN at slot 0 and where no entropy model runs.
+    entropy: f32,
 }
 
 /// A patch has ended.
@@ -32,6 +34,8 @@ pub(crate) struct Patch {
     first: usize,
     /// Last token.
     last: usize,
+    /// Entropy of its first token, as of a token.
+    entropy: f32,
 }
 
 /// An image is complete.
@@ -48,6 +52,45 @@ pub(crate) struct Image {
     entropy: Py<PyAny>,
     margin: Py<PyAny>,
     pixels: Option<Py<PyAny>>,
+}
+
+impl Token {
+    pub(crate) fn new(image: usize, slot: usize, token: u32, entropy: f32) -> Self {
+        Self { image, slot, token, entropy }
+    }
+}
+
+impl Patch {
+    pub(crate) fn new(image: usize, first: usize, last: usize, entropy: f32) -> Self {
+        Self { image, first, last, entropy }
+    }
+}
+
+impl Image {
+    /// A complete image; `size`: its height and width in pixels.
+    pub(crate) fn new(
+        py: Python<'_>,
+        image: usize,
+        done: Decoded,
+        pixels: Option<Vec<u8>>,
+        size: usize,
+    ) -> PyResult<Self> {
+        let steps = done.steps();
+        let tokens: Vec<i64> = done.tokens.iter().map(|t| i64::from(*t)).collect();
+        let lengths: Vec<i64> = done.patch_lengths.iter().map(|l| *l as i64).collect();
+        let t = [tokens.len()];
+        Ok(Self {
+            image,
+            index: done.request.index,
+            class_label: done.request.class,
+            steps,
+            tokens: array(py, tokens, &t)?,
+            patch_lengths: array(py, lengths, &[steps])?,
+            entropy: array(py, done.entropy, &t)?,
+            margin: array(py, done.margin, &t)?,
+            pixels: pixels.map(|pixels| array(py, pixels, &[size, size, 3])).transpose()?,
+        })
+    }
 }
 
 #[pymethods]
@@ -74,6 +117,8 @@ impl Image {
 /// What the next event is, with the pixels of an image that is complete.
 struct NextEvent {
     event: Event,
+    /// That of the token, or of the first token of the patch.
+    entropy: f32,
     pixels: Option<Vec<u8>>,
 }
 
@@ -90,12 +135,14 @@ struct StreamState {
     decoding: Option<Decoding>,
     /// What was not handed over yet.
     pending: VecDeque<Event>,
+    /// Entropies of the tokens of each image that is not complete.
+    entropies: HashMap<usize, Vec<f32>>,
 }
 
 impl PyStream {
     pub(crate) fn new(open: Arc<OpenBundle>, decoding: Decoding) -> Self {
-        let pending = VecDeque::new();
-        Self { open, state: Mutex::new(StreamState { decoding: Some(decoding), pending }) }
+        let (pending, entropies) = (VecDeque::new(), HashMap::new());
+        Self { open, state: Mutex::new(StreamState { decoding: Some(decoding), pending, entropies }) }
     }
 
     fn next(&self) -> Result<Option<NextEvent>, Failure> {
@@ -115,8 +162,22 @@ impl PyStream {
         }
         let Some(event) = pending.pop_front() else { return Ok(None) };
         let pixels = self.pixels(&event, &mut decoding)?;
-        *state = StreamState { decoding: Some(decoding), pending };
-        Ok(Some(NextEvent { event, pixels }))
+        let entropy = match &event {
+            Event::Token { ticket, entropy, .. } => {
+                state.entropies.entry(ticket.0).or_default().push(*entropy);
+                *entropy
+            }
+            Event::PatchClosed { ticket, first, .. } => {
+                state.entropies.get(&ticket.0).and_then(|of| of.get(*first)).copied().unwrap_or(f32::NAN)
+            }
+            Event::Done { ticket, .. } | Event::Failed { ticket, .. } => {
+                state.entropies.remove(&ticket.0);
+                f32::NAN
+            }
+        };
+        state.decoding = Some(decoding);
+        state.pending = pending;
+        Ok(Some(NextEvent { event, entropy, pixels }))
     }
 
     /// The pixels of an image that is complete, where they are asked for: one image, between two questions of Python for signals.
@@ -130,25 +191,6 @@ impl PyStream {
         self.open.runtime.bundle().unchanged()?;
         Ok(pixels)
     }
-
-    fn image(&self, py: Python<'_>, image: usize, done: Decoded, pixels: Option<Vec<u8>>) -> PyResult<Image> {
-        let size = self.open.runtime.bundle().system().image_size;
-        let steps = done.steps();
-        let tokens: Vec<i64> = done.tokens.iter().map(|t| i64::from(*t)).collect();
-        let lengths: Vec<i64> = done.patch_lengths.iter().map(|l| *l as i64).collect();
-        let t = [tokens.len()];
-        Ok(Image {
-            image,
-            index: done.request.index,
-            class_label: done.request.class,
-            steps,
-            tokens: array(py, tokens, &t)?,
-            patch_lengths: array(py, lengths, &[steps])?,
-            entropy: array(py, done.entropy, &t)?,
-            margin: array(py, done.margin, &t)?,
-            pixels: pixels.map(|pixels| array(py, pixels, &[size, size, 3])).transpose()?,
-        })
-    }
 }
 
 #[pymethods]
@@ -158,16 +200,17 @@ impl PyStream {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let Some(NextEvent { event, pixels }) = work(py, |_| self.next())? else { return Ok(None) };
+        let Some(NextEvent { event, entropy, pixels }) = work(py, |_| self.next())? else { return Ok(None) };
         let object = match event {
             Event::Token { ticket: Ticket(image), slot, token, .. } => {
-                Py::new(py, Token { image, slot, token })?.into_any()
+                Py::new(py, Token::new(image, slot, token, entropy))?.into_any()
             }
             Event::PatchClosed { ticket: Ticket(image), first, last } => {
-                Py::new(py, Patch { image, first, last })?.into_any()
+                Py::new(py, Patch::new(image, first, last, entropy))?.into_any()
             }
             Event::Done { ticket: Ticket(image), stream } => {
-                Py::new(py, self.image(py, image, stream, pixels)?)?.into_any()
+                let size = self.open.runtime.bundle().system().image_size;
+                Py::new(py, Image::new(py, image, stream, pixels, size)?)?.into_any()
             }
             // The others go on: who asks again gets their events.
             Event::Failed { error, .. } => return work(py, |_| Err(RunError::from(error).into())),

@@ -90,7 +90,10 @@ impl DecodingThread {
             };
             let busy = !(self.lanes.is_empty() && self.suspects.is_empty());
             match self.queue.next(free, busy, self.limits.queue_time) {
-                Next::End => return,
+                Next::End => {
+                    stats::set(&self.stats().busy, 0);
+                    return;
+                }
                 Next::Begin(images) => images.into_iter().for_each(|image| self.begin(image)),
             }
             if self.lanes.is_empty()

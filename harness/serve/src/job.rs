@@ -3,12 +3,13 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::loaded::RunError;
-use dpar_export_spec::RuleChange;
+use dpar_export_spec::{Hinted, RuleChange};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Images that are drawn alike.
@@ -143,6 +144,29 @@ pub enum JobError {
     Ended,
 }
 
+impl Hinted for JobError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused(e) | Self::Run(e) | Self::Changed(e) => e.hint(),
+            Self::Full { retry, .. } => Some(format!("ask again in {} s", retry.as_secs())),
+            Self::Nothing
+            | Self::TooMany { .. }
+            | Self::Guidance { .. }
+            | Self::QueueTime(_)
+            | Self::DecodeTime(_)
+            | Self::Diverged
+            | Self::Ended => None,
+        }
+    }
+
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::Refused(e) | Self::Run(e) | Self::Changed(e) => e.details(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// A job under way. Dropped, it gives its rows up.
 #[derive(Debug)]
 pub struct RunningJob {
@@ -171,6 +195,20 @@ impl RunningJob {
             return Poll::Ready(None);
         }
         self.events.poll_recv(context).map(|event| self.counted(event))
+    }
+
+    /// As [`next_blocking`](Self::next_blocking), for so long at most; pending when there is no event in that time.
+    pub fn next_within(&mut self, most: Duration) -> Poll<Option<Result<JobEvent, JobError>>> {
+        let end = Instant::now() + most;
+        let waker = Waker::from(Arc::new(UnparkThread(std::thread::current())));
+        loop {
+            let event = self.poll_next(&mut Context::from_waker(&waker));
+            let left = end.saturating_duration_since(Instant::now());
+            if event.is_ready() || left.is_zero() {
+                return event;
+            }
+            std::thread::park_timeout(left);
+        }
     }
 
     /// All images, in the order of the job. Not for use in asynchronous code.
@@ -215,6 +253,15 @@ impl RunningJob {
             Err(_) => self.left = 0,
         }
         Some(event)
+    }
+}
+
+/// Wakes a thread that waits for an event.
+struct UnparkThread(Thread);
+
+impl Wake for UnparkThread {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -35,4 +35,4 @@ mod stats;
 pub use job::{DrawnImage, ImageJob, JobError, JobEvent, RunningJob};
 pub use limits::SchedulerLimits;
 pub use scheduler::Scheduler;
-pub use stats::Histogram;
+pub use stats::{Histogram, SchedulerCounts};

@@ -118,6 +118,9 @@ impl JobQueue {
     pub(crate) fn next(&self, free: usize, busy: bool, queue_time: Duration) -> Next {
         let mut line = self.lock();
         loop {
+            if line.broken.is_some() {
+                return Next::End;
+            }
             let before = line.waiting.len();
             line.waiting.retain(|w| !w.asked.is_over());
             let dropped = (before - line.waiting.len()) as u64;
@@ -159,6 +162,7 @@ impl JobQueue {
             waiting.asked.tell(Err(why.clone()));
         }
         stats::set(&self.stats.waiting, 0);
+        self.bell.notify_one();
     }
 
     /// Why no job is taken any more.

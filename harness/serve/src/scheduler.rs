@@ -17,7 +17,7 @@ use crate::decoding::DecodingThread;
 use crate::job::{ImageJob, JobError, RunningJob};
 use crate::limits::SchedulerLimits;
 use crate::queue::{AskedJob, JobQueue};
-use crate::stats::{self, Stats};
+use crate::stats::{self, SchedulerCounts, Stats};
 
 /// A scheduler is not well after so many failures without an image that was complete.
 const FAILURES: u64 = 3;
@@ -42,7 +42,11 @@ impl Scheduler {
     ///
     /// # Errors
     /// When a graph is missing or refused.
-    pub fn start(runtime: LoadedBundle<'static>, limits: SchedulerLimits) -> Result<Self, RunError> {
+    pub fn start(
+        runtime: impl Into<Arc<LoadedBundle<'static>>>,
+        limits: SchedulerLimits,
+    ) -> Result<Self, RunError> {
+        let runtime = runtime.into();
         let vq = match runtime.bundle().has_graph(GraphName::VqDecode) {
             true => Some(runtime.vq_decoder()?),
             false => None,
@@ -52,13 +56,13 @@ impl Scheduler {
     }
 
     pub(crate) fn of(
-        runtime: LoadedBundle<'static>,
+        runtime: impl Into<Arc<LoadedBundle<'static>>>,
         model: Box<dyn StepModel>,
         vq: Option<VqDecoder>,
         limits: SchedulerLimits,
     ) -> Self {
         let limits = SchedulerLimits { rows: limits.rows.max(1), ..limits };
-        let runtime = Arc::new(runtime);
+        let runtime = runtime.into();
         let system = runtime.bundle().system();
         let images = Images {
             rule: system.patch_rule.clone(),
@@ -140,13 +144,35 @@ impl Scheduler {
         (failures >= FAILURES).then(|| format!("the last {failures} images failed"))
     }
 
+    /// Takes no more jobs; what was asked for is still done.
+    pub fn close(&self) {
+        self.queue.close();
+    }
+
+    /// Takes no more jobs, and ends those that were asked for with [`JobError::Ended`] before the next step.
+    pub fn abort(&self) {
+        self.queue.close();
+        self.queue.break_off(&JobError::Ended);
+    }
+
+    /// Whether nothing is under way, and nothing will be.
+    pub fn has_ended(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Takes no more jobs, and returns when what was asked for is done. Not for use in asynchronous code.
     pub fn finish(&self) {
-        self.queue.close();
+        self.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread that decodes ended in a panic");
         }
+    }
+
+    /// What it has counted so far.
+    pub fn counts(&self) -> SchedulerCounts {
+        SchedulerCounts::of(self.stats(), self.limits.rows)
     }
 
     /// What it counts.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dpar_export_decode::generate::GraphCalls;
+use serde::Serialize;
 
 /// Upper bounds of the intervals of a [`Histogram`] in seconds: a factor of about two and a half each.
 const BOUNDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
@@ -99,6 +100,51 @@ impl Stats {
     /// Calls of each graph so far.
     pub(crate) fn graphs(&self) -> Vec<GraphCalls> {
         self.graphs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a scheduler has counted. Numbers of a moment, read one by one: they need not fit each other exactly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SchedulerCounts {
+    /// Images that can be decoded together.
+    pub rows: usize,
+    /// Images in rows.
+    pub busy: u64,
+    /// Images that wait.
+    pub waiting: u64,
+    /// Images that are complete.
+    pub done: u64,
+    /// Images that failed.
+    pub failed: u64,
+    /// Images whose requester went away, or whose job had failed.
+    pub dropped: u64,
+    /// Images for which no row became free, or that took too long.
+    pub late: u64,
+    /// Jobs that found the queue full.
+    pub full: u64,
+    /// Tokens that were drawn.
+    pub tokens: u64,
+    /// Patches that ended.
+    pub patches: u64,
+    /// Calls of each graph: the rows of all calls beside them say how full they are.
+    pub graphs: Vec<GraphCalls>,
+}
+
+impl SchedulerCounts {
+    pub(crate) fn of(stats: &Stats, rows: usize) -> Self {
+        Self {
+            rows,
+            busy: read(&stats.busy),
+            waiting: read(&stats.waiting),
+            done: read(&stats.done),
+            failed: read(&stats.failed),
+            dropped: read(&stats.dropped),
+            late: read(&stats.late),
+            full: read(&stats.full),
+            tokens: read(&stats.tokens),
+            patches: read(&stats.patches),
+            graphs: stats.graphs(),
+        }
     }
 }
 
