@@ -14,6 +14,7 @@ pub use dpar_export_compare::{
     CompareError, ReferenceError, check, decision, parity, report, stats, tolerance, verify,
 };
 pub use dpar_export_decode::{calibrate, generate, loaded, replay, tokenizer};
+pub use dpar_export_deploy::{self as deploy, triton};
 pub use dpar_export_doctor as doctor;
 pub use dpar_export_evaluate::{Step, WorkPhase, cluster, evaluate, features, reproduce};
 pub use dpar_export_files::{arrays, patches, picture, samples, staging};

@@ -87,6 +87,10 @@ pub(crate) enum Command {
     /// Loopback by default. SIGTERM ends it when all that it accepted is answered, a second one at once; SIGHUP opens the bundles
     /// again. An image is the one that `generate` makes of the same seed, index and class, whatever else is decoded.
     Serve(super::serve::ServeArgs),
+    /// Write the files that run `serve` on Kubernetes, KServe, Docker Compose or systemd, sized for a bundle
+    ///
+    /// The memory that they ask for follows from the weights and from the caches of a row, which the bundle says.
+    Deploy(super::deploy::DeployArgs),
     /// Write a full-size checkpoint with seeded random weights, to size a machine before there are trained ones
     ///
     /// In the authors' layout, ready to export. Weights have the scale of training's start; entropies are spread around the

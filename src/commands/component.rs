@@ -35,7 +35,7 @@ enum From {
 
 /// Refuses what is for systems.
 pub(super) fn resolve(component: Component, file: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failure> {
-    if args.target != Target::Onnx || args.trt.any() {
+    if args.target != Target::Onnx || args.trt.any() || args.triton.any() {
         return Err(Failure::usage(
             "feature extractors are exported to ONNX only",
             Some("leave --target out"),

@@ -1,4 +1,4 @@
-//! `dpar-export [--target onnx|trt] CHECKPOINT -o OUT`.
+//! `dpar-export [--target onnx|trt|triton] CHECKPOINT -o OUT`.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use super::component;
 use super::failure::{Exit, Failure};
 use super::paths::apart;
 use super::printer::{Bar, Printer, Text};
-use super::{quantize, say};
+use super::{quantize, say, triton};
 #[cfg(not(feature = "tensorrt"))]
 use crate::bundle::TargetErrorKind;
 use crate::bundle::{self, Bundle, BundleError, MANIFEST, Manifest, TargetError};
@@ -31,6 +31,8 @@ pub(super) enum Plan {
     Extractor(component::Plan),
     /// A system.
     System(Box<SystemPlan>),
+    /// A bundle, for Triton.
+    Triton(triton::Plan),
 }
 
 /// A system to export, or a bundle to build engines from.
@@ -60,6 +62,12 @@ struct Engines {
 pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failure> {
     if let Some(component) = args.component.component {
         return Ok(Plan::Extractor(component::resolve(component, from, args)?));
+    }
+    if args.target == Target::Triton {
+        return Ok(Plan::Triton(triton::resolve(from, args)?));
+    }
+    if args.triton.any() {
+        return Err(Failure::usage("Triton options without a repository", Some("add --target triton")));
     }
     let precision = args.precision.asked()?.map(|asked| form(asked, args.target));
     let output = args.output.output.clone();

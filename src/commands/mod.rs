@@ -8,6 +8,7 @@ mod card;
 mod cli;
 mod component;
 mod demo;
+mod deploy;
 mod doctor;
 mod evaluate;
 mod export;
@@ -28,6 +29,7 @@ mod reproduce;
 mod score;
 mod serve;
 mod synth;
+mod triton;
 mod verify;
 
 use std::ffi::OsString;
@@ -214,6 +216,7 @@ fn compares(command: &Command) -> bool {
         | Command::Serve(_)
         | Command::Synth(_)
         | Command::Demo(_)
+        | Command::Deploy(_)
         | Command::Card(_)
         | Command::Package(_)
         | Command::Unpack(_)
@@ -249,6 +252,7 @@ fn dispatch(
         (Some(Command::Serve(a)), _) => serve::run(a.resolve()?, printer),
         (Some(Command::Synth(a)), _) => synth::run(a.resolve()?, printer),
         (Some(Command::Card(a)), _) => card::run(a.resolve()?, printer),
+        (Some(Command::Deploy(a)), _) => deploy::run(a.resolve()?, printer),
         (Some(Command::Demo(a)), _) => demo::run(a.resolve()?, printer),
         (Some(Command::Parity(a)), _) => parity::run(a.resolve()?, printer),
         (Some(Command::Bisect(a)), _) => bisect::run(a.resolve(matches)?, printer),
@@ -269,6 +273,7 @@ fn dispatch(
         (None, Some(checkpoint)) => match export::resolve(checkpoint, &cli.export)? {
             export::Plan::Extractor(plan) => component::run(plan, printer),
             export::Plan::System(plan) => export::run(&plan, printer),
+            export::Plan::Triton(plan) => triton::run(&plan, printer),
         },
         (None, None) => Err(Failure::usage("no CHECKPOINT and no command", Some("see --help"))),
     }

@@ -98,6 +98,7 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
         ("bench", reads(&[&["bench", b, "--rounds", "1", "--warmup", "0", "--threads", "1"]])),
         ("synth", Reads::Nothing("it makes a checkpoint of nothing")),
         ("metrics", Reads::Nothing("it computes from activations, which come from any program")),
+        ("deploy", reads(&[&["deploy", "systemd", b, "-o", &out("deploy")]])),
         ("card", reads(&[&["card", b, "-o", &out("card")]])),
         ("package", reads(&[&["package", b, "--oci", "-o", &out("layout")]])),
         ("unpack", Reads::Nothing("its input is a layout, whose digests `oci::` changes")),
@@ -110,13 +111,13 @@ fn table(bundle: &Utf8Path, temp: &Temp) -> Vec<(&'static str, Reads)> {
 /// The command lines of the table, and the main job where it reads a bundle; each with whether it ends with exit code
 /// 0 on an untouched bundle.
 fn commands(bundle: &Utf8Path, temp: &Temp) -> Vec<(Vec<String>, bool)> {
-    let main = ["--target", "trt", bundle.as_str(), "--dry-run"].map(str::to_owned).to_vec();
+    let main = |target| ["--target", target, bundle.as_str(), "--dry-run"].map(str::to_owned).to_vec();
     let lines = table(bundle, temp).into_iter().flat_map(|(_, reads)| match reads {
         Reads::Bundle(lines) => lines.into_iter().map(|l| (l, true)).collect(),
         Reads::Another(lines, _) => lines.into_iter().map(|l| (l, false)).collect(),
         Reads::Nothing(_) => Vec::new(),
     });
-    lines.chain([(main, true)]).collect()
+    lines.chain([(main("trt"), true), (main("triton"), true)]).collect()
 }
 
 fn files(folder: &Utf8Path) -> Vec<String> {

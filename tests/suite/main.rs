@@ -16,6 +16,7 @@ mod cli;
 mod common;
 mod compare;
 mod demo;
+mod deploy;
 mod device;
 mod doctor;
 mod documents;
@@ -57,6 +58,7 @@ mod swaps;
 mod talk;
 #[cfg(target_os = "linux")]
 mod telemetry;
+mod triton;
 #[cfg(feature = "tensorrt")]
 mod trt;
 #[cfg(feature = "tensorrt")]

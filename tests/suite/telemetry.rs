@@ -166,8 +166,8 @@ fn every_command(place: &Path) {
         (with(&["manual"]), &[0]),
     ];
     let seen: Vec<&str> = commands.iter().map(|(args, _)| args[0].as_str()).collect();
-    // `synth`, `card`, `package` and `unpack` load no engine, and what `synth` writes is half a gigabyte and more. `demo` calls others of these.
-    let elsewhere = ["synth", "card", "package", "unpack", "demo"];
+    // `synth`, `card`, `deploy`, `package` and `unpack` load no engine, and what `synth` writes is half a gigabyte and more. `demo` calls others of these.
+    let elsewhere = ["synth", "card", "deploy", "package", "unpack", "demo"];
     for name in dpar_export::commands::subcommands().into_iter().filter(|n| !elsewhere.contains(&n.as_str()))
     {
         assert!(seen.contains(&name.as_str()), "`{name}` is not looked at");

@@ -27,6 +27,7 @@ mod samplers;
 mod setup;
 mod tidy;
 mod tools;
+mod triton;
 mod trt_bench;
 
 use std::process::ExitCode;
@@ -67,6 +68,9 @@ enum Task {
         /// Also PyTorch (7 GB), which `full-size` and benches/side_by_side need
         #[arg(long)]
         torch: bool,
+        /// Also Triton Inference Server and its clients (CPython 3.11, x86-64), which `triton` needs
+        #[arg(long)]
+        triton: bool,
     },
     /// Build the program and run `dpar-export demo`: export a trained DPAR, draw a labelled grid, verify
     Demo,
@@ -223,6 +227,14 @@ enum Task {
     Book,
     /// Record references from a small PyTorch model with the Python package, and verify bundles against them
     RecordCheck,
+    /// Run a Triton server on a repository of `--target triton`: HTTP, gRPC, streams, a killed client (needs `setup --triton`)
+    Triton,
+    /// Hold the files that `deploy` writes against the schemas of Kubernetes and against systemd (needs `setup --triton`)
+    DeployCheck {
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
     /// Open the HTML reports in a headless Chromium: light, dark and phone-wide; screenshots stay in out/report
     ReportCheck,
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
@@ -247,9 +259,12 @@ fn run() -> Result<()> {
     let root = root()?;
     dpar_export_fixtures::make(&root.join("fixtures"))?;
     match task {
-        Task::Setup { minimal, torch } => {
+        Task::Setup { minimal, torch, triton } => {
             setup::run(&root, minimal)?;
-            if torch { setup::with_torch(&root) } else { Ok(()) }
+            if torch {
+                setup::with_torch(&root)?;
+            }
+            if triton { setup::with_triton(&root) } else { Ok(()) }
         }
         Task::Demo => demo::run(&root),
         Task::Parity { engines, built } => parity::run(&root, &engines, built),
@@ -288,6 +303,11 @@ fn run() -> Result<()> {
             let features = all_engines();
             step("record-check", || python::record_check(&root, &["--workspace", "--features", &features]))
         }
+        Task::Triton => {
+            let features = all_engines();
+            step("triton", || triton::run(&root, &["--workspace", "--features", &features]))
+        }
+        Task::DeployCheck { built } => step("deploy-check", || triton::deploy(&root, built)),
         Task::ReportCheck => step("report-check", || report::run(&root, false)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }

@@ -7,11 +7,13 @@ use clap::builder::PossibleValuesParser;
 use crate::{command, step};
 
 /// The tasks in their order, each a command line of `cargo xtask`; from minutes to half an hour each.
-const TASKS: [(&str, &[&str]); 7] = [
+const TASKS: [(&str, &[&str]); 9] = [
     ("book", &["book"]),
     ("deny", &["deny"]),
     ("oms-check", &["oms-check"]),
     ("oci-check", &["oci-check"]),
+    ("deploy-check", &["deploy-check"]),
+    ("triton", &["triton"]),
     ("wheel", &["wheel"]),
     ("package", &["package", "--verify"]),
     ("release", &["release", "--twice"]),

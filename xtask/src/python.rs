@@ -27,12 +27,16 @@ pub(crate) fn check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
     if !python.is_file() {
         bail!("{python} is missing: run `cargo xtask setup`");
     }
-    build(root, scope)?;
-    let target = onnx::target(root)?;
-    let package = assemble(root, &target)?;
+    let package = package(root, scope)?;
     let run = |args: &[&str]| in_package(root, &[&package], &python, args);
     run(&["-m", "mypy", "--no-incremental"])?;
     run(&["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+}
+
+/// Builds the package, and returns the folder from which it is imported.
+pub(crate) fn package(root: &Utf8Path, scope: &[&str]) -> Result<Utf8PathBuf> {
+    build(root, scope)?;
+    assemble(root, &onnx::target(root)?)
 }
 
 /// What pytest is made of: pure Python, so that it runs under another interpreter than the one it was installed for.
@@ -49,9 +53,7 @@ pub(crate) fn record_check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
     let Some(python) = pythons.into_iter().find(has_torch) else {
         bail!("none of {} has PyTorch: on Debian, `apt-get install python3-torch`", pythons.join(", "));
     };
-    build(root, scope)?;
-    let target = onnx::target(root)?;
-    let package = assemble(root, &target)?;
+    let package = package(root, scope)?;
     let tools = package.join("tools");
     fs_err::create_dir_all(&tools)?;
     let lib = root.join("third_party/venv/lib");

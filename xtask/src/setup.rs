@@ -218,6 +218,11 @@ pub(crate) fn with_torch(root: &Utf8Path) -> Result<()> {
     step("PyTorch", || venv(root, &TORCH))
 }
 
+/// Fetches Triton's server and clients (80 MB), and schemas, for `cargo xtask triton` and `deploy-check`.
+pub(crate) fn with_triton(root: &Utf8Path) -> Result<()> {
+    step("Triton", || venv(root, &TRITON))
+}
+
 /// Fetches everything; `minimal` leaves out what the features `tensorrt` and `candle` need.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     step("onnxruntime", || package(root, &ORT))?;
@@ -247,6 +252,9 @@ const CHECKS: Environment = Environment { folder: "venv", requirements: "xtask/r
 const TORCH: Environment =
     Environment { folder: "torch", requirements: "benches/side_by_side/requirements.txt" };
 
+/// A Triton server with its Python back end, and what other programs say of files for them.
+const TRITON: Environment = Environment { folder: "triton", requirements: "xtask/triton-requirements.txt" };
+
 impl Environment {
     fn python(&self, root: &Utf8Path) -> Utf8PathBuf {
         root.join("third_party").join(self.folder).join("bin/python")
@@ -256,6 +264,11 @@ impl Environment {
 /// The interpreter that the checks run on.
 pub(crate) fn python(root: &Utf8Path) -> Utf8PathBuf {
     CHECKS.python(root)
+}
+
+/// The interpreter that has Triton.
+pub(crate) fn triton(root: &Utf8Path) -> Utf8PathBuf {
+    TRITON.python(root)
 }
 
 /// The interpreter that has PyTorch.

@@ -18,6 +18,7 @@ mod sampling;
 mod schedule;
 mod talk;
 mod threads;
+mod triton;
 mod trt;
 
 pub use bundle::BundleArgs;

@@ -13,6 +13,7 @@ use crate::arrays::{ArrayError, ArrayErrorKind};
 use crate::attest::AttestError;
 use crate::bundle::oci::OciError;
 use crate::bundle::{BundleError, ManifestError, TargetError, TargetErrorKind};
+use crate::deploy::DeploymentError;
 use crate::evaluate::EvaluateError;
 use crate::generate::DecodeError;
 use crate::generate::sampler::SampleError;
@@ -413,6 +414,14 @@ impl Caused for JobError {
             | Self::QueueTime(_)
             | Self::DecodeTime(_) => Cause::Input,
             Self::Diverged | Self::Ended => Cause::Run,
+        }
+    }
+}
+
+impl Caused for DeploymentError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Folder(_) | Self::Image(_) => Cause::Input,
         }
     }
 }

@@ -12,6 +12,7 @@ use dpar_engine_table::{self as engines, device};
 use dpar_export_bundle::{self as bundle, attest};
 use dpar_export_compare::{CompareError, parity};
 use dpar_export_decode::{generate, loaded};
+use dpar_export_deploy::{self as deploy, triton};
 use dpar_export_evaluate::{evaluate, features};
 use dpar_export_files::{arrays, picture, samples, staging};
 use dpar_export_serve as serve;

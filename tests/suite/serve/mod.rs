@@ -22,14 +22,14 @@ use crate::common::{Temp, export};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server, killed when it is dropped where it is a process of its own.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Option<Child>,
     address: SocketAddr,
 }
 
 impl Server {
     /// Waits until it serves.
-    fn start(bundle: &Utf8Path, more: &[&str]) -> Self {
+    pub(crate) fn start(bundle: &Utf8Path, more: &[&str]) -> Self {
         Self::start_with(bundle, more, Stdio::null())
     }
 
@@ -60,11 +60,16 @@ impl Server {
         stream
     }
 
-    fn get(&self, path: &str) -> Answer {
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
         Answer::read(self.send(&format!("GET {path}"), &[], b""))
     }
 
-    fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         Answer::read(self.begin(path, body))
     }
 
@@ -125,7 +130,7 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 
 /// What a server answered.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
@@ -155,7 +160,11 @@ impl Answer {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn status(&self) -> u16 {
+        self.status
+    }
+
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 

@@ -83,6 +83,13 @@ pub(super) const WRITERS: &[WritingCommand] = &[
         args: |g, i| line(&["--target", "trt", g.models[i].bundle.as_str(), "--emit-trtexec", "-o", OUT]),
     },
     WritingCommand {
+        name: "export --target triton",
+        out: "repository",
+        force: Some("--force"),
+        resume: None,
+        args: |g, i| line(&["--target", "triton", g.models[i].bundle.as_str(), "--graphs", "-o", OUT]),
+    },
+    WritingCommand {
         name: "generate",
         out: "drawn",
         force: Some("--force"),
@@ -132,6 +139,13 @@ pub(super) const WRITERS: &[WritingCommand] = &[
         force: Some("--force"),
         resume: None,
         args: |g, i| line(&["attest", g.models[i].bundle.as_str(), "--key", g.key.as_str(), "-o", OUT]),
+    },
+    WritingCommand {
+        name: "deploy",
+        out: "deployed",
+        force: Some("--force"),
+        resume: None,
+        args: |g, i| line(&["deploy", "k8s", g.models[i].bundle.as_str(), "-o", OUT]),
     },
     WritingCommand {
         name: "card",

@@ -8,6 +8,7 @@ use super::checkpoint::CheckpointArgs;
 use super::component::ComponentArgs;
 use super::output::OptionalOutputArgs;
 use super::precision::PrecisionArgs;
+use super::triton::TritonArgs;
 use super::trt::TrtArgs;
 
 /// What to export to.
@@ -17,14 +18,16 @@ pub enum Target {
     Onnx,
     /// The ONNX graphs and one TensorRT engine per graph; CHECKPOINT may be a bundle
     Trt,
+    /// A model repository for Triton Inference Server, of a bundle
+    Triton,
 }
 
 /// Export a checkpoint.
 #[derive(Debug, Args)]
-#[command(mut_arg("output", |a| a.value_name("OUT").help("Bundle folder to write")))]
+#[command(mut_arg("output", |a| a.value_name("OUT").help("Bundle folder, or model repository, to write")))]
 pub struct ExportArgs {
     /// Experiment folder (config.yaml and checkpoints/), or a LlamaGen weight file (.pt, .safetensors); for the target
-    /// trt also a bundle
+    /// trt also a bundle, for triton a bundle
     #[arg(required = true)]
     pub checkpoint: Option<Utf8PathBuf>,
     #[command(flatten)]
@@ -47,4 +50,6 @@ pub struct ExportArgs {
     pub dry_run: bool,
     #[command(flatten)]
     pub trt: TrtArgs,
+    #[command(flatten)]
+    pub triton: TritonArgs,
 }

@@ -53,6 +53,7 @@ fn engines() {
     all([target(TargetErrorKind::Unavailable)], Absent);
     all([target(TargetErrorKind::Refused)], Input);
     all([target(TargetErrorKind::Stopped)], Stopped);
+    all([DeploymentError::Folder(text()), DeploymentError::Image(text())], Input);
 }
 
 #[test]
