@@ -109,4 +109,6 @@ def command(name: str, *operands: Path, **options: object) -> Document:
         DparError: What the command line would have said; one class for each kind.
         KeyboardInterrupt: Ctrl-C, between two steps of the work.
     """
+    if name == "evaluate" and options.get("on") is not None:
+        raise InputError("this process would only say what there is to do", "call `dpar_export.cluster.evaluate`")
     return call([name, *words(options), "--", *operands] if operands else [name, *words(options)])

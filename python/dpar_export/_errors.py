@@ -17,14 +17,16 @@ class DparError(Exception):
     """
 
     kind: ClassVar[str] = "error"
+    #: What the command line ends with, where the failure has no code of its own.
+    code: ClassVar[int] = 2
 
     def __init__(
-        self, message: str, hint: str | None = None, details: Iterable[str] = (), exit_code: int = 2
+        self, message: str, hint: str | None = None, details: Iterable[str] = (), exit_code: int | None = None
     ) -> None:
         super().__init__(message)
         self.hint = hint
         self.details = tuple(details)
-        self.exit_code = exit_code
+        self.exit_code = self.code if exit_code is None else exit_code
 
     def __str__(self) -> str:
         lines = [super().__str__(), *(f"  {line}" for line in self.details)]
@@ -59,27 +61,32 @@ class UnavailableError(DparError, RuntimeError):
     """This machine, or this build, lacks an engine, a library or a device (exit code 3)."""
 
     kind = "unavailable"
+    code = 3
 
 
 class IntegrityError(DparError):
     """A file is not the one that was recorded (exit code 5)."""
 
     kind = "integrity"
+    code = 5
 
 
 class MismatchError(DparError, AssertionError):
     """A comparison found a mismatch, or a gate failed (exit code 1)."""
 
     kind = "mismatch"
+    code = 1
 
 
 class InconclusiveError(DparError):
     """The statistics decide nothing: more images or seeds are needed (exit code 4)."""
 
     kind = "inconclusive"
+    code = 4
 
 
 class InternalError(DparError, RuntimeError):
     """A defect of this package (exit code 101)."""
 
     kind = "internal"
+    code = 101

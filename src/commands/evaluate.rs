@@ -2,6 +2,7 @@
 
 mod args;
 mod emit;
+mod parts;
 
 use camino::Utf8Path;
 use dpar_export_metrics::{Compute, Variant};
@@ -16,12 +17,13 @@ use super::{COMMAND_LINE, CommandLine};
 use crate::cluster::ClusterJob;
 use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::job::{
-    Drawn, Evaluation, Job, JobOptions, JobOutcome, SamplePart, SampleSource, samples_of,
+    Drawn, Evaluation, Job, JobOptions, JobOutcome, SamplePart, SampleSource, StoredPart, samples_of,
 };
 use crate::features::ExtractorOptions;
 use crate::generate::{Batching, DecodeOptions};
 pub(crate) use args::EvaluateArgs;
 use emit::Cluster;
+use parts::Handout;
 
 /// What to do.
 pub(super) enum Plan {
@@ -37,6 +39,17 @@ pub(super) struct RunPlan {
     extractor: ExtractorPlan,
     compute: Compute,
     options: JobOptions,
+    who: Who,
+}
+
+/// Who evaluates which of the samples.
+enum Who {
+    /// This process, what the options of the job say.
+    Here,
+    /// This process, those of so many parts that it is told.
+    Pull(u16),
+    /// Others.
+    Others(Handout),
 }
 
 /// Where the samples come from.
@@ -92,8 +105,20 @@ impl EvaluateArgs {
             ..ExtractorOptions::default()
         };
         let beside = self.bundle.is_some();
+        let who = match (self.pull, self.on.clone()) {
+            (Some(count), _) => Who::Pull(count),
+            (None, None) => Who::Here,
+            (None, Some(on)) => {
+                let named = json!({
+                    "bundle": self.bundle, "extractor": self.extractor, "threads": self.engine.settings.threads.given(),
+                    "workers": self.workers, "resources": self.resource,
+                });
+                Who::Others(Handout { on, named })
+            }
+        };
         Ok(Plan::Run(Box::new(RunPlan {
             samples,
+            who,
             compute: compute(self.engine.settings.threads)?,
             extractor: ExtractorPlan::new(
                 &self.extractor,
@@ -123,7 +148,7 @@ impl EvaluateArgs {
 }
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
-    let RunPlan { samples, extractor, compute, options } = match plan {
+    let RunPlan { samples, extractor, compute, options, who } = match plan {
         Plan::Run(plan) => *plan,
         Plan::Emit(..) if printer.json => {
             return Err(Failure::usage("--emit prints a job, and no document", Some("leave out --json")));
@@ -135,10 +160,17 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
             return Ok(Exit::Pass);
         }
     };
+    if let Who::Others(_) = who {
+        Handout::driver(printer)?;
+    }
     let evaluate = |source: &SampleSource<'_>| {
         let output = options.output.clone();
         let job = Job::new(extractor.open()?, compute, options)?;
-        evaluate(job, source, &output, printer)
+        match who {
+            Who::Here => evaluate(job, source, &output, printer),
+            Who::Pull(count) => parts::pull(job, source, count, &output, printer),
+            Who::Others(handout) => handout.tell(&job, source, &output, printer),
+        }
     };
     match samples {
         SamplesPlan::Images(set) => evaluate(&SampleSource::Images(set)),
@@ -161,7 +193,7 @@ fn evaluate(
     match done
         .map_err(|e| Failure::from(e).when_interrupted("go on with the same command line and --resume"))?
     {
-        JobOutcome::Shard { shard, images, of } => {
+        JobOutcome::Shard(StoredPart { shard, images, of, .. }) => {
             let count = shard.count();
             let text = || format!("{output}: {images} of {of} images; merge all {count} shards with --merge");
             let value = json!({ "output": output, "images": images, "of": of, "shard": shard.index(), "shards": count });

@@ -135,6 +135,9 @@ pub fn call(args: &[OsString], host: &dyn Host) -> Result<Exit, Called> {
     let of_a_process = match (&cli.command, cli.max_memory) {
         (Some(Command::Bench(_)), _) => Some("bench measures processes of its own"),
         (Some(Command::Serve(_)), _) => Some("serve takes the signals of its process"),
+        (Some(Command::Evaluate(a)), _) if a.pulls() => {
+            Some("--pull reads the standard input of its process")
+        }
         (_, Some(_)) => Some("--max-memory holds for a process"),
         _ => None,
     };

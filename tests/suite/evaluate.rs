@@ -44,7 +44,7 @@ impl Case {
         Self { temp, samples, reference }
     }
 
-    fn args(&self, out: &str, more: &[&str]) -> Vec<String> {
+    pub(crate) fn args(&self, out: &str, more: &[&str]) -> Vec<String> {
         let out = self.temp.path(out);
         let network = fixture("features/tiny.onnx");
         let mut args =

@@ -42,6 +42,7 @@ mod oci;
 mod outputs;
 mod parity;
 mod precision;
+mod pulled;
 mod quantize;
 mod readers;
 mod reference;

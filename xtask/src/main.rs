@@ -4,6 +4,7 @@
 mod book;
 mod browser;
 mod check;
+mod cluster;
 mod demo;
 mod export_cost;
 mod fetch;
@@ -71,6 +72,9 @@ enum Task {
         /// Also Triton Inference Server and its clients (CPython 3.11, x86-64), which `triton` needs
         #[arg(long)]
         triton: bool,
+        /// Also Ray (0.3 GB), which `ray`, `rehearse` and `k8s` need
+        #[arg(long)]
+        ray: bool,
     },
     /// Build the program and run `dpar-export demo`: export a trained DPAR, draw a labelled grid, verify
     Demo,
@@ -235,6 +239,35 @@ enum Task {
         #[arg(long)]
         built: bool,
     },
+    /// Submit what `evaluate --emit slurm` prints to a Slurm on loopback, and requeue a task: the bytes are one process's (needs
+    /// Debian's slurmctld, slurmd, slurm-client and munge, and root)
+    Slurm {
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
+    /// Hold what `evaluate --emit k8s` prints against the schemas of Kubernetes (needs `setup --ray`)
+    K8s {
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
+    /// Evaluate on a Ray of this machine, with 1, 2 and 3 workers, killed workers and a killed driver: the bytes are one process's
+    /// (needs `setup --ray`)
+    Ray,
+    /// Rehearse the protocol of 50,000 images on a Ray of this machine: emoji32, a network of FID-Inception's shape, all metrics; time,
+    /// memory, disk, shards = whole (needs `setup --ray`)
+    Rehearse {
+        /// Samples, and references
+        #[arg(long, value_name = "N", default_value = "50000")]
+        images: u32,
+        /// Workers of one thread
+        #[arg(long, value_name = "N", default_value = "2")]
+        workers: u16,
+        /// Images of a part
+        #[arg(long, value_name = "N", default_value = "256")]
+        chunk: u16,
+    },
     /// Open the HTML reports in a headless Chromium: light, dark and phone-wide; screenshots stay in out/report
     ReportCheck,
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
@@ -259,12 +292,15 @@ fn run() -> Result<()> {
     let root = root()?;
     dpar_export_fixtures::make(&root.join("fixtures"))?;
     match task {
-        Task::Setup { minimal, torch, triton } => {
+        Task::Setup { minimal, torch, triton, ray } => {
             setup::run(&root, minimal)?;
             if torch {
                 setup::with_torch(&root)?;
             }
-            if triton { setup::with_triton(&root) } else { Ok(()) }
+            if triton {
+                setup::with_triton(&root)?;
+            }
+            if ray { setup::with_ray(&root) } else { Ok(()) }
         }
         Task::Demo => demo::run(&root),
         Task::Parity { engines, built } => parity::run(&root, &engines, built),
@@ -308,6 +344,17 @@ fn run() -> Result<()> {
             step("triton", || triton::run(&root, &["--workspace", "--features", &features]))
         }
         Task::DeployCheck { built } => step("deploy-check", || triton::deploy(&root, built)),
+        Task::Slurm { built } => step("slurm", || cluster::slurm(&root, built)),
+        Task::K8s { built } => step("k8s", || cluster::k8s(&root, built)),
+        Task::Ray => {
+            let features = all_engines();
+            step("ray", || python::ray(&root, &["--workspace", "--features", &features]))
+        }
+        Task::Rehearse { images, workers, chunk } => {
+            let features = all_engines();
+            let scope = ["--workspace", "--features", &features];
+            step("rehearse", || python::rehearse(&root, &scope, images, workers, chunk))
+        }
         Task::ReportCheck => step("report-check", || report::run(&root, false)),
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use crate::{command, step};
 
 /// The tasks in their order, each a command line of `cargo xtask`; from minutes to half an hour each.
-const TASKS: [(&str, &[&str]); 9] = [
+const TASKS: [(&str, &[&str]); 12] = [
     ("book", &["book"]),
     ("deny", &["deny"]),
     ("oms-check", &["oms-check"]),
@@ -15,6 +15,9 @@ const TASKS: [(&str, &[&str]); 9] = [
     ("deploy-check", &["deploy-check"]),
     ("triton", &["triton"]),
     ("wheel", &["wheel"]),
+    ("ray", &["ray"]),
+    ("slurm", &["slurm"]),
+    ("k8s", &["k8s"]),
     ("package", &["package", "--verify"]),
     ("release", &["release", "--twice"]),
 ];

@@ -28,7 +28,7 @@ pub(crate) fn check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
         bail!("{python} is missing: run `cargo xtask setup`");
     }
     let package = package(root, scope)?;
-    let run = |args: &[&str]| in_package(root, &[&package], &python, args);
+    let run = |args: &[&str]| in_package(root, SETTINGS, &[&package], &python, args);
     run(&["-m", "mypy", "--no-incremental"])?;
     run(&["-m", "pytest", "-q", "-p", "no:cacheprovider"])
 }
@@ -64,7 +64,39 @@ pub(crate) fn record_check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
         }
     }
     let tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_record.py", "-rs"];
-    in_package(root, &[&package, &tools], Utf8Path::new(python), &tests)
+    in_package(root, SETTINGS, &[&package, &tools], Utf8Path::new(python), &tests)
+}
+
+/// The package's tests on Ray.
+pub(crate) fn ray(root: &Utf8Path, scope: &[&str]) -> Result<()> {
+    let (python, package) = with_ray(root, scope)?;
+    let tests =
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "python/tests/test_ray.py", "-rs", "--durations=20"];
+    // Ray's workers import what lies where the driver was started before all else.
+    in_package(root, ".", &[&package], &python, &tests)
+}
+
+/// The rehearsal, in `out/rehearsal`.
+pub(crate) fn rehearse(root: &Utf8Path, scope: &[&str], images: u32, workers: u16, chunk: u16) -> Result<()> {
+    let (python, package) = with_ray(root, scope)?;
+    let folder = root.join("out/rehearsal");
+    if folder.exists() {
+        fs_err::remove_dir_all(&folder)?;
+    }
+    let [images, workers, chunk] = [images, u32::from(workers), u32::from(chunk)].map(|n| n.to_string());
+    let given = ["--images", &images, "--workers", &workers, "--chunk", &chunk];
+    let script = ["benches/rehearsal/rehearse.py", folder.as_str()];
+    in_package(root, ".", &[&package], &python, &[&script[..], &given].concat())
+}
+
+/// The interpreter that has Ray, and the package as it would be installed beside it.
+fn with_ray(root: &Utf8Path, scope: &[&str]) -> Result<(Utf8PathBuf, Utf8PathBuf)> {
+    let python = setup::ray(root);
+    if !python.is_file() {
+        bail!("{python} is missing: run `cargo xtask setup --ray`");
+    }
+    let package = package(root, scope)?;
+    Ok((python, package))
 }
 
 /// Builds the wheel into `dist/`, installs it where there is no Rust and nothing of this checkout, and uses it there.
@@ -154,12 +186,21 @@ fn assemble(root: &Utf8Path, target: &Utf8Path) -> Result<Utf8PathBuf> {
     Ok(package)
 }
 
-/// Runs Python in the package's folder of sources, where its tools find their settings; it imports what was assembled.
-fn in_package(root: &Utf8Path, packages: &[&Utf8Path], python: &Utf8Path, args: &[&str]) -> Result<()> {
+/// The package's folder of sources, where its tools find their settings.
+const SETTINGS: &str = "python";
+
+/// Runs Python in a folder; it imports what was assembled.
+fn in_package(
+    root: &Utf8Path,
+    folder: &str,
+    packages: &[&Utf8Path],
+    python: &Utf8Path,
+    args: &[&str],
+) -> Result<()> {
     let path: Vec<&str> = packages.iter().map(|p| p.as_str()).collect();
     let status = Command::new(python)
         .args(args)
-        .current_dir(root.join("python"))
+        .current_dir(root.join(folder))
         .env("PYTHONPATH", path.join(":"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         // `python/` would come before the package, and has no extension module.

@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Arg, Args, ValueEnum};
+use serde::Serialize;
 
 use super::emit::Cluster;
 use crate::commands::args::{
@@ -16,6 +17,20 @@ use crate::evaluate::job::Shard;
 pub(crate) enum Convert {
     /// Red, green and blue, 8 bits each
     Rgb,
+}
+
+/// Most parts of an evaluation.
+pub(super) const MOST: u16 = 10_000;
+
+/// Machines that do parts of an evaluation: `ray`, or `ray://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct On(pub(super) String);
+
+/// So much of a resource of Ray.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Amount {
+    name: String,
+    amount: f64,
 }
 
 /// Metrics of images.
@@ -69,8 +84,22 @@ pub(crate) struct EvaluateArgs {
     /// part-1, part-2 ... and merged in --output
     #[arg(long, value_enum, value_name = "CLUSTER", conflicts_with_all = ["resume", "shard", "merge", "compare"])]
     pub(super) emit: Option<Cluster>,
+    /// Give the chunks to the workers of a Ray cluster, and merge what they send: ray (RAY_ADDRESS, or this machine) or
+    /// ray://HOST:PORT. Needs the Python package; a run that was ended goes on with --resume
+    #[arg(long, value_name = "RAY", value_parser = on, conflicts_with_all = ["shard", "merge", "emit", "pull"])]
+    pub(super) on: Option<On>,
+    /// Workers of --on [default: as many as the cluster has room for]
+    #[arg(long, value_name = "N", requires = "on", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) workers: Option<u16>,
+    /// What a worker of --on takes, such as CPU=4 or GPU=1; with CPU=N it runs N threads [default: CPU=1]
+    #[arg(long, value_name = "NAME=AMOUNT", requires = "on", value_parser = amount)]
+    pub(super) resource: Vec<Amount>,
+    /// Evaluate those of N parts whose numbers come as lines on standard input, to part-I in --output, and answer each with a
+    /// line of JSON: what workers of --on run. The reference is not opened
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST)), conflicts_with_all = ["shard", "merge", "emit", "compare"])]
+    pub(super) pull: Option<u16>,
     /// Parts of --emit
-    #[arg(long, value_name = "N", default_value = "8", requires = "emit", value_parser = clap::value_parser!(u16).range(2..=10_000))]
+    #[arg(long, value_name = "N", default_value = "8", requires = "emit", value_parser = clap::value_parser!(u16).range(2..=i64::from(MOST)))]
     pub(super) shards: u16,
     /// Images between two savings of the state
     #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -119,9 +148,35 @@ impl EvaluateArgs {
         self.compare.is_some()
     }
 
+    /// Whether parts are asked for on standard input.
+    pub(crate) fn pulls(&self) -> bool {
+        self.pull.is_some()
+    }
+
     /// How folders are read.
     pub(super) fn reading(&self) -> Reading {
         Reading { limit: None, convert: self.convert.is_some(), recursive: self.recursive }
+    }
+}
+
+fn on(text: &str) -> Result<On, String> {
+    let address = text.strip_prefix("ray").filter(|rest| {
+        rest.is_empty()
+            || rest
+                .strip_prefix("://")
+                .and_then(|r| r.rsplit_once(':'))
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    });
+    address.map(|_| On(text.to_owned())).ok_or_else(|| "expected ray or ray://HOST:PORT".to_owned())
+}
+
+fn amount(text: &str) -> Result<Amount, String> {
+    let (name, amount) = text.split_once('=').unwrap_or_default();
+    match amount.parse::<f64>() {
+        Ok(amount) if !name.is_empty() && amount.is_finite() && amount >= 0.0 => {
+            Ok(Amount { name: name.to_owned(), amount })
+        }
+        _ => Err("expected NAME=AMOUNT, e.g. CPU=4".to_owned()),
     }
 }
 
@@ -133,6 +188,20 @@ fn shard(text: &str) -> Result<Shard, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clusters_and_resources_are_read() {
+        for good in ["ray", "ray://head:10001", "ray://[::1]:10001"] {
+            assert_eq!(on(good), Ok(On(good.to_owned())));
+        }
+        for bad in ["", "slurm", "rays", "ray:head", "ray://head", "ray://:1", "ray://head:x"] {
+            assert!(on(bad).is_err(), "{bad}");
+        }
+        assert_eq!(amount("GPU=0.5"), Ok(Amount { name: "GPU".to_owned(), amount: 0.5 }));
+        for bad in ["CPU", "=1", "CPU=", "CPU=-1", "CPU=inf", "CPU=a"] {
+            assert!(amount(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn parts_are_read_as_i_of_n() {

@@ -5,6 +5,9 @@
 //! rewritten. `state.bin` holds how many rows count, the digest of every file's counted rows and the exact accumulators
 //! of mean and covariance; it is replaced atomically after a chunk's rows are on the disk. What lies behind the counted
 //! rows is the rest of an interrupted chunk and is cut off.
+//!
+//! Sums depend on their order in the last bit. So a part has none: it keeps the spatial features too (`spatial.f32`), and who
+//! joins parts sums the rows of all in the order of the images, as a run does that was never cut.
 
 use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
@@ -22,8 +25,9 @@ use super::{EvaluateError, InputKind};
 use crate::features::Activations;
 
 const STATE: &str = "state.bin";
-const MAGIC: &[u8; 8] = b"DPXEVAL2";
+const MAGIC: &[u8; 8] = b"DPXEVAL3";
 const POOL: &str = "pool_3.f32";
+const SPATIAL: &str = "spatial.f32";
 const LOGITS: &str = "logits.f32";
 const IMAGES: &str = "images.sha256";
 const STEPS: &str = "steps.u32";
@@ -52,6 +56,8 @@ pub struct Purpose {
     pub widths: [usize; 3],
     /// Whether the images are generated, and their steps are kept.
     pub steps: bool,
+    /// Whether another store joins it with others: it keeps rows and no sums.
+    pub part: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,13 +86,20 @@ struct CountedRows {
     count: u64,
     /// Digests, by file.
     hashes: BTreeMap<&'static str, Sha256>,
-    moments: MomentsAccumulator,
+    /// Not of a part.
+    moments: Option<MomentsAccumulator>,
+    /// Not of a part, and only where the network has such features.
     spatial: Option<MomentsAccumulator>,
 }
 
 impl CountedRows {
     fn hash(&mut self, name: &'static str, rows: &[u8]) {
         self.hashes.entry(name).or_default().update(rows);
+    }
+
+    fn rows_sha256(&self) -> BTreeMap<&'static str, String> {
+        let hex = |hash: &Sha256| hex::encode(hash.clone().finalize());
+        self.hashes.iter().map(|(name, hash)| (*name, hex(hash))).collect()
     }
 }
 
@@ -131,9 +144,11 @@ impl Store {
 
     fn start(folder: &Utf8Path, purpose: Purpose) -> Result<Self, EvaluateError> {
         fs_err::create_dir_all(folder).map_err(EvaluateError::io(folder))?;
-        let new = |width| MomentsAccumulator::new(width).map_err(EvaluateError::metric("features"));
-        let moments = new(purpose.widths[0])?;
-        let spatial = (purpose.widths[1] > 0).then(|| new(purpose.widths[1])).transpose()?;
+        let new = |width: usize| match width > 0 && !purpose.part {
+            true => MomentsAccumulator::new(width).map(Some).map_err(EvaluateError::metric("features")),
+            false => Ok(None),
+        };
+        let (moments, spatial) = (new(purpose.widths[0])?, new(purpose.widths[1])?);
         let counted = CountedRows { count: 0, hashes: BTreeMap::new(), moments, spatial };
         let mut store = Self { folder: folder.to_owned(), purpose, counted: counted.clone() };
         let mut next = counted;
@@ -174,14 +189,17 @@ impl Store {
         let (header, rest) = rest.split_at(length);
         let header: StoreHeader = serde_json::from_slice(header).map_err(|e| damaged(&e.to_string()))?;
         let (moments, spatial) = rest.split_at_checked(header.moments).ok_or_else(|| damaged("truncated"))?;
-        let state = |bytes: &[u8]| {
-            MomentsAccumulator::from_bytes(bytes).map_err(EvaluateError::metric(path.as_str()))
+        let state = |bytes: &[u8]| match bytes {
+            [] => Ok(None),
+            bytes => {
+                MomentsAccumulator::from_bytes(bytes).map(Some).map_err(EvaluateError::metric(path.as_str()))
+            }
         };
-        let moments = state(moments)?;
-        let spatial = (header.spatial > 0).then(|| state(spatial)).transpose()?;
-        let [width, spatial_width, _] = header.purpose.widths;
-        let fits = moments.width() == width
-            && spatial.as_ref().map_or(0, MomentsAccumulator::width) == spatial_width
+        let (moments, spatial) = (state(moments)?, state(spatial)?);
+        let summed = |width| if header.purpose.part { 0 } else { width };
+        let width = |sums: &Option<MomentsAccumulator>| sums.as_ref().map_or(0, MomentsAccumulator::width);
+        let fits = width(&moments) == summed(header.purpose.widths[0])
+            && width(&spatial) == summed(header.purpose.widths[1])
             && header.count <= header.purpose.to.saturating_sub(header.purpose.from);
         if !fits {
             return Err(damaged("its parts do not fit together"));
@@ -205,9 +223,10 @@ impl Store {
 
     /// Files with their bytes an image.
     fn files(&self) -> Vec<(&'static str, u64)> {
-        let [pool, _, logits] = self.purpose.widths.map(|w| w as u64 * 4);
+        let [pool, spatial, logits] = self.purpose.widths.map(|w| w as u64 * 4);
         let steps = if self.purpose.steps { 4 } else { 0 };
-        [(POOL, pool), (LOGITS, logits), (IMAGES, 32), (STEPS, steps)]
+        let spatial = if self.purpose.part { spatial } else { 0 };
+        [(POOL, pool), (SPATIAL, spatial), (LOGITS, logits), (IMAGES, 32), (STEPS, steps)]
             .into_iter()
             .filter(|(_, bytes)| *bytes > 0)
             .collect()
@@ -284,6 +303,7 @@ impl Store {
         for (name, _) in self.files() {
             let rows = match name {
                 POOL => bytes(&chunk.features),
+                SPATIAL => bytes(chunk.spatial.as_deref().unwrap_or_default()),
                 LOGITS => bytes(chunk.logits.as_deref().unwrap_or_default()),
                 STEPS => steps.iter().flat_map(|s| s.to_le_bytes()).collect(),
                 _ => digests.clone(),
@@ -291,9 +311,10 @@ impl Store {
             self.write_rows(name, 0, &rows)?;
             next.hash(name, &rows);
         }
-        next.moments.push(rows, compute).map_err(fail())?;
-        if let (Some(all), Some(rows)) = (&mut next.spatial, spatial) {
-            all.push(rows, compute).map_err(fail())?;
+        for (all, rows) in [(&mut next.moments, Some(rows)), (&mut next.spatial, spatial)] {
+            if let (Some(all), Some(rows)) = (all, rows) {
+                all.push(rows, compute).map_err(fail())?;
+            }
         }
         next.count += n as u64;
         self.commit(next)
@@ -314,16 +335,14 @@ impl Store {
 
     /// Makes `next` what counts.
     fn commit(&mut self, next: CountedRows) -> Result<(), EvaluateError> {
-        let moments = next.moments.to_bytes();
-        let spatial = next.spatial.as_ref().map(MomentsAccumulator::to_bytes).unwrap_or_default();
+        let bytes = |sums: &Option<MomentsAccumulator>| {
+            sums.as_ref().map(MomentsAccumulator::to_bytes).unwrap_or_default()
+        };
+        let (moments, spatial) = (bytes(&next.moments), bytes(&next.spatial));
         let header = StoreHeader {
             purpose: self.purpose.clone(),
             count: next.count,
-            rows: next
-                .hashes
-                .iter()
-                .map(|(name, hash)| ((*name).to_owned(), hex::encode(hash.clone().finalize())))
-                .collect(),
+            rows: next.rows_sha256().into_iter().map(|(name, hash)| (name.to_owned(), hash)).collect(),
             moments: moments.len(),
             spatial: spatial.len(),
         };
@@ -339,7 +358,7 @@ impl Store {
         Ok(())
     }
 
-    /// Joins what a shard holds: its images come next, or they are here already, as an interrupted merge leaves them, and then
+    /// Joins what a part holds: its images come next, or they are here already, as an interrupted merge leaves them, and then
     /// they are the same, row by row.
     ///
     /// # Errors
@@ -348,9 +367,12 @@ impl Store {
         let (mine, other) = (&self.purpose, &shard.purpose);
         let at = mine.from + self.counted.count;
         let refuse = |message: String, hint| Err(EvaluateError::input(InputKind::Store, message, Some(hint)));
-        let fits = (&other.key, other.total, other.widths, other.steps)
-            == (&mine.key, mine.total, mine.widths, mine.steps);
-        if !fits {
+        let of = |purpose: &Purpose| (purpose.total, purpose.widths, purpose.steps);
+        if !other.part {
+            let message = format!("{} holds a whole evaluation, and no part of one", shard.folder);
+            return refuse(message, "merge what --shard wrote");
+        }
+        if (&other.key, of(other)) != (&mine.key, of(mine)) {
             let message =
                 format!("{} holds an evaluation of other images, or with other options", shard.folder);
             return refuse(message, "merge the shards of one command line");
@@ -382,14 +404,12 @@ impl Store {
                 next.hash(name, part);
             }
         }
-        let fail = || EvaluateError::metric("merged features");
-        // Pooled features are there: their sums are those of an evaluation that was never cut, bit for bit.
-        let pool = shard.pool()?;
-        let rows =
-            Rows::new("features", pool.f32().unwrap_or_default(), shard.purpose.widths[0]).map_err(fail())?;
-        next.moments.push(rows, compute).map_err(fail())?;
-        if let (Some(all), Some(part)) = (&mut next.spatial, &shard.counted.spatial) {
-            all.merge(part.clone(), compute).map_err(fail())?;
+        for (sums, name) in [(&mut next.moments, POOL), (&mut next.spatial, SPATIAL)] {
+            if let Some(sums) = sums {
+                let (fail, values) = (|| EvaluateError::metric("merged features"), shard.values(name)?);
+                let rows = Rows::new("features", values.f32().unwrap_or_default(), sums.width());
+                sums.push(rows.map_err(fail())?, compute).map_err(fail())?;
+            }
         }
         next.count += there;
         self.commit(next)
@@ -426,6 +446,11 @@ impl Store {
             return Err(unlike(&self.folder.join(name), STATE, message));
         }
         Ok(mapped)
+    }
+
+    /// SHA-256 of the counted rows, by file.
+    pub fn rows_sha256(&self) -> BTreeMap<&'static str, String> {
+        self.counted.rows_sha256()
     }
 
     /// What it is for.
@@ -478,9 +503,13 @@ impl Store {
     /// Mean and covariance of the pooled features.
     ///
     /// # Errors
-    /// Below two images.
+    /// Below two images, and for a part.
     pub fn moments(&self, compute: &Compute) -> Result<Moments, EvaluateError> {
-        self.counted.moments.finish(compute).map_err(EvaluateError::metric("features"))
+        let Some(sums) = &self.counted.moments else {
+            let message = format!("{} holds a part of an evaluation", self.folder);
+            return Err(EvaluateError::input(InputKind::Store, message, Some("merge all parts first")));
+        };
+        sums.finish(compute).map_err(EvaluateError::metric("features"))
     }
 
     /// Mean and covariance of the spatial features, where the network has them.

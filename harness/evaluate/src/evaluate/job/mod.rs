@@ -20,6 +20,7 @@
 //! ```
 
 mod folder;
+mod parts;
 mod shard;
 mod source;
 
@@ -47,6 +48,7 @@ use super::store::{Purpose, Store};
 use super::{EvaluateError, InputKind};
 use crate::features::FeatureExtractor;
 use crate::{Step, WorkPhase};
+pub use parts::{JobId, StoredPart};
 pub use shard::Shard;
 pub use source::SampleSource;
 
@@ -115,14 +117,7 @@ impl JobOptions {
 #[derive(Debug)]
 pub enum JobOutcome {
     /// The features of a part are stored.
-    Shard {
-        /// Which.
-        shard: Shard,
-        /// Its images.
-        images: u64,
-        /// Images of the whole.
-        of: u64,
-    },
+    Shard(StoredPart),
     /// The numbers.
     Whole(Box<Evaluation>),
 }
@@ -219,22 +214,20 @@ impl Job {
     /// fails, or `step` says stop, which leaves a folder that is gone on with.
     pub fn run(mut self, source: &SampleSource<'_>, step: Step<'_>) -> Result<JobOutcome, EvaluateError> {
         self.check(source)?;
-        let _lock = folder::hold(&self.options.output, self.options.resume)?;
-        let (total, part) = (source.count(), self.options.part.clone());
-        let range = match part {
-            SamplePart::Shard(shard) => shard.range(total, self.chunk()),
-            SamplePart::Whole | SamplePart::Merge(_) => (0, total),
-        };
-        let files = (&source.content(), source.stamp());
-        let purpose = self.purpose(files, total, range, source.generated().is_some())?;
-        let mut samples = Store::open(&self.options.output.join(SAMPLES), purpose)?;
-        match part {
-            SamplePart::Merge(shards) => self.merge(&mut samples, &shards)?,
-            SamplePart::Whole => self.fill(&mut samples, WorkPhase::Samples, source, step)?,
+        let output = self.options.output.clone();
+        let shards = match self.options.part.clone() {
             SamplePart::Shard(shard) => {
-                self.fill(&mut samples, WorkPhase::Samples, source, step)?;
-                return Ok(JobOutcome::Shard { shard, images: samples.count(), of: total as u64 });
+                return Ok(JobOutcome::Shard(self.part(source, shard, &output, step)?));
             }
+            SamplePart::Merge(shards) => Some(shards),
+            SamplePart::Whole => None,
+        };
+        let _lock = folder::hold(&output, self.options.resume)?;
+        let purpose = self.samples_purpose(source, (0, source.count()), false)?;
+        let mut samples = Store::open(&output.join(SAMPLES), purpose)?;
+        match shards {
+            Some(shards) => self.merge(&mut samples, &shards)?,
+            None => self.fill(&mut samples, WorkPhase::Samples, source, step)?,
         }
         let reference = self.reference(step)?;
         self.finish(source, samples, reference, step)
@@ -271,12 +264,23 @@ impl Job {
         self.options.chunk.max(1)
     }
 
+    /// Of a store of the samples `range`, which is a `part` of all or is gone on with until it has all.
+    fn samples_purpose(
+        &self,
+        source: &SampleSource<'_>,
+        range: (usize, usize),
+        part: bool,
+    ) -> Result<Purpose, EvaluateError> {
+        let files = (&source.content(), source.stamp());
+        let purpose = self.purpose(files, source.count(), range)?;
+        Ok(Purpose { steps: source.generated().is_some(), part, ..purpose })
+    }
+
     fn purpose(
         &self,
         (content, stamp): (&Value, &str),
         total: usize,
         range: (usize, usize),
-        steps: bool,
     ) -> Result<Purpose, EvaluateError> {
         let key = json!({
             "images": content, "extractor": self.extractor.identity(), "chunk": self.chunk(),
@@ -286,7 +290,7 @@ impl Job {
         let key = hex::encode(Sha256::digest(key));
         let (total, from, to) = (total as u64, range.0 as u64, range.1 as u64);
         let (stamp, widths) = (stamp.to_owned(), self.extractor.widths());
-        Ok(Purpose { key, stamp, total, from, to, widths, steps })
+        Ok(Purpose { key, stamp, total, from, to, widths, steps: false, part: false })
     }
 
     /// Looks at the images that the store does not hold yet.
@@ -385,7 +389,7 @@ impl Job {
 
     fn reference_images(&mut self, set: &ImageSet, step: Step<'_>) -> Result<Store, EvaluateError> {
         let files = (&json!(set.content()), set.stamp());
-        let purpose = self.purpose(files, set.count(), (0, set.count()), false)?;
+        let purpose = self.purpose(files, set.count(), (0, set.count()))?;
         let mut store = Store::open(&self.options.output.join(REFERENCE), purpose)?;
         self.fill(&mut store, WorkPhase::Reference, set, step)?;
         Ok(store)

@@ -10,7 +10,12 @@ fn purpose(from: u64, to: u64) -> Purpose {
         to,
         widths: [3, 2, 4],
         steps: true,
+        part: false,
     }
+}
+
+fn part(from: u64, to: u64) -> Purpose {
+    Purpose { part: true, ..purpose(from, to) }
 }
 
 /// Features and pixels of images `from..to`.
@@ -79,11 +84,11 @@ fn shards_are_merged_in_their_order_once_and_whole() {
     let mut plain = Store::open(&root.join("plain"), purpose(0, 40)).unwrap();
     add(&mut plain, 0, 40, &compute);
     let shard = |name: &str, from, to, end| {
-        let mut store = Store::open(&root.join(name), purpose(from, to)).unwrap();
+        let mut store = Store::open(&root.join(name), part(from, to)).unwrap();
         add(&mut store, from, end, &compute);
         store
     };
-    let elsewhere = Purpose { stamp: "another machine's".to_owned(), ..purpose(0, 24) };
+    let elsewhere = Purpose { stamp: "another machine's".to_owned(), ..part(0, 24) };
     let mut copy = Store::open(&root.join("copy"), elsewhere).unwrap();
     add(&mut copy, 0, 24, &compute);
     Store::open(&root.join("of copies"), purpose(0, 40)).unwrap().merge(&copy, &compute).unwrap();
@@ -96,24 +101,27 @@ fn shards_are_merged_in_their_order_once_and_whole() {
     // Once more, as after an interruption: nothing is added, and nothing else passes for it.
     merged.merge(&a, &compute).unwrap();
     assert_eq!(merged.count(), 24);
-    let foreign = Purpose { key: "other".to_owned(), ..purpose(0, 24) };
+    let foreign = Purpose { key: "other".to_owned(), ..part(0, 24) };
     let mut foreign = Store::open(&root.join("foreign"), foreign).unwrap();
     add(&mut foreign, 0, 24, &compute);
     let refused = merged.merge(&foreign, &compute).unwrap_err().to_string();
     assert!(refused.contains("other images, or with other options"), "{refused}");
-    let mut changed = Store::open(&root.join("changed"), purpose(0, 24)).unwrap();
+    let mut changed = Store::open(&root.join("changed"), part(0, 24)).unwrap();
     let (pixels, mut found, steps) = chunk(0, 24);
     found.features[50] += 1.0;
     changed.add(&pixels, &found, Some(&steps), &compute).unwrap();
     let refused = merged.merge(&changed, &compute).unwrap_err().to_string();
     assert!(refused.contains("other features of the images 0 to 24"), "{refused}");
     merged.merge(&b, &compute).unwrap();
-    let (all, want) = (whole(&merged, &compute), whole(&plain, &compute));
-    assert_eq!((&all.0, &all.2, &all.3, &all.4), (&want.0, &want.2, &want.3, &want.4));
-    for (a, b) in all.1.unwrap().covariance().iter().zip(want.1.unwrap().covariance()) {
-        // Spatial features are not kept, their sums are merged: another order of summation.
-        assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0));
-    }
+    assert_eq!(whole(&merged, &compute), whole(&plain, &compute));
+    // A single part may be all.
+    let all = shard("all", 0, 40, 40);
+    assert!(all.moments(&compute).unwrap_err().to_string().contains("holds a part"));
+    let mut one = Store::open(&root.join("one"), purpose(0, 40)).unwrap();
+    one.merge(&all, &compute).unwrap();
+    assert_eq!(whole(&one, &compute), whole(&plain, &compute));
+    let refused = one.merge(&plain, &compute).unwrap_err().to_string();
+    assert!(refused.contains("no part of one"), "{refused}");
 }
 
 #[test]

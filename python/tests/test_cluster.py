@@ -1,0 +1,127 @@
+"""What machines of a cluster do, and what is kept of it: without Ray, whose own tests are in test_ray.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import dpar_export
+import pytest
+from conftest import FIXTURES, Cli
+from dpar_export import cluster
+from dpar_export._command import call, words
+from dpar_export._parts import Parts
+from dpar_export._ray import _cut
+from dpar_export._worker import Input, Lost, Task, Worker, digest
+
+EXTRACTOR = FIXTURES / "features" / "tiny.onnx"
+REFERENCE = FIXTURES / "emoji32" / "real_images.npz"
+#: 12 images in three parts.
+OPTIONS: dict[str, Any] = {
+    "num": 12, "seed": 3, "reference": REFERENCE, "extractor": EXTRACTOR, "input_size": 16, "engine": "tract",
+    "chunk": 4, "threads": 1,
+}  # fmt: skip
+
+
+def plan(bundle: Path, out: Path, **more: object) -> dict[str, Any]:
+    """What a driver is told before it gives out parts."""
+    return call(["evaluate", *words({**OPTIONS, "bundle": bundle, "output": out, "on": "ray", **more})])
+
+
+def task(bundle: Path, key: str, copied: bool = False) -> Task:
+    own = ("bundle", "extractor", "threads")
+    given = words({name: value for name, value in OPTIONS.items() if name not in own})
+    inputs = [Input("bundle", str(bundle), digest(bundle)), Input("extractor", str(EXTRACTOR), digest(EXTRACTOR))]
+    return Task(("evaluate", *given), os.getcwd(), tuple(inputs), copied, 3, 1, key)
+
+
+def test_parts_join_to_what_one_process_finds(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    whole = dpar_export.command("evaluate", bundle=bundle_path, output=tmp_path / "whole", **OPTIONS)
+    out, parts = tmp_path / "out", tmp_path / "out.parts"
+    found = plan(bundle_path, out)
+    assert (found["shards"], found["images"], found["stored"]) == (3, 12, 0)
+    work = task(bundle_path, found["key"], copied=True)
+    worker = Worker(work)
+    # All is sent, as to a machine that has nothing.
+    assert worker.missing() == ["bundle", "extractor"]
+    for wanted in work.inputs:
+        for name, piece in _cut(Path(wanted.path)):
+            worker.keep(wanted.option, name, piece)
+    who = worker.open()
+    with Parts(parts, found["key"], 3) as store:
+        assert store.missing() == [1, 2, 3]
+        second = worker.part(2)
+        assert second.images == 4 and second.memory > 1 << 20
+        os.kill(who["process"], signal.SIGKILL)
+        with pytest.raises(Lost, match="-9"):
+            worker.part(3)
+        assert store.add(second) and store.add(worker.part(3))
+        again = worker.part(2)
+        assert not store.add(again) and again.sha256 == second.sha256
+        with pytest.raises(dpar_export.InputError, match="in use"), Parts(parts, found["key"], 3):
+            pass
+    # Another driver, after something was damaged.
+    damaged = parts / "3" / "samples" / "pool_3.f32"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with Parts(parts, found["key"], 3) as store:
+        assert store.missing() == [1, 3]
+        for number in store.missing():
+            store.add(worker.part(number))
+        folders = [store.folder(n) for n in (3, 1, 2)]
+    worker.close()
+    joined = dpar_export.command("evaluate", bundle=bundle_path, output=out, merge=folders, resume=True, **OPTIONS)
+    assert joined == whole
+    assert (out / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()
+    assert plan(bundle_path, out, resume=True)["stored"] == 12
+
+
+def test_what_differs_between_machines_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    key = plan(bundle_path, tmp_path / "out")["key"]
+    other = tmp_path / "bundle"
+    shutil.copytree(bundle_path, other)
+    work = task(other, key)
+    manifest = other / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(dpar_export.IntegrityError, match="is not the driver's") as caught:
+        Worker(work).missing()
+    assert caught.value.exit_code == 5
+    unlike = Worker(task(bundle_path, "0" * 64))
+    assert unlike.missing() == []
+    with pytest.raises(dpar_export.IntegrityError, match="other features"):
+        unlike.open()
+    unlike.close()
+    damaged = next((other / "onnx").glob("*.onnx"))
+    damaged.write_bytes(damaged.read_bytes() + b"x")
+    broken = Worker(task(other, key))
+    assert broken.missing() == []
+    with pytest.raises(dpar_export.IntegrityError, match=damaged.name):
+        broken.open()
+    broken.close()
+
+
+def test_the_command_line_needs_ray_and_says_so(
+    bundle_path: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = words({**OPTIONS, "bundle": bundle_path, "output": tmp_path / "out"})
+    for ray, said in (("raise ImportError('none here')", "none here"), ("__version__ = '1.13.0'", "1.13.0 is too old")):
+        (tmp_path / "ray.py").write_text(ray)
+        with monkeypatch.context() as here:
+            here.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+            done = cli("evaluate", *given, "--on", "ray", "--resume")
+        assert done.returncode == 3 and said in done.stderr and "hint: pip" in done.stderr, done.stderr
+    done = cli("evaluate", *given, "--on=slurm", "--resume")
+    assert done.returncode == 2 and "ray://HOST:PORT" in done.stderr
+    with pytest.raises(dpar_export.InputError, match="cluster"):
+        dpar_export.command("evaluate", on="ray")
+
+
+def test_words_of_the_driver_are_not_the_workers() -> None:
+    given = ["evaluate", "--on", "ray", "-oout", "--num=4", "--workers=2", "--reference", "r", "-q", "--output", "x"]
+    assert cluster.without(given, {"--on", "--workers", "--output", "-o"}, {"-q"}) == [
+        "evaluate", "--num=4", "--reference", "r",
+    ]  # fmt: skip
