@@ -115,6 +115,8 @@ pub(super) struct ModelFiles {
     pub(super) bundle: Utf8PathBuf,
     /// What `generate` drew: samples.npz, trace.npz.
     pub(super) drawn: Utf8PathBuf,
+    /// The bundle as an OCI image layout.
+    pub(super) layout: Utf8PathBuf,
 }
 
 /// Everything that the checks share. No check changes it.
@@ -151,6 +153,7 @@ impl Ground {
             golden: root.join("fixtures/variants").join(name),
             bundle: scratch.join(format!("{name}-bundle")),
             drawn: scratch.join(format!("{name}-drawn")),
+            layout: scratch.join(format!("{name}-layout")),
         };
         let models = [model("combined"), model("token")];
         let samples = ["a", "b"].map(|n| scratch.join(format!("samples-{n}.npz")));
@@ -169,6 +172,7 @@ impl Ground {
             Self { root, program, short, seed, models, vq, network, samples, reference, key, folder };
         for m in &ground.models {
             ground.good(&[m.checkpoint.as_str(), "--vq", ground.vq.as_str(), "-o", m.bundle.as_str()])?;
+            ground.good(&["package", m.bundle.as_str(), "--oci", "-o", m.layout.as_str()])?;
             ground.good(&["generate", m.bundle.as_str(), "--num", "4", "-o", m.drawn.as_str()])?;
         }
         Ok(ground)

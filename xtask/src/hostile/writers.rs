@@ -155,6 +155,13 @@ pub(super) const WRITERS: &[WritingCommand] = &[
         args: |g, i| line(&["card", g.models[i].bundle.as_str(), "-o", OUT]),
     },
     WritingCommand {
+        name: "unpack",
+        out: "bundle",
+        force: Some("--force"),
+        resume: None,
+        args: |g, i| line(&["unpack", g.models[i].layout.as_str(), "-o", OUT]),
+    },
+    WritingCommand {
         name: "package",
         out: "layout",
         force: Some("--force"),
