@@ -36,6 +36,7 @@ mod precision_recall;
 pub mod random;
 mod resize;
 mod screen;
+mod sequential;
 mod singular;
 mod stats;
 mod variant;
@@ -51,9 +52,10 @@ pub use moments::{Moments, MomentsAccumulator, working_memory};
 pub use numpy_random::NumpyRandom;
 pub use precision_recall::{PrMode, PrecisionRecall, precision_recall};
 pub use resize::{INCEPTION_SIZE, Resize, Resizer};
+pub use sequential::sequential_boundaries;
 pub use stats::{
     Bootstrap, BootstrapResult, Equivalence, MARGIN_FRACTION, PRINTED_SEEDS, PrintedComparison, Verdict, Z90,
-    compare_with_printed, equivalence, equivalence_margin, fraction_interval, kid_margin,
+    compare_with_printed, equivalence, equivalence_at, equivalence_margin, fraction_interval, kid_margin,
     mean_and_standard_error, paired_standard_error, relative_margin,
 };
 pub use variant::{InceptionScoreSplits, Variant};

@@ -238,12 +238,31 @@ pub struct Equivalence {
 /// [`MetricError::NotFinite`]; [`MetricError::Parameter`] for a negative standard error or a margin not above
 /// 0.
 pub fn equivalence(difference: f64, standard_error: f64, margin: f64) -> Result<Equivalence, MetricError> {
+    equivalence_at(difference, standard_error, margin, Z90)
+}
+
+/// The same with another critical value than 1.645: one of several looks ([`crate::sequential_boundaries`]). The interval is then the
+/// repeated one, which covers at all looks together. An infinite value decides nothing.
+///
+/// # Errors
+/// As [`equivalence`]; [`MetricError::Parameter`] for a critical value that is not above 0.
+pub fn equivalence_at(
+    difference: f64,
+    standard_error: f64,
+    margin: f64,
+    critical: f64,
+) -> Result<Equivalence, MetricError> {
     let values = [difference, standard_error, margin];
     crate::compute::check_finite("difference, standard error, margin", values.into_iter())?;
     if standard_error < 0.0 || margin <= 0.0 {
         return Err(MetricError::Parameter { what: "standard error and margin", rule: "0 or more, above 0" });
     }
-    let (low, high) = (difference - Z90 * standard_error, difference + Z90 * standard_error);
+    if critical.is_nan() || critical <= 0.0 {
+        return Err(MetricError::Parameter { what: "critical value", rule: "above 0" });
+    }
+    // Not 0 · ∞, which is no number.
+    let reach = if critical.is_finite() { critical * standard_error } else { f64::INFINITY };
+    let (low, high) = (difference - reach, difference + reach);
     let verdict = if low > -margin && high < margin {
         Verdict::Pass
     } else if low > margin || high < -margin {

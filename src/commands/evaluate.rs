@@ -12,12 +12,13 @@ use super::args::{ExtractorPlan, OnEngine};
 use super::failure::{Exit, Failure};
 use super::metrics::{compute, text};
 use super::paths::apart;
-use super::printer::{Phases, Printer, fixed, signed};
+use super::printer::{Phases, Printer, Text, fixed, signed};
 use super::{COMMAND_LINE, CommandLine};
 use crate::cluster::ClusterJob;
 use crate::evaluate::images::{ImageSet, Reading};
 use crate::evaluate::job::{
-    Drawn, Evaluation, Job, JobOptions, JobOutcome, SamplePart, SampleSource, StoredPart, samples_of,
+    DecidedComparison, Drawn, Evaluation, FrechetComparison, Job, JobOptions, JobOutcome, SamplePart,
+    SampleSource, StoredPart, samples_of,
 };
 use crate::features::ExtractorOptions;
 use crate::generate::{Batching, DecodeOptions};
@@ -142,6 +143,8 @@ impl EvaluateArgs {
                 reference: self.reference,
                 output: self.output,
                 compare: self.compare,
+                until: self.until.map(|_| usize::from(self.looks)),
+                resamples: self.resample_distances.map(|n| n as usize),
             },
         })))
     }
@@ -201,6 +204,56 @@ fn evaluate(
             Ok(Exit::Pass)
         }
         JobOutcome::Whole(evaluation) => tell(&evaluation, printer),
+        JobOutcome::Decided(decided) => tell_decided(&decided, printer),
+    }
+}
+
+/// A comparison that was decided before all images were there.
+fn tell_decided(decided: &DecidedComparison, printer: Printer) -> Result<Exit, Failure> {
+    let DecidedComparison { comparison, path, images, of } = decided;
+    let mut value = json!({ "images": images, "of": of });
+    value["comparison"] = serde_json::to_value(comparison).map_err(std::io::Error::from)?;
+    let words = || {
+        let mut out = Text::default();
+        compared(comparison, &mut out);
+        out.line(format_args!("{path}: decided after {images} of {of} images"));
+        out
+    };
+    printer.document(words, value)?;
+    Ok(comparison.verdict.into())
+}
+
+/// A comparison, its looks first.
+fn compared(c: &FrechetComparison, out: &mut Text) {
+    for look in c.sequential.iter().flat_map(|s| &s.looks) {
+        let critical = look.critical.map_or_else(|| "none".to_owned(), |c| fixed(c, 3));
+        out.line(format_args!(
+            "after {} images: difference {}, standard error {}, critical value {critical}: {}",
+            look.images,
+            signed(look.difference, 4),
+            fixed(look.standard_error, 4),
+            look.verdict
+        ));
+    }
+    let interval = if c.sequential.is_some() { "interval of all looks" } else { "90 % interval" };
+    out.line(format_args!(
+        "difference {} ({} here, {} there), {interval} {} to {}, margin {:.4}: {}",
+        signed(c.difference, 4),
+        fixed(c.here, 4),
+        fixed(c.there, 4),
+        signed(c.interval_90[0], 4),
+        signed(c.interval_90[1], 4),
+        c.margin,
+        c.verdict
+    ));
+    if let Some(r) = &c.resampled {
+        out.line(format_args!(
+            "distances computed again for {} resamples: standard error {}, 90 % interval {} to {}",
+            r.bootstrap.resamples,
+            fixed(r.standard_error, 4),
+            signed(r.interval_90[0], 4),
+            signed(r.interval_90[1], 4)
+        ));
     }
 }
 
@@ -213,16 +266,7 @@ fn tell(evaluation: &Evaluation, printer: Printer) -> Result<Exit, Failure> {
     let words = || {
         let mut out = text(&file.report, &file.protocol.network, &file.protocol.settings);
         if let Some(c) = comparison {
-            out.line(format_args!(
-                "difference {} ({} here, {} there), 90 % interval {} to {}, margin {:.4}: {}",
-                signed(c.difference, 4),
-                fixed(c.here, 4),
-                fixed(c.there, 4),
-                signed(c.interval_90[0], 4),
-                signed(c.interval_90[1], 4),
-                c.margin,
-                c.verdict
-            ));
+            compared(c, &mut out);
         }
         if let Some(steps) = file.samples.mean_steps {
             out.line(format_args!("{steps:.4} steps of the large transformer an image"));

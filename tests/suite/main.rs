@@ -24,6 +24,7 @@ mod emitted;
 mod engines;
 mod evaluate;
 mod evaluate_again;
+mod evaluate_until;
 mod exit_codes;
 mod export;
 mod extractor;

@@ -153,7 +153,18 @@ fn verdict(value: &Value, on: String) -> CitedNumber {
 
 fn steps(value: &Value) -> Option<CitedNumber> {
     let mean = fixed(&value["mean_steps"], 2)?;
-    Some(CitedNumber::new(format!("mean steps an image, on {}", engine(&value["engine"])), mean))
+    // What the steps follow from: another threshold or guidance makes others.
+    let mut told = String::new();
+    let rule = &value["patch_rule"];
+    let settings = [
+        ("threshold", &rule["threshold"]),
+        ("patch size", &rule["patch_size"]),
+        ("cfg", &value["cfg_scale"]),
+    ];
+    for (name, setting) in settings.into_iter().filter(|(_, setting)| setting.is_number()) {
+        told += &format!(", {name} {setting}");
+    }
+    Some(CitedNumber::new(format!("mean steps an image, on {}{told}", engine(&value["engine"])), mean))
 }
 
 fn verify(value: &Value) -> Vec<CitedNumber> {
@@ -216,13 +227,19 @@ fn evaluate(value: &Value) -> Vec<CitedNumber> {
 
 fn bench(value: &Value) -> Vec<CitedNumber> {
     let one = |case: &Value| {
-        let on = format!(
+        let mut on = format!(
             "{} {}, batch {}, {} threads",
             text(&case["engine"]),
             text(&case["engine_version"]),
             case["batch"],
             case["threads"].as_u64().map_or_else(|| "all".to_owned(), |n| n.to_string()),
         );
+        if let Some(schedule) = case["schedule"].as_str() {
+            on += &format!(", {schedule}");
+        }
+        if case["cfg_scale"].is_number() {
+            on += &format!(", cfg {}", case["cfg_scale"]);
+        }
         let speed = fixed(&case["images_per_second"], 3)?;
         Some(CitedNumber::new(format!("images a second on {on}"), speed))
     };

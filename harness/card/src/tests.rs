@@ -20,6 +20,11 @@ fn a_report_must_say_that_it_is_of_this_bundle() {
     let report = |bundle| json!({ "bundle": bundle, "engine": engine, "mean_steps": 35.126 });
     let good = read(report(json!(OWN))).unwrap();
     assert_eq!((good.kind, good.numbers[0].value.as_str()), ("generate", "35.13"));
+    let ruled = json!({
+        "bundle": OWN, "engine": engine, "mean_steps": 2.0, "cfg_scale": 1.5, "patch_rule": { "threshold": 2.75, "patch_size": null },
+    });
+    let what = &read(ruled).unwrap().numbers[0].what;
+    assert!(what.ends_with(", threshold 2.75, cfg 1.5"), "{what}");
     assert!(matches!(read(report(json!("22"))), Err(CardError::OtherBundle { .. })));
     for (value, message) in [
         (report(json!(null)), "which bundle"),

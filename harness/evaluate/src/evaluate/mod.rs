@@ -17,6 +17,7 @@ pub mod measure;
 pub mod protocol;
 pub(crate) mod reference;
 pub mod report;
+pub mod sequential;
 pub(crate) mod store;
 
 pub use crate::error::{EvaluateError, InputKind};

@@ -39,25 +39,25 @@ const LONGEST_HEADER: usize = 1 << 16;
 /// What a store is for. An existing store goes on only with the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Purpose {
+pub(crate) struct Purpose {
     /// Digest of everything that features depend on: images, their order, network, engine, batches. Shards with
     /// different ones are not joined.
-    pub key: String,
+    pub(crate) key: String,
     /// Changes when files of the images are written again: a store goes on with untouched ones only. Shards may differ
     /// in it, since each machine has its copy.
-    pub stamp: String,
+    pub(crate) stamp: String,
     /// Images of the whole set.
-    pub total: u64,
+    pub(crate) total: u64,
     /// First image of this store.
-    pub from: u64,
+    pub(crate) from: u64,
     /// End of its images.
-    pub to: u64,
+    pub(crate) to: u64,
     /// Values an image: pooled features, spatial features, logits; 0 = none.
-    pub widths: [usize; 3],
+    pub(crate) widths: [usize; 3],
     /// Whether the images are generated, and their steps are kept.
-    pub steps: bool,
+    pub(crate) steps: bool,
     /// Whether another store joins it with others: it keeps rows and no sums.
-    pub part: bool,
+    pub(crate) part: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,7 +73,7 @@ struct StoreHeader {
 
 /// An open store.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     folder: Utf8PathBuf,
     purpose: Purpose,
     counted: CountedRows,
@@ -123,7 +123,7 @@ impl Store {
     ///
     /// # Errors
     /// When a store for something else is there, or it is damaged.
-    pub fn open(folder: &Utf8Path, purpose: Purpose) -> Result<Self, EvaluateError> {
+    pub(crate) fn open(folder: &Utf8Path, purpose: Purpose) -> Result<Self, EvaluateError> {
         if !folder.join(STATE).exists() {
             return Self::start(folder, purpose);
         }
@@ -165,7 +165,7 @@ impl Store {
     ///
     /// # Errors
     /// When there is none, or it is damaged.
-    pub fn read(folder: &Utf8Path) -> Result<Self, EvaluateError> {
+    pub(crate) fn read(folder: &Utf8Path) -> Result<Self, EvaluateError> {
         let path = folder.join(STATE);
         let bytes = dpar_export_inputs::read(&path, memory::most()).map_err(EvaluateError::io(&path))?;
         let damaged = |what: &str| unlike(&path, "its own digest", format!("it is damaged ({what})"));
@@ -250,7 +250,7 @@ impl Store {
     ///
     /// # Errors
     /// When the features do not fit, or the disk refuses.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         pixels: &[u8],
         chunk: &Activations,
@@ -363,7 +363,7 @@ impl Store {
     ///
     /// # Errors
     /// When it holds others, or the disk refuses.
-    pub fn merge(&mut self, shard: &Self, compute: &Compute) -> Result<(), EvaluateError> {
+    pub(crate) fn merge(&mut self, shard: &Self, compute: &Compute) -> Result<(), EvaluateError> {
         let (mine, other) = (&self.purpose, &shard.purpose);
         let at = mine.from + self.counted.count;
         let refuse = |message: String, hint| Err(EvaluateError::input(InputKind::Store, message, Some(hint)));
@@ -449,17 +449,17 @@ impl Store {
     }
 
     /// SHA-256 of the counted rows, by file.
-    pub fn rows_sha256(&self) -> BTreeMap<&'static str, String> {
+    pub(crate) fn rows_sha256(&self) -> BTreeMap<&'static str, String> {
         self.counted.rows_sha256()
     }
 
     /// What it is for.
-    pub fn purpose(&self) -> &Purpose {
+    pub(crate) fn purpose(&self) -> &Purpose {
         &self.purpose
     }
 
     /// Images so far.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.counted.count
     }
 
@@ -467,7 +467,7 @@ impl Store {
     ///
     /// # Errors
     /// When the file is not as it was committed.
-    pub fn pixels_sha256(&self) -> Result<String, EvaluateError> {
+    pub(crate) fn pixels_sha256(&self) -> Result<String, EvaluateError> {
         Ok(hex::encode(Sha256::digest(&*self.values(IMAGES)?)))
     }
 
@@ -475,7 +475,7 @@ impl Store {
     ///
     /// # Errors
     /// When the file is not as it was committed.
-    pub fn pool(&self) -> Result<Mapped, EvaluateError> {
+    pub(crate) fn pool(&self) -> Result<Mapped, EvaluateError> {
         self.values(POOL)
     }
 
@@ -483,7 +483,7 @@ impl Store {
     ///
     /// # Errors
     /// When the file is not as it was committed.
-    pub fn logits(&self) -> Result<Option<Mapped>, EvaluateError> {
+    pub(crate) fn logits(&self) -> Result<Option<Mapped>, EvaluateError> {
         if self.purpose.widths[2] == 0 { Ok(None) } else { self.values(LOGITS).map(Some) }
     }
 
@@ -491,7 +491,7 @@ impl Store {
     ///
     /// # Errors
     /// When the file is not as it was committed.
-    pub fn mean_steps(&self) -> Result<Option<f64>, EvaluateError> {
+    pub(crate) fn mean_steps(&self) -> Result<Option<f64>, EvaluateError> {
         if !self.purpose.steps || self.counted.count == 0 {
             return Ok(None);
         }
@@ -504,7 +504,7 @@ impl Store {
     ///
     /// # Errors
     /// Below two images, and for a part.
-    pub fn moments(&self, compute: &Compute) -> Result<Moments, EvaluateError> {
+    pub(crate) fn moments(&self, compute: &Compute) -> Result<Moments, EvaluateError> {
         let Some(sums) = &self.counted.moments else {
             let message = format!("{} holds a part of an evaluation", self.folder);
             return Err(EvaluateError::input(InputKind::Store, message, Some("merge all parts first")));
@@ -516,7 +516,7 @@ impl Store {
     ///
     /// # Errors
     /// Below two images.
-    pub fn spatial_moments(&self, compute: &Compute) -> Result<Option<Moments>, EvaluateError> {
+    pub(crate) fn spatial_moments(&self, compute: &Compute) -> Result<Option<Moments>, EvaluateError> {
         let finish =
             |m: &MomentsAccumulator| m.finish(compute).map_err(EvaluateError::metric("spatial features"));
         self.counted.spatial.as_ref().map(finish).transpose()

@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod comparison;
 mod folder;
 mod parts;
 mod shard;
@@ -36,18 +37,18 @@ use sha2::{Digest, Sha256};
 use super::activations::{ActivationTable, DIGEST, RESIZE, moments_of};
 use super::apart::apart;
 pub use super::compare::FrechetComparison;
-use super::compare::compare;
 pub use super::drawn::Drawn;
 use super::images::{ImageSet, Reading};
 use super::look::{Pictures, look};
 use super::measure::{PARTS, Side, measure};
 use super::protocol::{MetricsFile, Protocol, ReferenceId, SCHEMA, SamplesId};
 use super::reference::Given;
-use super::report::{Metric, MetricReport, MetricSettings, Network};
+use super::report::{MetricReport, MetricSettings, Network};
 use super::store::{Purpose, Store};
 use super::{EvaluateError, InputKind};
 use crate::features::FeatureExtractor;
 use crate::{Step, WorkPhase};
+use comparison::EarlierLooks;
 pub use parts::{JobId, StoredPart};
 pub use shard::Shard;
 pub use source::SampleSource;
@@ -85,6 +86,10 @@ pub struct JobOptions {
     pub part: SamplePart,
     /// `metrics.json` of another evaluation under the same protocol.
     pub compare: Option<Utf8PathBuf>,
+    /// Looks at the comparison while images come; the first that decides ends the evaluation. `None` = all images.
+    pub until: Option<usize>,
+    /// Resamples of a second bootstrap of the comparison, in which both distances are computed again.
+    pub resamples: Option<usize>,
     /// Images between two savings of the state, at least 1.
     pub chunk: usize,
     /// Whose protocol; `None` = that of the network's resize.
@@ -105,6 +110,8 @@ impl JobOptions {
             resume: false,
             part: SamplePart::Whole,
             compare: None,
+            until: None,
+            resamples: None,
             chunk: 256,
             variant: None,
             pr_mode: PrMode::F32,
@@ -120,6 +127,8 @@ pub enum JobOutcome {
     Shard(StoredPart),
     /// The numbers.
     Whole(Box<Evaluation>),
+    /// The comparison was decided before all images were there; there are no numbers of all.
+    Decided(Box<DecidedComparison>),
 }
 
 /// An evaluation that is done.
@@ -133,6 +142,19 @@ pub struct Evaluation {
     pub comparison: Option<FrechetComparison>,
 }
 
+/// A comparison that was decided before all images were there.
+#[derive(Debug)]
+pub struct DecidedComparison {
+    /// What `comparison.json` holds.
+    pub comparison: FrechetComparison,
+    /// Its path.
+    pub path: Utf8PathBuf,
+    /// Images that were looked at.
+    pub images: u64,
+    /// Images that there would have been.
+    pub of: u64,
+}
+
 /// An evaluation with its network.
 pub struct Job {
     options: JobOptions,
@@ -140,6 +162,8 @@ pub struct Job {
     extractor: FeatureExtractor,
     network: Network,
     settings: MetricSettings,
+    /// The looks of a comparison that took all images to be decided.
+    looked: Option<EarlierLooks>,
 }
 
 /// The reference: statistics, features of its images, what it is.
@@ -204,7 +228,7 @@ impl Job {
         }
         let variant = options.variant.or(variant).unwrap_or_default();
         let settings = MetricSettings { variant, pr_mode: options.pr_mode, kid: Some(options.kid) };
-        Ok(Self { options, compute: Arc::new(compute), extractor, network, settings })
+        Ok(Self { options, compute: Arc::new(compute), extractor, network, settings, looked: None })
     }
 
     /// Runs the evaluation and writes the files of the output folder.
@@ -227,6 +251,7 @@ impl Job {
         let mut samples = Store::open(&output.join(SAMPLES), purpose)?;
         match shards {
             Some(shards) => self.merge(&mut samples, &shards)?,
+            None if self.options.until.is_some() => return self.until(source, samples, step),
             None => self.fill(&mut samples, WorkPhase::Samples, source, step)?,
         }
         let reference = self.reference(step)?;
@@ -301,21 +326,37 @@ impl Job {
         pictures: &dyn Pictures,
         step: Step<'_>,
     ) -> Result<(), EvaluateError> {
+        let to = store.purpose().to;
+        self.fill_until(store, to, phase, pictures, step)?;
+        if store.count() != (to - store.purpose().from) {
+            let message = format!("{} of {} images were there", store.count(), to - store.purpose().from);
+            return Err(EvaluateError::input(InputKind::Images, message, None));
+        }
+        Ok(())
+    }
+
+    /// Looks at the images up to `end` that the store does not hold yet.
+    fn fill_until(
+        &mut self,
+        store: &mut Store,
+        end: u64,
+        phase: WorkPhase,
+        pictures: &dyn Pictures,
+        step: Step<'_>,
+    ) -> Result<(), EvaluateError> {
         let (from, to, done) = (store.purpose().from, store.purpose().to, store.count());
         let (chunk, compute) = (self.chunk(), Arc::clone(&self.compute));
-        let next = ((from + done) as usize, to as usize);
+        let next = ((from + done) as usize, end as usize);
         let mut at = |n| step(phase, done as usize + n, (to - from) as usize);
         if !at(0) {
             return Err(EvaluateError::Interrupted);
         }
+        if next.0 >= next.1 {
+            return Ok(());
+        }
         look(pictures, next, chunk, &mut self.extractor, &mut at, &mut |looked| {
             store.add(looked.pixels, &looked.found, looked.steps, &compute)
-        })?;
-        if store.count() != (to - from) {
-            let message = format!("{} of {} images were there", store.count(), to - from);
-            return Err(EvaluateError::input(InputKind::Images, message, None));
-        }
-        Ok(())
+        })
     }
 
     fn merge(&self, samples: &mut Store, folders: &[Utf8PathBuf]) -> Result<(), EvaluateError> {
@@ -483,53 +524,6 @@ impl Job {
         arrays.push((DIGEST, ArrayRef::u8(&digest_length, digest)));
         arrays.push((RESIZE, ArrayRef::u8(&resize_length, resize)));
         Ok(write_npz(&self.options.output.join(STATISTICS), &arrays)?)
-    }
-
-    /// The evaluation to compare with: its report, the features of its samples, its Fréchet distance.
-    fn other(&self, path: &Utf8Path) -> Result<(MetricsFile, Store, f64), EvaluateError> {
-        let other = read_metrics(path)?;
-        let folder = samples_of(path);
-        let store = Store::read(&folder)?;
-        if store.pixels_sha256()? != other.samples.pixels_sha256 {
-            let message = format!("{folder} does not hold the samples of {path}");
-            return Err(EvaluateError::input(InputKind::Report, message, None));
-        }
-        let distance = self.distance(path, &other)?;
-        Ok((other, store, distance))
-    }
-
-    /// The Fréchet distance of a report.
-    fn distance(&self, path: &Utf8Path, file: &MetricsFile) -> Result<f64, EvaluateError> {
-        let metric = if self.network.inception { Metric::Fid } else { Metric::FrechetDistance };
-        file.report.metrics.get(&metric).map(|m| m.value).ok_or_else(|| {
-            let message = format!("{path}: no Fréchet distance to compare");
-            EvaluateError::input(InputKind::Report, message, None)
-        })
-    }
-
-    fn compare(
-        &self,
-        path: &Utf8Path,
-        own: &MetricsFile,
-        samples: Store,
-        reference: Moments,
-        parts: usize,
-        step: Step<'_>,
-    ) -> Result<FrechetComparison, EvaluateError> {
-        let (other, store, there) = self.other(path)?;
-        like(path, &own.protocol, &other.protocol)?;
-        let here = self.distance(&self.options.output, own)?;
-        let fid = self.network.inception;
-        let (seed, compute) = (self.options.kid.seed, Arc::clone(&self.compute));
-        let work = move |next: &mut dyn FnMut(&'static str) -> bool| -> Result<_, EvaluateError> {
-            if !next("comparison") {
-                return Err(EvaluateError::Interrupted);
-            }
-            compare((&samples, here), (&store, there), &reference, fid, seed, &compute)
-        };
-        let found = apart(parts, work, &mut |phase, done, total| step(phase, PARTS + done, total))?;
-        self.write(COMPARISON, &found)?;
-        Ok(found)
     }
 }
 

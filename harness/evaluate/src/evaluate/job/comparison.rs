@@ -1,0 +1,151 @@
+//! The evaluation that another one is held against: after all images, or while they come.
+
+use std::sync::Arc;
+
+use camino::Utf8Path;
+use dpar_export_inputs::limits;
+use dpar_export_metrics::{Moments, Verdict, Z90};
+use serde_json::Value;
+
+use super::{
+    COMPARISON, DecidedComparison, FrechetComparison, Job, JobOutcome, SampleSource, apart, like,
+    read_metrics, samples_of,
+};
+use crate::evaluate::compare::{ComparisonRule, SequentialLooks, compare};
+use crate::evaluate::measure::PARTS;
+use crate::evaluate::protocol::MetricsFile;
+use crate::evaluate::report::Metric;
+use crate::evaluate::sequential::Sequential;
+use crate::evaluate::store::Store;
+use crate::evaluate::{EvaluateError, InputKind};
+use crate::{Step, WorkPhase};
+
+/// Looks of which none but the last is left: its rule, and what the others found.
+pub(super) struct EarlierLooks {
+    rule: ComparisonRule,
+    before: SequentialLooks,
+}
+
+impl Job {
+    /// The evaluation to compare with: its report, the features of its samples, its Fréchet distance.
+    pub(super) fn other(&self, path: &Utf8Path) -> Result<(MetricsFile, Store, f64), EvaluateError> {
+        let other = read_metrics(path)?;
+        let folder = samples_of(path);
+        let store = Store::read(&folder)?;
+        if store.pixels_sha256()? != other.samples.pixels_sha256 {
+            let message = format!("{folder} does not hold the samples of {path}");
+            return Err(EvaluateError::input(InputKind::Report, message, None));
+        }
+        let distance = self.distance(path, &other)?;
+        Ok((other, store, distance))
+    }
+
+    /// The Fréchet distance of a report.
+    fn distance(&self, path: &Utf8Path, file: &MetricsFile) -> Result<f64, EvaluateError> {
+        let metric = if self.network.inception { Metric::Fid } else { Metric::FrechetDistance };
+        file.report.metrics.get(&metric).map(|m| m.value).ok_or_else(|| {
+            let message = format!("{path}: no Fréchet distance to compare");
+            EvaluateError::input(InputKind::Report, message, None)
+        })
+    }
+
+    /// One look at all images. `there`: the distance of the others.
+    fn rule(&self, there: f64) -> ComparisonRule {
+        ComparisonRule {
+            margin: ComparisonRule::margin(self.network.inception, there),
+            critical: Z90,
+            seed: self.options.kid.seed,
+            resamples: self.options.resamples,
+        }
+    }
+
+    /// Compares after all images.
+    pub(super) fn compare(
+        &self,
+        path: &Utf8Path,
+        own: &MetricsFile,
+        samples: Store,
+        reference: Moments,
+        parts: usize,
+        step: Step<'_>,
+    ) -> Result<FrechetComparison, EvaluateError> {
+        let (other, store, there) = self.other(path)?;
+        like(path, &own.protocol, &other.protocol)?;
+        let here = self.distance(&self.options.output, own)?;
+        let rule = self.looked.as_ref().map_or_else(|| self.rule(there), |looked| looked.rule);
+        let compute = Arc::clone(&self.compute);
+        let work = move |next: &mut dyn FnMut(&'static str) -> bool| -> Result<_, EvaluateError> {
+            if !next("comparison") {
+                return Err(EvaluateError::Interrupted);
+            }
+            compare((&samples, here), (&store, there), &reference, rule, &compute)
+        };
+        let mut found = apart(parts, work, &mut |phase, done, total| step(phase, PARTS + done, total))?;
+        if let Some(EarlierLooks { rule, before }) = &self.looked {
+            found.sequential = Some(before.with_last(rule, &found));
+        }
+        self.write(COMPARISON, &found)?;
+        Ok(found)
+    }
+
+    /// Looks at the images and, as planned, at the comparison; ends with the first look that decides, or with all images.
+    pub(super) fn until(
+        mut self,
+        source: &SampleSource<'_>,
+        mut samples: Store,
+        step: Step<'_>,
+    ) -> Result<JobOutcome, EvaluateError> {
+        let reference = self.reference(step)?;
+        let (Some(path), Some(moments)) = (self.options.compare.clone(), reference.pool.clone()) else {
+            let message = "looks before all images are there are looks at a comparison, and there is none";
+            return Err(EvaluateError::input(InputKind::Report, message.to_owned(), None));
+        };
+        let (other, store, there) = self.other(&path)?;
+        like(&path, &self.protocol(source, reference.id.clone())?, &other.protocol)?;
+        let (total, chunk) = (samples.purpose().total, self.chunk() as u64);
+        let sizes = (total, chunk, samples.purpose().widths[0]);
+        let looks = self.options.until.unwrap_or(1);
+        let mut sequential = Sequential::new(looks, sizes, self.rule(there))?;
+        self.same_plan(&sequential.record())?;
+        let mut held = store;
+        while let Some(images) = sequential.next().filter(|images| *images < total) {
+            self.fill_until(&mut samples, images, WorkPhase::Samples, source, step)?;
+            let (compute, moments) = (Arc::clone(&self.compute), moments.clone());
+            let work = move |next: &mut dyn FnMut(&'static str) -> bool| -> Result<_, EvaluateError> {
+                if !next("comparison") {
+                    return Err(EvaluateError::Interrupted);
+                }
+                let found = sequential.look((&samples, &held), &moments, &compute)?;
+                Ok((found, sequential, samples, held))
+            };
+            let found;
+            (found, sequential, samples, held) = apart(1, work, step)?;
+            let path = self.write(COMPARISON, &found)?;
+            if found.verdict != Verdict::Inconclusive {
+                let decided = DecidedComparison { comparison: found, path, images, of: total };
+                return Ok(JobOutcome::Decided(Box::new(decided)));
+            }
+        }
+        self.fill(&mut samples, WorkPhase::Samples, source, step)?;
+        self.looked = Some(EarlierLooks { rule: sequential.last_rule(), before: sequential.record() });
+        self.finish(source, samples, reference, step)
+    }
+
+    /// Looks are planned once: with other looks at the same images the error would be another.
+    fn same_plan(&self, plan: &SequentialLooks) -> Result<(), EvaluateError> {
+        let path = self.options.output.join(COMPARISON);
+        if !path.exists() {
+            return Ok(());
+        }
+        let bytes = dpar_export_inputs::read(&path, limits::TEXT).map_err(EvaluateError::io(&path))?;
+        let report: Value = serde_json::from_slice(&bytes).map_err(EvaluateError::json("comparison.json"))?;
+        let planned = &report["sequential"]["planned"];
+        if planned.is_null() || *planned == serde_json::json!(plan.planned) {
+            return Ok(());
+        }
+        let message =
+            format!("{path} was begun with looks after {planned} images, and now they would be others");
+        let hint = "repeat the command line that began it, or choose another --output";
+        Err(EvaluateError::input(InputKind::Store, message, Some(hint)))
+    }
+}

@@ -1,0 +1,164 @@
+//! `cargo run -p dpar-export-metrics --example sequential`: how often the sequential comparison is wrong, how many images it takes, and how many
+//! decide a given change; the tables of docs/metrics.md.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use dpar_export_metrics::{
+    Compute, Frechet, FrechetInfluence, Moments, MomentsAccumulator, Rows, Verdict, Z90, equivalence_at,
+    frechet_distance, paired_standard_error, random, sequential_boundaries,
+};
+
+const RUNS: u64 = 2000;
+const LOOKS: usize = 10;
+
+fn main() {
+    let critical: Vec<String> = plan().iter().map(|c| format!("{c:.3}")).collect();
+    println!("Critical values of {LOOKS} looks, in standard errors: {}\n", critical.join(", "));
+    means();
+    distances();
+    power();
+}
+
+/// Standard normal numbers by their index (G. E. P. Box, M. E. Muller, 1958).
+fn normal(seed: u64, index: u64) -> f64 {
+    let unit = |i| ((random::nth(seed, i) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+    (-2.0 * unit(2 * index).ln()).sqrt() * (std::f64::consts::TAU * unit(2 * index + 1)).cos()
+}
+
+/// What became of a run, and after which part of the images.
+struct SimulatedRun {
+    verdict: Verdict,
+    fraction: f64,
+}
+
+fn report(name: &str, ended: &[SimulatedRun]) {
+    let share = |v: Verdict| ended.iter().filter(|e| e.verdict == v).count() as f64 / ended.len() as f64;
+    let images = ended.iter().map(|e| e.fraction).sum::<f64>() / ended.len() as f64;
+    println!(
+        "| {name} | {} | {:.1} % | {:.1} % | {:.1} % | {:.0} % |",
+        ended.len(),
+        100.0 * share(Verdict::Pass),
+        100.0 * share(Verdict::Fail),
+        100.0 * share(Verdict::Inconclusive),
+        100.0 * images
+    );
+}
+
+const HEAD: &str =
+    "| true difference | runs | pass | fail | inconclusive | images of all |\n|---|---|---|---|---|---|";
+
+/// Looks until one decides.
+fn looks(mut at: impl FnMut(usize) -> (f64, f64), margin: f64, critical: &[f64]) -> SimulatedRun {
+    for (k, critical) in critical.iter().enumerate() {
+        let (difference, error) = at(k);
+        let verdict = equivalence_at(difference, error, margin, *critical).unwrap().verdict;
+        if verdict != Verdict::Inconclusive || k + 1 == LOOKS {
+            return SimulatedRun { verdict, fraction: (k + 1) as f64 / LOOKS as f64 };
+        }
+    }
+    unreachable!("the last look ends")
+}
+
+fn plan() -> Vec<f64> {
+    sequential_boundaries(&(1..=LOOKS).map(|k| k as f64 / LOOKS as f64).collect::<Vec<_>>()).unwrap()
+}
+
+/// Means of normal values with a margin of four standard errors of all images.
+fn means() {
+    println!(
+        "Means of 2,000 normal values, {LOOKS} looks, margin 4 standard errors of all; differences in margins"
+    );
+    println!("{HEAD}");
+    let (critical, n, margin) = (plan(), 2000_u64, 4.0 / (2000_f64).sqrt());
+    for (name, true_difference) in
+        [("0", 0.0), ("0.5", 0.5), ("1", 1.0), ("-1", -1.0), ("1.5", 1.5), ("2", 2.0)]
+    {
+        let run = |seed: u64| {
+            let (mut sum, mut squares, mut seen) = (0.0, 0.0, 0);
+            let at = |k: usize| {
+                let to = n * (k as u64 + 1) / LOOKS as u64;
+                for i in seen..to {
+                    let x = normal(seed, i) + true_difference * margin;
+                    (sum, squares) = (sum + x, squares + x * x);
+                }
+                seen = to;
+                let count = to as f64;
+                let mean = sum / count;
+                (mean, ((squares / count - mean * mean) / (count - 1.0)).sqrt())
+            };
+            looks(at, margin, &critical)
+        };
+        report(name, &(0..5 * RUNS).map(run).collect::<Vec<_>>());
+    }
+}
+
+const WIDTH: usize = 4;
+
+fn moments(rows: &[f32], compute: &Compute) -> Moments {
+    let mut all = MomentsAccumulator::new(WIDTH).unwrap();
+    all.push(Rows::new("rows", rows, WIDTH).unwrap(), compute).unwrap();
+    all.finish(compute).unwrap()
+}
+
+/// Fréchet distances of paired samples to one reference, with the standard error from their influence functions.
+fn distances() {
+    const IMAGES: usize = 2000;
+    let compute = Compute::new(1).unwrap();
+    let reference = Moments::from_parts(vec![0.0; WIDTH], unit(), None).unwrap();
+    // Both are moved away from the reference by 1 in the first feature; one also in the second, by `shift`.
+    let margin = 0.05_f64;
+    println!(
+        "\nFréchet distances (about 1) of {IMAGES} pairs of {WIDTH} features, {LOOKS} looks, margin {margin}"
+    );
+    println!("{HEAD}");
+    let critical = plan();
+    for (name, excess) in [("0", 0.0), ("1", 1.0), ("2", 2.0)] {
+        // A shift s at right angles to the first adds s² to the distance.
+        let shift = (excess * margin).sqrt();
+        let run = |seed: u64| {
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            let at = |k: usize| {
+                let to = IMAGES * (k + 1) / LOOKS;
+                for i in a.len() / WIDTH..to {
+                    for j in 0..WIDTH {
+                        // A part of both is common, as of two systems with one seed.
+                        let at = ((i * WIDTH + j) * 3) as u64;
+                        let common = 0.95_f64.sqrt() * normal(seed, at);
+                        let [own, other] = [1, 2].map(|n| common + 0.05_f64.sqrt() * normal(seed, at + n));
+                        let moved = if j == 0 { 1.0 } else { 0.0 };
+                        a.push((own + moved + if j == 1 { shift } else { 0.0 }) as f32);
+                        b.push((other + moved) as f32);
+                    }
+                }
+                let (ma, mb) = (moments(&a, &compute), moments(&b, &compute));
+                let distance = |m: &Moments| -> f64 {
+                    let Frechet { distance, .. } = frechet_distance(m, &reference, &compute).unwrap();
+                    distance
+                };
+                let influence = |m: &Moments, rows: &[f32]| {
+                    let function = FrechetInfluence::new(m, &reference, &compute).unwrap();
+                    function.rows(Rows::new("rows", rows, WIDTH).unwrap(), &compute).unwrap()
+                };
+                let error = paired_standard_error(&influence(&ma, &a), &influence(&mb, &b)).unwrap();
+                (distance(&ma) - distance(&mb), error)
+            };
+            looks(at, margin, &critical)
+        };
+        report(name, &(0..RUNS).map(run).collect::<Vec<_>>());
+    }
+}
+
+fn unit() -> Vec<f64> {
+    (0..WIDTH * WIDTH).map(|i| if i % (WIDTH + 1) == 0 { 1.0 } else { 0.0 }).collect()
+}
+
+/// Images that one look needs to show equivalence with a power of 90 % where there is no difference: (z₉₅ + z₉₅)²·s²/m², with s the
+/// standard deviation of the pairs' influence values and m the margin. (Both tests must pass: each with 95 %.)
+fn power() {
+    println!("\nImages that decide a change of 1 % with a power of 90 %, by s over the distance");
+    println!("| s / distance | images |\n|---|---|");
+    for ratio in [0.25, 0.5, 1.0, 2.0, 4.0] {
+        let images = (2.0 * Z90 * ratio / 0.01_f64).powi(2);
+        println!("| {ratio} | {images:.0} |");
+    }
+}
