@@ -11,6 +11,7 @@ from conftest import FIXTURES, ROOT
 
 #: Blocks that do not run here, by the page and a line of the block.
 ELSEWHERE = {
+    ("docs/cluster.md", "found = cluster.evaluate("): "needs Ray: `cargo xtask ray` makes the same call",
     ("docs/python.md", "golden = dpar_export.record("): "needs PyTorch: `cargo xtask record-check` runs the same call",
     ("docs/reference.md", "with torch.no_grad():"): "needs the research code's model",
 }
