@@ -114,12 +114,15 @@ class Driver:
             )
             for _ in range(min(self._room(), len(self._waiting))):
                 self._hire()
-            while self._store.missing():
-                if progress is not None:
-                    progress(self._store.images(), images)
+            told = -1
+            while True:
+                done = self._store.images()
+                if progress is not None and done != told:
+                    progress(done, images)
+                told = done
+                if not self._store.missing():
+                    break
                 self._turn()
-            if progress is not None:
-                progress(images, images)
         except ConnectionError as error:
             raise UnavailableError(f"the Ray cluster is lost: {error}", "go on with --resume") from None
         finally:
