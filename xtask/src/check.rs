@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use camino::Utf8Path;
+use xtask_web::page;
 
 use crate::{all_engines, cargo, command, hostile, npz, onnx, package, python, report, step, tidy};
 
@@ -47,9 +48,10 @@ pub(crate) fn run(root: &Utf8Path, only: &[String], minimal: bool) -> Result<()>
             ),
         );
         steps.push(("report-check", Box::new(|| report::run(root, true))));
+        steps.push(("page-check", Box::new(|| page::run(root, &onnx::program(root, true)?))));
     } else {
         println!(
-            "SKIPPED: report-check needs a Chromium, which `cargo xtask setup` (without --minimal) installs."
+            "SKIPPED: report-check and page-check need a Chromium, which `cargo xtask setup` (without --minimal) installs."
         );
         println!("SKIPPED: no report was opened in a browser.");
     }

@@ -2,7 +2,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod book;
-mod browser;
 mod check;
 mod cluster;
 mod demo;
@@ -38,6 +37,7 @@ use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Parser, Subcommand};
 use dpar_engine_table::{self as engines, Runs};
+use xtask_web::{api, load, page};
 
 /// Every optional engine, as features: one build, so that nothing is compiled twice with other features.
 fn all_engines() -> String {
@@ -75,6 +75,9 @@ enum Task {
         /// Also Ray (0.3 GB), which `ray`, `rehearse` and `k8s` need
         #[arg(long)]
         ray: bool,
+        /// Also schemathesis (CPython 3.11, x86-64), which `api-check` needs
+        #[arg(long)]
+        load_tools: bool,
     },
     /// Build the program and run `dpar-export demo`: export a trained DPAR, draw a labelled grid, verify
     Demo,
@@ -270,6 +273,41 @@ enum Task {
     },
     /// Open the HTML reports in a headless Chromium: light, dark and phone-wide; screenshots stay in out/report
     ReportCheck,
+    /// Open the page of `serve` in a headless Chromium and draw with it; screenshots stay in out/report
+    PageCheck,
+    /// Let schemathesis ask a service what its OpenAPI document allows and what it does not (needs `setup --load-tools`)
+    ApiCheck {
+        /// How long
+        #[arg(long, value_name = "N", default_value = "120")]
+        seconds: u32,
+        /// Seed of the requests
+        #[arg(long, default_value = "1")]
+        seed: u64,
+        /// Take the program that `cargo xtask check` built, instead of building it
+        #[arg(long)]
+        built: bool,
+    },
+    /// Load a service on loopback: many clients, overload, throughput and latency beside the command line's (minutes, on a quiet machine)
+    Load {
+        /// The program [default: a release build]
+        #[arg(long)]
+        program: Option<Utf8PathBuf>,
+        /// Engine [default: the program's]
+        #[arg(long)]
+        engine: Option<String>,
+        /// Images that are decoded together
+        #[arg(long, value_name = "ROWS", default_value = "16")]
+        batch: usize,
+        /// Clients at a time
+        #[arg(long, value_name = "N", default_value = "200")]
+        clients: usize,
+        /// How long they ask
+        #[arg(long, value_name = "N", default_value = "60")]
+        seconds: u64,
+        /// Turns of service and command line
+        #[arg(long, value_name = "N", default_value = "5")]
+        rounds: usize,
+    },
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
     OnnxCheck {
         /// Bundle folders
@@ -292,13 +330,16 @@ fn run() -> Result<()> {
     let root = root()?;
     dpar_export_fixtures::make(&root.join("fixtures"))?;
     match task {
-        Task::Setup { minimal, torch, triton, ray } => {
+        Task::Setup { minimal, torch, triton, ray, load_tools } => {
             setup::run(&root, minimal)?;
             if torch {
                 setup::with_torch(&root)?;
             }
             if triton {
                 setup::with_triton(&root)?;
+            }
+            if load_tools {
+                setup::with_load_tools(&root)?;
             }
             if ray { setup::with_ray(&root) } else { Ok(()) }
         }
@@ -356,6 +397,15 @@ fn run() -> Result<()> {
             step("rehearse", || python::rehearse(&root, &scope, images, workers, chunk))
         }
         Task::ReportCheck => step("report-check", || report::run(&root, false)),
+        Task::PageCheck => step("page-check", || page::run(&root, &onnx::program(&root, false)?)),
+        Task::ApiCheck { seconds, seed, built } => step("api-check", || {
+            api::run(&root, &onnx::program(&root, built)?, &setup::load_tools(&root), seconds, seed)
+        }),
+        Task::Load { program, engine, batch, clients, seconds, rounds } => {
+            let program = program.map_or_else(|| demo::program(&root), Ok)?;
+            let plan = load::LoadPlan { program, engine, rows: batch, clients, seconds, rounds };
+            step("load", || load::run(&root, &plan))
+        }
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }
 }

@@ -7,7 +7,7 @@ use crate::tools::{Tool, tool};
 use crate::{cargo, command};
 
 /// Members that are not handed out as crates.
-const OWN_USE: [&str; 3] = ["xtask", "dpar-export-fixtures", "dpar-export-python"];
+const OWN_USE: [&str; 4] = ["xtask", "xtask-web", "dpar-export-fixtures", "dpar-export-python"];
 /// The largest package that a registry takes, in bytes.
 const LARGEST: u64 = 10 << 20;
 /// Licences, sources and versions of all dependencies, by deny.toml.

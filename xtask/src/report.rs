@@ -3,21 +3,21 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::json;
 
-use crate::browser::Browser;
+use xtask_web::browser::{Browser, View};
+
 use crate::{command, onnx};
 
 /// Screenshots and pages, ignored by git.
 const OUT: &str = "out/report";
-/// A view of a page: name, width, height, colour scheme.
-const VIEWS: [(&str, u32, u32, &str); 4] = [
-    ("light", 1280, 900, "light"),
-    ("dark", 1280, 900, "dark"),
-    ("phone", 360, 780, "light"),
-    ("phone-dark", 360, 780, "dark"),
+
+const VIEWS: [(&str, View); 4] = [
+    ("light", View { width: 1280, height: 900, scheme: "light" }),
+    ("dark", View { width: 1280, height: 900, scheme: "dark" }),
+    ("phone", View { width: 360, height: 780, scheme: "light" }),
+    ("phone-dark", View { width: 360, height: 780, scheme: "dark" }),
 ];
 /// Largest page.
 const LARGEST: u64 = 3_000_000;
@@ -36,16 +36,16 @@ pub(crate) fn run(root: &Utf8Path, built: bool) -> Result<()> {
         if size > LARGEST {
             problems.push(format!("{page}: {size} bytes, {LARGEST} are allowed"));
         }
-        for (view, width, height, scheme) in VIEWS {
-            let name = page.file_stem().unwrap_or_default();
-            let found = browser.look(page, width, height, scheme, &out.join(format!("{name}-{view}.png")))?;
-            problems.extend(found.into_iter().map(|p| format!("{name} ({view}): {p}")));
+        for (name, view) in VIEWS {
+            let stem = page.file_stem().unwrap_or_default();
+            let found = look(&mut browser, page, view, &out.join(format!("{stem}-{name}.png")))?;
+            problems.extend(found.into_iter().map(|p| format!("{stem} ({name}): {p}")));
         }
     }
     // What the checks above would miss if they never fired.
     let bad = out.join("bad.html");
     fs_err::write(&bad, BAD)?;
-    let found = browser.look(&bad, 360, 780, "light", &out.join("bad.png"))?;
+    let found = look(&mut browser, &bad, VIEWS[2].1, &out.join("bad.png"))?;
     for word in ["console", "request", "scrolls", "contrast", "alt", "scope", "heading"] {
         if !found.iter().any(|p| p.contains(word)) {
             problems.push(format!("the check for `{word}` does not fire on a bad page: {found:?}"));
@@ -98,57 +98,7 @@ fn pages(root: &Utf8Path, program: &Utf8Path, out: &Utf8Path) -> Result<Vec<Utf8
     Ok(pages)
 }
 
-impl Browser {
-    /// Shows a page, takes a screenshot of all of it, and says what is wrong with it.
-    fn look(
-        &mut self,
-        page: &Utf8Path,
-        width: u32,
-        height: u32,
-        scheme: &str,
-        shot: &Utf8Path,
-    ) -> Result<Vec<String>> {
-        let url = format!("file://{page}");
-        let tab = self.tab()?;
-        let screen =
-            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
-        self.call(&tab, "Emulation.setDeviceMetricsOverride", screen)?;
-        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        self.call(&tab, "Emulation.setEmulatedMedia", json!({ "features": features }))?;
-        self.forget();
-        self.call(&tab, "Page.navigate", json!({ "url": url }))?;
-        self.wait_for("Page.loadEventFired")?;
-        let script = json!({ "expression": include_str!("report.js"), "returnByValue": true });
-        let answer = self.call(&tab, "Runtime.evaluate", script)?;
-        let list = answer["result"]["value"]
-            .as_array()
-            .with_context(|| format!("the page check failed: {answer}"))?;
-        let mut problems: Vec<String> = list.iter().filter_map(|p| p.as_str().map(str::to_owned)).collect();
-        let options = json!({ "format": "png", "captureBeyondViewport": true });
-        let picture = self.call(&tab, "Page.captureScreenshot", options)?;
-        let bytes = base64::Engine::decode(
-            &base64::engine::general_purpose::STANDARD,
-            picture["data"].as_str().unwrap_or_default(),
-        )?;
-        fs_err::write(shot, bytes)?;
-        for event in self.events() {
-            let params = &event["params"];
-            match event["method"].as_str().unwrap_or_default() {
-                "Runtime.consoleAPICalled" => problems.push(format!("console: {}", params["args"])),
-                "Runtime.exceptionThrown" => {
-                    problems.push(format!("console: {}", params["exceptionDetails"]))
-                }
-                "Log.entryAdded" => problems.push(format!("console: {}", params["entry"]["text"])),
-                "Network.requestWillBeSent" => {
-                    let asked = params["request"]["url"].as_str().unwrap_or_default();
-                    if asked != url && !asked.starts_with("data:") {
-                        problems.push(format!("request: {asked}"));
-                    }
-                }
-                _ => {}
-            }
-        }
-        self.close(&tab)?;
-        Ok(problems)
-    }
+/// What is wrong with a page that is a file.
+fn look(browser: &mut Browser, page: &Utf8Path, view: View, shot: &Utf8Path) -> Result<Vec<String>> {
+    browser.visit(&format!("file://{page}"), view, shot, |_, _| Ok(Vec::new()))
 }

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::{browser, cargo, command, fetch, step};
+use xtask_web::browser;
+
+use crate::{cargo, command, fetch, step};
 
 /// A package of the Python package index of which setup takes shared libraries.
 struct Package {
@@ -228,6 +230,11 @@ pub(crate) fn with_ray(root: &Utf8Path) -> Result<()> {
     step("Ray", || venv(root, &RAY))
 }
 
+/// Fetches schemathesis for `cargo xtask api-check`.
+pub(crate) fn with_load_tools(root: &Utf8Path) -> Result<()> {
+    step("load tools", || venv(root, &LOAD_TOOLS))
+}
+
 /// Fetches everything; `minimal` leaves out what the features `tensorrt` and `candle` need.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     step("onnxruntime", || package(root, &ORT))?;
@@ -256,6 +263,14 @@ const CHECKS: Environment = Environment { folder: "venv", requirements: "xtask/r
 /// PyTorch, which nothing but measurements needs.
 const TORCH: Environment =
     Environment { folder: "torch", requirements: "benches/side_by_side/requirements.txt" };
+/// Programs that ask a service.
+const LOAD_TOOLS: Environment =
+    Environment { folder: "load-tools", requirements: "xtask/load-requirements.txt" };
+
+/// Where those programs are.
+pub(crate) fn load_tools(root: &Utf8Path) -> Utf8PathBuf {
+    root.join("third_party").join(LOAD_TOOLS.folder).join("bin")
+}
 
 /// A Triton server with its Python back end, and what other programs say of files for them.
 const TRITON: Environment = Environment { folder: "triton", requirements: "xtask/triton-requirements.txt" };

@@ -28,6 +28,7 @@ const LAYERS: &[&[&str]] = &[
         "dpar-export-metrics",
         "dpar-export-demo",
         "dpar-export-fixtures",
+        "xtask-web",
     ],
     &["dpar-engine-api", "dpar-export-checkpoint", "dpar-export-files", "dpar-export-sampler"],
     &["dpar-engine-kv"],

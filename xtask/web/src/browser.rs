@@ -16,7 +16,7 @@ const PROGRAMS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The browser that is installed, if any.
-pub(crate) fn program() -> Option<&'static str> {
+pub fn program() -> Option<&'static str> {
     let works = |program: &&str| {
         let run = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         run.is_ok_and(|s| s.success())
@@ -24,8 +24,19 @@ pub(crate) fn program() -> Option<&'static str> {
     PROGRAMS.into_iter().find(works)
 }
 
+/// How a page is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    /// Pixels; below 600 it is a phone.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// `light` or `dark`.
+    pub scheme: &'static str,
+}
+
 /// A running browser with a profile of its own. It ends with this value.
-pub(crate) struct Browser {
+pub struct Browser {
     child: Child,
     to: fs_err::File,
     from: Receiver<Value>,
@@ -38,7 +49,10 @@ pub(crate) struct Browser {
 
 impl Browser {
     /// Starts the browser; `log` is the folder for what it says.
-    pub(crate) fn start(log: &Utf8Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is none, or it does not start.
+    pub fn start(log: &Utf8Path) -> Result<Self> {
         let program = program().context(
             "no chromium, chromium-browser or google-chrome: run `cargo xtask setup`, or install the Debian package chromium",
         )?;
@@ -88,7 +102,10 @@ impl Browser {
     }
 
     /// Its name and version.
-    pub(crate) fn version(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// When the browser ended.
+    pub fn version(&mut self) -> Result<String> {
         let answer = self.send(None, "Browser.getVersion", json!({}))?;
         Ok(answer["product"].as_str().unwrap_or("a browser").to_owned())
     }
@@ -113,6 +130,64 @@ impl Browser {
             self.send(None, "Target.closeTarget", json!({ "targetId": target }))?;
         }
         Ok(())
+    }
+
+    /// Shows a page, uses it, takes a screenshot of all of it, and says what is wrong with it.
+    ///
+    /// # Errors
+    /// When the browser ended, or does not do what it is told; what `used` returns.
+    pub fn visit(
+        &mut self,
+        url: &str,
+        View { width, height, scheme }: View,
+        shot: &Utf8Path,
+        used: impl FnOnce(&mut Self, &str) -> Result<Vec<String>>,
+    ) -> Result<Vec<String>> {
+        let tab = self.tab()?;
+        let screen =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
+        self.call(&tab, "Emulation.setDeviceMetricsOverride", screen)?;
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        self.call(&tab, "Emulation.setEmulatedMedia", json!({ "features": features }))?;
+        self.forget();
+        self.call(&tab, "Page.navigate", json!({ "url": url }))?;
+        self.wait_for("Page.loadEventFired")?;
+        let wrong = used(self, &tab)?;
+        let script = json!({ "expression": include_str!("report.js"), "returnByValue": true });
+        let answer = self.call(&tab, "Runtime.evaluate", script)?;
+        let list = answer["result"]["value"]
+            .as_array()
+            .with_context(|| format!("the page check failed: {answer}"))?;
+        let mut problems = wrong;
+        problems.extend(list.iter().filter_map(|p| p.as_str().map(str::to_owned)));
+        let options = json!({ "format": "png", "captureBeyondViewport": true });
+        let picture = self.call(&tab, "Page.captureScreenshot", options)?;
+        let bytes = base64::Engine::decode(
+            &base64::engine::general_purpose::STANDARD,
+            picture["data"].as_str().unwrap_or_default(),
+        )?;
+        fs_err::write(shot, bytes)?;
+        for event in self.events() {
+            let params = &event["params"];
+            match event["method"].as_str().unwrap_or_default() {
+                "Runtime.consoleAPICalled" => problems.push(format!("console: {}", params["args"])),
+                "Runtime.exceptionThrown" => {
+                    problems.push(format!("console: {}", params["exceptionDetails"]))
+                }
+                "Log.entryAdded" => problems.push(format!("console: {}", params["entry"]["text"])),
+                "Network.requestWillBeSent" => {
+                    let asked = params["request"]["url"].as_str().unwrap_or_default();
+                    // A service's page asks the service.
+                    let own = asked == url || (url.starts_with("http:") && asked.starts_with(url));
+                    if !own && !asked.starts_with("data:") {
+                        problems.push(format!("request: {asked}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.close(&tab)?;
+        Ok(problems)
     }
 
     /// Calls a method in a tab.
