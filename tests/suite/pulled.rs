@@ -52,8 +52,15 @@ fn parts_that_are_pulled_join_to_the_whole() {
     let alone = case.run("d", &["--on", "ray"]);
     assert!(alone.code == 3 && alone.stderr.contains("Python package"), "{}", alone.stderr);
     assert!(!case.temp.path("d").exists());
-    for odd in [&["--pull", "4", "--shard", "1/2"][..], &["--on", "ray", "--pull", "4"], &["--workers", "2"]]
+    let until = ["--on", "ray", "--compare", "x", "--until", "inconclusive-resolved"];
+    for odd in
+        [&["--pull", "4", "--shard", "1/2"][..], &["--on", "ray", "--pull", "4"], &["--workers", "2"], &until]
     {
-        assert_eq!(case.run("e", odd).code, 2, "{odd:?}");
+        let refused = case.run("e", odd);
+        assert!(
+            refused.code == 2 && !refused.stderr.contains("invalid value"),
+            "{odd:?}: {}",
+            refused.stderr
+        );
     }
 }

@@ -104,7 +104,7 @@ pub(crate) struct EvaluateArgs {
     pub(super) emit: Option<Cluster>,
     /// Give the chunks to the workers of a Ray cluster, and merge what they send: ray (RAY_ADDRESS, or this machine) or
     /// ray://HOST:PORT. Needs the Python package; a run that was ended goes on with --resume
-    #[arg(long, value_name = "RAY", value_parser = on, conflicts_with_all = ["shard", "merge", "emit", "pull"])]
+    #[arg(long, value_name = "RAY", value_parser = on, conflicts_with_all = ["shard", "merge", "emit", "pull", "until"])]
     pub(super) on: Option<On>,
     /// Workers of --on [default: as many as the cluster has room for]
     #[arg(long, value_name = "N", requires = "on", value_parser = clap::value_parser!(u16).range(1..))]
