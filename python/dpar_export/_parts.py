@@ -16,6 +16,8 @@ from dpar_export._errors import InputError, IntegrityError
 from dpar_export._worker import Part, file_digest
 
 RECEIPT = "receipt.json"
+#: What shows that a folder of parts is this module's: nothing else is removed.
+MARK = "parts-of-dpar-export"
 log = logging.getLogger("dpar_export")
 
 
@@ -28,6 +30,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def discard(folder: Path) -> None:
+    """Removes the parts of an evaluation that is done; a folder of somebody else stays."""
+    if (folder / MARK).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Parts:
     """The folder of the parts of one evaluation, held for this process."""
 
@@ -38,6 +46,13 @@ class Parts:
 
     def __enter__(self) -> Parts:
         self._folder.mkdir(exist_ok=True)
+        if not (self._folder / MARK).is_file():
+            if any(self._folder.iterdir()):
+                raise InputError(
+                    f"{self._folder} is where parts are kept until they are joined, and it holds something else",
+                    "move it away, or choose another --output",
+                )
+            (self._folder / MARK).touch()
         self._lock = (self._folder / "lock").open("wb")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

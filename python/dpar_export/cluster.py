@@ -14,7 +14,6 @@ This package gives out work and keeps what comes; chunks are evaluated and joine
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
@@ -23,7 +22,7 @@ from typing import Any
 from dpar_export import _native
 from dpar_export._command import Document, Path, call, words
 from dpar_export._errors import DparError, InputError
-from dpar_export._parts import Parts
+from dpar_export._parts import Parts, discard
 from dpar_export._ray import Driver
 from dpar_export._worker import Input, Task, digest
 
@@ -94,7 +93,7 @@ def evaluate(
     arguments = ["evaluate", *words({**own, **options})]
     final, out_folder = _spread(arguments, copy=copy, progress=progress)
     found = call(final)
-    shutil.rmtree(parts_of(out_folder), ignore_errors=True)
+    discard(parts_of(out_folder))
     return found
 
 
@@ -117,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     code = _native.main([sys.executable, "-m", "dpar_export"], final)
     # Numbers are there; what a comparison says of them is another thing.
     if code in (0, 1, 4) and (out / "metrics.json").is_file():
-        shutil.rmtree(parts_of(out), ignore_errors=True)
+        discard(parts_of(out))
     return code
 
 

@@ -59,6 +59,7 @@ impl AskedLimits {
             queue: self.queue,
             queue_time: time("queue_time", self.queue_time)?,
             decode_time: time("decode_time", self.decode_time)?,
+            ..SchedulerLimits::default()
         })
     }
 }

@@ -13,7 +13,7 @@ import pytest
 from conftest import FIXTURES, Cli
 from dpar_export import cluster
 from dpar_export._command import call, words
-from dpar_export._parts import Parts
+from dpar_export._parts import Parts, discard
 from dpar_export._ray import _cut
 from dpar_export._worker import Input, Lost, Task, Worker, digest
 
@@ -125,3 +125,19 @@ def test_words_of_the_driver_are_not_the_workers() -> None:
     assert cluster.without(given, {"--on", "--workers", "--output", "-o"}, {"-q"}) == [
         "evaluate", "--num=4", "--reference", "r",
     ]  # fmt: skip
+
+
+def test_a_folder_of_somebody_else_stays(tmp_path: Path) -> None:
+    own = tmp_path / "run.parts" / "1" / "notes.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine", encoding="utf-8")
+    with pytest.raises(dpar_export.InputError, match="holds something else"), Parts(tmp_path / "run.parts", "key", 1):
+        pass
+    discard(tmp_path / "run.parts")
+    assert own.read_text(encoding="utf-8") == "mine"
+    with Parts(tmp_path / "new.parts", "key", 1):
+        pass
+    with Parts(tmp_path / "new.parts", "key", 1):
+        pass
+    discard(tmp_path / "new.parts")
+    assert not (tmp_path / "new.parts").exists()

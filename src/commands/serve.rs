@@ -8,13 +8,14 @@ use clap::Args;
 use dpar_export_inputs::{limits, memory};
 use serde_json::json;
 
-use super::args::EngineArgs;
+use super::args::{EngineArgs, RefillArgs};
 use super::failure::{Exit, Failure};
 use super::generate::class_names;
 use super::printer::Printer;
 use crate::serve::SchedulerLimits;
 use crate::serve::http::{
-    self, AccessToken, HttpLimits, Opener, ServedCertificate, ServedModel, Service, ServiceError, Stopped,
+    AccessToken, HttpLimits, HttpServer, Opener, ServedCertificate, ServedModel, Service, ServiceError,
+    Stopped,
 };
 
 #[derive(Debug, Args)]
@@ -64,6 +65,8 @@ pub(crate) struct ServeArgs {
     idle_time: u32,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    schedule: RefillArgs,
 }
 
 /// What is served, where, and to whom.
@@ -108,6 +111,7 @@ impl ServeArgs {
             listen: self.listen,
             allow_no_token: self.allow_no_token,
             rows: SchedulerLimits {
+                schedule: self.schedule.schedule,
                 rows: self.engine.settings.batch(),
                 images: self.max_request_images.into(),
                 queue: self.max_queue as usize,
@@ -125,8 +129,16 @@ impl ServeArgs {
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let Plan { models, names, token, certificate, listen, allow_no_token, rows, limits } = plan;
-    let open = |(folder, open): (Utf8PathBuf, Opener)| ServedModel::open(&folder, names.clone(), open, rows);
-    let models = models.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let opening = move || {
+        let open =
+            |(folder, open): (Utf8PathBuf, Opener)| ServedModel::open(&folder, names.clone(), open, rows);
+        models.into_iter().map(open).collect::<Result<Vec<_>, _>>()
+    };
+    let Some((server, models)) = HttpServer::new()?.prepare(opening)? else {
+        tracing::warn!("asked to end before anything was served");
+        return Ok(Exit::Pass);
+    };
+    let models = models?;
     let names: Vec<String> = models.iter().map(|m| m.name().to_owned()).collect();
     let mut service = Service::new(models, token, limits, listen, allow_no_token)?;
     let scheme = if certificate.is_some() { "https" } else { "http" };
@@ -139,7 +151,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let url = format!("{scheme}://{address}");
     // Who started it may wait for this: it answers from here on.
     printer.document(|| format!("serving at {url}"), json!({ "url": url, "models": names }))?;
-    match http::run(listener, service)? {
+    match server.run(listener, service)? {
         Stopped::Finished => Ok(Exit::Pass),
         Stopped::Cancelled => Ok(Exit::Interrupted),
     }

@@ -35,6 +35,6 @@ pub use resize::ResizeArgs;
 pub use rule::{RULE, RuleArgs};
 pub use sampling::MAX_IMAGES;
 pub use sampling::{DrawArgs, SAMPLING, SamplerArgs, SamplingArgs};
-pub use schedule::{ScheduleArgs, is_schedule};
+pub use schedule::{RefillArgs, ScheduleArgs, is_schedule};
 pub use talk::{LogFormat, TalkArgs};
 pub use threads::ThreadsArgs;

@@ -69,7 +69,9 @@ impl DecodingThread {
     }
 
     fn decoder(model: Box<dyn StepModel>, images: &Images, limits: SchedulerLimits) -> Decoder<'static> {
-        Decoder::new(model, images.clone(), Batching { rows: limits.rows, schedule: Schedule::Continuous })
+        // A job waits for no other job's end.
+        let schedule = if limits.schedule.refills() { limits.schedule } else { Schedule::Rolling };
+        Decoder::new(model, images.clone(), Batching { rows: limits.rows, schedule })
     }
 
     fn stats(&self) -> &Stats {

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use dpar_export_decode::generate::Schedule;
+
 /// What a scheduler takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SchedulerLimits {
+    /// Which rows advance together: one of the schedules that refill rows; another is taken as `rolling`.
+    pub schedule: Schedule,
     /// Images that are decoded together. Their caches are the memory that decoding takes.
     pub rows: usize,
     /// Images of one job.
@@ -20,6 +24,7 @@ pub struct SchedulerLimits {
 impl Default for SchedulerLimits {
     fn default() -> Self {
         Self {
+            schedule: Schedule::Rolling,
             rows: 8,
             images: 64,
             queue: 256,

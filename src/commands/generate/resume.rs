@@ -9,7 +9,7 @@ use super::{GenerateJob, GenerateOutcome, Which, row, with_rule};
 use crate::commands::failure::Failure;
 use crate::commands::pixels::SAMPLE_FOLDER;
 use crate::commands::printer::Bar;
-use crate::generate::{Batching, DecodeError, GraphCalls, Schedule, Stream};
+use crate::generate::{Batching, DecodeError, GraphCalls, Stream};
 use crate::loaded::RunError;
 use crate::picture::to_u8_resized;
 use crate::samples::{ResumableSamples, SampleRun};
@@ -29,10 +29,10 @@ pub(super) fn run(
     if job.options.cfg_scale > 1.0 && bundle.system().null_class().is_none() {
         return Err(RunError::from(DecodeError::NoNullClass).into());
     }
-    let chunk = match job.batching.schedule {
+    let chunk = match job.batching.schedule.refills() {
         // Whole batches: what they hold is what they would without an end in between.
-        Schedule::Lockstep | Schedule::Patch => job.batching.rows,
-        Schedule::Continuous => REFILLED * job.batching.rows,
+        false => job.batching.rows,
+        true => REFILLED * job.batching.rows,
     };
     let run = SampleRun {
         record: record(job)?,

@@ -14,7 +14,7 @@ use dpar_export::engines::{self, EngineOptions};
 use dpar_export::generate::sampler::SamplerOptions;
 use dpar_export::generate::{Batching, DecodeOptions, Request};
 use dpar_export::loaded::LoadedBundle;
-use dpar_export::serve::http::{self, HttpLimits, ServedModel, Service};
+use dpar_export::serve::http::{HttpLimits, HttpServer, ServedModel, Service};
 use dpar_export::serve::{ImageJob, JobError, Scheduler, SchedulerLimits};
 use dpar_export_spec::{GraphSpec, Precision};
 use serde_json::{Value, json};
@@ -126,7 +126,7 @@ fn serve(folder: &Utf8Path, rows: usize, caches: Option<CacheForm>, faults: Arc<
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let service = Service::new(vec![model], None, HttpLimits::default(), address, false).unwrap();
-    std::thread::spawn(move || http::run(listener, service));
+    std::thread::spawn(move || HttpServer::new()?.run(listener, service));
     Server { child: None, address }
 }
 

@@ -21,11 +21,25 @@ pub enum Schedule {
     Patch,
     /// As [`Patch`](Self::Patch), and an image that is done leaves its row to the next one.
     Continuous,
+    /// Every row draws a token in every step, whatever its slot, and an image that is done leaves its row to the next one: the fewest
+    /// steps, with the global transformer in nearly each. Less than [`Continuous`](Self::Continuous) where the weights that every token
+    /// reads (entropy model, encoder, decoder) are many beside those of the global transformer.
+    Rolling,
 }
 
 impl Schedule {
     /// Every schedule.
-    pub const ALL: [Self; 3] = [Self::Lockstep, Self::Patch, Self::Continuous];
+    pub const ALL: [Self; 4] = [Self::Lockstep, Self::Patch, Self::Continuous, Self::Rolling];
+
+    /// Whether the row of an image that is done goes to the next one, with others under way.
+    pub fn refills(self) -> bool {
+        matches!(self, Self::Continuous | Self::Rolling)
+    }
+
+    /// Whether patches are opened together, as soon as none is open.
+    fn by_patches(self) -> bool {
+        matches!(self, Self::Patch | Self::Continuous)
+    }
 
     /// The word for it.
     pub fn as_str(self) -> &'static str {
@@ -33,6 +47,7 @@ impl Schedule {
             Self::Lockstep => "lockstep",
             Self::Patch => "patch",
             Self::Continuous => "continuous",
+            Self::Rolling => "rolling",
         }
     }
 }
@@ -266,7 +281,7 @@ impl<'m> Decoder<'m> {
         let mut events = Vec::new();
         self.push(&mut events)?;
         let open = self.rows.iter().flatten().any(|a| matches!(a.stage, Stage::Open));
-        if self.batching.schedule == Schedule::Lockstep || !open {
+        if !self.batching.schedule.by_patches() || !open {
             self.admit();
             self.open()?;
         }
@@ -317,15 +332,15 @@ impl<'m> Decoder<'m> {
         }
         if self.rows.iter().all(Option::is_none) {
             // No more rows than there are images for them, so that a small batch is a whole one.
-            let rows = match self.batching.schedule {
-                Schedule::Lockstep | Schedule::Patch => self.batching.rows.min(self.queue.len()),
-                Schedule::Continuous => self.batching.rows,
+            let rows = match self.batching.schedule.refills() {
+                false => self.batching.rows.min(self.queue.len()),
+                true => self.batching.rows,
             };
-            if rows != self.rows.len() || self.batching.schedule != Schedule::Continuous {
+            if rows != self.rows.len() || !self.batching.schedule.refills() {
                 self.rows = (0..rows.max(1)).map(|_| None).collect();
                 self.model.reset(rows.max(1), self.images.null_class);
             }
-        } else if self.batching.schedule != Schedule::Continuous {
+        } else if !self.batching.schedule.refills() {
             return;
         }
         for row in self.rows.iter_mut().filter(|row| row.is_none()) {

@@ -94,6 +94,8 @@ pub(crate) async fn generations(
         return Err(Problem::refused(format!("size `{other}` is not made here, only {size}x{size}")));
     }
     let Submitted { running, scheduler, .. } = query.submit(&service)?;
+    // Of the bundle that draws: it may be another since the size was looked at.
+    let (size, tokens) = (scheduler.bundle().system().image_size, scheduler.bundle().system().tokens());
     if asked.stream {
         return Ok(event_stream(scheduler, running, GenerationEvents::new(seed, partial, tokens)));
     }

@@ -18,6 +18,6 @@ mod tensors;
 mod tls;
 mod v2;
 
-pub use server::{Stopped, run};
+pub use server::{HttpServer, Stopped};
 pub use service::{AccessToken, HttpLimits, Opener, ServedModel, Service, ServiceError};
 pub use tls::{ServedCertificate, TlsError};

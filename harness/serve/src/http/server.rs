@@ -14,6 +14,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 
@@ -40,24 +41,76 @@ pub enum Stopped {
     Cancelled,
 }
 
-/// Serves until a signal asks to end: SIGTERM or SIGINT. SIGHUP opens the bundles again, and the certificate.
-///
-/// # Errors
-/// When the system refuses the threads, the listener or the handlers of signals.
-pub fn run(listener: StdListener, service: Service) -> Result<Stopped, ServiceError> {
-    let service = Arc::new(service);
-    listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let stopped = runtime.block_on(serve(listener, &service))?;
-    // What nobody waits for any more is dropped, with its connection.
-    runtime.shutdown_background();
-    service.models().iter().for_each(|model| model.current().finish());
-    Ok(stopped)
+/// What serves, with its handlers of signals. They are there from the beginning: while bundles are opened, a signal without a handler
+/// would end the process, or, where it is the first of its container, be lost.
+pub struct HttpServer {
+    runtime: Runtime,
+    signals: Signals,
 }
 
-async fn serve(listener: StdListener, service: &Arc<Service>) -> io::Result<Stopped> {
+impl HttpServer {
+    /// Takes the signals of the process.
+    ///
+    /// # Errors
+    /// When the system refuses the threads or the handlers.
+    pub fn new() -> Result<Self, ServiceError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _inside = runtime.enter();
+            Signals::new()?
+        };
+        Ok(Self { runtime, signals })
+    }
+
+    /// Does what has to be done before anything is served. `None`: it was asked to end meanwhile, and the work is left where it is. A
+    /// change of the files is no matter: they are being read.
+    ///
+    /// # Errors
+    /// When the work panics.
+    pub fn prepare<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Option<(Self, T)>, ServiceError> {
+        let signals = &mut self.signals;
+        let done = self.runtime.block_on(async {
+            let mut work = tokio::task::spawn_blocking(work);
+            loop {
+                tokio::select! {
+                    done = &mut work => return done.map(Some),
+                    signal = signals.next() => match signal {
+                        Signal::Stop => return Ok(None),
+                        Signal::Change => {}
+                    },
+                }
+            }
+        });
+        match done.map_err(io::Error::other)? {
+            Some(done) => Ok(Some((self, done))),
+            None => {
+                self.runtime.shutdown_background();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Serves until a signal asks to end: SIGTERM or SIGINT. SIGHUP opens the bundles again, and the certificate.
+    ///
+    /// # Errors
+    /// When the system refuses the listener.
+    pub fn run(self, listener: StdListener, service: Service) -> Result<Stopped, ServiceError> {
+        let Self { runtime, signals } = self;
+        let service = Arc::new(service);
+        listener.set_nonblocking(true)?;
+        let stopped = runtime.block_on(serve(listener, &service, signals))?;
+        // What nobody waits for any more is dropped, with its connection.
+        runtime.shutdown_background();
+        service.models().iter().for_each(|model| model.current().finish());
+        Ok(stopped)
+    }
+}
+
+async fn serve(listener: StdListener, service: &Arc<Service>, mut signals: Signals) -> io::Result<Stopped> {
     let listener = TcpListener::from_std(listener)?;
-    let mut signals = Signals::new()?;
     let slots = Arc::new(Semaphore::new(service.limits.connections));
     let told = Arc::new(Semaphore::new(TOLD));
     let connections = GracefulShutdown::new();
