@@ -213,6 +213,7 @@ pub fn unpack(
     let index: ImageIndex = read(&layout.join(INDEX))?;
     let image = chosen(layout, index, tag)?;
     let path = layout.join(BLOBS).join(image.sha256(&layout.join(INDEX))?);
+    sized(&path, image.size)?;
     checked(&path, image.size, image.sha256(&path)?)?;
     let model: ImageManifest = read(&path)?;
     if model.artifact_type.as_deref() != Some(MODEL) {
@@ -242,6 +243,8 @@ pub fn unpack(
         if let Some(folder) = to.parent() {
             fs_err::create_dir_all(folder).map_err(|e| BundleError::io(folder, e))?;
         }
+        // Before a large one that is not meant fills the disk.
+        sized(&blob, layer.size)?;
         copy(&blob, &to)?;
         checked(&to, layer.size, layer.sha256(&path)?).map_err(|e| match e {
             OciError::Blob { message, .. } => OciError::blob(&blob, message),
@@ -269,12 +272,21 @@ fn write(path: &Utf8Path, bytes: &[u8]) -> Result<(), BundleError> {
 
 /// Holds a file against what a descriptor says of it.
 fn checked(path: &Utf8Path, size: u64, sha256: &str) -> Result<(), OciError> {
-    let (found, is) = digest(path)?;
-    match (found == size, is == sha256) {
-        (true, true) => Ok(()),
-        (false, _) => Err(OciError::blob(path, format!("{found} bytes, not {size}"))),
-        (true, false) => Err(OciError::blob(path, format!("its SHA-256 is {is}, not {sha256}"))),
+    sized(path, size)?;
+    let (_, is) = digest(path)?;
+    if is != sha256 {
+        return Err(OciError::blob(path, format!("its SHA-256 is {is}, not {sha256}")));
     }
+    Ok(())
+}
+
+/// Holds a file's size against what a descriptor says of it.
+fn sized(path: &Utf8Path, size: u64) -> Result<(), OciError> {
+    let found = path.metadata().map_err(|e| BundleError::io(path, e))?.len();
+    if found != size {
+        return Err(OciError::blob(path, format!("{found} bytes, not {size}")));
+    }
+    Ok(())
 }
 
 /// As the specification of distribution has it.

@@ -146,15 +146,37 @@ impl Bootstrap {
         statistic: impl Fn(&[usize]) -> Result<f64, MetricError> + Sync + Send,
         compute: &Compute,
     ) -> Result<BootstrapResult, MetricError> {
+        self.check(n)?;
+        let streams: Vec<u64> = (0..self.resamples as u64).collect();
+        let values = compute.map(streams, |r| statistic(&resample(self.seed, r, n)));
+        Self::result(values.into_iter().collect::<Result<_, _>>()?)
+    }
+
+    /// The same, one resample after the other: for a statistic that computes in parallel itself.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub fn one_by_one(
+        self,
+        n: usize,
+        mut statistic: impl FnMut(&[usize]) -> Result<f64, MetricError>,
+    ) -> Result<BootstrapResult, MetricError> {
+        self.check(n)?;
+        let values = (0..self.resamples as u64).map(|r| statistic(&resample(self.seed, r, n)));
+        Self::result(values.collect::<Result<_, _>>()?)
+    }
+
+    fn check(self, n: usize) -> Result<(), MetricError> {
         if n < 2 {
             return Err(MetricError::TooFew { what: "bootstrap", found: n, needed: 2 });
         }
         if self.resamples < 2 {
             return Err(MetricError::Parameter { what: "resamples", rule: "at least 2" });
         }
-        let streams: Vec<u64> = (0..self.resamples as u64).collect();
-        let values = compute.map(streams, |r| statistic(&resample(self.seed, r, n)));
-        let mut values = values.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(())
+    }
+
+    fn result(mut values: Vec<f64>) -> Result<BootstrapResult, MetricError> {
         check("bootstrapped statistic", &values)?;
         let (mean, error) = mean_and_standard_error(&values)?;
         values.sort_by(f64::total_cmp);

@@ -39,7 +39,10 @@ fn a_comparison_ends_when_it_is_decided_and_goes_on_to_all_images() {
 
     // Looks are planned once; without them the same folder goes on to all images.
     let other = run(&case, "flat", &["--resume", "--looks", "20"]);
-    assert!(other.code == 2 && other.stderr.contains("was begun with looks after"), "{}", other.stderr);
+    assert!(other.code == 2 && other.stderr.contains("begun with other looks"), "{}", other.stderr);
+    // One look more, at 1.645, would undo the plan.
+    let plain = case.run("flat", &[&compare[..], &["--resume"]].concat());
+    assert!(plain.code == 2 && plain.stderr.contains("has planned looks"), "{}", plain.stderr);
     let again = run(&case, "flat", &["--resume"]);
     assert_eq!(json(&again)["comparison"], found["comparison"]);
     let all = case.run("flat", &["--resume"]);
@@ -64,7 +67,7 @@ fn what_is_not_decided_takes_all_images_and_a_wider_interval() {
     let report = case.temp.path("a/metrics.json");
     case.samples = case.temp.path("near.npz");
     images(&case.samples, 300, 3, 100);
-    let compare = ["--compare", report.as_str(), "--resample-distances", "200"];
+    let compare = ["--compare", report.as_str(), "--resample-distances", "2000"];
     let [plain, looked] = [("plain", &[][..]), ("looked", &UNTIL[..])].map(|(name, more)| {
         let out = case.run(name, &[&compare[..], more].concat());
         assert_eq!(out.code, 4, "{}{}", out.stdout, out.stderr);
@@ -76,6 +79,8 @@ fn what_is_not_decided_takes_all_images_and_a_wider_interval() {
     let last = looks(&looked).last().unwrap();
     assert_eq!((&last["images"], &last["difference"]), (&Value::from(300), &looked["difference"]));
     assert!(case.metrics("plain") == case.metrics("looked"));
+    let late = case.run("plain", &[&compare[..], &UNTIL, &["--resume"]].concat());
+    assert!(late.code == 2 && late.stderr.contains("was compared already"), "{}", late.stderr);
     // Distances that are computed again spread as the linearised ones do.
     let ratio = width(&plain["resampled"]["interval_90"]) / width(&plain["interval_90"]);
     assert!((ratio - 1.0).abs() < 0.25, "{ratio}");

@@ -214,15 +214,14 @@ fn resample(
     bootstrap: Bootstrap,
     compute: &Compute,
 ) -> Result<BootstrapResult, MetricError> {
-    // Resamples run beside each other; what each does runs on its thread.
+    // One after the other: each computes on all threads, and the sums of one fit where those of all would not.
     let distance = |rows: Rows<'_>, images: &[usize]| -> Result<f64, MetricError> {
-        let alone = Compute::new(1)?;
         let mut moments = MomentsAccumulator::new(rows.width())?;
         for images in images.chunks(GATHERED) {
             let gathered: Vec<f32> = images.iter().flat_map(|&i| rows.row(i)).copied().collect();
-            moments.push(Rows::new("resampled features", &gathered, rows.width())?, &alone)?;
+            moments.push(Rows::new("resampled features", &gathered, rows.width())?, compute)?;
         }
-        Ok(frechet_distance(&moments.finish(&alone)?, reference, &alone)?.distance)
+        Ok(frechet_distance(&moments.finish(compute)?, reference, compute)?.distance)
     };
-    bootstrap.of(a.count(), |images| Ok(distance(a, images)? - distance(b, images)?), compute)
+    bootstrap.one_by_one(a.count(), |images| Ok(distance(a, images)? - distance(b, images)?))
 }

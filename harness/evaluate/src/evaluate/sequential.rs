@@ -4,7 +4,7 @@
 //! each has the critical value that spends its part of the error ([`sequential_boundaries`]).
 
 use dpar_export_metrics::{
-    Compute, Moments, MomentsAccumulator, Verdict, frechet_distance, sequential_boundaries,
+    Compute, MetricError, Moments, MomentsAccumulator, Rows, Verdict, frechet_distance, sequential_boundaries,
 };
 
 use super::EvaluateError;
@@ -18,8 +18,57 @@ pub(super) struct Sequential {
     planned: Vec<u64>,
     critical: Vec<f64>,
     rule: ComparisonRule,
-    sides: [MomentsAccumulator; 2],
+    sides: [SideSums; 2],
     looks: Vec<ComparisonLook>,
+}
+
+/// Images for each feature before the first look: below, covariances are hardly more than noise, and the bias of a distance is no longer
+/// one over their number.
+const IMAGES_PER_FEATURE: u64 = 4;
+
+/// Sums of the images of a side so far; also those of every other image, of which the bias is told.
+struct SideSums {
+    all: MomentsAccumulator,
+    halves: [MomentsAccumulator; 2],
+    count: usize,
+}
+
+impl SideSums {
+    fn new(width: usize) -> Result<Self, MetricError> {
+        let sums = || MomentsAccumulator::new(width);
+        Ok(Self { all: sums()?, halves: [sums()?, sums()?], count: 0 })
+    }
+
+    fn push(&mut self, rows: Rows<'_>, compute: &Compute) -> Result<(), MetricError> {
+        self.all.push(rows, compute)?;
+        for (odd, half) in self.halves.iter_mut().enumerate() {
+            let own = (0..rows.count()).filter(|i| (self.count + i) % 2 == odd);
+            let gathered: Vec<f32> = own.flat_map(|i| rows.row(i)).copied().collect();
+            half.push(Rows::new("every other image", &gathered, rows.width())?, compute)?;
+        }
+        self.count += rows.count();
+        Ok(())
+    }
+
+    /// The moments, and the distance that all `total` images can be expected to have. The bias of a distance of n images is c/n in first
+    /// order (M. J. Chong, D. Forsyth, "Effectively unbiased FID and Inception Score and where to find them", 2020); those of the
+    /// halves show c. The first order of the spread is the same in both, and drops out.
+    fn distance(
+        &self,
+        total: u64,
+        reference: &Moments,
+        compute: &Compute,
+    ) -> Result<(Moments, f64), MetricError> {
+        let of = |sums: &MomentsAccumulator| -> Result<_, MetricError> {
+            let moments = sums.finish(compute)?;
+            let distance = frechet_distance(&moments, reference, compute)?.distance;
+            Ok((moments, distance))
+        };
+        let (moments, all) = of(&self.all)?;
+        let [(_, even), (_, odd)] = [of(&self.halves[0])?, of(&self.halves[1])?];
+        let missing = 1.0 - self.count as f64 / total as f64;
+        Ok((moments, all - (0.5 * (even + odd) - all) * missing))
+    }
 }
 
 impl Sequential {
@@ -33,11 +82,18 @@ impl Sequential {
         let looks = looks.max(1) as u64;
         let mut planned: Vec<u64> =
             (1..looks).map(|k| (total * k / looks).div_ceil(chunk) * chunk).chain([total]).collect();
-        planned.retain(|n| (2..=total).contains(n));
+        let least = IMAGES_PER_FEATURE * width as u64;
+        // Not just before the last either: that would be the same look twice.
+        planned.retain(|n| *n == total || (*n >= least && total.saturating_sub(*n) >= total / (2 * looks)));
         planned.dedup();
-        let fractions: Vec<f64> = planned.iter().map(|n| *n as f64 / total as f64).collect();
-        let critical = sequential_boundaries(&fractions).map_err(fail())?;
-        let side = || MomentsAccumulator::new(width).map_err(fail());
+        let mut critical = of_looks(&planned)?;
+        // A first look that could decide nothing is none.
+        let idle = critical.iter().take_while(|c| c.is_infinite()).count();
+        if idle > 0 {
+            planned.drain(..idle);
+            critical = of_looks(&planned)?;
+        }
+        let side = || SideSums::new(width).map_err(fail());
         Ok(Self { planned, critical, rule, sides: [side()?, side()?], looks: Vec::new() })
     }
 
@@ -69,13 +125,13 @@ impl Sequential {
         let seen = at.checked_sub(1).map_or(0, |before| self.planned[before]) as usize;
         let mapped = [own.pool()?, other.pool()?];
         let mut sides = Vec::with_capacity(2);
-        for (mapped, moments) in mapped.iter().zip(&mut self.sides) {
+        let total = self.planned.last().copied().unwrap_or(images);
+        for (mapped, sums) in mapped.iter().zip(&mut self.sides) {
             let rows = rows(mapped, own.purpose().widths[0], Some(images))?;
             let fresh = &rows.data()[seen * rows.width()..];
-            let fresh = dpar_export_metrics::Rows::new("features", fresh, rows.width()).map_err(fail())?;
-            moments.push(fresh, compute).map_err(fail())?;
-            let moments = moments.finish(compute).map_err(fail())?;
-            let distance = frechet_distance(&moments, reference, compute).map_err(fail())?.distance;
+            let fresh = Rows::new("features", fresh, rows.width()).map_err(fail())?;
+            sums.push(fresh, compute).map_err(fail())?;
+            let (moments, distance) = sums.distance(total, reference, compute).map_err(fail())?;
             sides.push(ComparedSide { rows, moments, distance });
         }
         let Ok([own_side, other_side]) = <[_; 2]>::try_from(sides) else { unreachable!("two were pushed") };
@@ -89,4 +145,11 @@ impl Sequential {
         found.sequential = Some(self.record());
         Ok(found)
     }
+}
+
+/// Critical values of looks after so many images, of which the last is after all.
+fn of_looks(planned: &[u64]) -> Result<Vec<f64>, EvaluateError> {
+    let total = planned.last().copied().unwrap_or(1) as f64;
+    let fractions: Vec<f64> = planned.iter().map(|n| *n as f64 / total).collect();
+    sequential_boundaries(&fractions).map_err(EvaluateError::metric("comparison"))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use camino::Utf8Path;
 use dpar_export_inputs::limits;
 use dpar_export_metrics::{Moments, Verdict, Z90};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     COMPARISON, DecidedComparison, FrechetComparison, Job, JobOutcome, SampleSource, apart, like,
@@ -19,6 +19,9 @@ use crate::evaluate::sequential::Sequential;
 use crate::evaluate::store::Store;
 use crate::evaluate::{EvaluateError, InputKind};
 use crate::{Step, WorkPhase};
+
+/// The plan of the looks, in the output folder.
+const LOOKS: &str = "looks.json";
 
 /// Looks of which none but the last is left: its rule, and what the others found.
 pub(super) struct EarlierLooks {
@@ -106,7 +109,12 @@ impl Job {
         let sizes = (total, chunk, samples.purpose().widths[0]);
         let looks = self.options.until.unwrap_or(1);
         let mut sequential = Sequential::new(looks, sizes, self.rule(there))?;
-        self.same_plan(&sequential.record())?;
+        self.plan(&sequential.record(), &other)?;
+        if source.images().is_some() {
+            tracing::warn!(
+                "looks take the images in their order: it must not be that of their classes, or the first looks see some classes only"
+            );
+        }
         let mut held = store;
         while let Some(images) = sequential.next().filter(|images| *images < total) {
             self.fill_until(&mut samples, images, WorkPhase::Samples, source, step)?;
@@ -131,21 +139,40 @@ impl Job {
         self.finish(source, samples, reference, step)
     }
 
-    /// Looks are planned once: with other looks at the same images the error would be another.
-    fn same_plan(&self, plan: &SequentialLooks) -> Result<(), EvaluateError> {
-        let path = self.options.output.join(COMPARISON);
-        if !path.exists() {
-            return Ok(());
+    /// Looks are planned once, before the first image: with other looks at the same images the error would be another.
+    fn plan(&self, plan: &SequentialLooks, other: &MetricsFile) -> Result<(), EvaluateError> {
+        let path = self.options.output.join(LOOKS);
+        let own = json!({ "planned": plan.planned, "other": other.samples.pixels_sha256 });
+        if path.exists() {
+            let bytes = dpar_export_inputs::read(&path, limits::TEXT).map_err(EvaluateError::io(&path))?;
+            let begun: Value = serde_json::from_slice(&bytes).map_err(EvaluateError::json(LOOKS))?;
+            if begun == own {
+                return Ok(());
+            }
+            return Err(begun_otherwise(format!(
+                "{path}: it was begun with other looks, or at another evaluation"
+            )));
         }
-        let bytes = dpar_export_inputs::read(&path, limits::TEXT).map_err(EvaluateError::io(&path))?;
-        let report: Value = serde_json::from_slice(&bytes).map_err(EvaluateError::json("comparison.json"))?;
-        let planned = &report["sequential"]["planned"];
-        if planned.is_null() || *planned == serde_json::json!(plan.planned) {
-            return Ok(());
+        let compared = self.options.output.join(COMPARISON);
+        if compared.exists() {
+            return Err(begun_otherwise(format!(
+                "{compared}: all was compared already, without planned looks"
+            )));
         }
-        let message =
-            format!("{path} was begun with looks after {planned} images, and now they would be others");
-        let hint = "repeat the command line that began it, or choose another --output";
-        Err(EvaluateError::input(InputKind::Store, message, Some(hint)))
+        self.write(LOOKS, &own).map(drop)
     }
+
+    /// A comparison without looks is not one of a folder whose looks are planned: after them it would be one look more.
+    pub(super) fn check_planned(&self) -> Result<(), EvaluateError> {
+        let path = self.options.output.join(LOOKS);
+        match self.options.compare.is_some() && self.options.until.is_none() && path.exists() {
+            true => Err(begun_otherwise(format!("{path}: its comparison has planned looks"))),
+            false => Ok(()),
+        }
+    }
+}
+
+fn begun_otherwise(message: String) -> EvaluateError {
+    let hint = "repeat the options that began it, leave the comparison out, or choose another --output";
+    EvaluateError::input(InputKind::Store, message, Some(hint))
 }

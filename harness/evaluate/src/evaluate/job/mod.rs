@@ -238,6 +238,7 @@ impl Job {
     /// fails, or `step` says stop, which leaves a folder that is gone on with.
     pub fn run(mut self, source: &SampleSource<'_>, step: Step<'_>) -> Result<JobOutcome, EvaluateError> {
         self.check(source)?;
+        self.check_planned()?;
         let output = self.options.output.clone();
         let shards = match self.options.part.clone() {
             SamplePart::Shard(shard) => {
