@@ -184,30 +184,40 @@ def check_stream(server, labels, images, lengths):
     print(f"streamed over both: {len(patches)} patches, {len(seen['preview'])} previews, the image")
 
 
-# A client for itself, to be killed: 64 images, of which it takes one event.
+# A client for itself, to be killed: 64 images, event by event or in one answer.
 CLIENT = """
 import sys, time
 import numpy as np
 from triton_check import stream
-for _ in stream(int(sys.argv[1]), [0] * 64, stream=np.array([True])):
-    print("an event", flush=True)
+for _ in stream(int(sys.argv[1]), [0] * 64, stream=np.array([sys.argv[2] == "stream"])):
     time.sleep(600)
 """
 
 
-def check_client_gone(server, labels, images):
-    words = [sys.executable, "-c", CLIENT, str(server.grpc)]
-    place = str(pathlib.Path(__file__).parent)
-    client = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": place})
-    assert client.stdout.readline().strip() == "an event"
-    client.kill()
-    client.wait()
+def until(what, holds):
+    """The counters are told once a second."""
     end = time.monotonic() + 60
-    while server.metric("dpar_images_dropped_total") < 30:
-        assert time.monotonic() < end, "the rows of a client that went away are not free"
-        # The count is told when a request ends.
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def check_client_gone(server, labels, images):
+    place = str(pathlib.Path(__file__).parent)
+    for kind in ("stream", "plain"):
+        until("rows are busy", lambda: server.metric("dpar_rows_busy") == 0)
+        dropped = server.metric("dpar_images_dropped_total")
+        words = [sys.executable, "-c", CLIENT, str(server.grpc), kind]
+        client = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": place})
+        until("no row is busy", lambda: server.metric("dpar_rows_busy") > 0)
+        client.kill()
+        client.wait()
+        busy = lambda: server.metric("dpar_rows_busy") + server.metric("dpar_queue_images")
+        until(f"{kind}: the rows of a client that went away are not free", lambda: busy() == 0)
+        gone = server.metric("dpar_images_dropped_total") - dropped
+        assert gone > 8, f"{kind}: {gone} images were given up"
         assert by_grpc(server, labels[0], 0)[0] == images[0].tobytes()
-    print("a client was killed: its rows are free, the next image is right")
+        print(f"a client was killed ({kind}): {gone:.0f} of its images were given up, the next image is right")
 
 
 def check_refusals(server):
@@ -219,6 +229,7 @@ def check_refusals(server):
 
 def check_batched(server, most):
     """Rows were in flight together: by our count of each graph, and by Triton's of requests and time."""
+    until("no call is counted", lambda: server.metric("dpar_graph_calls_total", graph="encoder_step"))
     calls, rows = (server.metric(f"dpar_graph_{what}_total", graph="encoder_step") for what in ("calls", "rows"))
     assert calls and rows / calls > most, (calls, rows)
     stats = json.loads(server.get(server.http, f"/v2/models/{MODEL}/stats"))["model_stats"][0]

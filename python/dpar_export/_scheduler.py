@@ -21,12 +21,13 @@ class Scheduler:
     end. What is drawn depends on seed, index, class and options alone, as in `Bundle.generate`, and has the same bytes.
 
     Methods may be called from several threads. Decoding runs in a thread of its own, whether somebody waits for it or not. Use it
-    in a `with` statement, or call `close`.
+    in a `with` statement, or call `close`. A process that is forked from this one has no such thread: `submit` raises an `InputError`
+    there, and a scheduler is started behind the fork.
     """
 
     def __init__(self, native: _native.Scheduler) -> None:
         self._native = native
-        _open.add(self)
+        _open.add(native)
 
     def submit(
         self,
@@ -121,11 +122,12 @@ class Scheduler:
         return f"Scheduler({stats['busy']} of {stats['rows']} rows busy, {stats['waiting']} images wait)"
 
 
-_open: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+# The native ones, which their jobs keep: who forgets a scheduler may still wait for a job.
+_open: weakref.WeakSet[_native.Scheduler] = weakref.WeakSet()
 
 
 @atexit.register
 def _end() -> None:
     """No thread decodes while the libraries under it are taken down."""
     for scheduler in list(_open):
-        scheduler.close(cancel=True)
+        scheduler.close(True)

@@ -1,7 +1,9 @@
 //! A scheduler that several threads share, and the jobs that they asked it for.
 
-use std::sync::Mutex;
+use std::mem;
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -76,27 +78,55 @@ pub(crate) struct JobExtras {
 }
 
 /// A bundle on an engine that several threads ask for images.
-#[pyclass(frozen, name = "Scheduler", module = "dpar_export._native")]
+#[pyclass(frozen, weakref, name = "Scheduler", module = "dpar_export._native")]
 pub(crate) struct PyScheduler {
-    scheduler: Scheduler,
+    scheduler: Arc<Scheduler>,
+    /// The process that its thread is in; one that is forked from it has no such thread, and whatever that held stays held.
+    process: u32,
     num_classes: usize,
     size: usize,
 }
 
 impl PyScheduler {
     pub(crate) fn start(open: &OpenBundle, limits: &AskedLimits) -> Result<Self, Failure> {
-        let scheduler = Scheduler::start(open.runtime.clone(), limits.limits()?)?;
+        let scheduler = Arc::new(Scheduler::start(open.runtime.clone(), limits.limits()?)?);
         let system = open.runtime.bundle().system();
-        Ok(Self { scheduler, num_classes: system.num_classes, size: system.image_size })
+        let (num_classes, size) = (system.num_classes, system.image_size);
+        Ok(Self { scheduler, process: process::id(), num_classes, size })
+    }
+
+    fn is_forked(&self) -> bool {
+        process::id() != self.process
+    }
+
+    fn check_process(&self) -> Result<(), Failure> {
+        match self.is_forked() {
+            true => Err(input(
+                "the scheduler is one of the process before the fork",
+                Some("open the bundle behind it"),
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for PyScheduler {
+    fn drop(&mut self) {
+        if self.is_forked() {
+            // Its own end takes locks.
+            mem::forget(self.scheduler.clone());
+        }
     }
 }
 
 #[pymethods]
 impl PyScheduler {
     /// Asks for images.
-    fn submit(&self, py: Python<'_>, asking: Asking, job: JobExtras) -> PyResult<PyJob> {
-        let running = work(py, |_| {
-            let mut asked = ImageJob::new(asking.requests(self.num_classes)?, asking.options()?);
+    fn submit(this: Bound<'_, Self>, asking: Asking, job: JobExtras) -> PyResult<PyJob> {
+        let own = this.get();
+        let running = work(this.py(), |_| {
+            own.check_process()?;
+            let mut asked = ImageJob::new(asking.requests(own.num_classes)?, asking.options()?);
             asked.rule = RuleChange {
                 threshold: job.threshold,
                 max_patch_length: job.max_patch_length,
@@ -105,9 +135,10 @@ impl PyScheduler {
             asked.pixels = asking.images;
             asked.tokens = job.tokens;
             asked.preview = job.preview_every.and_then(std::num::NonZeroUsize::new);
-            Ok(self.scheduler.submit(asked)?)
+            Ok(own.scheduler.submit(asked)?)
         })?;
-        Ok(PyJob::new(running, self.size))
+        let size = own.size;
+        Ok(PyJob::new(running, this.unbind(), size))
     }
 
     /// What it has counted, as JSON.
@@ -120,8 +151,11 @@ impl PyScheduler {
         py.detach(|| self.scheduler.unwell())
     }
 
-    /// Takes no more jobs, and returns when those under way are done; `cancel` ends them.
+    /// Takes no more jobs, and returns when those under way are done; `cancel` ends them. Nothing is under way behind a fork.
     fn close(&self, py: Python<'_>, cancel: bool) -> PyResult<()> {
+        if self.is_forked() {
+            return Ok(());
+        }
         work(py, |asked| {
             match cancel {
                 true => self.scheduler.abort(),
@@ -146,6 +180,8 @@ pub(crate) struct PyJob {
     state: Mutex<JobState>,
     /// Whoever waits for an event holds the state, and looks at this.
     given_up: AtomicBool,
+    /// What ends at the program's exit is found by it.
+    scheduler: Py<PyScheduler>,
     size: usize,
 }
 
@@ -156,9 +192,9 @@ struct JobState {
 }
 
 impl PyJob {
-    fn new(running: RunningJob, size: usize) -> Self {
+    fn new(running: RunningJob, scheduler: Py<PyScheduler>, size: usize) -> Self {
         let state = JobState { running: Some(running), ahead: None };
-        Self { state: Mutex::new(state), given_up: AtomicBool::new(false), size }
+        Self { state: Mutex::new(state), given_up: AtomicBool::new(false), scheduler, size }
     }
 
     /// Waits until there is an event, or none comes any more. Whether that is so before `until`.
@@ -188,6 +224,7 @@ impl PyJob {
 
     /// Does something with the state, and forgets the job if it was given up meanwhile.
     fn with<T>(&self, body: impl FnOnce(&mut JobState) -> Result<T, Failure>) -> Result<T, Failure> {
+        self.scheduler.get().check_process()?;
         let Ok(mut state) = self.state.try_lock() else {
             return Err(input("another thread takes the next event of this job", None));
         };

@@ -172,6 +172,34 @@ def test_a_process_may_end_in_the_middle(bundle_path: Path, engine: str) -> None
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_process_may_fork_and_a_scheduler_be_forgotten(bundle_path: Path, engine: str) -> None:
+    script = (
+        "import gc, os, sys, dpar_export\n"
+        "bundle = dpar_export.open(sys.argv[1], engine=sys.argv[2])\n"
+        "job = bundle.scheduler(rows=4).submit(num=64)\n"
+        "scheduler = bundle.scheduler(rows=4)\n"
+        "other = scheduler.submit(num=64)\n"
+        "next(job), next(other), gc.collect()\n"
+        "assert len(dpar_export._scheduler._open) == 2\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    for asked in (lambda: scheduler.submit(num=1), lambda: next(other), lambda: job.poll(600)):\n"
+        "        try:\n"
+        "            asked()\n"
+        "        except dpar_export.InputError as error:\n"
+        "            assert 'fork' in str(error)\n"
+        "        else:\n"
+        "            sys.exit(1)\n"
+        "    with scheduler:\n"
+        "        sys.exit(7)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
+        "next(job)\n"
+    )
+    words = [sys.executable, "-W", "ignore", "-c", script, str(bundle_path), engine]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_example(bundle_path: Path) -> None:
     words = [sys.executable, str(EXAMPLE), str(bundle_path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)

@@ -9,7 +9,7 @@ use super::failure::{Exit, Failure};
 use super::printer::Printer;
 use crate::bundle::Bundle;
 use crate::deploy::{DeployHost, Deployment, memory};
-use crate::engines::DEFAULT_ENGINE;
+use crate::engines::{self, DEFAULT_ENGINE};
 use crate::staging::{FolderKind, StagingError};
 
 /// What `deploy` writes, for any host.
@@ -71,6 +71,11 @@ pub(super) struct Plan {
 impl DeployArgs {
     /// Which files, and the folder as they name it.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        if engines::find(&self.engine).is_some_and(|e| !e.runs_on_processor()) {
+            let message =
+                format!("the files give the service no GPU, which the engine {} needs", self.engine);
+            return Err(Failure::usage(message, Some("say an engine that runs on the processor")));
+        }
         let host = match self.host {
             HostWord::K8s => DeployHost::Kubernetes,
             HostWord::Kserve => DeployHost::KServe,
@@ -81,7 +86,8 @@ impl DeployArgs {
             // Of a cluster the folder is a volume's.
             DeployHost::Kubernetes | DeployHost::KServe => String::new(),
             DeployHost::Compose | DeployHost::Systemd => {
-                let folder = self.bundle.canonicalize_utf8();
+                // A link stays one: who points it at another bundle and reloads gets that one.
+                let folder = camino::absolute_utf8(&self.bundle);
                 folder.map_err(|source| StagingError::Io { path: self.bundle.clone(), source })?.into_string()
             }
         };
@@ -101,7 +107,7 @@ pub(super) fn run(plan: Plan, printer: Printer<'_>) -> Result<Exit, Failure> {
     let Plan { host, bundle, deployment, output } = plan;
     let bundle = Bundle::open(&bundle)?;
     let files = deployment.files(host, &bundle)?;
-    let need = memory(bundle.manifest(), deployment.rows);
+    let need = memory(&bundle, deployment.rows);
     bundle.unchanged()?;
     let staged = output.folder(&FOLDER)?;
     for (name, text) in &files {
@@ -113,10 +119,16 @@ pub(super) fn run(plan: Plan, printer: Printer<'_>) -> Result<Exit, Failure> {
     staged.commit()?;
     let output = &output.output;
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
-    let text = || format!("{output}: {}; {} MiB of memory", names.join(", "), need.all >> 20);
+    let text = || {
+        let (all, reload) = (need.all >> 20, need.reload >> 20);
+        format!("{output}: {}; {all} MiB of memory, {reload} MiB during a reload", names.join(", "))
+    };
     let value = json!({
         "output": output, "bundle": bundle.manifest_sha256(), "files": names,
-        "memory": { "weights": need.weights, "row": need.row, "all": need.all },
+        "memory": {
+            "weights": need.weights, "row": need.row, "picture": need.picture, "bodies": need.bodies,
+            "all": need.all, "reload": need.reload,
+        },
     });
     printer.document(text, value)?;
     Ok(Exit::Pass)

@@ -108,6 +108,11 @@ impl TableEntry {
         })
     }
 
+    /// Whether it runs on the processor; where this build does not have it, whether it runs graphs.
+    pub fn runs_on_processor(&self) -> bool {
+        self.descriptor.map_or(self.runs == Runs::Graphs, |d| (d.devices.runs_on)(Device::Cpu))
+    }
+
     /// Whether it has an option, as far as this build knows.
     pub fn has(&self, option: EngineOption) -> bool {
         self.descriptor.is_some_and(|d| d.options.contains(&option))

@@ -3,7 +3,7 @@
 use dpar_export_bundle::Bundle;
 use dpar_export_spec::Hinted;
 
-use crate::memory::{MemoryNeed, memory};
+use crate::memory::{BODY, CONNECTIONS, memory};
 
 /// Who runs the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Deployment {
         if !self.image.starts_with(|c: char| c.is_ascii_alphanumeric()) || !self.image.chars().all(known) {
             return Err(DeploymentError::Image(self.image.clone()));
         }
-        let MemoryNeed { weights, row, all } = memory(bundle.manifest(), self.rows);
+        let need = memory(bundle, self.rows);
         let mib = |bytes: u64| bytes.div_ceil(1 << 20).to_string();
         let words = [
             ("name", label(&bundle.manifest().name)),
@@ -107,21 +107,41 @@ impl Deployment {
             ("rows", self.rows.to_string()),
             ("threads", self.threads.to_string()),
             ("replicas", self.replicas.to_string()),
-            ("memory", mib(all)),
-            ("weights", mib(weights)),
-            ("row", format!("{:.2}", row as f64 / f64::from(1 << 20))),
+            ("connections", CONNECTIONS.to_string()),
+            ("body", BODY.to_string()),
+            ("need", need.terms(self.rows)),
+            ("memory", mib(need.all)),
+            ("limit", mib(need.reload)),
             ("folder", quoted(&self.folder)),
             ("folder_word", systemd_word(&self.folder)),
             ("bundle", bundle.manifest_sha256().to_owned()),
         ];
-        let fill = |template: &str| {
-            let filled = |text: String, (key, value): &(&str, String)| {
-                text.replace(&["{{", *key, "}}"].concat(), value)
-            };
-            words.iter().fold(template.to_owned(), filled)
-        };
-        Ok(host.templates().iter().map(|(path, template)| (*path, fill(template))).collect())
+        Ok(host.templates().iter().map(|(path, template)| (*path, fill(template, &words))).collect())
     }
+}
+
+/// A template with its words. What they stand for is not looked into; what is no word, as a legend of Grafana, stays.
+fn fill(template: &str, words: &[(&str, String)]) -> String {
+    let mut filled = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, behind)) = rest.split_once("{{") {
+        filled.push_str(before);
+        let known = behind.split_once("}}").and_then(|(key, behind)| {
+            let (_, value) = words.iter().find(|(word, _)| *word == key)?;
+            Some((value, behind))
+        });
+        rest = match known {
+            Some((value, behind)) => {
+                filled.push_str(value);
+                behind
+            }
+            None => {
+                filled.push_str("{{");
+                behind
+            }
+        };
+    }
+    filled + rest
 }
 
 /// A name as DNS takes labels: what is none of a letter, a digit or a hyphen becomes one.
@@ -154,6 +174,13 @@ mod tests {
         assert_eq!(label("DPAR_B 256.x"), "dpar-dpar-b-256-x");
         assert_eq!(label("--"), "dpar");
         assert!(label(&"x".repeat(99)).len() < 63);
+    }
+
+    #[test]
+    fn what_is_filled_in_is_no_template() {
+        let words = [("a", "{{b}}".to_owned()), ("b", "{{a}}".to_owned())];
+        assert_eq!(fill("{x: {{a}}} {{b}}, {{graph}} {{a}", &words), "{x: {{b}}} {{a}}, {{graph}} {{a}");
+        assert_eq!(fill("{{ {{a}}", &words), "{{ {{b}}");
     }
 
     #[test]

@@ -25,6 +25,8 @@ NUMBERS = {
 }
 # How long a client that went away is not noticed while no event comes.
 LOOK = 0.05
+# How often the counters are told to Triton.
+NOTE = 1.0
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -55,11 +57,13 @@ class TritonPythonModel:
             decode_time=number("decode_time"),
             job_images=int(told["request_images"]),
         )
-        self.counters = Counters(args)
         # Ready means that an image can be drawn.
         with self.scheduler.submit(classes=[0]) as job:
             for _ in job:
                 pass
+        self.ended = threading.Event()
+        self.noting = threading.Thread(target=self.note, args=(Counters(args),), daemon=True)
+        self.noting.start()
 
     def execute(self, requests):
         for request in requests:
@@ -79,9 +83,11 @@ class TritonPythonModel:
         try:
             with job:
                 while True:
-                    while not job.poll(LOOK):
-                        if sender.is_cancelled():
-                            return
+                    ready = job.poll(LOOK)
+                    if sender.is_cancelled():
+                        return
+                    if not ready:
+                        continue
                     event = next(job, None)
                     if event is None:
                         break
@@ -91,8 +97,6 @@ class TritonPythonModel:
                         continue
                     if held is not None:
                         sender.send(held)
-                        if sender.is_cancelled():
-                            return
                     held = pb_utils.InferenceResponse(output_tensors=told_of(event))
             if not stream:
                 images.sort(key=lambda image: image.image)
@@ -106,9 +110,15 @@ class TritonPythonModel:
                 sender.send(flags=FINAL)
             else:
                 sender.send(held, flags=FINAL)
-            self.counters.note(self.scheduler.stats())
+
+    def note(self, counters):
+        """Tells what the scheduler counts, whatever becomes of requests."""
+        while not self.ended.wait(NOTE):
+            counters.note(self.scheduler.stats())
 
     def finalize(self):
+        self.ended.set()
+        self.noting.join()
         self.scheduler.close(cancel=True)
         self.bundle.close()
 
@@ -176,18 +186,16 @@ class Counters:
 
     def __init__(self, args):
         self.labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
-        self.lock = threading.Lock()
         self.families, self.metrics = {}, {}
 
     def note(self, stats):
-        with self.lock:
-            for name, key in self.GAUGES.items():
-                self.metric(name, pb_utils.MetricFamily.GAUGE).set(stats[key])
-            for name, key in self.TOTALS.items():
-                self.count(name, stats[key])
-            for graph in stats["graphs"]:
-                self.count("dpar_graph_calls_total", graph["calls"], graph=graph["graph"])
-                self.count("dpar_graph_rows_total", graph["rows"], graph=graph["graph"])
+        for name, key in self.GAUGES.items():
+            self.metric(name, pb_utils.MetricFamily.GAUGE).set(stats[key])
+        for name, key in self.TOTALS.items():
+            self.count(name, stats[key])
+        for graph in stats["graphs"]:
+            self.count("dpar_graph_calls_total", graph["calls"], graph=graph["graph"])
+            self.count("dpar_graph_rows_total", graph["rows"], graph=graph["graph"])
 
     def metric(self, name, kind, **labels):
         key = (name, *labels.values())
