@@ -6,28 +6,18 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from dpar_export._errors import InputError, IntegrityError
-from dpar_export._worker import Part, file_digest
+from dpar_export._worker import Part, file_digest, sync
 
 RECEIPT = "receipt.json"
 #: What shows that a folder of parts is this module's: nothing else is removed.
 MARK = "parts-of-dpar-export"
 log = logging.getLogger("dpar_export")
-
-
-def _sync(path: Path) -> None:
-    """Brings what was written to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def discard(folder: Path) -> None:
@@ -129,8 +119,8 @@ class Parts:
             (samples / name).write_bytes(data)
         (folder / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
         for written in [*samples.iterdir(), samples, folder / RECEIPT, folder]:
-            _sync(written)
+            sync(written)
         folder.rename(self.folder(part.number))
-        _sync(self._folder)
+        sync(self._folder)
         self._receipts[part.number] = receipt
         return True

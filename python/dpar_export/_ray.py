@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dpar_export._errors import DparError, RunError, UnavailableError
+from dpar_export._errors import DparError, InputError, RunError, UnavailableError
 from dpar_export._parts import Parts
 from dpar_export._worker import Input, Lost, Part, Task, Worker, files_of
 
@@ -30,6 +30,12 @@ TRIES = 4
 LATE = 1.5
 #: Seconds after which is looked who is late.
 GLANCE = 0.5
+#: Seconds after which a part is late when none is done yet.
+FIRST = 3600.0
+#: Seconds of silence after which a warning comes, and again after twice the time.
+SILENCE = 60.0
+#: Seconds for which the cluster may have no worker running, so that one that grows has time.
+PATIENCE = 900.0
 #: Seconds for workers to clean up.
 FAREWELL = 5.0
 
@@ -76,8 +82,12 @@ def _connect(ray: Any, address: str) -> bool:
 class _Hand:
     """A worker: its actor, and what it is doing."""
 
-    def __init__(self, actor: Any, ref: Any) -> None:
+    def __init__(self, actor: Any, ref: Any, failed: int) -> None:
         self.actor = actor
+        #: Times that it, or those whose place it took, failed to open what it needs.
+        self.failed = failed
+        #: Promises that what was sent is stored.
+        self.kept: list[Any] = []
         #: What it was asked last, and the promise of the answer; None: it waits for work.
         self.ref: Any = ref
         self.doing = "missing"
@@ -97,6 +107,7 @@ class Driver:
         self._tries: Counter[int] = Counter()
         self._seconds: list[float] = []
         self._lost = 0
+        self._heard, self._warned = time.monotonic(), SILENCE
         self._sent: dict[str, list[tuple[str, Any]]] = {}
         self._actor: Any = None
 
@@ -108,12 +119,14 @@ class Driver:
         """
         own = _connect(self._ray, address)
         try:
-            custom = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
-            self._actor = self._ray.remote(Worker).options(
-                num_cpus=self._resources.get("CPU", 0), num_gpus=self._resources.get("GPU", 0), resources=custom or None
-            )
-            for _ in range(min(self._room(), len(self._waiting))):
-                self._hire()
+            room = self._room()
+            try:
+                self._actor = self._ray.remote(Worker).options(**self._options())
+                for _ in range(min(room, len(self._waiting))):
+                    self._hire()
+            except ValueError as error:
+                raise InputError(f"Ray refuses what a worker is to take: {_said(error)[0]}") from None
+            self._heard = time.monotonic()
             told = -1
             while True:
                 done = self._store.images()
@@ -157,14 +170,38 @@ class Driver:
             )
         return room
 
-    def _hire(self) -> None:
+    def _options(self) -> dict[str, Any]:
+        """What a worker takes, in the arguments that Ray has for it."""
+        custom = dict(self._resources)
+        options: dict[str, Any] = {"num_cpus": custom.pop("CPU", 0), "num_gpus": custom.pop("GPU", 0)}
+        if "memory" in custom:
+            options["memory"] = int(custom.pop("memory"))
+        return {**options, "resources": custom or None}
+
+    def _hire(self, failed: int = 0) -> None:
         actor = self._actor.remote(self._task)
-        self._hands.append(_Hand(actor, actor.missing.remote()))
+        self._hands.append(_Hand(actor, actor.missing.remote(), failed))
+
+    def _patience(self) -> None:
+        """Says when nobody answers, and ends when no worker comes to run."""
+        silent = time.monotonic() - self._heard
+        if silent > PATIENCE and all(hand.doing == "missing" for hand in self._hands):
+            raise UnavailableError(
+                f"no worker has answered for {silent:.0f} seconds",
+                "has the cluster what a worker takes, and machines that run? Go on with --resume",
+            )
+        if silent > self._warned:
+            log.warning("no worker has answered for %.0f seconds", silent)
+            self._warned *= 2
 
     def _turn(self) -> None:
         """Waits for one answer, or a moment; then everybody who is free gets work."""
         asked = {hand.ref: hand for hand in self._hands if hand.ref is not None}
         ready, _ = self._ray.wait(list(asked), num_returns=1, timeout=GLANCE)
+        if ready:
+            self._heard, self._warned = time.monotonic(), SILENCE
+        else:
+            self._patience()
         for ref in ready:
             self._answered(asked[ref])
         for hand in [hand for hand in self._hands if hand.ref is None]:
@@ -178,10 +215,9 @@ class Driver:
         """The part that is to be done next; when all are under way, one that is late and has one worker."""
         if self._waiting:
             return self._waiting.popleft()
-        if not self._seconds:
-            return None
         under_way = Counter(hand.number for hand in self._hands if hand.doing == "part")
-        latest = time.monotonic() - LATE * statistics.median(self._seconds)
+        limit = LATE * statistics.median(self._seconds) if self._seconds else FIRST
+        latest = time.monotonic() - limit
         late = [
             (hand.since, hand.number)
             for hand in self._hands
@@ -192,7 +228,9 @@ class Driver:
     def _answered(self, hand: _Hand) -> None:
         errors = self._ray.exceptions
         try:
-            answer = self._ray.get(hand.ref)
+            # An actor does one thing after another: what was sent before this is stored, or was not.
+            kept, hand.kept = hand.kept, []
+            answer = self._ray.get([*kept, hand.ref])[-1]
         except errors.RayTaskError as error:
             self._failed(hand, error)
             return
@@ -202,11 +240,12 @@ class Driver:
         if hand.doing == "missing":
             for option in answer:
                 for name, piece in self._pieces(next(i for i in self._task.inputs if i.option == option)):
-                    hand.actor.keep.remote(option, name, piece)
+                    hand.kept.append(hand.actor.keep.remote(option, name, piece))
             hand.doing, hand.ref = "open", hand.actor.open.remote()
             return
         if hand.doing == "open":
             hand.host = f"{answer['host']} (pid {answer['pid']})"
+            hand.failed = 0
             log.info("%s is ready", hand.host)
         elif isinstance(answer, Part):
             self._seconds.append(time.monotonic() - hand.since)
@@ -228,6 +267,9 @@ class Driver:
         if not isinstance(cause, Lost):
             lines = _said(error)
             raise UnavailableError(f"{hand.host} failed: {lines[-1]}", None, lines[:8])
+        if hand.doing != "part":
+            self._unopened(hand, cause)
+            return
         self._tries[hand.number] += 1
         if self._tries[hand.number] >= TRIES:
             raise RunError(f"part {hand.number} failed {TRIES} times: {cause}")
@@ -236,6 +278,24 @@ class Driver:
         hand.ref, hand.number = None, 0
         hand.doing = "idle"
 
+    def _unopened(self, hand: _Hand, cause: Lost) -> None:
+        """Another takes the place of a worker that cannot open what it needs, some times."""
+        failed = hand.failed + 1
+        self._leave(hand)
+        if failed < TRIES:
+            log.warning("%s; another worker is asked for", cause)
+            self._hire(failed)
+        elif self._hands:
+            log.warning("%s; after %d times no other is asked for", cause, TRIES)
+        else:
+            raise RunError(f"workers cannot open what they need: {cause}")
+
+    def _leave(self, hand: _Hand) -> None:
+        self._hands.remove(hand)
+        with contextlib.suppress(Exception):
+            # It may be out of reach only.
+            self._ray.kill(hand.actor)
+
     def _died(self, hand: _Hand, error: Exception) -> None:
         self._lost += 1
         lines = _said(error)
@@ -243,10 +303,7 @@ class Driver:
             raise UnavailableError(f"workers end before they do anything: {lines[0]}", None, lines[1:8])
         log.warning("%s is lost: %s", hand.host, lines[0])
         self._again(hand)
-        self._hands.remove(hand)
-        with contextlib.suppress(Exception):
-            # It may be out of reach only.
-            self._ray.kill(hand.actor)
+        self._leave(hand)
         self._hire()
 
     def _pieces(self, wanted: Input) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -112,6 +113,15 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
         yield path.name, path
 
 
+def sync(path: Path) -> None:
+    """Brings what was written to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def kept_inputs() -> Path:
     """The folder of this user, and of nobody else, for what was sent to this machine."""
     folder = Path(tempfile.gettempdir()) / f"dpar-export-{os.getuid()}"
@@ -122,6 +132,28 @@ def kept_inputs() -> Path:
     return folder
 
 
+def _claim() -> tuple[Path, int]:
+    """A folder that is a worker's while its lock, a descriptor, is open; those of workers that were lost go."""
+    place = kept_inputs()
+    # No other worker sweeps between the making of a folder and its lock.
+    with (place / "lock").open("wb") as all_of_them:
+        fcntl.flock(all_of_them, fcntl.LOCK_EX)
+        for rest in place.glob("worker-*"):
+            try:
+                with (rest / "lock").open("rb") as held:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            except OSError:
+                # Its worker was lost before it had one.
+                pass
+            shutil.rmtree(rest, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="worker-", dir=place))
+        lock = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
 class Worker:
     """Evaluates parts with a process that loads engine and extractor once. A plain class, of which Ray makes actors."""
 
@@ -130,7 +162,7 @@ class Worker:
         self._places: dict[str, Path] = {}
         self._sent: dict[str, Path] = {}
         self._process: subprocess.Popen[str] | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="dpar-export-"))
+        self._folder, self._lock = _claim()
         self._talk: IO[str] | None = None
 
     def missing(self) -> list[str]:
@@ -167,7 +199,7 @@ class Worker:
     def keep(self, option: str, name: str, piece: Any) -> None:
         """Appends a piece to a file of an input: bytes, or an array of them."""
         if option not in self._sent:
-            self._sent[option] = Path(tempfile.mkdtemp(prefix="sent-", dir=kept_inputs()))
+            self._sent[option] = self._folder / f"sent-{option}"
         folder = self._sent[option]
         path = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
@@ -177,7 +209,7 @@ class Worker:
             file.write(memoryview(piece))
 
     def _settle(self, wanted: Input) -> None:
-        """Gives what was sent its name, once it is known to be what was to be sent. The program checks every file of a bundle."""
+        """Gives what was sent its name, once every file of it is known to be what was to be sent."""
         sent, kept = self._sent.pop(wanted.option, None), self._kept(wanted)
         if sent is None:
             raise IntegrityError(f"{wanted.path} was to be sent, and nothing came")
@@ -188,6 +220,13 @@ class Worker:
                 raise IntegrityError(
                     f"{wanted.path} came with the SHA-256 {found}, and was sent with {wanted.sha256}"
                 )
+            if not single:
+                for file in json.loads((sent / "manifest.json").read_text(encoding="utf-8"))["files"]:
+                    path = sent / file["path"]
+                    if not path.is_file() or file_digest(path) != file["sha256"]:
+                        raise IntegrityError(f"{file['path']} of {wanted.path} changed on its way, or before")
+            for written in sent.rglob("*"):
+                sync(written)
             # A file lies in the folder of its digest, a bundle takes the file's place.
             kept.parent.mkdir(exist_ok=True)
             try:
@@ -227,7 +266,14 @@ class Worker:
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._talk, text=True,
             cwd=task.folder if Path(task.folder).is_dir() else None,
         )  # fmt: skip
-        found = self._answer()
+        try:
+            found = self._answer()
+        except IntegrityError:
+            # What was sent is sent again.
+            for wanted in task.inputs:
+                if self._places[wanted.option] == self._kept(wanted):
+                    shutil.rmtree(self._kept(wanted).parent, ignore_errors=True)
+            raise
         if found["key"] != task.key:
             self._end()
             raise IntegrityError(
@@ -321,3 +367,6 @@ class Worker:
         """Ends the process, and leaves nothing on the disk but what was sent."""
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1

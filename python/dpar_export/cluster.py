@@ -31,8 +31,12 @@ __all__ = ["Progress", "evaluate"]
 #: Called with the images that are done, and all.
 Progress = Callable[[int, int], None]
 
-#: Options with a value that say where and by whom the work is done, or how the program talks: workers have their own.
-_WITH_VALUE = {"--on", "--workers", "--resource", "--output", "-o", "--bundle", "--extractor", "--threads", "--log-format"}
+#: Options with a value that say where and by whom the work is done, how the program talks, or what is done with all parts
+#: together: workers have their own, or none.
+_WITH_VALUE = {
+    "--on", "--workers", "--resource", "--output", "-o", "--bundle", "--extractor", "--threads", "--log-format",
+    "--compare", "--resample-distances",
+}  # fmt: skip
 #: The same without a value.
 _FLAGS = {"--resume", "--json", "--quiet", "-q", "--verbose", "-v", "-vv"}
 
@@ -162,8 +166,11 @@ def _spread(arguments: Sequence[str], *, copy: bool, progress: Progress | None) 
         threads=named["threads"] or max(1, int(resources.get("CPU", 1))),
         key=plan["key"],
     )
-    with Parts(parts_of(out), task.key, task.shards) as store:
-        if store.missing():
-            driver = Driver(task, store, resources, named["workers"])
-            driver.run(plan["on"], progress, plan["images"])
+    try:
+        with Parts(parts_of(out), task.key, task.shards) as store:
+            if store.missing():
+                driver = Driver(task, store, resources, named["workers"])
+                driver.run(plan["on"], progress, plan["images"])
+    except OSError as error:
+        raise InputError(f"parts cannot be kept in {parts_of(out)}: {error}") from error
     return [*final, "--merge", *(str(store.folder(n)) for n in range(1, task.shards + 1))], out

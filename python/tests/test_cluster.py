@@ -6,16 +6,17 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dpar_export
 import pytest
 from conftest import FIXTURES, Cli
-from dpar_export import cluster
+from dpar_export import _ray, cluster
 from dpar_export._command import call, words
 from dpar_export._parts import Parts, discard
 from dpar_export._ray import _cut
-from dpar_export._worker import Input, Lost, Task, Worker, digest
+from dpar_export._worker import Input, Lost, Task, Worker, digest, kept_inputs
 
 EXTRACTOR = FIXTURES / "features" / "tiny.onnx"
 REFERENCE = FIXTURES / "emoji32" / "real_images.npz"
@@ -141,3 +142,80 @@ def test_a_folder_of_somebody_else_stays(tmp_path: Path) -> None:
         pass
     discard(tmp_path / "new.parts")
     assert not (tmp_path / "new.parts").exists()
+
+
+def test_workers_compare_nothing() -> None:
+    given = ["evaluate", "--compare", "m.json", "--resample-distances=20", "--num=4"]
+    assert cluster.without(given, cluster._WITH_VALUE, cluster._FLAGS) == ["evaluate", "--num=4"]
+
+
+def test_what_is_damaged_on_its_way_gets_no_name(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    work = task(bundle_path, "0" * 64, copied=True)
+    worker, lost = Worker(work), kept_inputs() / "worker-lost"
+    lost.mkdir()
+    worker.missing()
+    for name, piece in _cut(bundle_path):
+        worker.keep("bundle", name, piece[:-1] if name == "config.json" else piece)
+    with pytest.raises(dpar_export.IntegrityError, match=r"config\.json"):
+        worker.open()
+    assert not worker._kept(work.inputs[0]).exists()
+    # Another sweeps what nobody holds, and nothing else.
+    other = Worker(work)
+    assert worker._folder.exists() and not lost.exists()
+    for each in (worker, other):
+        each.close()
+    assert not list(kept_inputs().glob("worker-*"))
+
+
+class Ray:
+    """As much of Ray as a driver needs whose workers do not come to run, or fail."""
+
+    def __init__(self, refuses: bool, failure: Exception | None) -> None:
+        self.refuses, self.failure = refuses, failure
+        self.exceptions = SimpleNamespace(RayTaskError=KeyError, RayActorError=OSError, ObjectLostError=OSError, OutOfMemoryError=OSError)
+        self.asked: dict[str, Any] = {}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def options(self, **asked: Any) -> Ray:
+        if self.refuses:
+            raise ValueError("not that")
+        self.asked = asked
+        return self
+
+    def remote(self, *_: object) -> Any:
+        method = SimpleNamespace(remote=lambda *_: object())
+        return self if _ == (Worker,) else SimpleNamespace(missing=method, open=method, close=method)
+
+    def wait(self, refs: list[object], **_: object) -> tuple[list[object], list[object]]:
+        return (refs[:1], []) if self.failure else ([], refs)
+
+    def get(self, refs: list[object]) -> list[object]:
+        self.opened = not getattr(self, "opened", False)
+        if self.opened:
+            return [[]]
+        error = KeyError()
+        error.cause = self.failure  # type: ignore[attr-defined]
+        raise error
+
+    def kill(self, _: object) -> None:
+        pass
+
+
+def test_a_driver_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ray, "PATIENCE", 0.0)
+    work = Task(("evaluate",), "/", (), False, 3, 1, "key")
+    cases: list[tuple[Ray, type[Exception], str]] = [
+        (Ray(True, None), dpar_export.InputError, "not that"),
+        (Ray(False, None), dpar_export.UnavailableError, "no worker has answered"),
+        (Ray(False, Lost("it ended")), dpar_export.RunError, "cannot open what they need: it ended"),
+    ]
+    for there, kind, said in cases:
+        monkeypatch.setattr(_ray, "_load", lambda there=there: there)
+        with Parts(tmp_path / "parts", "key", 3) as store, pytest.raises(kind, match=said):
+            _ray.Driver(work, store, {"memory": 1000.0}, 1).run("ray", None, 12)
+    assert there.asked == {"num_cpus": 0, "num_gpus": 0, "memory": 1000, "resources": None}
