@@ -16,6 +16,7 @@ fn main() {
     println!("Critical values of {LOOKS} looks, in standard errors: {}\n", critical.join(", "));
     means();
     distances();
+    biased();
     power();
 }
 
@@ -49,11 +50,11 @@ const HEAD: &str =
 
 /// Looks until one decides.
 fn looks(mut at: impl FnMut(usize) -> (f64, f64), margin: f64, critical: &[f64]) -> SimulatedRun {
-    for (k, critical) in critical.iter().enumerate() {
+    for (k, value) in critical.iter().enumerate() {
         let (difference, error) = at(k);
-        let verdict = equivalence_at(difference, error, margin, *critical).unwrap().verdict;
-        if verdict != Verdict::Inconclusive || k + 1 == LOOKS {
-            return SimulatedRun { verdict, fraction: (k + 1) as f64 / LOOKS as f64 };
+        let verdict = equivalence_at(difference, error, margin, *value).unwrap().verdict;
+        if verdict != Verdict::Inconclusive || k + 1 == critical.len() {
+            return SimulatedRun { verdict, fraction: (k + 1) as f64 / critical.len() as f64 };
         }
     }
     unreachable!("the last look ends")
@@ -94,9 +95,9 @@ fn means() {
 
 const WIDTH: usize = 4;
 
-fn moments(rows: &[f32], compute: &Compute) -> Moments {
-    let mut all = MomentsAccumulator::new(WIDTH).unwrap();
-    all.push(Rows::new("rows", rows, WIDTH).unwrap(), compute).unwrap();
+fn moments(rows: &[f32], width: usize, compute: &Compute) -> Moments {
+    let mut all = MomentsAccumulator::new(width).unwrap();
+    all.push(Rows::new("rows", rows, width).unwrap(), compute).unwrap();
     all.finish(compute).unwrap()
 }
 
@@ -104,7 +105,7 @@ fn moments(rows: &[f32], compute: &Compute) -> Moments {
 fn distances() {
     const IMAGES: usize = 2000;
     let compute = Compute::new(1).unwrap();
-    let reference = Moments::from_parts(vec![0.0; WIDTH], unit(), None).unwrap();
+    let reference = Moments::from_parts(vec![0.0; WIDTH], unit(WIDTH), None).unwrap();
     // Both are moved away from the reference by 1 in the first feature; one also in the second, by `shift`.
     let margin = 0.05_f64;
     println!(
@@ -130,7 +131,7 @@ fn distances() {
                         b.push((other + moved) as f32);
                     }
                 }
-                let (ma, mb) = (moments(&a, &compute), moments(&b, &compute));
+                let (ma, mb) = (moments(&a, WIDTH, &compute), moments(&b, WIDTH, &compute));
                 let distance = |m: &Moments| -> f64 {
                     let Frechet { distance, .. } = frechet_distance(m, &reference, &compute).unwrap();
                     distance
@@ -148,8 +149,61 @@ fn distances() {
     }
 }
 
-fn unit() -> Vec<f64> {
-    (0..WIDTH * WIDTH).map(|i| if i % (WIDTH + 1) == 0 { 1.0 } else { 0.0 }).collect()
+fn unit(width: usize) -> Vec<f64> {
+    (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 }).collect()
+}
+
+/// Two sides at the same distance whose biases differ: one is moved away from the reference, the other one is spread wider. Looks correct the
+/// bias of their fewer images from the distances of every other one, as `evaluate --until` does; the last look is the plain one.
+fn biased() {
+    const D: usize = 64;
+    const IMAGES: usize = 1600;
+    let compute = Compute::new(1).unwrap();
+    let reference = Moments::from_parts(vec![0.0; D], unit(D), None).unwrap();
+    let (spread, margin) = (1.3_f64, 0.0576);
+    let moved = (D as f64).sqrt() * (spread - 1.0);
+    println!(
+        "\nUnlike biases: {IMAGES} pairs of {D} features, distances {:.2}, margin {margin}",
+        moved * moved
+    );
+    println!("{}", HEAD.replace("true difference", "looks"));
+    let distance =
+        |rows: &[f32]| frechet_distance(&moments(rows, D, &compute), &reference, &compute).unwrap().distance;
+    let plan = plan();
+    for (name, critical, corrects) in
+        [("1", vec![Z90], false), ("10, corrected", plan.clone(), true), ("10, not corrected", plan, false)]
+    {
+        let run = |seed: u64| {
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            let looks_of = critical.len();
+            let at = |k: usize| {
+                let to = IMAGES * (k + 1) / looks_of;
+                for i in a.len() / D..to {
+                    for j in 0..D {
+                        let [own, other] = [0, 1].map(|n| normal(seed, ((i * D + j) * 2 + n) as u64));
+                        a.push((own + if j == 0 { moved } else { 0.0 }) as f32);
+                        b.push((other * spread) as f32);
+                    }
+                }
+                let side = |rows: &[f32]| {
+                    let all = distance(rows);
+                    let half = |odd: usize| {
+                        let own = rows.chunks_exact(D).enumerate().filter(|(i, _)| i % 2 == odd);
+                        distance(&own.flat_map(|(_, row)| row).copied().collect::<Vec<_>>())
+                    };
+                    let missing = if corrects { 1.0 - to as f64 / IMAGES as f64 } else { 0.0 };
+                    let (m, missed) =
+                        (moments(rows, D, &compute), (0.5 * (half(0) + half(1)) - all) * missing);
+                    let function = FrechetInfluence::new(&m, &reference, &compute).unwrap();
+                    (all - missed, function.rows(Rows::new("rows", rows, D).unwrap(), &compute).unwrap())
+                };
+                let ((da, ia), (db, ib)) = (side(&a), side(&b));
+                (da - db, paired_standard_error(&ia, &ib).unwrap())
+            };
+            looks(at, margin, &critical)
+        };
+        report(name, &(0..RUNS / 20).map(run).collect::<Vec<_>>());
+    }
 }
 
 /// Images that one look needs to show equivalence with a power of 90 % where there is no difference: (z₉₅ + z₉₅)²·s²/m², with s the
