@@ -3,7 +3,7 @@
 //!
 //! Nothing in it is a time or a path of a machine: the same bundle gives the same bytes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 use dpar_export_files::staging::{FolderKind, StagedFolder, StagingError};
@@ -212,9 +212,9 @@ pub fn unpack(
 ) -> Result<PackedModel, OciError> {
     let index: ImageIndex = read(&layout.join(INDEX))?;
     let image = chosen(layout, index, tag)?;
-    let path = layout.join(BLOBS).join(image.sha256(&layout.join(INDEX))?);
-    sized(&path, image.size)?;
-    checked(&path, image.size, image.sha256(&path)?)?;
+    let sha256 = image.sha256(&layout.join(INDEX))?;
+    let path = layout.join(BLOBS).join(sha256);
+    checked(&path, image.size, sha256)?;
     let model: ImageManifest = read(&path)?;
     if model.artifact_type.as_deref() != Some(MODEL) {
         let found = model.artifact_type.as_deref().unwrap_or("none");
@@ -239,14 +239,15 @@ pub fn unpack(
         if !go_on(file) {
             return Err(OciError::Stopped);
         }
-        let (blob, to) = (layout.join(BLOBS).join(layer.sha256(&path)?), staged.path().join(file));
+        let sha256 = layer.sha256(&path)?;
+        let (blob, to) = (layout.join(BLOBS).join(sha256), staged.path().join(file));
         if let Some(folder) = to.parent() {
             fs_err::create_dir_all(folder).map_err(|e| BundleError::io(folder, e))?;
         }
         // Before a large one that is not meant fills the disk.
         sized(&blob, layer.size)?;
         copy(&blob, &to)?;
-        checked(&to, layer.size, layer.sha256(&path)?).map_err(|e| match e {
+        checked(&to, layer.size, sha256).map_err(|e| match e {
             OciError::Blob { message, .. } => OciError::blob(&blob, message),
             other => other,
         })?;
@@ -348,7 +349,7 @@ struct Descriptor {
     digest: String,
     size: u64,
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 impl Descriptor {

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from dpar_export._errors import InputError
 
 Sampler = Literal["gumbel", "cdf"]
-Schedule = Literal["lockstep", "patch", "continuous"]
+Schedule = Literal["lockstep", "patch", "continuous", "rolling"]
 
 
 def drawing(**asking: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dpar_export._errors import InputError
 class Scheduler:
     """What `Bundle.scheduler` returns: images for several threads, decoded in one batch.
 
-    An image joins the others when they next open patches, and leaves its row when it is complete: nobody waits for a batch to
+    An image joins the others at the next step, and leaves its row when it is complete: nobody waits for a batch to
     end. What is drawn depends on seed, index, class and options alone, as in `Bundle.generate`, and has the same bytes.
 
     Methods may be called from several threads. Decoding runs in a thread of its own, whether somebody waits for it or not. Use it

@@ -6,7 +6,9 @@ use anyhow::{Result, bail};
 use camino::Utf8Path;
 use xtask_web::page;
 
-use crate::{all_engines, cargo, command, hostile, npz, onnx, package, python, report, step, tidy};
+use crate::{
+    NamedStep, all_engines, cargo, command, each_step, hostile, npz, onnx, package, python, report, tidy,
+};
 
 /// Runs every step, or those named in `only`, also after one failed, and fails if any did. `minimal` is a build without
 /// optional engines.
@@ -26,8 +28,7 @@ pub(crate) fn run(root: &Utf8Path, only: &[String], minimal: bool) -> Result<()>
     let nextest = [&["nextest", "run"], &scope[..], &["--no-fail-fast", "--status-level", "fail"]].concat();
     let doctests = [&["test", "--doc", "--quiet"], &scope[..]].concat();
     let short = hostile::Options { checks: &[], short: true, seed: 1, built: true };
-    type Step<'a> = (&'a str, Box<dyn FnOnce() -> Result<()> + 'a>);
-    let mut steps: Vec<Step<'_>> = vec![
+    let mut steps: Vec<NamedStep<'_>> = vec![
         ("fmt", Box::new(|| run_cargo(&["fmt", "--all", "--check"]))),
         ("clippy", Box::new(|| run_cargo(&clippy))),
         ("tests", Box::new(|| run_cargo(&nextest))),
@@ -62,16 +63,7 @@ pub(crate) fn run(root: &Utf8Path, only: &[String], minimal: bool) -> Result<()>
     }
     steps.retain(|(name, _)| only.is_empty() || only.iter().any(|o| o == name));
     let start = Instant::now();
-    let mut failed = Vec::new();
-    for (name, body) in steps {
-        if let Err(e) = step(name, body) {
-            eprintln!("error: {e:#}");
-            failed.push(name);
-        }
-    }
+    let ended = each_step(steps);
     println!("== check took {:.0} s", start.elapsed().as_secs_f64());
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
-    }
-    Ok(())
+    ended
 }

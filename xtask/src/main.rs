@@ -430,6 +430,24 @@ fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     result.with_context(|| format!("step `{name}`"))
 }
 
+/// A step: its name, and what it does.
+type NamedStep<'a> = (&'a str, Box<dyn FnOnce() -> Result<()> + 'a>);
+
+/// Runs every step, also after one failed, and fails if any did.
+fn each_step(steps: Vec<NamedStep<'_>>) -> Result<()> {
+    let mut failed = Vec::new();
+    for (name, body) in steps {
+        if let Err(e) = step(name, body) {
+            eprintln!("error: {e:#}");
+            failed.push(name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
 /// Runs a program to its end in the workspace's folder.
 fn command(root: &Utf8Path, program: &str, args: &[&str]) -> Result<()> {
     let status = std::process::Command::new(program).args(args).current_dir(root).status();

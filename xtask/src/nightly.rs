@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use camino::Utf8Path;
 use clap::builder::PossibleValuesParser;
 
-use crate::{command, step};
+use crate::{NamedStep, command, each_step};
 
 /// The tasks in their order, each a command line of `cargo xtask`; from minutes to half an hour each.
 const TASKS: [(&str, &[&str]); 13] = [
@@ -32,18 +32,10 @@ pub(crate) fn names() -> PossibleValuesParser {
 pub(crate) fn run(root: &Utf8Path, only: &[String]) -> Result<()> {
     let program = std::env::current_exe()?;
     let Some(program) = program.to_str() else { bail!("the path of this program is not UTF-8") };
-    let mut failed = Vec::new();
-    for (name, args) in TASKS {
-        if !only.is_empty() && !only.iter().any(|o| o == name) {
-            continue;
-        }
-        if let Err(e) = step(name, || command(root, program, args)) {
-            println!("error: {e:#}");
-            failed.push(name);
-        }
-    }
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
-    }
-    Ok(())
+    let asked = TASKS.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name));
+    let one = |(name, args): &(&'static str, &'static [&'static str])| -> NamedStep<'_> {
+        let args = *args;
+        (*name, Box::new(move || command(root, program, args)))
+    };
+    each_step(asked.map(one).collect())
 }

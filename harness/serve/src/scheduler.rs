@@ -26,8 +26,8 @@ const MOST_GUIDANCE: f32 = 1e4;
 
 /// A bundle on an engine that several requesters share.
 ///
-/// One thread decodes with the schedule `continuous`: an image joins the others when they next open patches, and leaves its row
-/// when it is complete. What is drawn depends on (seed, index of the image, class, options) alone, as everywhere in this project.
+/// One thread decodes, with a schedule that refills rows: an image joins the others at the next step (`rolling`) or when they next
+/// open patches (`continuous`), and leaves its row when it is complete. What is drawn depends on (seed, index of the image, class, options) alone, as everywhere in this project.
 /// When it is dropped, what was asked for is still done, and then the thread ends.
 pub struct Scheduler {
     runtime: Arc<LoadedBundle<'static>>,

@@ -93,7 +93,7 @@ pub(super) fn of_loop(bundle: &Bundle, plan: &TritonPlan) -> String {
     };
     let mut out = format!("# {} {}, decoded by dpar-export.\n", system.name.escape_default(), size);
     out.push_str("backend: \"python\"\n");
-    out.push_str("# The scheduler of the model batches: a request joins the others at their next patch.\n");
+    out.push_str("# The scheduler of the model batches: a request joins the others at the next step.\n");
     out.push_str("max_batch_size: 0\n");
     out.push_str("model_transaction_policy { decoupled: true }\n");
     out.push_str(&list("input", &inputs));

@@ -5,7 +5,7 @@ use dpar_export_metrics::{
     Bootstrap, BootstrapResult, Compute, FrechetInfluence, MetricError, Moments, MomentsAccumulator, Rows,
     Verdict, equivalence_at, equivalence_margin, frechet_distance, paired_standard_error, relative_margin,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::EvaluateError;
 use super::store::Store;
@@ -55,7 +55,7 @@ pub struct ResampledDistances {
 }
 
 /// The plan of a comparison's looks, and what they found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SequentialLooks {
     /// Images of all looks: after which of them each is.
     pub planned: Vec<u64>,
@@ -74,7 +74,7 @@ impl SequentialLooks {
 }
 
 /// What one look found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ComparisonLook {
     /// Images of each side that were looked at.
     pub images: u64,
@@ -206,6 +206,20 @@ pub(super) fn compare_sides(
 /// Images copied at a time.
 const GATHERED: usize = 1024;
 
+/// Adds the rows of these images, in their order.
+pub(super) fn push_images(
+    sums: &mut MomentsAccumulator,
+    rows: Rows<'_>,
+    images: &[usize],
+    compute: &Compute,
+) -> Result<(), MetricError> {
+    for images in images.chunks(GATHERED) {
+        let gathered: Vec<f32> = images.iter().flat_map(|&i| rows.row(i)).copied().collect();
+        sums.push(Rows::new("features of chosen images", &gathered, rows.width())?, compute)?;
+    }
+    Ok(())
+}
+
 /// The difference of the two distances over resamples of the pairs of images, each computed as a distance of its own: nothing is
 /// linearised. Each costs two covariances and two distances.
 fn resample(
@@ -217,10 +231,7 @@ fn resample(
     // One after the other: each computes on all threads, and the sums of one fit where those of all would not.
     let distance = |rows: Rows<'_>, images: &[usize]| -> Result<f64, MetricError> {
         let mut moments = MomentsAccumulator::new(rows.width())?;
-        for images in images.chunks(GATHERED) {
-            let gathered: Vec<f32> = images.iter().flat_map(|&i| rows.row(i)).copied().collect();
-            moments.push(Rows::new("resampled features", &gathered, rows.width())?, compute)?;
-        }
+        push_images(&mut moments, rows, images, compute)?;
         Ok(frechet_distance(&moments.finish(compute)?, reference, compute)?.distance)
     };
     bootstrap.one_by_one(a.count(), |images| Ok(distance(a, images)? - distance(b, images)?))

@@ -9,7 +9,8 @@ use dpar_export_metrics::{
 
 use super::EvaluateError;
 use super::compare::{
-    ComparedSide, ComparisonLook, ComparisonRule, FrechetComparison, SequentialLooks, compare_sides, rows,
+    ComparedSide, ComparisonLook, ComparisonRule, FrechetComparison, SequentialLooks, compare_sides,
+    push_images, rows,
 };
 use super::store::Store;
 
@@ -42,9 +43,8 @@ impl SideSums {
     fn push(&mut self, rows: Rows<'_>, compute: &Compute) -> Result<(), MetricError> {
         self.all.push(rows, compute)?;
         for (odd, half) in self.halves.iter_mut().enumerate() {
-            let own = (0..rows.count()).filter(|i| (self.count + i) % 2 == odd);
-            let gathered: Vec<f32> = own.flat_map(|i| rows.row(i)).copied().collect();
-            half.push(Rows::new("every other image", &gathered, rows.width())?, compute)?;
+            let own: Vec<usize> = (0..rows.count()).filter(|i| (self.count + i) % 2 == odd).collect();
+            push_images(half, rows, &own, compute)?;
         }
         self.count += rows.count();
         Ok(())
