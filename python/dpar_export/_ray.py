@@ -136,8 +136,10 @@ class Driver:
                 if not self._store.missing():
                     break
                 self._turn()
-        except ConnectionError as error:
-            raise UnavailableError(f"the Ray cluster is lost: {error}", "go on with --resume") from None
+        except (ConnectionError, self._ray.exceptions.RayError) as error:
+            # What a worker failed with is no error here: this is Ray's own, a full object store for one.
+            lines = _said(error)
+            raise UnavailableError(f"the Ray cluster fails: {lines[0]}", "go on with --resume", lines[1:8]) from None
         finally:
             # What happens here changes no result, and hides no failure.
             with contextlib.suppress(Exception):
@@ -262,9 +264,14 @@ class Driver:
 
     def _failed(self, hand: _Hand, error: Any) -> None:
         cause = getattr(error, "cause", None)
+        if hand.doing == "part" and hand.number not in self._store.missing():
+            log.warning("%s; part %d is there already", _said(error)[-1], hand.number)
+            hand.doing, hand.ref, hand.number = "idle", None, 0
+            return
         if isinstance(cause, DparError):
             raise cause
-        if not isinstance(cause, Lost):
+        # A full disk, for one, is that machine's.
+        if not isinstance(cause, (Lost, OSError)):
             lines = _said(error)
             raise UnavailableError(f"{hand.host} failed: {lines[-1]}", None, lines[:8])
         if hand.doing != "part":
@@ -275,10 +282,9 @@ class Driver:
             raise RunError(f"part {hand.number} failed {TRIES} times: {cause}")
         log.warning("%s; part %d is done again", cause, hand.number)
         self._again(hand)
-        hand.ref, hand.number = None, 0
-        hand.doing = "idle"
+        hand.doing, hand.ref, hand.number = "idle", None, 0
 
-    def _unopened(self, hand: _Hand, cause: Lost) -> None:
+    def _unopened(self, hand: _Hand, cause: Exception) -> None:
         """Another takes the place of a worker that cannot open what it needs, some times."""
         failed = hand.failed + 1
         self._leave(hand)

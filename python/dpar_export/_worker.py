@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -132,12 +133,35 @@ def kept_inputs() -> Path:
     return folder
 
 
-def _claim() -> tuple[Path, int]:
-    """A folder that is a worker's while its lock, a descriptor, is open; those of workers that were lost go."""
+@contextlib.contextmanager
+def _alone() -> Iterator[Path]:
+    """The folder of what was sent, with no other worker of this machine that sweeps in it."""
     place = kept_inputs()
-    # No other worker sweeps between the making of a folder and its lock.
     with (place / "lock").open("wb") as all_of_them:
         fcntl.flock(all_of_them, fcntl.LOCK_EX)
+        yield place
+
+
+def _check(place: Path, wanted: Input) -> None:
+    """Holds every file of an input against what was to be sent.
+
+    Raises:
+        IntegrityError: One is another, or missing.
+    """
+    found = digest(place)
+    if found != wanted.sha256:
+        raise IntegrityError(f"{wanted.path} came with the SHA-256 {found}, and was sent with {wanted.sha256}")
+    if place.is_dir():
+        for file in json.loads((place / "manifest.json").read_text(encoding="utf-8"))["files"]:
+            path = place / file["path"]
+            if not path.is_file() or file_digest(path) != file["sha256"]:
+                raise IntegrityError(f"{file['path']} of {wanted.path} changed on its way, or before")
+
+
+def _claim() -> tuple[Path, int]:
+    """A folder that is a worker's while its lock, a descriptor, is open; those of workers that were lost go."""
+    # No other worker sweeps between the making of a folder and its lock.
+    with _alone() as place:
         for rest in place.glob("worker-*"):
             try:
                 with (rest / "lock").open("rb") as held:
@@ -188,13 +212,32 @@ class Worker:
                         "put the same files on every machine, or let them be sent with `copy=True`",
                     )
                 self._places[wanted.option] = path
-            elif kept.exists():
+            elif self._has_kept(wanted):
                 self._places[wanted.option] = kept
         return [wanted.option for wanted in task.inputs if wanted.option not in self._places]
 
     def _kept(self, wanted: Input) -> Path:
         """Where an input is, once it was sent."""
         return kept_inputs() / wanted.sha256 / Path(wanted.path).name
+
+    def _has_kept(self, wanted: Input) -> bool:
+        """Whether what was sent once is there; what is left of it where somebody tidied the temporary folder is removed."""
+        kept = self._kept(wanted)
+
+        def is_whole() -> bool:
+            try:
+                _check(kept, wanted)
+            except (IntegrityError, OSError, ValueError, KeyError, TypeError):
+                return False
+            return True
+
+        if is_whole():
+            return True
+        with _alone():
+            # Not what another worker of this machine put in its place meanwhile.
+            if not is_whole():
+                shutil.rmtree(kept.parent, ignore_errors=True)
+        return False
 
     def keep(self, option: str, name: str, piece: Any) -> None:
         """Appends a piece to a file of an input: bytes, or an array of them."""
@@ -214,23 +257,14 @@ class Worker:
         if sent is None:
             raise IntegrityError(f"{wanted.path} was to be sent, and nothing came")
         try:
-            single = not (sent / "manifest.json").is_file()
-            found = digest(sent / kept.name if single else sent)
-            if found != wanted.sha256:
-                raise IntegrityError(
-                    f"{wanted.path} came with the SHA-256 {found}, and was sent with {wanted.sha256}"
-                )
-            if not single:
-                for file in json.loads((sent / "manifest.json").read_text(encoding="utf-8"))["files"]:
-                    path = sent / file["path"]
-                    if not path.is_file() or file_digest(path) != file["sha256"]:
-                        raise IntegrityError(f"{file['path']} of {wanted.path} changed on its way, or before")
+            # A file lies in the folder of its digest, a bundle takes the file's place.
+            came = sent if (sent / "manifest.json").is_file() else sent / kept.name
+            _check(came, wanted)
             for written in sent.rglob("*"):
                 sync(written)
-            # A file lies in the folder of its digest, a bundle takes the file's place.
             kept.parent.mkdir(exist_ok=True)
             try:
-                (sent / kept.name if single else sent).rename(kept)
+                came.rename(kept)
             except OSError:
                 # Another worker of this machine was first.
                 if not kept.exists():
@@ -266,14 +300,7 @@ class Worker:
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._talk, text=True,
             cwd=task.folder if Path(task.folder).is_dir() else None,
         )  # fmt: skip
-        try:
-            found = self._answer()
-        except IntegrityError:
-            # What was sent is sent again.
-            for wanted in task.inputs:
-                if self._places[wanted.option] == self._kept(wanted):
-                    shutil.rmtree(self._kept(wanted).parent, ignore_errors=True)
-            raise
+        found = self._answer()
         if found["key"] != task.key:
             self._end()
             raise IntegrityError(
@@ -332,10 +359,11 @@ class Worker:
         folder = self._folder / f"part-{number}"
         files = {p.name: p.read_bytes() for p in sorted((folder / "samples").iterdir())}
         sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        # Before anything is held against it: who does the part again begins anew.
+        shutil.rmtree(folder)
         unlike = [name for name, found in answer["rows_sha256"].items() if sha256.get(name) != found]
         if unlike:
             raise Lost(f"{socket.gethostname()}: {', '.join(unlike)} of part {number} changed on the disk")
-        shutil.rmtree(folder)
         return Part(number, answer["images"], files, sha256, self._memory(process.pid), self._who())
 
     @staticmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from dpar_export import _ray, cluster
 from dpar_export._command import call, words
 from dpar_export._parts import Parts, discard
 from dpar_export._ray import _cut
-from dpar_export._worker import Input, Lost, Task, Worker, digest, kept_inputs
+from dpar_export._worker import Input, Lost, Part, Task, Worker, digest, kept_inputs
 
 EXTRACTOR = FIXTURES / "features" / "tiny.onnx"
 REFERENCE = FIXTURES / "emoji32" / "real_images.npz"
@@ -64,6 +66,19 @@ def test_parts_join_to_what_one_process_finds(bundle_path: Path, tmp_path: Path,
         assert store.add(second) and store.add(worker.part(3))
         again = worker.part(2)
         assert not store.add(again) and again.sha256 == second.sha256
+        # What a disk changed is done again, by the same worker too.
+        answer = worker._answer
+
+        def changed() -> dict[str, Any]:
+            found, file = answer(), worker._folder / "part-1" / "samples" / "pool_3.f32"
+            file.write_bytes(b"?" + file.read_bytes()[1:])
+            return found
+
+        with monkeypatch.context() as there:
+            there.setattr(worker, "_answer", changed)
+            with pytest.raises(Lost, match=r"pool_3\.f32 of part 1 changed on the disk"):
+                worker.part(1)
+        assert worker.part(1).images == 4
         with pytest.raises(dpar_export.InputError, match="in use"), Parts(parts, found["key"], 3):
             pass
     # Another driver, after something was damaged.
@@ -170,12 +185,59 @@ def test_what_is_damaged_on_its_way_gets_no_name(
     assert not list(kept_inputs().glob("worker-*"))
 
 
+def test_what_is_left_of_what_was_sent_is_sent_again(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    work = task(bundle_path, "0" * 64, copied=True)
+
+    def sends() -> list[str]:
+        worker = Worker(work)
+        missing = worker.missing()
+        for wanted in (i for i in work.inputs if i.option in missing):
+            for name, piece in _cut(Path(wanted.path)):
+                worker.keep(wanted.option, name, piece)
+            worker._settle(wanted)
+        worker.close()
+        return missing
+
+    assert sends() == ["bundle", "extractor"]
+    assert sends() == []
+    # Somebody tidies the temporary folder; a disk fails.
+    bundle, extractor = (kept_inputs() / i.sha256 / Path(i.path).name for i in work.inputs)
+    next((bundle / "onnx").glob("*.onnx")).unlink()
+    extractor.write_bytes(extractor.read_bytes() + b"x")
+    assert sends() == ["bundle", "extractor"]
+    assert sends() == []
+
+
+class RayError(Exception):
+    """Of Ray itself."""
+
+
+class TaskError(RayError):
+    """What a method of an actor raised."""
+
+    def __init__(self, cause: Exception | None) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Died(RayError):
+    """An actor is gone."""
+
+
+EXCEPTIONS = SimpleNamespace(
+    RayError=RayError, RayTaskError=TaskError, RayActorError=Died, ObjectLostError=Died, OutOfMemoryError=Died
+)
+
+
 class Ray:
     """As much of Ray as a driver needs whose workers do not come to run, or fail."""
 
     def __init__(self, refuses: bool, failure: Exception | None) -> None:
         self.refuses, self.failure = refuses, failure
-        self.exceptions = SimpleNamespace(RayTaskError=KeyError, RayActorError=OSError, ObjectLostError=OSError, OutOfMemoryError=OSError)
+        self.exceptions = EXCEPTIONS
         self.asked: dict[str, Any] = {}
 
     def is_initialized(self) -> bool:
@@ -198,9 +260,9 @@ class Ray:
         self.opened = not getattr(self, "opened", False)
         if self.opened:
             return [[]]
-        error = KeyError()
-        error.cause = self.failure  # type: ignore[attr-defined]
-        raise error
+        if isinstance(self.failure, RayError):
+            raise self.failure
+        raise TaskError(self.failure)
 
     def kill(self, _: object) -> None:
         pass
@@ -213,9 +275,91 @@ def test_a_driver_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Mon
         (Ray(True, None), dpar_export.InputError, "not that"),
         (Ray(False, None), dpar_export.UnavailableError, "no worker has answered"),
         (Ray(False, Lost("it ended")), dpar_export.RunError, "cannot open what they need: it ended"),
+        (Ray(False, OSError("the disk is full")), dpar_export.RunError, "cannot open what they need: the disk is full"),
+        (Ray(False, RayError("the store is full")), dpar_export.UnavailableError, "the Ray cluster fails: the store is full"),
     ]
     for there, kind, said in cases:
         monkeypatch.setattr(_ray, "_load", lambda there=there: there)
         with Parts(tmp_path / "parts", "key", 3) as store, pytest.raises(kind, match=said):
             _ray.Driver(work, store, {"memory": 1000.0}, 1).run("ray", None, 12)
     assert there.asked == {"num_cpus": 0, "num_gpus": 0, "memory": 1000, "resources": None}
+
+
+class Actors:
+    """As much of Ray as a driver needs whose workers do what a script says: `does` gives a part, raises, or gives nothing, for one who
+    stands still."""
+
+    def __init__(self, does: Callable[[int, int], Part | None]) -> None:
+        self.does, self.exceptions, self.hired = does, EXCEPTIONS, 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def options(self, **_: Any) -> Actors:
+        return self
+
+    def remote(self, first: object) -> Any:
+        if first is Worker:
+            return self
+        number, self.hired = self.hired, self.hired + 1
+
+        def asked(answer: Callable[..., Any]) -> Any:
+            return SimpleNamespace(remote=lambda *given: lambda: answer(*given))
+
+        return SimpleNamespace(
+            missing=asked(lambda: []), open=asked(lambda: {"host": f"host-{number}", "pid": number}),
+            part=asked(lambda part: self.does(number, part)), close=asked(lambda: None),
+        )  # fmt: skip
+
+    def wait(self, refs: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        self.answers: dict[Any, Any] = {}
+        for ref in refs:
+            try:
+                self.answers[ref] = ref()
+            except RayError as error:
+                self.answers[ref] = error
+            if self.answers[ref] is not None:
+                return [ref], []
+        return [], refs
+
+    def get(self, refs: list[Any]) -> list[Any]:
+        answer = self.answers[refs[-1]]
+        if isinstance(answer, Exception):
+            raise answer
+        return [answer]
+
+    def kill(self, _: object) -> None:
+        pass
+
+
+def test_a_driver_gives_parts_of_lost_and_late_workers_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ray, "LATE", 0.0)
+    asked: list[tuple[int, int]] = []
+    failed: list[int] = []
+
+    def does(worker: int, part: int) -> Part | None:
+        if asked[-1:] != [(worker, part)]:
+            asked.append((worker, part))
+        if (worker, part) == (1, 2):
+            raise Died("the node is gone")
+        if (worker, part) == (0, 1):
+            # It stands still until another has done its part; then it fails.
+            if 1 in store.missing():
+                return None
+            failed.append(part)
+            raise TaskError(dpar_export.IntegrityError("a file changed"))
+        if part == 3 and not failed:
+            return None
+        files = {"pool_3.f32": bytes([part])}
+        sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        return Part(part, 4, files, sha256, 1, {"host": f"host-{worker}"})
+
+    monkeypatch.setattr(_ray, "_load", lambda: Actors(does))
+    work = Task(("evaluate",), "/", (), False, 3, 1, "key")
+    told: list[int] = []
+    with Parts(tmp_path / "parts", "key", 3) as store:
+        _ray.Driver(work, store, {"CPU": 1.0}, 3).run("ray", lambda done, _: told.append(done), 12)
+        made = {n: store._receipts[n]["worker"]["host"] for n in (1, 2, 3)}
+    # Worker 2 took the part of the lost one, worker 3 came in its place and took the late part; who failed took another one.
+    assert made == {1: "host-3", 2: "host-2", 3: "host-0"}, asked
+    assert told == [0, 4, 8, 12] and failed == [1]
