@@ -1,6 +1,7 @@
 //! `serve`: images over HTTP.
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -129,14 +130,15 @@ impl ServeArgs {
 
 pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let Plan { models, names, token, certificate, listen, allow_no_token, rows, limits } = plan;
-    let opening = move || {
+    let opening = move |asked_to_end: &AtomicBool| {
         let open =
             |(folder, open): (Utf8PathBuf, Opener)| ServedModel::open(&folder, names.clone(), open, rows);
-        models.into_iter().map(open).collect::<Result<Vec<_>, _>>()
+        let wanted = models.into_iter().take_while(|_| !asked_to_end.load(Ordering::Relaxed));
+        wanted.map(open).collect::<Result<Vec<_>, _>>()
     };
-    let Some((server, models)) = HttpServer::new()?.prepare(opening)? else {
-        tracing::warn!("asked to end before anything was served");
-        return Ok(Exit::Pass);
+    let (server, models) = match HttpServer::new()?.prepare(opening)? {
+        Ok(prepared) => prepared,
+        Err(stopped) => return Ok(exit(stopped)),
     };
     let models = models?;
     let names: Vec<String> = models.iter().map(|m| m.name().to_owned()).collect();
@@ -151,8 +153,12 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let url = format!("{scheme}://{address}");
     // Who started it may wait for this: it answers from here on.
     printer.document(|| format!("serving at {url}"), json!({ "url": url, "models": names }))?;
-    match server.run(listener, service)? {
-        Stopped::Finished => Ok(Exit::Pass),
-        Stopped::Cancelled => Ok(Exit::Interrupted),
+    Ok(exit(server.run(listener, service)?))
+}
+
+fn exit(stopped: Stopped) -> Exit {
+    match stopped {
+        Stopped::Finished => Exit::Pass,
+        Stopped::Cancelled => Exit::Interrupted,
     }
 }

@@ -79,6 +79,12 @@ fn what_is_not_decided_takes_all_images_and_a_wider_interval() {
     let last = looks(&looked).last().unwrap();
     assert_eq!((&last["images"], &last["difference"]), (&Value::from(300), &looked["difference"]));
     assert!(case.metrics("plain") == case.metrics("looked"));
+    // More looks than chunks: each chunk has one.
+    let often = case.run("often", &[&compare[..2], &UNTIL, &["--looks", "200"]].concat());
+    assert_eq!(often.code, 4, "{}", often.stderr);
+    let at =
+        looks(&json(&often)["comparison"]).iter().map(|l| l["images"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert!(at.is_sorted_by(|a, b| a < b) && at.len() > 10 && at.last() == Some(&300), "{at:?}");
     let late = case.run("plain", &[&compare[..], &UNTIL, &["--resume"]].concat());
     assert!(late.code == 2 && late.stderr.contains("was compared already"), "{}", late.stderr);
     // Distances that are computed again spread as the linearised ones do.
@@ -88,4 +94,18 @@ fn what_is_not_decided_takes_all_images_and_a_wider_interval() {
         let out = case.run("alone", more);
         assert!(out.code == 2 && out.stderr.contains("--"), "{more:?}: {}", out.stderr);
     }
+    // A part has no comparison, so nothing of one is taken with it.
+    for part in [&["--shard", "1/2"][..], &["--emit", "k8s"], &["--pull", "2"]] {
+        for of_comparison in [&UNTIL[..], &["--resample-distances", "50"]] {
+            let out = case.run("part", &[part, of_comparison].concat());
+            assert!(out.code == 2 && out.stderr.contains("cannot be used with"), "{part:?}: {}", out.stderr);
+        }
+    }
+    // As many chunks as one.
+    case.samples = case.temp.path("few.npz");
+    images(&case.samples, 16, 3, 100);
+    assert_eq!(case.run("few", &[]).code, 0);
+    let few = case.temp.path("few/metrics.json");
+    let late = case.run("late", &[&["--compare", few.as_str()], &UNTIL[..]].concat());
+    assert!(late.stderr.contains("nothing is decided before all 16 images"), "{}", late.stderr);
 }

@@ -72,6 +72,7 @@ entry_points! {
     to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, Address, usize, Handle);
     copy = "cuMemcpyDtoDAsync_v2": fn(Address, Address, usize, Handle);
     fill = "cuMemsetD8Async": fn(Address, u8, usize, Handle);
+    fill_each = "cuMemsetD2D8Async": fn(Address, usize, u8, usize, usize, Handle);
     error_name = "cuGetErrorName": fn(CuResult, *mut *const c_char);
     error_text = "cuGetErrorString": fn(CuResult, *mut *const c_char);
 }
@@ -310,6 +311,23 @@ impl CudaStream {
         // SAFETY: the place has that many bytes.
         let status = unsafe { (self.device.driver.api.fill)(to, 0, bytes, self.handle) };
         self.device.driver.check("cuMemsetD8Async", status)
+    }
+
+    /// Fills parts of a buffer with zeros: `times` of them, of `bytes` each; the first begins at `at`, each other `pitch` bytes behind the one
+    /// before.
+    pub(crate) fn zero_each(
+        &self,
+        to: &DeviceBuffer,
+        at: usize,
+        (pitch, bytes, times): (usize, usize, usize),
+    ) -> Result<(), CudaError> {
+        let to = to.part(at, times.saturating_sub(1).saturating_mul(pitch).saturating_add(bytes))?;
+        if bytes == 0 || times == 0 {
+            return Ok(());
+        }
+        // SAFETY: the place from the first part to the end of the last one is the buffer's.
+        let status = unsafe { (self.device.driver.api.fill_each)(to, pitch, 0, bytes, times, self.handle) };
+        self.device.driver.check("cuMemsetD2D8Async", status)
     }
 }
 

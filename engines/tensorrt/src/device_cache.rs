@@ -100,6 +100,7 @@ impl DeviceCache {
     ) -> Result<Vec<CacheSlice>, CudaError> {
         // One slot at least: an empty past needs an address as well.
         self.reserve(stream, self.state.length_after(step).max(1))?;
+        self.forget(stream, rows, kept)?;
         let time = self.aligned_time(rows, kept);
         let of = self.state.rows();
         let place = |layer: &mut Layer| -> Result<CacheSlice, CudaError> {
@@ -117,6 +118,21 @@ impl DeviceCache {
             Ok(CacheSlice { past, fresh: staged.raw() })
         };
         self.layers.iter_mut().map(place).collect()
+    }
+
+    /// Empties rows that begin again. Calls look at slots beyond what a row has, and their mask hides numbers only: infinity and NaN of
+    /// the image before would stay what they are.
+    fn forget(&self, stream: &CudaStream, rows: &[CallRow], kept: Option<&[usize]>) -> Result<(), CudaError> {
+        let (of, length) = (self.state.rows(), self.state.length());
+        let is_kept = |i: &usize| kept.is_none_or(|kept| kept.contains(i));
+        for row in (0..rows.len()).filter(is_kept).map(|i| rows[i]).filter(|row| row.past == 0) {
+            for Layer { slot, kept, .. } in &self.layers {
+                if let Some(buffer) = kept {
+                    stream.zero_each(buffer, row.row * slot, (of * slot, *slot, length))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Puts the copies on the stream that a step needs whose slots were written where [`place`](Self::place) said.

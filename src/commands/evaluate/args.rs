@@ -89,14 +89,14 @@ pub(crate) struct EvaluateArgs {
     pub(super) compare: Option<Utf8PathBuf>,
     /// End as soon as --compare is decided: it is looked at --looks times while images come, each time with a critical value that keeps the
     /// error of all looks together at that of one
-    #[arg(long, value_enum, value_name = "WHEN", requires = "compare", conflicts_with_all = ["shard", "merge"])]
+    #[arg(long, value_enum, value_name = "WHEN", requires = "compare", conflicts_with_all = ["shard", "merge", "emit", "pull"])]
     pub(super) until: Option<Until>,
     /// Looks of --until, planned before the first image
     #[arg(long, value_name = "N", default_value = "10", requires = "until", value_parser = clap::value_parser!(u16).range(2..=200))]
     pub(super) looks: u16,
     /// Also bootstrap the difference of --compare by computing both distances again for so many resamples of the pairs: slow, a check
     /// of the linearised interval
-    #[arg(long, value_name = "N", requires = "compare", value_parser = clap::value_parser!(u32).range(20..=100_000))]
+    #[arg(long, value_name = "N", requires = "compare", conflicts_with_all = ["shard", "emit", "pull"], value_parser = clap::value_parser!(u32).range(20..=100_000))]
     pub(super) resample_distances: Option<u32>,
     /// Write nothing and run nothing: print the job of a cluster that does this in --shards parts, and then merges them. Output goes to
     /// part-1, part-2 ... and merged in --output

@@ -2,7 +2,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use dpar_export::serve::http::{HttpServer, Stopped};
 use serde_json::json;
 
 use super::{Answer, Server, bundle};
@@ -158,6 +161,30 @@ fn a_signal_ends_it_when_all_is_answered_and_a_second_one_at_once() {
     super::eventually("a closed port", || std::net::TcpStream::connect(server.address).is_err());
     server.signal(SIGTERM);
     assert_eq!(server.wait(), 130);
+}
+
+/// Libraries that are loaded in one thread do not bear that the process ends in another.
+#[test]
+#[cfg(unix)]
+fn a_signal_while_bundles_are_opened_waits_for_the_one_at_hand_and_a_second_one_does_not() {
+    use nix::sys::signal::{Signal::SIGTERM, raise};
+    let asked_to_end = |asked: &AtomicBool| {
+        raise(SIGTERM).unwrap();
+        super::eventually("the signal", || asked.load(Ordering::Relaxed));
+    };
+    let opened = Arc::new(AtomicBool::new(false));
+    let done = opened.clone();
+    let prepared = HttpServer::new().unwrap().prepare(move |asked| {
+        asked_to_end(asked);
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(matches!(prepared, Ok(Err(Stopped::Finished))) && opened.load(Ordering::Relaxed));
+    let prepared = HttpServer::new().unwrap().prepare(move |asked| {
+        asked_to_end(asked);
+        raise(SIGTERM).unwrap();
+        std::thread::park();
+    });
+    assert!(matches!(prepared, Ok(Err(Stopped::Cancelled))));
 }
 
 #[test]

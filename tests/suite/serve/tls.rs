@@ -153,12 +153,15 @@ fn a_certificate_that_cannot_be_served_is_said_before_anything_else() {
     let (pair, (certificate, key)) = (Pair::new(), files(&temp));
     let old = Pair::with(|params| params.not_after = date_time_ymd(2020, 1, 1));
     let early = Pair::with(|params| params.not_before = date_time_ymd(3000, 1, 1));
+    let none = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let cases = [
         (&pair.pem, &Pair::new().secret, "is not that of the certificate"),
         (&old.pem, &old.secret, "expired"),
         (&early.pem, &early.secret, "is not valid for another"),
         // Of the others clients may need none: it is said, and what is refused is the bundle.
         (&format!("{}{}", pair.pem, old.pem), &pair.secret, "certificate 2 of the chain"),
+        // No client reads on behind what is none.
+        (&format!("{}{none}", pair.pem), &pair.secret, "error: the certificate in"),
         (&pair.secret, &pair.secret, "holds no certificate"),
         (&pair.pem, &pair.pem, "holds no private key"),
         (&pair.pem, &pair.secret[..60].to_owned(), "holds no private key"),

@@ -201,6 +201,24 @@ unsafe extern "system" fn fill(to: Address, value: u8, bytes: usize, _: Handle) 
     unsafe { std::ptr::write_bytes(host(to), value, bytes) };
     failing("cuMemsetD8Async")
 }
+unsafe extern "system" fn fill_each(
+    to: Address,
+    pitch: usize,
+    value: u8,
+    bytes: usize,
+    times: usize,
+    _: Handle,
+) -> CuResult {
+    let Some((number, offset)) = books(|b| b.place(to, pitch * (times - 1) + bytes)) else {
+        return INVALID_VALUE;
+    };
+    books(|b| b.log.push(format!("fill {times} times {bytes} of {pitch}: #{number}+{offset}")));
+    for at in (0..times).map(|i| (i * pitch) as Address) {
+        // SAFETY: inside one allocation.
+        unsafe { std::ptr::write_bytes(host(to + at), value, bytes) };
+    }
+    failing("cuMemsetD2D8Async")
+}
 
 fn texts(status: CuResult) -> (&'static CStr, &'static CStr) {
     match status {
@@ -241,6 +259,7 @@ pub(crate) fn driver() -> Arc<CudaDriver> {
         to_host,
         copy,
         fill,
+        fill_each,
         error_name,
         error_text,
     };

@@ -333,12 +333,12 @@ impl<'m> Decoder<'m> {
         if self.rows.iter().all(Option::is_none) {
             // No more rows than there are images for them, so that a small batch is a whole one.
             let rows = match self.batching.schedule.refills() {
-                false => self.batching.rows.min(self.queue.len()),
-                true => self.batching.rows,
+                false => self.batching.rows.min(self.queue.len()).max(1),
+                true => self.batching.rows.max(1),
             };
             if rows != self.rows.len() || !self.batching.schedule.refills() {
-                self.rows = (0..rows.max(1)).map(|_| None).collect();
-                self.model.reset(rows.max(1), self.images.null_class);
+                self.rows = (0..rows).map(|_| None).collect();
+                self.model.reset(rows, self.images.null_class);
             }
         } else if !self.batching.schedule.refills() {
             return;

@@ -229,6 +229,36 @@ fn streams_do_not_depend_on_schedule_rows_or_order() {
     }
 }
 
+/// With one row where none is asked for.
+#[test]
+fn a_request_joins_at_the_next_step_or_at_the_next_patches() {
+    for (schedule, rows, steps) in [
+        (Schedule::Rolling, 2, 8),
+        (Schedule::Continuous, 2, 9),
+        (Schedule::Rolling, 0, 12),
+        (Schedule::Continuous, 0, 12),
+    ] {
+        let (mut decoder, calls) = decoder(vec![vec![0.0; 6]; 2], rows, schedule);
+        let [first, second] = requests(2)[..] else { panic!("two") };
+        decoder.submit(first, &options(1.0, None)).unwrap();
+        decoder.step().unwrap();
+        decoder.step().unwrap();
+        // The patch of tokens 1 and 2 stays open.
+        decoder.submit(second, &options(1.0, None)).unwrap();
+        let mut taken = 2;
+        while !decoder.is_idle() && taken < 99 {
+            decoder.step().unwrap();
+            taken += 1;
+        }
+        assert_eq!(taken, steps, "{schedule:?}, {rows} rows");
+        if let (Schedule::Rolling, 2) = (schedule, rows) {
+            let all = calls.lock().unwrap().clone();
+            let joined = ["push 0:1 in 1", "open 1:class 1", "push 0:2 in 1, 1:0 in 0", "open 0:1-2, 1:0-0"];
+            assert_eq!(all[4..8], joined);
+        }
+    }
+}
+
 #[test]
 fn requests_come_and_go_while_others_run() {
     let (mut decoder, _) = decoder(vec![vec![0.0; 6]; 4], 2, Schedule::Continuous);

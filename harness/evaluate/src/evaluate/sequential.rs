@@ -25,7 +25,7 @@ pub(super) struct Sequential {
 
 /// Images for each feature before the first look: below, covariances are hardly more than noise, and the bias of a distance is no longer
 /// one over their number.
-const IMAGES_PER_FEATURE: u64 = 4;
+pub(super) const IMAGES_PER_FEATURE: u64 = 4;
 
 /// Sums of the images of a side so far; also those of every other image, of which the bias is told.
 struct SideSums {
@@ -84,7 +84,7 @@ impl Sequential {
             (1..looks).map(|k| (total * k / looks).div_ceil(chunk) * chunk).chain([total]).collect();
         let least = IMAGES_PER_FEATURE * width as u64;
         // Not just before the last either: that would be the same look twice.
-        planned.retain(|n| *n == total || (*n >= least && total.saturating_sub(*n) >= total / (2 * looks)));
+        planned.retain(|n| *n == total || (*n >= least && *n < total && total - n >= total / (2 * looks)));
         planned.dedup();
         let mut critical = of_looks(&planned)?;
         // A first look that could decide nothing is none.

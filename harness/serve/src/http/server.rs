@@ -4,7 +4,7 @@ use std::io;
 use std::net::TcpListener as StdListener;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 
 use super::routes::router;
-use super::service::{Service, ServiceError};
+use super::service::{ServedModel, Service, ServiceError};
 use super::tls::Carrier;
 
 /// Connections over the limit that are told so at a time; others are closed without a word.
@@ -62,33 +62,37 @@ impl HttpServer {
         Ok(Self { runtime, signals })
     }
 
-    /// Does what has to be done before anything is served. `None`: it was asked to end meanwhile, and the work is left where it is. A
-    /// change of the files is no matter: they are being read.
+    /// Does what has to be done before anything is served; `work` looks at whether it was asked to end meanwhile, and how it then ended is
+    /// what there is. It is not left where it is, unless it is asked a second time: libraries that start in one thread do not bear that
+    /// the process ends in another. A change of the files is no matter: they are being read.
     ///
     /// # Errors
     /// When the work panics.
     pub fn prepare<T: Send + 'static>(
         mut self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<Option<(Self, T)>, ServiceError> {
-        let signals = &mut self.signals;
+        work: impl FnOnce(&AtomicBool) -> T + Send + 'static,
+    ) -> Result<Result<(Self, T), Stopped>, ServiceError> {
+        let (signals, asked) = (&mut self.signals, Arc::new(AtomicBool::new(false)));
+        let seen = asked.clone();
         let done = self.runtime.block_on(async {
-            let mut work = tokio::task::spawn_blocking(work);
+            let mut work = tokio::task::spawn_blocking(move || work(&seen));
             loop {
                 tokio::select! {
                     done = &mut work => return done.map(Some),
                     signal = signals.next() => match signal {
-                        Signal::Stop => return Ok(None),
+                        Signal::Stop if asked.swap(true, Ordering::Relaxed) => return Ok(None),
+                        Signal::Stop => tracing::warn!("it ends before anything is served, when what is being opened is open"),
                         Signal::Change => {}
                     },
                 }
             }
         });
         match done.map_err(io::Error::other)? {
-            Some(done) => Ok(Some((self, done))),
+            Some(_) if asked.load(Ordering::Relaxed) => Ok(Err(Stopped::Finished)),
+            Some(done) => Ok(Ok((self, done))),
             None => {
                 self.runtime.shutdown_background();
-                Ok(None)
+                Ok(Err(Stopped::Cancelled))
             }
         }
     }
@@ -104,7 +108,7 @@ impl HttpServer {
         let stopped = runtime.block_on(serve(listener, &service, signals))?;
         // What nobody waits for any more is dropped, with its connection.
         runtime.shutdown_background();
-        service.models().iter().for_each(|model| model.current().finish());
+        service.models().iter().for_each(ServedModel::finish);
         Ok(stopped)
     }
 }

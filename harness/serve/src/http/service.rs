@@ -212,6 +212,12 @@ impl ServedModel {
         }))
     }
 
+    /// Returns when nothing of it is under way: no image, and no change either, whose libraries do not bear that the process ends.
+    pub(super) fn finish(&self) {
+        let _settled = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.current().finish();
+    }
+
     /// What it is, as a document.
     pub(crate) fn about(&self) -> Value {
         let scheduler = self.current();

@@ -102,8 +102,8 @@ impl ServedCertificate {
     /// A chain of certificates as PEM, the server's own first, and its key as PEM.
     ///
     /// # Errors
-    /// When a file cannot be read or is something else, the key is that of another certificate, or the time of one is over or
-    /// has not begun.
+    /// When a file cannot be read or is something else, the key is that of another certificate, or the time of the server's own is
+    /// over or has not begun.
     pub fn open(certificate: &Utf8Path, key: &Utf8Path) -> Result<Self, TlsError> {
         let current = RwLock::new(load(certificate, key)?);
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), current })
@@ -139,10 +139,12 @@ fn load(certificate: &Utf8Path, key: &Utf8Path) -> Result<Arc<ServerConfig>, Tls
     }
     for (i, one) in chain.iter().enumerate() {
         match check_time(one, certificate, &provider) {
-            Err(e) if i == 0 => return Err(e),
-            // Clients find another way past an issuer that they do not need, such as an old one that signed a new one too.
-            Err(e) => tracing::warn!("certificate {} of the chain: {e}", i + 1),
             Ok(()) => {}
+            // Clients find another way past an issuer that they do not need, such as an old one that signed a new one too.
+            Err(e @ (TlsError::Expired { .. } | TlsError::Early { .. })) if i > 0 => {
+                tracing::warn!("certificate {} of the chain: {e}", i + 1);
+            }
+            Err(e) => return Err(e),
         }
     }
     let secret =

@@ -15,7 +15,7 @@ use crate::evaluate::compare::{ComparisonRule, SequentialLooks, compare};
 use crate::evaluate::measure::PARTS;
 use crate::evaluate::protocol::MetricsFile;
 use crate::evaluate::report::Metric;
-use crate::evaluate::sequential::Sequential;
+use crate::evaluate::sequential::{IMAGES_PER_FEATURE, Sequential};
 use crate::evaluate::store::Store;
 use crate::evaluate::{EvaluateError, InputKind};
 use crate::{Step, WorkPhase};
@@ -110,6 +110,11 @@ impl Job {
         let looks = self.options.until.unwrap_or(1);
         let mut sequential = Sequential::new(looks, sizes, self.rule(there))?;
         self.plan(&sequential.record(), &other)?;
+        if sequential.next() == Some(total) {
+            tracing::warn!(
+                "nothing is decided before all {total} images: a look has whole chunks, and {IMAGES_PER_FEATURE} images a feature"
+            );
+        }
         if source.images().is_some() {
             tracing::warn!(
                 "looks take the images in their order: it must not be that of their classes, or the first looks see some classes only"
@@ -145,7 +150,8 @@ impl Job {
         let own = json!({ "planned": plan.planned, "other": other.samples.pixels_sha256 });
         if path.exists() {
             let bytes = dpar_export_inputs::read(&path, limits::TEXT).map_err(EvaluateError::io(&path))?;
-            let begun: Value = serde_json::from_slice(&bytes).map_err(EvaluateError::json(LOOKS))?;
+            let begun: Value = serde_json::from_slice(&bytes)
+                .map_err(|e| begun_otherwise(format!("{path}: it is no plan of looks: {e}")))?;
             if begun == own {
                 return Ok(());
             }

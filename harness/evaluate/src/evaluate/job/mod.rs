@@ -238,7 +238,6 @@ impl Job {
     /// fails, or `step` says stop, which leaves a folder that is gone on with.
     pub fn run(mut self, source: &SampleSource<'_>, step: Step<'_>) -> Result<JobOutcome, EvaluateError> {
         self.check(source)?;
-        self.check_planned()?;
         let output = self.options.output.clone();
         let shards = match self.options.part.clone() {
             SamplePart::Shard(shard) => {
@@ -261,6 +260,7 @@ impl Job {
 
     /// What can be wrong is found before hours of work: the reference, the labels, the other evaluation.
     fn check(&self, source: &SampleSource<'_>) -> Result<(), EvaluateError> {
+        self.check_planned()?;
         let reference = Given::open(&self.options.reference, self.options.reading, &self.extractor)?;
         for set in [source.images(), reference.images()].into_iter().flatten() {
             set.tell();
