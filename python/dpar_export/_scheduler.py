@@ -118,7 +118,10 @@ class Scheduler:
         self.close(cancel=kind is not None)
 
     def __repr__(self) -> str:
-        stats = self.stats()
+        try:
+            stats = self.stats()
+        except InputError:
+            return "Scheduler(of the process before the fork)"
         return f"Scheduler({stats['busy']} of {stats['rows']} rows busy, {stats['waiting']} images wait)"
 
 

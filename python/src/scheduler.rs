@@ -142,13 +142,17 @@ impl PyScheduler {
     }
 
     /// What it has counted, as JSON.
-    fn stats(&self) -> PyResult<String> {
+    fn stats(&self, py: Python<'_>) -> PyResult<String> {
+        work(py, |_| self.check_process())?;
         serde_json::to_string(&self.scheduler.counts()).map_err(|e| PyRuntimeError::new_err(e.to_string()))
     }
 
     /// Why it should get no more jobs.
-    fn unwell(&self, py: Python<'_>) -> Option<String> {
-        py.detach(|| self.scheduler.unwell())
+    fn unwell(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        work(py, |_| {
+            self.check_process()?;
+            Ok(self.scheduler.unwell())
+        })
     }
 
     /// Takes no more jobs, and returns when those under way are done; `cancel` ends them. Nothing is under way behind a fork.

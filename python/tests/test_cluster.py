@@ -94,6 +94,11 @@ def test_parts_join_to_what_one_process_finds(bundle_path: Path, tmp_path: Path,
     assert joined == whole
     assert (out / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()
     assert plan(bundle_path, out, resume=True)["stored"] == 12
+    # What the merge would refuse is refused before any work.
+    plan(bundle_path, tmp_path / "looked")
+    (tmp_path / "looked" / "looks.json").write_text("{}")
+    with pytest.raises(dpar_export.InputError, match="planned looks"):
+        plan(bundle_path, tmp_path / "looked", resume=True, compare=out / "metrics.json")
 
 
 def test_what_differs_between_machines_is_refused(bundle_path: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_a_process_may_fork_and_a_scheduler_be_forgotten(bundle_path: Path, engi
         "assert len(dpar_export._scheduler._open) == 2\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    for asked in (lambda: scheduler.submit(num=1), lambda: next(other), lambda: job.poll(600)):\n"
+        "    for asked in (lambda: scheduler.submit(num=1), scheduler.stats, lambda: next(other), lambda: job.poll(600)):\n"
         "        try:\n"
         "            asked()\n"
         "        except dpar_export.InputError as error:\n"
