@@ -137,6 +137,8 @@ struct GenerateOutcome {
     steps: Vec<usize>,
     /// Of decoding alone.
     seconds: f64,
+    /// Of pixels and files beside it.
+    written: f64,
     calls: Vec<GraphCalls>,
 }
 
@@ -210,13 +212,13 @@ impl GenerateJob<'_> {
                 Ok::<_, Failure>(())
             },
         )?;
-        let seconds = (started.elapsed() - written).as_secs_f64();
+        let (seconds, written) = ((started.elapsed() - written).as_secs_f64(), written.as_secs_f64());
         with_rule(system, |rule| trace.finish(rule))?;
         if let Some(pictures) = pictures {
             self.draw_sheet(&pictures.finish()?, patches, &staged.path().join(GRID))?;
         }
         staged.commit()?;
-        Ok(GenerateOutcome { steps, seconds, calls })
+        Ok(GenerateOutcome { steps, seconds, written, calls })
     }
 
     /// Draws the first images, u8 `[n, H, W, 3]`, as a contact sheet.
@@ -235,7 +237,7 @@ impl GenerateJob<'_> {
     }
 
     fn report(&self, output: &Utf8Path, outcome: &GenerateOutcome, printer: Printer) -> Result<(), Failure> {
-        let GenerateOutcome { steps, seconds, calls } = outcome;
+        let GenerateOutcome { steps, seconds, written, calls } = outcome;
         let (runtime, options, n) = (self.runtime, &self.options, self.requests.len());
         let system = runtime.bundle().system();
         let mean = steps.iter().sum::<usize>() as f64 / n.max(1) as f64;
@@ -249,6 +251,7 @@ impl GenerateJob<'_> {
         };
         let value = json!({
             "output": output, "images": n, "mean_steps": mean, "steps": steps, "seconds": seconds,
+            "written_seconds": written,
             "seed": options.seed, "cfg_scale": options.cfg_scale, "greedy": options.sampler.greedy,
             "sampler": options.sampler.method, "temperature": options.sampler.temperature,
             "top_k": options.sampler.top_k, "top_p": options.sampler.top_p,

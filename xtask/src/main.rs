@@ -37,7 +37,7 @@ use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Parser, Subcommand};
 use dpar_engine_table::{self as engines, Runs};
-use xtask_web::{api, load, page};
+use xtask_web::{aiperf, api, load, page};
 
 /// Every optional engine, as features: one build, so that nothing is compiled twice with other features.
 fn all_engines() -> String {
@@ -78,6 +78,9 @@ enum Task {
         /// Also schemathesis (CPython 3.11, x86-64), which `api-check` needs
         #[arg(long)]
         load_tools: bool,
+        /// Also AIPerf (CPython 3.11, x86-64; 0.9 GB), which `aiperf` needs
+        #[arg(long)]
+        aiperf: bool,
     },
     /// Build the program and run `dpar-export demo`: export a trained DPAR, draw a labelled grid, verify
     Demo,
@@ -276,38 +279,11 @@ enum Task {
     /// Open the page of `serve` in a headless Chromium and draw with it; screenshots stay in out/report
     PageCheck,
     /// Let schemathesis ask a service what its OpenAPI document allows and what it does not (needs `setup --load-tools`)
-    ApiCheck {
-        /// How long
-        #[arg(long, value_name = "N", default_value = "120")]
-        seconds: u32,
-        /// Seed of the requests
-        #[arg(long, default_value = "1")]
-        seed: u64,
-        /// Take the program that `cargo xtask check` built, instead of building it
-        #[arg(long)]
-        built: bool,
-    },
+    ApiCheck(api::ApiArgs),
     /// Load a service on loopback: many clients, overload, throughput and latency beside the command line's (minutes, on a quiet machine)
-    Load {
-        /// The program [default: a release build]
-        #[arg(long)]
-        program: Option<Utf8PathBuf>,
-        /// Engine [default: the program's]
-        #[arg(long)]
-        engine: Option<String>,
-        /// Images that are decoded together
-        #[arg(long, value_name = "ROWS", default_value = "16")]
-        batch: usize,
-        /// Clients at a time
-        #[arg(long, value_name = "N", default_value = "200")]
-        clients: usize,
-        /// How long they ask
-        #[arg(long, value_name = "N", default_value = "60")]
-        seconds: u64,
-        /// Turns of service and command line
-        #[arg(long, value_name = "N", default_value = "5")]
-        rounds: usize,
-    },
+    Load(load::LoadArgs),
+    /// Let AIPerf ask a service at arrivals that wait for no answer: first picture, latency, goodput (needs `setup --aiperf`)
+    Aiperf(aiperf::ArrivalArgs),
     /// Check ONNX files with the reference checker; without bundles, export the fixtures and check those
     OnnxCheck {
         /// Bundle folders
@@ -330,7 +306,7 @@ fn run() -> Result<()> {
     let root = root()?;
     dpar_export_fixtures::make(&root.join("fixtures"))?;
     match task {
-        Task::Setup { minimal, torch, triton, ray, load_tools } => {
+        Task::Setup { minimal, torch, triton, ray, load_tools, aiperf } => {
             setup::run(&root, minimal)?;
             if torch {
                 setup::with_torch(&root)?;
@@ -340,6 +316,9 @@ fn run() -> Result<()> {
             }
             if load_tools {
                 setup::with_load_tools(&root)?;
+            }
+            if aiperf {
+                setup::with_aiperf(&root)?;
             }
             if ray { setup::with_ray(&root) } else { Ok(()) }
         }
@@ -398,13 +377,16 @@ fn run() -> Result<()> {
         }
         Task::ReportCheck => step("report-check", || report::run(&root, false)),
         Task::PageCheck => step("page-check", || page::run(&root, &onnx::program(&root, false)?)),
-        Task::ApiCheck { seconds, seed, built } => step("api-check", || {
-            api::run(&root, &onnx::program(&root, built)?, &setup::load_tools(&root), seconds, seed)
+        Task::ApiCheck(asked) => step("api-check", || {
+            api::run(&root, &onnx::program(&root, asked.built)?, &setup::load_tools(&root), &asked)
         }),
-        Task::Load { program, engine, batch, clients, seconds, rounds } => {
-            let program = program.map_or_else(|| demo::program(&root), Ok)?;
-            let plan = load::LoadPlan { program, engine, rows: batch, clients, seconds, rounds };
-            step("load", || load::run(&root, &plan))
+        Task::Load(plan) => {
+            let program = plan.program.clone().map_or_else(|| demo::program(&root), Ok)?;
+            step("load", || load::run(&root, &program, &plan))
+        }
+        Task::Aiperf(plan) => {
+            let program = plan.program.clone().map_or_else(|| demo::program(&root), Ok)?;
+            step("aiperf", || aiperf::run(&root, &program, &setup::aiperf(&root), &plan))
         }
         Task::OnnxCheck { bundles } => step("onnx-check", || onnx::run(&root, &bundles, false)),
     }

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use crate::{NamedStep, command, each_step};
 
 /// The tasks in their order, each a command line of `cargo xtask`; from minutes to half an hour each.
-const TASKS: [(&str, &[&str]); 13] = [
+const TASKS: [(&str, &[&str]); 14] = [
     ("book", &["book"]),
     ("deny", &["deny"]),
     ("oms-check", &["oms-check"]),
@@ -15,6 +15,7 @@ const TASKS: [(&str, &[&str]); 13] = [
     ("api-check", &["api-check"]),
     ("deploy-check", &["deploy-check"]),
     ("triton", &["triton"]),
+    ("aiperf", &["aiperf"]),
     ("wheel", &["wheel"]),
     ("ray", &["ray"]),
     ("slurm", &["slurm"]),

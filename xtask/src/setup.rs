@@ -235,6 +235,11 @@ pub(crate) fn with_load_tools(root: &Utf8Path) -> Result<()> {
     step("load tools", || venv(root, &LOAD_TOOLS))
 }
 
+/// Fetches AIPerf for `cargo xtask aiperf`.
+pub(crate) fn with_aiperf(root: &Utf8Path) -> Result<()> {
+    step("AIPerf", || venv(root, &AIPERF))
+}
+
 /// Fetches everything; `minimal` leaves out what the features `tensorrt` and `candle` need.
 pub(crate) fn run(root: &Utf8Path, minimal: bool) -> Result<()> {
     step("onnxruntime", || package(root, &ORT))?;
@@ -267,9 +272,17 @@ const TORCH: Environment =
 const LOAD_TOOLS: Environment =
     Environment { folder: "load-tools", requirements: "xtask/load-requirements.txt" };
 
-/// Where those programs are.
+/// AIPerf, with much that it wants beside.
+const AIPERF: Environment = Environment { folder: "aiperf", requirements: "xtask/aiperf-requirements.txt" };
+
+/// Where schemathesis is.
 pub(crate) fn load_tools(root: &Utf8Path) -> Utf8PathBuf {
-    root.join("third_party").join(LOAD_TOOLS.folder).join("bin")
+    LOAD_TOOLS.programs(root)
+}
+
+/// Where AIPerf is.
+pub(crate) fn aiperf(root: &Utf8Path) -> Utf8PathBuf {
+    AIPERF.programs(root)
 }
 
 /// A Triton server with its Python back end, and what other programs say of files for them.
@@ -279,8 +292,12 @@ const TRITON: Environment = Environment { folder: "triton", requirements: "xtask
 const RAY: Environment = Environment { folder: "ray", requirements: "xtask/ray-requirements.txt" };
 
 impl Environment {
+    fn programs(&self, root: &Utf8Path) -> Utf8PathBuf {
+        root.join("third_party").join(self.folder).join("bin")
+    }
+
     fn python(&self, root: &Utf8Path) -> Utf8PathBuf {
-        root.join("third_party").join(self.folder).join("bin/python")
+        self.programs(root).join("python")
     }
 }
 

@@ -43,46 +43,49 @@ pub(super) fn run(
     };
     let mut folder = ResumableSamples::open(output, run, &SAMPLE_FOLDER)?;
     if folder.is_whole() {
-        return Ok(GenerateOutcome { steps: folder.steps()?, seconds: 0.0, calls: Vec::new() });
+        let steps = folder.steps()?;
+        return Ok(GenerateOutcome { steps, seconds: 0.0, written: 0.0, calls: Vec::new() });
     }
     let drawn = draw(job, chunk, &mut folder, bar);
     let hint = "go on with the same command line";
-    let (seconds, calls) = drawn.map_err(|e| e.when_interrupted(hint))?;
+    let (seconds, written, calls) = drawn.map_err(|e| e.when_interrupted(hint))?;
     let all = with_rule(bundle.system(), |rule| folder.gather(rule, job.shown()))?;
     if job.images {
         job.draw_sheet(&all.pixels, all.patches, &folder.grid())?;
     }
     folder.commit()?;
-    Ok(GenerateOutcome { steps: all.steps, seconds, calls })
+    Ok(GenerateOutcome { steps: all.steps, seconds, written, calls })
 }
 
-/// Draws the images that are not done, chunk by chunk; the seconds of decoding, and the calls.
+/// Draws the images that are not done, chunk by chunk; the seconds of decoding, those of pixels and files, and the calls.
 fn draw(
     job: &GenerateJob<'_>,
     chunk: usize,
     folder: &mut ResumableSamples,
     bar: &Bar<'_>,
-) -> Result<(f64, Vec<GraphCalls>), Failure> {
+) -> Result<(f64, f64, Vec<GraphCalls>), Failure> {
     let (runtime, n) = (job.runtime, job.requests.len());
     let tokens = runtime.bundle().system().tokens();
     let batching = Batching { rows: job.batching.rows.min(n).max(1), ..job.batching };
     let mut decoder = runtime.decoder(batching, job.options.cfg_scale > 1.0)?;
     let mut vq = job.images.then(|| runtime.vq_decoder()).transpose()?;
-    let mut seconds = 0.0;
+    let (mut seconds, mut written) = (0.0, 0.0);
     for requests in job.requests[folder.done()..].chunks(chunk) {
         let (started, before) = (Instant::now(), folder.done() * tokens);
         let streams = decoder
             .run(requests, &job.options, &mut |drawn| bar.advance(before + drawn, n * tokens))
             .map_err(RunError::from)?;
         seconds += started.elapsed().as_secs_f64();
+        let complete = Instant::now();
         if let Some(vq) = &mut vq {
             streams.chunks(job.batching.rows).try_for_each(|batch| pictures(job, vq, batch, folder))?;
         }
         // Before it counts, and its images are seen.
         runtime.bundle().unchanged()?;
         folder.save(&streams.iter().map(row).collect::<Vec<_>>())?;
+        written += complete.elapsed().as_secs_f64();
     }
-    Ok((seconds, decoder.calls()))
+    Ok((seconds, written, decoder.calls()))
 }
 
 /// The images of a batch.

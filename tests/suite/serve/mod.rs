@@ -4,6 +4,7 @@ mod broken;
 mod faults;
 mod images;
 mod limits;
+mod pictures;
 mod protocols;
 mod tls;
 

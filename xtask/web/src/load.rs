@@ -1,5 +1,6 @@
 //! `cargo xtask load`: what the service bears, and what it costs beside the command line on the same engine.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use crate::served::{Client, Served, run_quietly};
+use crate::served::{Client, Computed, Served, emoji32, run_quietly};
 
 /// Where everything is written, ignored by git.
 const OUT: &str = "out/load";
@@ -22,20 +23,26 @@ const MOST_LATENCY: f64 = 1.15;
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// What is measured.
-#[derive(Debug)]
-pub struct LoadPlan {
-    /// The program.
-    pub program: Utf8PathBuf,
-    /// The engine, where it is not the program's own choice.
-    pub engine: Option<String>,
-    /// Images that are decoded together.
-    pub rows: usize,
-    /// Clients at a time.
-    pub clients: usize,
-    /// How long they ask.
-    pub seconds: u64,
-    /// Turns of service and command line.
-    pub rounds: usize,
+#[derive(Debug, clap::Args)]
+pub struct LoadArgs {
+    /// The program [default: a release build]
+    #[arg(long)]
+    pub program: Option<Utf8PathBuf>,
+    /// Engine [default: the program's]
+    #[arg(long)]
+    engine: Option<String>,
+    /// Images that are decoded together
+    #[arg(long = "batch", value_name = "ROWS", default_value = "16")]
+    rows: usize,
+    /// Clients at a time
+    #[arg(long, value_name = "N", default_value = "200")]
+    clients: usize,
+    /// How long they ask
+    #[arg(long, value_name = "N", default_value = "60")]
+    seconds: u64,
+    /// Turns of service and command line
+    #[arg(long, value_name = "N", default_value = "5")]
+    rounds: usize,
 }
 
 /// Answers to many clients.
@@ -65,9 +72,9 @@ struct LoadGround {
 ///
 /// # Errors
 /// When an answer was wrong or lost, or the service is too far behind the command line.
-pub fn run(root: &Utf8Path, options: &LoadPlan) -> Result<()> {
-    let ground = LoadGround::make(root, options)?;
-    let LoadPlan { rows, clients, seconds, .. } = *options;
+pub fn run(root: &Utf8Path, program: &Utf8Path, options: &LoadArgs) -> Result<()> {
+    let ground = LoadGround::make(root, program, options)?;
+    let LoadArgs { rows, clients, seconds, .. } = *options;
     println!("{} {}, {rows} rows, {IMAGES} images of emoji32", ground.program, ground.engine.join(" "));
     let mut problems = Vec::new();
 
@@ -105,35 +112,27 @@ pub fn run(root: &Utf8Path, options: &LoadPlan) -> Result<()> {
     }
     drop(server);
 
-    let (mut throughput, mut latency) = (Vec::new(), Vec::new());
+    let (mut throughput, mut decoding, mut latency) = (Vec::new(), Vec::new(), Vec::new());
     let server = ground.serve(&[])?;
+    let mut shares = Shares::default();
     for round in 0..options.rounds {
         // In turns, and each first every other time.
-        let measure = |serve: bool| -> Result<(f64, f64)> {
-            if serve {
-                return Ok((ground.saturated(&server)?, ground.alone(&server)?));
-            }
-            Ok((
-                ground.generate("lockstep", rows, IMAGES)?,
-                1.0 / ground.generate("lockstep", 1, IMAGES / 8)?,
-            ))
-        };
-        let first = measure(round % 2 == 0)?;
-        let second = measure(round % 2 == 1)?;
-        let (served, drawn) = if round % 2 == 0 { (first, second) } else { (second, first) };
-        println!(
-            "| round {round} | {:.1} images/s served | {:.1} drawn | {:.1} ms served | {:.1} ms drawn |",
-            served.0,
-            drawn.0,
-            served.1 * 1e3,
-            drawn.1 * 1e3
-        );
-        throughput.push(served.0 / drawn.0);
-        latency.push(served.1 / drawn.1);
+        let mut sides = [None, None];
+        for serve in [round % 2 == 0, round % 2 == 1] {
+            sides[usize::from(!serve)] =
+                Some(if serve { ground.served(&server, &mut shares)? } else { ground.drawn()? });
+        }
+        let [Some(served), Some(drawn)] = sides else { bail!("a side was left out") };
+        println!("| round {round} | served: {served} | drawn: {drawn} |");
+        throughput.push(served.images / drawn.images);
+        decoding.push(served.images / drawn.decoded);
+        latency.push(served.alone / drawn.alone);
     }
-    let (fast, slow) = (middle(&mut throughput), middle(&mut latency));
+    println!("{shares}");
+    let (fast, tokens, slow) = (middle(&mut throughput), middle(&mut decoding), middle(&mut latency));
     println!("| throughput at saturation / `generate --batch {rows}` | {fast} |");
-    println!("| latency alone / `generate --batch 1` | {slow} |");
+    println!("| the same, beside its decoding without pixels and files | {tokens} |");
+    println!("| latency alone / `generate --batch 1` without pixels and files | {slow} |");
     if fast.median < LEAST_THROUGHPUT {
         problems
             .push(format!("the throughput is {fast} of the command line's, {LEAST_THROUGHPUT} is wanted"));
@@ -148,15 +147,11 @@ pub fn run(root: &Utf8Path, options: &LoadPlan) -> Result<()> {
 }
 
 impl LoadGround {
-    fn make(root: &Utf8Path, options: &LoadPlan) -> Result<Self> {
-        let program = options.program.clone();
+    fn make(root: &Utf8Path, program: &Utf8Path, options: &LoadArgs) -> Result<Self> {
         let out = root.join(OUT);
-        fs_err::create_dir_all(&out)?;
-        let (bundle, drawn) = (out.join("emoji32"), out.join("drawn"));
-        let fixture = root.join("fixtures/emoji32/dpar");
-        run_quietly(&program, &[fixture.as_str(), "-o", bundle.as_str(), "--force"])?;
+        let (bundle, drawn) = (emoji32(root, program, &out)?, out.join("drawn"));
         let mut ground = Self {
-            program,
+            program: program.to_owned(),
             bundle,
             engine: options.engine.iter().flat_map(|e| ["--engine".to_owned(), e.clone()]).collect(),
             rows: options.rows,
@@ -177,12 +172,31 @@ impl LoadGround {
         serde_json::from_slice(&said).context("generate --json")
     }
 
-    /// Images per second of the command line, as it times itself.
-    fn generate(&self, schedule: &str, rows: usize, images: usize) -> Result<f64> {
+    /// The command line's side of a round, as it times itself.
+    fn drawn(&self) -> Result<RoundSide> {
         let out = self.bundle.with_file_name("timed");
-        let said = self.draw(&out, schedule, rows, images)?;
-        let seconds = said["seconds"].as_f64().context("generate says no seconds")?;
-        Ok(images as f64 / seconds)
+        let seconds = |rows, images: usize| -> Result<[f64; 2]> {
+            let said = self.draw(&out, "lockstep", rows, images)?;
+            let number = |key| said[key].as_f64().with_context(|| format!("generate says no {key}"));
+            let decoding = number("seconds")?;
+            Ok([decoding, decoding + number("written_seconds")?].map(|seconds| seconds / images as f64))
+        };
+        let before = Computed::of("self")?.children;
+        let [decoding, all] = seconds(self.rows, IMAGES)?;
+        let computed = (Computed::of("self")?.children - before) / IMAGES as f64;
+        let [alone, _] = seconds(1, IMAGES / 8)?;
+        Ok(RoundSide { images: 1.0 / all, decoded: 1.0 / decoding, alone, computed, clients: 0.0 })
+    }
+
+    /// The service's side.
+    fn served(&self, server: &Served, shares: &mut Shares) -> Result<RoundSide> {
+        let before = (Computed::of("self")?.own, server.computed()?, server.metrics()?, Instant::now());
+        let images = self.saturated(server)?;
+        let asked = (IMAGES + 4 * self.rows) as f64;
+        shares.add(&before.2, &server.metrics()?, before.3.elapsed());
+        let clients = (Computed::of("self")?.own - before.0) / asked;
+        let computed = (server.computed()? - before.1) / asked;
+        Ok(RoundSide { images, decoded: images, alone: self.alone(server)?, computed, clients })
     }
 
     fn serve(&self, more: &[&str]) -> Result<Served> {
@@ -268,6 +282,83 @@ impl LoadGround {
     }
 }
 
+/// What one side of a round came to.
+struct RoundSide {
+    /// Images a second, as their files.
+    images: f64,
+    /// Images a second, as tokens.
+    decoded: f64,
+    /// Seconds of an image for which nobody else asks; of the command line, without its pixels.
+    alone: f64,
+    /// Seconds that an image of many takes on all cores, with its share of what is done once.
+    computed: f64,
+    /// Of the clients.
+    clients: f64,
+}
+
+impl std::fmt::Display for RoundSide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { images, decoded, alone, computed, clients } = self;
+        write!(f, "{images:.1} images/s")?;
+        if decoded > images {
+            write!(f, " ({decoded:.1} without pixels and files)")?;
+        }
+        write!(f, ", {:.1} ms alone, {:.1} ms of all cores an image", alone * 1e3, computed * 1e3)?;
+        if *clients > 0.0 {
+            write!(f, " and {:.2} in the clients", clients * 1e3)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the time of a full service goes.
+#[derive(Default)]
+struct Shares {
+    /// Calls, rows and seconds of each graph.
+    graphs: BTreeMap<String, [f64; 3]>,
+    images: f64,
+    wall: f64,
+}
+
+/// The graph that has a thread of its own.
+const PIXELS: &str = "vq_decode";
+
+impl Shares {
+    /// What two looks at `/metrics` have between them.
+    fn add(&mut self, before: &str, after: &str, took: Duration) {
+        const COLUMNS: [&str; 3] =
+            ["dpar_graph_calls_total", "dpar_graph_rows_total", "dpar_graph_seconds_total"];
+        for (text, sign) in [(before, -1.0), (after, 1.0)] {
+            for line in text.lines() {
+                let Some((sample, value)) = line.rsplit_once(' ') else { continue };
+                let value = sign * value.parse().unwrap_or(0.0);
+                let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
+                if name == "dpar_images_done_total" {
+                    self.images += value;
+                }
+                let graph = labels.split_once("graph=\"").and_then(|(_, rest)| rest.split('"').next());
+                let column = COLUMNS.iter().position(|column| *column == name);
+                if let (Some(graph), Some(column)) = (graph, column) {
+                    self.graphs.entry(graph.to_owned()).or_default()[column] += value;
+                }
+            }
+        }
+        self.wall += took.as_secs_f64();
+    }
+}
+
+impl std::fmt::Display for Shares {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = |seconds: f64| seconds * 1e3 / self.images;
+        for (graph, [calls, rows, seconds]) in &self.graphs {
+            writeln!(f, "| {graph} | {:.1} rows a call | {:.2} ms an image |", rows / calls, ms(*seconds))?;
+        }
+        let loops = self.graphs.iter().filter(|(graph, _)| *graph != PIXELS);
+        let engine: f64 = loops.map(|(_, [_, _, seconds])| seconds).sum();
+        write!(f, "| beside the engine, {PIXELS} beside that | {:.2} ms an image |", ms(self.wall - engine))
+    }
+}
+
 fn right(answers: Answers) -> Result<Vec<(Instant, Duration)>> {
     if answers.wrong + answers.lost.len() + answers.refused.len() > 0 {
         bail!("answers were wrong, lost or refused: {:?}", answers.lost.first());
@@ -303,4 +394,32 @@ fn middle(values: &mut [f64]) -> Middle {
     let at = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
     let (low, high) = (at(values.len().saturating_sub(1) / 2), at(values.len() / 2));
     Middle { median: f64::midpoint(low, high), least: at(0), most: at(values.len().saturating_sub(1)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_what_came_between_two_looks() {
+        let look = |calls: u32, done: u32| {
+            format!(
+                "# HELP dpar_graph_calls_total Calls of each graph.\n\
+                 dpar_graph_calls_total{{model=\"m\",graph=\"decoder_step\"}} {calls}\n\
+                 dpar_graph_rows_total{{model=\"m\",graph=\"decoder_step\"}} {}\n\
+                 dpar_graph_seconds_total{{model=\"m\",graph=\"decoder_step\"}} {}\n\
+                 dpar_graph_seconds_total{{model=\"m\",graph=\"vq_decode\"}} {}\n\
+                 dpar_images_done_total{{model=\"m\"}} {done}\n",
+                16 * calls,
+                f64::from(calls) / 1000.0,
+                f64::from(done) / 500.0
+            )
+        };
+        let mut shares = Shares::default();
+        shares.add(&look(100, 10), &look(740, 170), Duration::from_millis(1600));
+        let said = shares.to_string();
+        assert!(said.contains("| decoder_step | 16.0 rows a call | 4.00 ms an image |"), "{said}");
+        // 10 ms an image, of which the loop waited 4 for its engine; pixels are made meanwhile.
+        assert!(said.ends_with("| 6.00 ms an image |") && said.contains("| 2.00 ms an image |"), "{said}");
+    }
 }

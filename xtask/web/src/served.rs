@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 /// An answer that takes longer is lost.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,12 +44,49 @@ impl Served {
         self.child.id()
     }
 
+    /// Seconds that its threads have computed so far.
+    pub(crate) fn computed(&self) -> Result<f64> {
+        Ok(Computed::of(&self.id().to_string())?.own)
+    }
+
+    /// What `GET /metrics` says.
+    pub(crate) fn metrics(&self) -> Result<String> {
+        let (status, body) = Client::connect(self.address)?.send("GET /metrics", "")?;
+        if status != 200 {
+            bail!("GET /metrics: {status}");
+        }
+        Ok(String::from_utf8(body)?)
+    }
+
     /// Bytes that it had in memory at most.
     pub(crate) fn peak(&self) -> Result<u64> {
         let status = fs_err::read_to_string(format!("/proc/{}/status", self.id()))?;
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
         let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
         Ok(kib.context("the system does not say how much memory it takes")? << 10)
+    }
+}
+
+/// Seconds that processes have computed, in all their threads.
+pub(crate) struct Computed {
+    pub(crate) own: f64,
+    /// Of those that it started and that have ended.
+    pub(crate) children: f64,
+}
+
+impl Computed {
+    /// Of a process by its number, or of this one (`self`).
+    pub(crate) fn of(process: &str) -> Result<Self> {
+        let stat = fs_err::read_to_string(format!("/proc/{process}/stat"))?;
+        Self::read(&stat).context("the system does not say how long it computed")
+    }
+
+    /// Linux counts in hundredths of seconds, user and system apart.
+    fn read(stat: &str) -> Option<Self> {
+        // The name before may hold anything.
+        let numbers: Vec<f64> = stat.rsplit_once(')')?.1.split_whitespace().flat_map(str::parse).collect();
+        let [user, system, of_children, and_system] = numbers.get(10..14)? else { return None };
+        Some(Self { own: (user + system) / 100.0, children: (of_children + and_system) / 100.0 })
     }
 }
 
@@ -76,9 +113,13 @@ impl Client {
 
     /// Sends a JSON document; status and body of the answer.
     pub(crate) fn post(&mut self, path: &str, body: &str) -> Result<(u16, Vec<u8>)> {
+        self.send(&format!("POST {path}"), body)
+    }
+
+    fn send(&mut self, what: &str, body: &str) -> Result<(u16, Vec<u8>)> {
         let length = body.len();
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}",
+            "{what} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}",
             self.host
         );
         self.stream.get_mut().write_all(request.as_bytes())?;
@@ -104,6 +145,14 @@ impl Client {
     }
 }
 
+/// Exports the trained system into a folder.
+pub(crate) fn emoji32(root: &Utf8Path, program: &Utf8Path, out: &Utf8Path) -> Result<Utf8PathBuf> {
+    fs_err::create_dir_all(out)?;
+    let (fixture, bundle) = (root.join("fixtures/emoji32/dpar"), out.join("emoji32"));
+    run_quietly(program, &[fixture.as_str(), "-o", bundle.as_str(), "--force"])?;
+    Ok(bundle)
+}
+
 /// Runs the program, and gives what it says on its output.
 pub(crate) fn run_quietly(program: &Utf8Path, args: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(program).args(args).arg("--quiet").stdin(Stdio::null()).output()?;
@@ -111,4 +160,17 @@ pub(crate) fn run_quietly(program: &Utf8Path, args: &[&str]) -> Result<Vec<u8>> 
         bail!("`{program} {}`: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
     }
     Ok(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_read_whatever_the_process_is_called() {
+        let stat = "17 (a) b) S 1 2 3 4 5 6 7 8 9 10 250 50 1000 20 20 0 4 0 99";
+        let read = Computed::read(stat).unwrap();
+        assert_eq!((read.own, read.children), (3.0, 10.2));
+        assert!(Computed::read("17 (a) S 1 2").is_none());
+    }
 }
