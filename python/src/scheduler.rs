@@ -1,7 +1,6 @@
 //! A scheduler that several threads share, and the jobs that they asked it for.
 
 use std::mem;
-use std::num::NonZeroUsize;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dpar_export::commands::failure::Failure;
 use dpar_export::loaded::RunError;
-use dpar_export::serve::{ImageJob, JobError, JobEvent, Previews, RunningJob, Scheduler, SchedulerLimits};
+use dpar_export::serve::{ImageJob, JobError, JobEvent, RunningJob, Scheduler, SchedulerLimits};
 use dpar_export_spec::RuleChange;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -135,7 +134,7 @@ impl PyScheduler {
             };
             asked.pixels = asking.images;
             asked.tokens = job.tokens;
-            asked.preview = job.preview_every.and_then(NonZeroUsize::new).map(Previews::EveryPatches);
+            asked.preview = job.preview_every.and_then(std::num::NonZeroUsize::new);
             Ok(own.scheduler.submit(asked)?)
         })?;
         let size = own.size;

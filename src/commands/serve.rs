@@ -52,7 +52,7 @@ pub(crate) struct ServeArgs {
     /// How long an image may wait for a row; then it is answered 503
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     queue_time: u32,
-    /// How long an image may take in its row, and until its pixels are begun; then it is answered 503
+    /// How long an image may take in its row; then it is answered 503
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     decode_time: u32,
     /// Connections at a time; more are answered 503

@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use dpar_export_decode::generate::{Batching, Decoder, Event, Images, Schedule, StepModel, Ticket};
 use dpar_export_decode::loaded::{LoadedBundle, RunError};
 use dpar_export_decode::tokenizer::VqDecoder;
+use dpar_export_files::picture::to_u8_nhwc;
 
-use crate::job::{DrawnImage, JobError, JobEvent, Previews};
+use crate::job::{DrawnImage, JobError, JobEvent};
 use crate::limits::SchedulerLimits;
-use crate::pictures::{AskedPicture, PictureThread, Shown};
 use crate::queue::{AskedJob, JobQueue, Next, WaitingImage};
 use crate::stats::{self, Stats};
 
@@ -25,40 +26,17 @@ struct Lane {
     /// Patches, and the tokens that are in them.
     patches: usize,
     patched: usize,
-    /// Pictures before it is complete.
-    shown: usize,
 }
 
-impl Lane {
-    /// Whether a picture is due after the last patch; of `all` tokens.
-    fn shows(&self, all: usize) -> bool {
-        let due = match self.asked.job.preview {
-            None => false,
-            Some(Previews::EveryPatches(every)) => self.patches.is_multiple_of(every.get()),
-            Some(Previews::Number(number)) => {
-                let number = number.get();
-                self.shown < number && self.patched * (number + 1) >= all * (self.shown + 1)
-            }
-        };
-        due && self.patched < all && self.asked.takes_preview(self.image)
-    }
-}
-
-/// What comes of a step when it is over and its files were still those of the bundle.
-#[derive(Default)]
-struct Tellings {
-    told: Vec<(Arc<AskedJob>, Result<JobEvent, JobError>)>,
-    /// Pictures to be made. That of a complete image is the last that is told of it.
-    pictures: Vec<AskedPicture>,
-}
+/// What is said when a step is over and its files were still those of the bundle.
+type Tellings = Vec<(Arc<AskedJob>, Result<JobEvent, JobError>)>;
 
 /// Takes images from the queue and decodes them.
 pub(crate) struct DecodingThread {
     runtime: Arc<LoadedBundle<'static>>,
     decoder: Option<Decoder<'static>>,
     images: Images,
-    /// Where the bundle has what makes pixels.
-    pictures: Option<PictureThread>,
+    vq: Option<VqDecoder>,
     queue: Arc<JobQueue>,
     limits: SchedulerLimits,
     lanes: BTreeMap<Ticket, Lane>,
@@ -86,11 +64,8 @@ impl DecodingThread {
         limits: SchedulerLimits,
     ) -> Self {
         let decoder = Some(Self::decoder(model, &images, limits));
-        let beside = (runtime.clone(), queue.clone());
-        let pictures =
-            vq.map(|vq| PictureThread::start(beside.0, vq, beside.1, limits.rows, limits.decode_time));
         let (lanes, suspects) = (BTreeMap::new(), VecDeque::new());
-        Self { runtime, decoder, images, pictures, queue, limits, lanes, suspects }
+        Self { runtime, decoder, images, vq, queue, limits, lanes, suspects }
     }
 
     fn decoder(model: Box<dyn StepModel>, images: &Images, limits: SchedulerLimits) -> Decoder<'static> {
@@ -110,13 +85,6 @@ impl DecodingThread {
     /// Until nobody can ask any more and all is done, or the bundle was changed.
     pub(crate) fn run(mut self) {
         let _ending = Ending(self.queue.clone());
-        self.decode();
-        if let Some(pictures) = self.pictures.take() {
-            pictures.finish();
-        }
-    }
-
-    fn decode(&mut self) {
         loop {
             let free = match self.suspects.is_empty() {
                 true => self.limits.rows.saturating_sub(self.lanes.len()),
@@ -137,7 +105,8 @@ impl DecodingThread {
             }
             self.drop_what_nobody_wants();
             self.note_busy();
-            if let Err(why) = self.step() {
+            if let Err(e) = self.step() {
+                let why = JobError::Changed(Arc::new(e));
                 let lanes = std::mem::take(&mut self.lanes).into_values();
                 for lane in lanes.chain(std::mem::take(&mut self.suspects)) {
                     stats::count(&self.stats().failed);
@@ -154,7 +123,7 @@ impl DecodingThread {
         self.stats().queue_time.add(asked.since.elapsed());
         let begun = Instant::now();
         let (tokens, entropy) = (Vec::new(), Vec::new());
-        self.enter(Lane { asked, image, begun, tokens, entropy, patches: 0, patched: 0, shown: 0 });
+        self.enter(Lane { asked, image, begun, tokens, entropy, patches: 0, patched: 0 });
     }
 
     fn enter(&mut self, lane: Lane) {
@@ -197,44 +166,36 @@ impl DecodingThread {
     ///
     /// # Errors
     /// When the bundle's files are others now. Other errors are those of images.
-    fn step(&mut self) -> Result<(), JobError> {
+    fn step(&mut self) -> Result<(), RunError> {
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
         if self.lanes.is_empty() {
             return Ok(());
         }
         let stepped = decoder.step();
         self.queue.stats.set_graphs(decoder.calls());
-        let failed = stepped.is_err();
-        let Tellings { told, pictures } = match stepped {
-            Ok(events) => self.outcome(events),
+        let told = match stepped {
+            Ok(events) => self.told(events),
             Err(e) => self.failed(e.into()),
         };
-        if !failed && told.is_empty() && pictures.is_empty() {
-            // Nothing comes of it yet.
-            return Ok(());
-        }
-        if let Err(e) = self.runtime.bundle().unchanged() {
-            let why = JobError::Changed(Arc::new(e.into()));
-            let asked = told.into_iter().map(|(asked, _)| asked);
-            asked.chain(pictures.into_iter().map(|p| p.asked)).for_each(|a| a.tell(Err(why.clone())));
-            return Err(why);
-        }
+        self.runtime.bundle().unchanged()?;
         self.note_busy();
         for (asked, event) in told {
-            if event.is_err() {
-                self.stats().count_failed();
+            match &event {
+                Ok(JobEvent::Done { .. }) => self.stats().failures_in_a_row.store(0, Ordering::Relaxed),
+                Ok(_) => {}
+                Err(_) => {
+                    stats::count(&self.stats().failed);
+                    stats::count(&self.stats().failures_in_a_row);
+                }
             }
             asked.tell(event);
-        }
-        if let Some(thread) = &self.pictures {
-            pictures.into_iter().for_each(|picture| thread.push(picture));
         }
         Ok(())
     }
 
     /// What events of the loop mean for those who asked.
-    fn outcome(&mut self, events: Vec<Event>) -> Tellings {
-        let mut outcome = Tellings::default();
+    fn told(&mut self, events: Vec<Event>) -> Tellings {
+        let mut told = Tellings::new();
         let mut diverged = Vec::new();
         for event in events {
             match event {
@@ -249,39 +210,43 @@ impl DecodingThread {
                             stats::count(&self.queue.stats.tokens);
                             if lane.asked.job.tokens {
                                 let event = JobEvent::Token { image: lane.image, slot, token, entropy };
-                                outcome.told.push((lane.asked.clone(), Ok(event)));
+                                told.push((lane.asked.clone(), Ok(event)));
                             }
                         }
                     }
                 }
-                Event::PatchClosed { ticket, first, last } => self.patch(ticket, first, last, &mut outcome),
+                Event::PatchClosed { ticket, first, last } => self.patch(ticket, first, last, &mut told),
                 Event::Failed { ticket, error } => {
                     let Some(lane) = self.lanes.remove(&ticket) else { continue };
-                    outcome.told.push((lane.asked, Err(JobError::Run(Arc::new(error.into())))));
+                    told.push((lane.asked, Err(JobError::Run(Arc::new(error.into())))));
                 }
                 Event::Done { ticket, stream } => {
                     let Some(lane) = self.lanes.remove(&ticket) else { continue };
-                    let Lane { asked, image, begun, .. } = lane;
-                    if asked.job.draws() && self.pictures.is_some() {
-                        outcome.pictures.push(AskedPicture { asked, image, begun, of: Shown::Whole(stream) });
-                    } else {
-                        self.stats().count_done(asked.since, begun);
-                        let drawn = DrawnImage { stream, pixels: None };
-                        outcome.told.push((asked, Ok(JobEvent::Done { image, drawn })));
-                    }
+                    let pixels = match lane.asked.job.pixels {
+                        true => self.picture(&stream.tokens),
+                        false => Ok(None),
+                    };
+                    let event = pixels.map(|pixels| {
+                        let stats = self.stats();
+                        stats::count(&stats.done);
+                        stats.latency.add(lane.asked.since.elapsed());
+                        stats.decode_time.add(lane.begun.elapsed());
+                        JobEvent::Done { image: lane.image, drawn: DrawnImage { stream, pixels } }
+                    });
+                    told.push((lane.asked, event.map_err(|e| JobError::Run(Arc::new(e)))));
                 }
             }
         }
         for ticket in diverged {
             if let (Some(lane), Some(decoder)) = (self.lanes.remove(&ticket), &mut self.decoder) {
                 decoder.cancel(ticket);
-                outcome.told.push((lane.asked, Err(JobError::Diverged)));
+                told.push((lane.asked, Err(JobError::Diverged)));
             }
         }
-        outcome
+        told
     }
 
-    fn patch(&mut self, ticket: Ticket, first: usize, last: usize, outcome: &mut Tellings) {
+    fn patch(&mut self, ticket: Ticket, first: usize, last: usize, told: &mut Tellings) {
         let all = self.images.tokens;
         let Some(lane) = self.lanes.get_mut(&ticket) else { return };
         if first < lane.patched {
@@ -296,17 +261,26 @@ impl DecodingThread {
         }
         let entropy = lane.entropy.get(first).copied().unwrap_or(f32::NAN);
         let (image, asked) = (lane.image, lane.asked.clone());
-        if lane.shows(all) {
-            lane.shown += 1;
+        told.push((asked.clone(), Ok(JobEvent::Patch { image, first, last, entropy })));
+        let shown = asked.job.preview.is_some_and(|every| lane.patches.is_multiple_of(every.get()));
+        if shown && lane.patched < all && asked.takes_preview(image) {
             let mut tokens = lane.tokens.clone();
             tokens.truncate(last + 1);
             tokens.resize(all, 0);
-            let (asked, begun, of) = (asked.clone(), lane.begun, Shown::Part { drawn: last + 1, tokens });
-            outcome.pictures.push(AskedPicture { asked, image, begun, of });
+            let preview = self.picture(&tokens).map(|pixels| {
+                let pixels = pixels.unwrap_or_default();
+                JobEvent::Preview { image, tokens: last + 1, pixels }
+            });
+            told.push((asked, preview.map_err(|e| JobError::Run(Arc::new(e)))));
         }
-        if asked.job.patches {
-            outcome.told.push((asked, Ok(JobEvent::Patch { image, first, last, entropy })));
-        }
+    }
+
+    /// Pixels of one image's tokens.
+    fn picture(&mut self, tokens: &[u32]) -> Result<Option<Vec<u8>>, RunError> {
+        let Some(vq) = &mut self.vq else { return Ok(None) };
+        let size = self.runtime.bundle().system().image_size;
+        let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
+        Ok(Some(to_u8_nhwc(&vq.decode(&ids)?, 1, size, size)))
     }
 
     /// After a step that failed, all rows are undefined: they are drawn again, one by one. One that fails alone is the reason.
@@ -318,10 +292,9 @@ impl DecodingThread {
         if lanes.len() > 1 {
             tracing::warn!(images = lanes.len(), %error, "a step failed; its images are drawn again, one by one");
             self.suspects.extend(lanes);
-            return Tellings::default();
+            return Tellings::new();
         }
         let why = JobError::Run(Arc::new(error));
-        let told = lanes.drain(..).map(|lane| (lane.asked, Err(why.clone()))).collect();
-        Tellings { told, ..Tellings::default() }
+        lanes.drain(..).map(|lane| (lane.asked, Err(why.clone()))).collect()
     }
 }

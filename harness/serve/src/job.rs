@@ -23,33 +23,16 @@ pub struct ImageJob {
     pub rule: RuleChange,
     /// Whether pixels are wanted, not tokens alone.
     pub pixels: bool,
-    /// Whether every patch is told as it ends: each wakes whoever waits for the job.
-    pub patches: bool,
     /// Whether every token is told as it is drawn.
     pub tokens: bool,
-    /// When pictures of what is drawn so far are told.
-    pub preview: Option<Previews>,
-}
-
-/// When pictures of what is drawn of an image so far are told: at the end of a patch, and not while an earlier one was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Previews {
-    /// After so many patches, again and again.
-    EveryPatches(NonZeroUsize),
-    /// So many: each when as many further parts of the image are drawn, which they and the complete image share evenly.
-    Number(NonZeroUsize),
+    /// After how many patches a picture of what is drawn so far is told.
+    pub preview: Option<NonZeroUsize>,
 }
 
 impl ImageJob {
     /// These images with their pixels, and nothing beside patches until they are done.
     pub fn new(images: Vec<Request>, options: DecodeOptions) -> Self {
-        let (rule, preview) = (RuleChange::default(), None);
-        Self { images, options, rule, pixels: true, patches: true, tokens: false, preview }
-    }
-
-    /// Whether pixels are made of its tokens, before an image is complete or then.
-    pub(crate) fn draws(&self) -> bool {
-        self.pixels || self.preview.is_some()
+        Self { images, options, rule: RuleChange::default(), pixels: true, tokens: false, preview: None }
     }
 }
 

@@ -28,12 +28,11 @@ mod decoding;
 pub mod http;
 mod job;
 mod limits;
-mod pictures;
 mod queue;
 mod scheduler;
 mod stats;
 
-pub use job::{DrawnImage, ImageJob, JobError, JobEvent, Previews, RunningJob};
+pub use job::{DrawnImage, ImageJob, JobError, JobEvent, RunningJob};
 pub use limits::SchedulerLimits;
 pub use scheduler::Scheduler;
 pub use stats::{Histogram, SchedulerCounts};

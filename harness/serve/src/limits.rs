@@ -17,7 +17,7 @@ pub struct SchedulerLimits {
     pub queue: usize,
     /// How long an image may wait for a row.
     pub queue_time: Duration,
-    /// How long an image may take in its row, and then until its pixels are begun.
+    /// How long an image may take in its row.
     pub decode_time: Duration,
 }
 

@@ -165,11 +165,6 @@ impl JobQueue {
         self.bell.notify_one();
     }
 
-    /// Why what is under way has no end any more.
-    pub(crate) fn broken_off(&self) -> Option<JobError> {
-        self.lock().broken.clone()
-    }
-
     /// Why no job is taken any more.
     pub(crate) fn broken(&self) -> Option<JobError> {
         let line = self.lock();

@@ -27,10 +27,8 @@ const MOST_GUIDANCE: f32 = 1e4;
 /// A bundle on an engine that several requesters share.
 ///
 /// One thread decodes, with a schedule that refills rows: an image joins the others at the next step (`rolling`) or when they next
-/// open patches (`continuous`), and leaves its row with its last token. A second thread makes pixels of tokens meanwhile, image by image
-/// in the order in which they come; as many images as there are rows may wait for it, then decoding waits. What is drawn depends on
-/// (seed, index of the image, class, options) alone, as everywhere in this project. When it is dropped, what was asked for is still
-/// done, and then the threads end.
+/// open patches (`continuous`), and leaves its row when it is complete. What is drawn depends on (seed, index of the image, class, options) alone, as everywhere in this project.
+/// When it is dropped, what was asked for is still done, and then the thread ends.
 pub struct Scheduler {
     runtime: Arc<LoadedBundle<'static>>,
     queue: Arc<JobQueue>,
@@ -40,7 +38,7 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Prepares the graphs and starts the threads.
+    /// Prepares the graphs and starts the thread.
     ///
     /// # Errors
     /// When a graph is missing or refused.
@@ -99,7 +97,7 @@ impl Scheduler {
         if job.options.cfg_scale > 1.0 && self.bundle().system().null_class().is_none() {
             return Err(refused(DecodeError::NoNullClass.into()));
         }
-        if job.draws() && !self.has_pixels {
+        if (job.pixels || job.preview.is_some()) && !self.has_pixels {
             // It says which graph is missing.
             let missing = self.runtime.vq_decoder().err();
             return Err(missing.map_or(JobError::Ended, refused));

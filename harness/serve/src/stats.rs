@@ -3,10 +3,9 @@
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dpar_export_decode::generate::GraphCalls;
-use dpar_export_spec::GraphName;
 use serde::Serialize;
 
 /// Upper bounds of the intervals of a [`Histogram`] in seconds: a factor of about two and a half each.
@@ -65,8 +64,6 @@ pub(crate) struct Stats {
     pub(crate) busy: AtomicU64,
     /// Images that wait.
     pub(crate) waiting: AtomicU64,
-    /// Pictures that are not made yet: of images whose tokens are complete, and previews.
-    pub(crate) pictures: AtomicU64,
     /// Images that are complete.
     pub(crate) done: AtomicU64,
     /// Images that failed.
@@ -92,8 +89,6 @@ pub(crate) struct Stats {
     /// From the row to the complete image.
     pub(crate) decode_time: Histogram,
     graphs: Mutex<Vec<GraphCalls>>,
-    /// Calls of the graph that makes pixels, which has a thread of its own.
-    pixels: Mutex<Option<GraphCalls>>,
 }
 
 impl Stats {
@@ -102,41 +97,9 @@ impl Stats {
         *self.graphs.lock().unwrap_or_else(PoisonError::into_inner) = calls;
     }
 
-    /// Takes down a call that made one picture.
-    pub(crate) fn count_picture(&self, took: Duration) {
-        let mut calls = self.pixels.lock().unwrap_or_else(PoisonError::into_inner);
-        let calls = calls.get_or_insert(GraphCalls {
-            graph: GraphName::VqDecode,
-            calls: 0,
-            rows: 0,
-            caches: None,
-            cache_bytes: 0,
-            time: Duration::ZERO,
-        });
-        calls.calls += 1;
-        calls.rows += 1;
-        calls.time += took;
-    }
-
-    /// Takes down an image that is complete: asked for and begun at these times.
-    pub(crate) fn count_done(&self, asked: Instant, begun: Instant) {
-        count(&self.done);
-        self.latency.add(asked.elapsed());
-        self.decode_time.add(begun.elapsed());
-        self.failures_in_a_row.store(0, Ordering::Relaxed);
-    }
-
-    /// Takes down an image that failed.
-    pub(crate) fn count_failed(&self) {
-        count(&self.failed);
-        count(&self.failures_in_a_row);
-    }
-
     /// Calls of each graph so far.
     pub(crate) fn graphs(&self) -> Vec<GraphCalls> {
-        let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        graphs.extend(*self.pixels.lock().unwrap_or_else(PoisonError::into_inner));
-        graphs
+        self.graphs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -188,11 +151,6 @@ impl SchedulerCounts {
 /// One more.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// One less of what goes up and down.
-pub(crate) fn subtract(gauge: &AtomicU64) {
-    gauge.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// What a counter says.

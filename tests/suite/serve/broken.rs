@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::{
     Arithmetic, CacheForm, CachedSession, CallRow, Engine, EngineError, EngineErrorKind, EngineInfo,
-    GraphFile, Outputs, Session, Tensor, TensorSlice, TensorView,
+    GraphFile, Outputs, Session, TensorSlice, TensorView,
 };
 use dpar_export::bundle::Bundle;
 use dpar_export::engines::{self, EngineOptions};
@@ -23,25 +23,25 @@ use super::protocols::{events, of};
 use super::{Answer, Server, bundle};
 use crate::common::{Temp, engine_options, on, quiet};
 
-/// What happens to a call of a graph.
-pub(super) enum Fault {
+/// What happens to a step of a graph.
+enum Fault {
     /// The engine fails.
     Fails,
     /// The call has no number in this line of its first input.
     NoNumber(usize),
 }
 
-/// Which call what happens to: by its graph, its inputs and, of a step, its rows.
-pub(super) type Faults = dyn Fn(&str, &[(&str, TensorView<'_>)], &[CallRow]) -> Option<Fault> + Send + Sync;
+/// Which step what happens to: by its graph, its inputs and its rows.
+type Faults = dyn Fn(&str, &[(&str, TensorView<'_>)], &[CallRow]) -> Option<Fault> + Send + Sync;
 
 /// An engine with faults.
-pub(super) struct Faulty {
+struct Faulty {
     inner: Box<dyn Engine>,
     faults: Arc<Faults>,
 }
 
 impl Faulty {
-    pub(super) fn engine(caches: Option<CacheForm>, faults: &Arc<Faults>) -> Box<dyn Engine> {
+    fn engine(caches: Option<CacheForm>, faults: &Arc<Faults>) -> Box<dyn Engine> {
         let options = EngineOptions { caches, ..engine_options("tract") };
         Box::new(Self { inner: engines::create("tract", &options).unwrap(), faults: faults.clone() })
     }
@@ -61,8 +61,7 @@ impl Engine for Faulty {
     }
 
     fn prepare(&self, graph: GraphFile<'_>) -> Result<Box<dyn Session>, EngineError> {
-        let inner = self.inner.prepare(graph)?;
-        Ok(Box::new(FaultySession { inner, faults: self.faults.clone() }))
+        self.inner.prepare(graph)
     }
 
     fn prepare_cached(&self, graph: GraphFile<'_>) -> Result<Box<dyn CachedSession>, EngineError> {
@@ -71,29 +70,12 @@ impl Engine for Faulty {
     }
 }
 
-struct FaultySession<S> {
-    inner: S,
+struct FaultySession {
+    inner: Box<dyn CachedSession>,
     faults: Arc<Faults>,
 }
 
-fn lost() -> EngineError {
-    EngineError::new(EngineErrorKind::Run, "test", "the device is lost")
-}
-
-impl Session for FaultySession<Box<dyn Session>> {
-    fn spec(&self) -> &GraphSpec {
-        self.inner.spec()
-    }
-
-    fn run_unchecked(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
-        match (self.faults)(&self.inner.spec().name, inputs, &[]) {
-            None => self.inner.run_unchecked(inputs),
-            Some(_) => Err(lost()),
-        }
-    }
-}
-
-impl CachedSession for FaultySession<Box<dyn CachedSession>> {
+impl CachedSession for FaultySession {
     fn spec(&self) -> &GraphSpec {
         self.inner.spec()
     }
@@ -113,7 +95,7 @@ impl CachedSession for FaultySession<Box<dyn CachedSession>> {
     fn step(&mut self, inputs: &[(&str, TensorView<'_>)], rows: &[CallRow]) -> Result<Outputs, EngineError> {
         match (self.faults)(&self.inner.spec().name, inputs, rows) {
             None => self.inner.step(inputs, rows),
-            Some(Fault::Fails) => Err(lost()),
+            Some(Fault::Fails) => Err(EngineError::new(EngineErrorKind::Run, "test", "the device is lost")),
             Some(Fault::NoNumber(line)) => {
                 let (name, first) = inputs[0].clone();
                 let TensorSlice::F32(values) = first.data() else { panic!("`{name}` has no floats") };

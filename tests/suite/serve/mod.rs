@@ -4,7 +4,6 @@ mod broken;
 mod faults;
 mod images;
 mod limits;
-mod pictures;
 mod protocols;
 mod tls;
 

@@ -93,19 +93,14 @@ pub(crate) struct Submitted<'s> {
 }
 
 impl ImageQuery {
-    /// Asks for it. `told`: what else the protocol makes of the job, which tells nothing before an image is complete.
-    pub(crate) fn submit<'s>(
-        &self,
-        service: &'s Service,
-        told: impl FnOnce(&mut ImageJob),
-    ) -> Result<Submitted<'s>, Problem> {
+    /// Asks for it.
+    pub(crate) fn submit<'s>(&self, service: &'s Service) -> Result<Submitted<'s>, Problem> {
         let Some(model) = service.model(self.model.as_deref()) else {
             let name = self.model.as_deref().unwrap_or_default();
             return Err(Problem::nowhere(format!("there is no model `{name}`")));
         };
         let scheduler = model.current();
-        let mut job = self.job(model, &scheduler)?;
-        told(&mut job);
+        let job = self.job(model, &scheduler)?;
         let running = scheduler.submit(job)?;
         Ok(Submitted { model, scheduler, running })
     }
@@ -154,7 +149,7 @@ impl ImageQuery {
             max_patch_length: self.max_patch_length,
             patch_size: self.patch_size,
         };
-        job.patches = false;
+        (job.tokens, job.preview) = (self.tokens, self.preview_every);
         Ok(job)
     }
 

@@ -21,10 +21,12 @@ use super::events::{EventWriter, event_stream, line};
 use super::guard::random;
 use super::problem::{Problem, json_response};
 use super::service::Service;
-use crate::job::{JobEvent, Previews};
+use crate::job::JobEvent;
 
 /// Pictures of an image before it is complete, at most.
 const MOST_PARTIAL: usize = 3;
+/// An image of so many times as many tokens as there are between two pictures that may be told.
+const PREVIEWS: usize = 16;
 
 /// What clients of that API send, as far as it means something here, and beside it the numbers of this service that they may add.
 #[derive(Debug, Deserialize)]
@@ -69,7 +71,7 @@ pub(crate) async fn generations(
     }
     // That API has no seed, and its users expect another image each time.
     let seed = asked.seed.unwrap_or_else(|| random() >> 11);
-    let query = ImageQuery {
+    let mut query = ImageQuery {
         model: asked.model,
         class: Some(ClassWord::Name(asked.prompt)),
         n: asked.n,
@@ -83,17 +85,19 @@ pub(crate) async fn generations(
         ..ImageQuery::default()
     };
     let model = service.model(query.model.as_deref()).map(super::service::ServedModel::current);
-    let size = model.as_ref().map_or(0, |scheduler| scheduler.bundle().system().image_size);
+    let system = model.as_ref().map(|scheduler| scheduler.bundle().system());
+    let (size, tokens) = system.map_or((0, 0), |system| (system.image_size, system.tokens()));
+    let partial = asked.partial_images.unwrap_or(0);
+    // Often enough that one is there soon after each of the wanted parts.
+    query.preview_every = NonZeroUsize::new((tokens / PREVIEWS).max(1)).filter(|_| partial > 0);
     if let Some(other) = asked.size.filter(|s| size > 0 && s != "auto" && *s != format!("{size}x{size}")) {
         return Err(Problem::refused(format!("size `{other}` is not made here, only {size}x{size}")));
     }
-    let Submitted { running, scheduler, .. } = query.submit(&service, |job| {
-        job.preview = asked.partial_images.and_then(NonZeroUsize::new).map(Previews::Number);
-    })?;
+    let Submitted { running, scheduler, .. } = query.submit(&service)?;
     // Of the bundle that draws: it may be another since the size was looked at.
-    let size = scheduler.bundle().system().image_size;
+    let (size, tokens) = (scheduler.bundle().system().image_size, scheduler.bundle().system().tokens());
     if asked.stream {
-        return Ok(event_stream(scheduler, running, GenerationEvents { seed, told: BTreeMap::new() }));
+        return Ok(event_stream(scheduler, running, GenerationEvents::new(seed, partial, tokens)));
     }
     let drawn = running.all().await?;
     let each = move || {
@@ -115,11 +119,19 @@ fn now() -> u64 {
 /// The events of that API.
 struct GenerationEvents {
     seed: u64,
+    /// Pictures of an image before it is complete.
+    partial: usize,
+    /// Tokens of an image.
+    tokens: usize,
     /// Pictures that were told, by image.
     told: BTreeMap<usize, usize>,
 }
 
 impl GenerationEvents {
+    fn new(seed: u64, partial: usize, tokens: usize) -> Self {
+        Self { seed, partial, tokens, told: BTreeMap::new() }
+    }
+
     fn written(
         &self,
         name: &str,
@@ -142,10 +154,15 @@ impl GenerationEvents {
 impl EventWriter for GenerationEvents {
     fn event(&mut self, event: JobEvent, size: usize) -> Result<String, Problem> {
         match event {
-            JobEvent::Preview { image, pixels, .. } => {
+            JobEvent::Preview { image, tokens, pixels } => {
                 let told = self.told.entry(image).or_default();
-                let more = ("partial_image_index", (*told).into());
+                let index = *told;
+                // Of two pictures the first shows a third of the image at least, the second two thirds.
+                if index >= self.partial || tokens * (self.partial + 1) < self.tokens * (index + 1) {
+                    return Ok(String::new());
+                }
                 *told += 1;
+                let more = ("partial_image_index", index.into());
                 self.written("image_generation.partial_image", size, &pixels, more)
             }
             JobEvent::Done { drawn, .. } => {

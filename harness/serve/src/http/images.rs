@@ -16,7 +16,7 @@ use super::drawn::{apart, image_document, png};
 use super::events::{OwnEvents, event_stream};
 use super::problem::{Problem, json_response, typed};
 use super::service::{ServedModel, Service};
-use crate::job::{DrawnImage, Previews};
+use crate::job::DrawnImage;
 use crate::scheduler::Scheduler;
 
 pub(crate) async fn images(
@@ -25,10 +25,7 @@ pub(crate) async fn images(
     body: Body,
 ) -> Result<Response, Problem> {
     let query: ImageQuery = read_json(&headers, body, &service.limits).await?;
-    let Submitted { model, scheduler, running } = query.submit(&service, |job| {
-        (job.patches, job.tokens) = (query.stream, query.tokens);
-        job.preview = query.preview_every.map(Previews::EveryPatches);
-    })?;
+    let Submitted { model, scheduler, running } = query.submit(&service)?;
     let (size, seed, trace) = (scheduler.bundle().system().image_size, query.seed, query.trace);
     if query.stream {
         return Ok(event_stream(scheduler, running, OwnEvents { seed, trace }));

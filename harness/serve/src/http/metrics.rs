@@ -42,7 +42,6 @@ type Counter = (&'static str, &'static str, &'static str, fn(&Stats) -> &AtomicU
 const COUNTERS: &[Counter] = &[
     ("dpar_rows_busy", "gauge", "Images that are being decoded.", |s| &s.busy),
     ("dpar_queue_images", "gauge", "Images that wait for a row.", |s| &s.waiting),
-    ("dpar_pictures", "gauge", "Images and previews that wait for their pixels.", |s| &s.pictures),
     ("dpar_images_done_total", "counter", "Images that are complete.", |s| &s.done),
     ("dpar_images_failed_total", "counter", "Images that failed.", |s| &s.failed),
     ("dpar_images_dropped_total", "counter", "Images whose requester went away.", |s| &s.dropped),

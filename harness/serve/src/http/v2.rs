@@ -181,9 +181,7 @@ pub(crate) async fn infer(
     if let Some(twice) = twice(wanted.iter().map(|(name, _)| name.as_str())) {
         return Err(Problem::refused(format!("the output `{twice}` is asked for twice")).into());
     }
-    let Submitted { scheduler, running, .. } = query.submit(&service, |job| {
-        job.pixels = wanted.iter().any(|(name, _)| name == IMAGE);
-    })?;
+    let Submitted { scheduler, running, .. } = query.submit(&service)?;
     let size = scheduler.bundle().system().image_size;
     let drawn = running.all().await.map_err(Problem::from)?;
     Ok(apart(move || answer(&name, inference.id, wanted, &drawn, size)).await?)
@@ -224,8 +222,7 @@ fn answer(
     response
 }
 
-const IMAGE: &str = "image";
-const OUTPUTS: [&str; 3] = [IMAGE, "tokens", "steps"];
+const OUTPUTS: [&str; 3] = ["image", "tokens", "steps"];
 
 /// Puts a tensor into the query; of `binary` it takes its bytes.
 fn take(query: &mut ImageQuery, tensor: &InputTensor, binary: &mut &[u8]) -> Result<(), Problem> {
@@ -265,7 +262,7 @@ fn not_whole(name: &str) -> Problem {
 fn output(name: &str, drawn: &[DrawnImage], size: usize) -> OutputTensor {
     let n = drawn.len();
     match name {
-        IMAGE => OutputTensor::bytes(
+        "image" => OutputTensor::bytes(
             vec![n, size, size, 3],
             drawn.iter().flat_map(|d| d.pixels.iter().flatten()).copied().collect(),
         ),
