@@ -18,5 +18,6 @@ pub use dpar_export_deploy::{self as deploy, triton};
 pub use dpar_export_doctor as doctor;
 pub use dpar_export_evaluate::{Step, WorkPhase, cluster, evaluate, features, reproduce};
 pub use dpar_export_files::{arrays, patches, picture, samples, staging};
+#[cfg(feature = "serve")]
 pub use dpar_export_serve as serve;
 pub use dpar_export_trt as targets;

@@ -378,7 +378,7 @@ def open(
         device: Where to run: `cpu`, an index, or `cuda:0` and the like.
         ort_lib: The ONNX Runtime library; without it, that of $ORT_DYLIB_PATH, else that of the installed package `onnxruntime`.
         ep_lib: Library with an execution provider that ONNX Runtime loads, such as OpenVINO's; `device` says which of its devices.
-        trt_lib: Folder of the TensorRT libraries.
+        trt_lib: Folder of the TensorRT libraries; without it, $DPAR_TRT_LIB, else that of the installed package `tensorrt-rtx-cu12-libs`.
         cuda_graphs: Record a CUDA graph for each shape and replay it, for TensorRT.
         runtime_cache: Folder for what TensorRT-RTX compiles for the device.
         threshold: Entropy in nats above which a token opens a patch, in place of the exported one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import zlib
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import dpar_export
 import numpy as np
 import pytest
-from conftest import FIXTURES, Cli
+from conftest import FIXTURES, ROOT, Cli
+
+TENSORRT = ROOT / "third_party" / "tensorrt-rtx"
 
 
 def test_scores_are_those_of_the_command_line(bundle_path: Path, engine: str, cli: Cli, tmp_path: Path) -> None:
@@ -121,3 +124,20 @@ def test_the_command_line_is_whole(cli: Cli, bundle_path: Path, tmp_path: Path) 
 
 def test_the_engines(tmp_path: Path) -> None:
     assert dpar_export.engines()[:2] == ["tract", "ort"]
+
+
+@pytest.mark.skipif("tensorrt" not in dpar_export.engines(), reason="built without TensorRT")
+@pytest.mark.skipif(not TENSORRT.is_dir(), reason="`cargo xtask setup` fetches TensorRT-RTX")
+def test_libraries_of_an_installed_package_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    # As the extra `tensorrt` installs them.
+    installed = tmp_path / "tensorrt_rtx_libs"
+    installed.symlink_to(TENSORRT)
+    monkeypatch.delenv("DPAR_TRT_LIB", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    doctor = cli("doctor", "--engine", "tensorrt", "--json")
+    assert str(installed) in doctor.stdout, doctor.stdout + doctor.stderr
+    # Without a driver it cannot run, and says so; with one it can.
+    assert doctor.returncode in (0, 3), doctor.stderr
+    monkeypatch.setenv("DPAR_TRT_LIB", str(tmp_path))
+    doctor = cli("doctor", "--engine", "tensorrt", "--json")
+    assert doctor.returncode == 3 and str(installed) not in doctor.stdout, doctor.stdout + doctor.stderr

@@ -86,6 +86,7 @@ pub(crate) enum Command {
     ///
     /// Loopback by default. SIGTERM ends it when all that it accepted is answered, a second one at once; SIGHUP opens the bundles
     /// again. An image is the one that `generate` makes of the same seed, index and class, whatever else is decoded.
+    #[cfg(feature = "serve")]
     Serve(super::serve::ServeArgs),
     /// Write the files that run `serve` on Kubernetes, KServe, Docker Compose or systemd, sized for a bundle
     ///

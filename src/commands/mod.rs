@@ -27,6 +27,7 @@ mod reference;
 mod report;
 mod reproduce;
 mod score;
+#[cfg(feature = "serve")]
 mod serve;
 mod synth;
 mod triton;
@@ -94,7 +95,7 @@ pub fn run(program: Vec<OsString>, args: Vec<OsString>) -> Exit {
         tracing::warn!("a mapped file that shrinks will end the program without a message: {e}");
     }
     // A service ends in its own way.
-    if !matches!(cli.command, Some(Command::Serve(_))) {
+    if !cli.command.as_ref().is_some_and(serves) {
         stop_when_told();
     }
     let compares = cli.command.as_ref().is_some_and(compares);
@@ -134,6 +135,7 @@ pub fn call(args: &[OsString], host: &dyn Host) -> Result<Exit, Called> {
     let called = |failure: Failure| Called { exit: failure.cause.exit(compares), failure };
     let of_a_process = match (&cli.command, cli.max_memory) {
         (Some(Command::Bench(_)), _) => Some("bench measures processes of its own"),
+        #[cfg(feature = "serve")]
         (Some(Command::Serve(_)), _) => Some("serve takes the signals of its process"),
         (Some(Command::Evaluate(a)), _) if a.pulls() => {
             Some("--pull reads the standard input of its process")
@@ -201,11 +203,22 @@ fn told(answer: clap::Error) -> Exit {
     }
 }
 
+/// Whether a service is asked for.
+fn serves(command: &Command) -> bool {
+    match command {
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => true,
+        _ => false,
+    }
+}
+
 /// Whether a comparison is asked for: then a graph that runs wrong is a failed one.
 fn compares(command: &Command) -> bool {
     match command {
         Command::Verify(_) | Command::Parity(_) | Command::Bisect(_) | Command::Reproduce(_) => true,
         Command::Evaluate(a) => a.compares(),
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => false,
         Command::Inspect(_)
         | Command::Doctor(_)
         | Command::Score(_)
@@ -216,7 +229,6 @@ fn compares(command: &Command) -> bool {
         | Command::Attest(_)
         | Command::Metrics(_)
         | Command::Bench(_)
-        | Command::Serve(_)
         | Command::Synth(_)
         | Command::Demo(_)
         | Command::Deploy(_)
@@ -252,6 +264,7 @@ fn dispatch(
         (Some(Command::Evaluate(a)), _) => evaluate::run(a.resolve()?, printer),
         (Some(Command::Metrics(a)), _) => metrics::run(a.resolve()?, printer),
         (Some(Command::Bench(a)), _) => bench::run(a.resolve()?, printer),
+        #[cfg(feature = "serve")]
         (Some(Command::Serve(a)), _) => serve::run(a.resolve()?, printer),
         (Some(Command::Synth(a)), _) => synth::run(a.resolve()?, printer),
         (Some(Command::Card(a)), _) => card::run(a.resolve()?, printer),

@@ -155,10 +155,22 @@ impl ProgressRecords {
             .get()
             .is_none_or(|(when, last)| last != done && (Some(done) == total || when.elapsed() >= APART));
         if due {
-            self.last.set(Some((Instant::now(), done)));
-            let said = json!({ "what": bar.message(), "unit": self.unit, "done": done, "total": total });
-            let _ = writeln!(std::io::stderr().lock(), "{}", record("progress", said));
+            self.write(bar);
         }
+    }
+
+    /// How far it came, if that was not told: the end of work without a total, or of work that was given up.
+    fn end(&self, bar: &ProgressBar) {
+        if self.last.get().is_some_and(|(_, last)| last != bar.position()) {
+            self.write(bar);
+        }
+    }
+
+    fn write(&self, bar: &ProgressBar) {
+        let (done, total) = (bar.position(), bar.length());
+        self.last.set(Some((Instant::now(), done)));
+        let said = json!({ "what": bar.message(), "unit": self.unit, "done": done, "total": total });
+        let _ = writeln!(std::io::stderr().lock(), "{}", record("progress", said));
     }
 }
 
@@ -237,6 +249,9 @@ impl<'h> Phases<'h> {
 
 impl Drop for Bar<'_> {
     fn drop(&mut self) {
+        if let Some(records) = &self.records {
+            records.end(&self.bar);
+        }
         self.bar.finish_and_clear();
     }
 }

@@ -245,7 +245,7 @@ fn a_model_signature_is_made_and_read() {
     let out = verify(&bundle, &signature, "test-only-p256-other-public.pem");
     assert!(out.code == 5 && out.stderr.contains("another key"), "{}", out.stderr);
     let out = verify(&bundle, &signature, PUBLIC);
-    assert!(out.code == 2 && out.stderr.contains("no P-256 public key"), "{}", out.stderr);
+    assert!(out.code == 2 && out.stderr.contains("no P-256 or P-384 public key"), "{}", out.stderr);
     fs_err::write(bundle.join("notes.txt"), "n").unwrap();
     forge(&bundle, |m| m["files"].as_array_mut().unwrap().push(entry("notes.txt", b"n")));
     let out = verify(&bundle, &signature, "test-only-p256-public.pem");

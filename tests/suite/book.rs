@@ -114,27 +114,6 @@ fn every_command_of_the_tutorial_shows_what_the_page_shows() {
     }
 }
 
-/// `BOOK=write cargo nextest run …` writes the page.
-#[test]
-fn the_page_of_commands_is_what_the_program_says() {
-    let out = assert_cmd::Command::cargo_bin("dpar-export")
-        .unwrap()
-        .args(["manual", "--markdown"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(out.stdout).unwrap();
-    let path = root().join("docs/commands.md");
-    if std::env::var("BOOK").is_ok_and(|v| v == "write") {
-        fs_err::write(&path, &text).unwrap();
-    }
-    let said = fs_err::read_to_string(&path).unwrap();
-    let differs = said.lines().zip(text.lines()).find(|(page, program)| page != program);
-    assert!(
-        said == text,
-        "docs/commands.md is not what the program says (BOOK=write writes it): {differs:?}"
-    );
-}
-
 #[test]
 fn a_page_that_shows_something_else_is_found() {
     let found = ["bundle: 9 graphs in 0.7 s".to_owned(), "pass: tract on cpu".to_owned()];

@@ -41,6 +41,7 @@ mod metrics;
 mod network;
 mod oci;
 mod outputs;
+mod pages;
 mod parity;
 mod precision;
 mod pulled;

@@ -38,6 +38,24 @@ fn progress_log_and_errors_are_records() {
 }
 
 #[test]
+fn work_without_a_total_tells_how_far_it_came() {
+    let temp = Temp::new();
+    let (checkpoint, bundle) = (fixture("variants/combined/dpar"), temp.path("b"));
+    let args = words(&[checkpoint.as_str(), "-o", bundle.as_str(), "--log-format", "json", "--json"]);
+    let out = run_with(&args, &[]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let records = out.stderr.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let progress: Vec<Value> = records.filter(|r| r["kind"] == "progress").collect();
+    let exported: Value = serde_json::from_str(&out.stdout).unwrap();
+    let graphs = exported["manifest"]["graphs"].as_array().unwrap().len() as u64;
+    let last = progress.last().unwrap();
+    assert!(
+        last["total"].is_null() && last["done"].as_u64() >= Some(graphs),
+        "{graphs} graphs: {progress:?}"
+    );
+}
+
+#[test]
 fn github_gets_annotations_and_a_summary() {
     let temp = Temp::new();
     let (bundle, summary) = (temp.path("b"), temp.path("summary.md"));

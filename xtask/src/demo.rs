@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: `dpar-export demo` of a release build. `cargo xtask streams`: all reference streams.
+//! `cargo xtask demo`: what `cargo demo` does. `cargo xtask streams`: all reference streams.
 
 use anyhow::{Context, Result};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -51,10 +51,9 @@ pub(crate) fn shown(root: &Utf8Path, program: &Utf8Path, args: &[&str]) -> Resul
     command(root, program.as_str(), args)
 }
 
-/// The program's own demonstration, from a release build.
+/// The program's own demonstration, as the alias in .cargo/config.toml builds it.
 pub(crate) fn run(root: &Utf8Path) -> Result<()> {
-    let program = program(root)?;
-    shown(root, &program, &["demo", "-o", &format!("{OUT}/demo"), "--force"])
+    command(root, &cargo(), &["demo"])
 }
 
 /// Decodes every reference stream of both systems on the given engines and compares them.

@@ -82,7 +82,7 @@ enum Task {
         #[arg(long)]
         aiperf: bool,
     },
-    /// Build the program and run `dpar-export demo`: export a trained DPAR, draw a labelled grid, verify
+    /// As `cargo demo`: build the program and run `dpar-export demo`: export a trained DPAR, draw a labelled grid, verify
     Demo,
     /// Compare every reference stream (1,024 images of both systems) with what the engines decode
     Streams {

@@ -7,7 +7,8 @@ use clap::builder::PossibleValuesParser;
 use crate::{NamedStep, command, each_step};
 
 /// The tasks in their order, each a command line of `cargo xtask`; from minutes to half an hour each.
-const TASKS: [(&str, &[&str]); 14] = [
+const TASKS: [(&str, &[&str]); 16] = [
+    ("clippy of all engines", &["check", "clippy of all engines"]),
     ("book", &["book"]),
     ("deny", &["deny"]),
     ("oms-check", &["oms-check"]),
@@ -17,6 +18,7 @@ const TASKS: [(&str, &[&str]); 14] = [
     ("triton", &["triton"]),
     ("aiperf", &["aiperf"]),
     ("wheel", &["wheel"]),
+    ("record-check", &["record-check"]),
     ("ray", &["ray"]),
     ("slurm", &["slurm"]),
     ("k8s", &["k8s"]),

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::{cargo, command, onnx, setup};
+use crate::{cargo, command, onnx, release, setup};
 
 /// The package's sources.
 const SOURCES: &str = "python/dpar_export";
@@ -29,8 +29,15 @@ pub(crate) fn check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
     }
     let package = package(root, scope)?;
     let run = |args: &[&str]| in_package(root, SETTINGS, &[&package], &python, args);
-    run(&["-m", "mypy", "--no-incremental"])?;
-    run(&["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+    // Types are checked on another core than the tests.
+    std::thread::scope(|scope| {
+        let types = scope.spawn(|| run(&["-m", "mypy", "--no-incremental"]));
+        let tests = run(&["-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]);
+        match types.join() {
+            Ok(types) => types.and(tests),
+            Err(_) => bail!("mypy was not awaited"),
+        }
+    })
 }
 
 /// Builds the package, and returns the folder from which it is imported.
@@ -44,14 +51,14 @@ const PYTEST: [&str; 7] = ["_pytest", "pytest", "py.py", "pluggy", "iniconfig", 
 
 /// Records references from a small PyTorch model and verifies bundles against them, with the first Python that has PyTorch.
 pub(crate) fn record_check(root: &Utf8Path, scope: &[&str]) -> Result<()> {
-    let own = setup::python(root);
+    let own = setup::torch(root);
     let has_torch = |python: &&str| {
         let import = Command::new(python).args(["-c", "import torch"]).stderr(Stdio::null()).status();
         import.is_ok_and(|s| s.success())
     };
     let pythons = [own.as_str(), "python3", "/usr/bin/python3"];
     let Some(python) = pythons.into_iter().find(has_torch) else {
-        bail!("none of {} has PyTorch: on Debian, `apt-get install python3-torch`", pythons.join(", "));
+        bail!("none of {} has PyTorch: run `cargo xtask setup --torch`", pythons.join(", "));
     };
     let package = package(root, scope)?;
     let tools = package.join("tools");
@@ -101,23 +108,7 @@ fn with_ray(root: &Utf8Path, scope: &[&str]) -> Result<(Utf8PathBuf, Utf8PathBuf
 
 /// Builds the wheel into `dist/`, installs it where there is no Rust and nothing of this checkout, and uses it there.
 pub(crate) fn wheel(root: &Utf8Path) -> Result<()> {
-    let maturin = setup::python(root).with_file_name("maturin");
-    if !maturin.is_file() {
-        bail!("{maturin} is missing: run `cargo xtask setup`");
-    }
-    let dist = root.join("dist");
-    let manifest = root.join("python/Cargo.toml");
-    let build =
-        ["build", "--release", "--locked", "--out", dist.as_str(), "--manifest-path", manifest.as_str()];
-    command(root, maturin.as_str(), &build)?;
-    let mut wheels = Vec::new();
-    for entry in dist.read_dir_utf8()? {
-        let path = entry?.into_path();
-        if path.extension() == Some("whl") {
-            wheels.push((path.metadata()?.modified()?, path));
-        }
-    }
-    let (_, wheel) = wheels.into_iter().max().context("maturin left no wheel in dist/")?;
+    let wheel = release::wheel(root)?;
     println!("{wheel}: {:.1} MB", wheel.metadata()?.len() as f64 / 1e6);
     first_contact(root, &wheel)
 }

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::key::key_id;
 use crate::json::unique_keys;
@@ -26,11 +26,15 @@ pub struct Envelope {
 /// One signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvelopeSignature {
-    /// SHA-256 of the public key: a hint, never trusted.
-    #[serde(default)]
+    /// SHA-256 of the public key: a hint, never trusted. Others leave it empty, absent or null.
+    #[serde(default, deserialize_with = "or_empty")]
     pub keyid: String,
     /// The signature in base64.
     pub sig: String,
+}
+
+fn or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// The bytes that are signed: DSSE's pre-authentication encoding.

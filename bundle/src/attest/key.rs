@@ -1,9 +1,11 @@
-//! Keys in PEM files, as OpenSSL writes them: Ed25519, and P-256 for model signatures.
+//! Keys in PEM files, as OpenSSL writes them: Ed25519, and for model signatures P-256 and P-384.
 
 use camino::Utf8Path;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePublicKey};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use p256::ecdsa;
+use p256::ecdsa::signature::Verifier;
+use p256::pkcs8::LineEnding;
 use sha2::{Digest, Sha256};
 
 use super::{AttestError, read_bounded};
@@ -93,12 +95,60 @@ pub fn read_public(path: &Utf8Path) -> Result<VerifyingKey, AttestError> {
         .map_err(|e| refuse(path, &format!("it is no Ed25519 public key in PEM ({e})"), PUBLIC))
 }
 
+/// A public key of model signatures.
+pub(super) enum ModelKey {
+    /// What this tool signs with, too.
+    P256(ecdsa::VerifyingKey),
+    P384(p384::ecdsa::VerifyingKey),
+}
+
+impl ModelKey {
+    fn parse(pem: &str) -> Option<Self> {
+        let p256 = ecdsa::VerifyingKey::from_public_key_pem(pem).map(Self::P256);
+        p256.or_else(|_| p384::ecdsa::VerifyingKey::from_public_key_pem(pem).map(Self::P384)).ok()
+    }
+
+    /// Whether the key made this signature (DER) of the message, whose hash has the size of the curve.
+    pub(super) fn made(&self, signature: &[u8], message: &[u8]) -> bool {
+        match self {
+            Self::P256(key) => {
+                ecdsa::Signature::from_der(signature).is_ok_and(|s| key.verify(message, &s).is_ok())
+            }
+            Self::P384(key) => {
+                p384::ecdsa::Signature::from_der(signature).is_ok_and(|s| key.verify(message, &s).is_ok())
+            }
+        }
+    }
+
+    /// As [`key_id`].
+    pub(super) fn id(&self) -> String {
+        match self {
+            Self::P256(key) => key_id(key),
+            Self::P384(key) => key_id(key),
+        }
+    }
+
+    /// As [`hint`].
+    pub(super) fn hint(&self) -> String {
+        match self {
+            Self::P256(key) => hint(key),
+            Self::P384(key) => hint(key),
+        }
+    }
+}
+
+/// SHA-256 of a key in PEM, as model signatures hint at it.
+pub(super) fn hint(key: &impl EncodePublicKey) -> String {
+    // Encoding some bytes cannot fail; if it did, the empty hint would fit every reader.
+    let pem = key.to_public_key_pem(LineEnding::LF).unwrap_or_default();
+    hex::encode(Sha256::digest(pem.as_bytes()))
+}
+
 /// A public key of either kind.
 pub(super) enum PublicKey {
     /// Of attestations.
     Ed25519(VerifyingKey),
-    /// Of model signatures.
-    P256(ecdsa::VerifyingKey),
+    Model(ModelKey),
 }
 
 /// Reads a public key of either kind: as [`read_public`].
@@ -107,11 +157,12 @@ pub(super) enum PublicKey {
 /// As there.
 pub(super) fn read_any_public(path: &Utf8Path) -> Result<PublicKey, AttestError> {
     let text = public(path)?;
-    let p256 = || ecdsa::VerifyingKey::from_public_key_pem(&text).map(PublicKey::P256);
     VerifyingKey::from_public_key_pem(&text)
         .map(PublicKey::Ed25519)
-        .or_else(|e| p256().map_err(|_| e))
-        .map_err(|e| refuse(path, &format!("it is no Ed25519 or P-256 public key in PEM ({e})"), PUBLIC))
+        .or_else(|e| ModelKey::parse(&text).map(PublicKey::Model).ok_or(e))
+        .map_err(|e| {
+            refuse(path, &format!("it is no Ed25519, P-256 or P-384 public key in PEM ({e})"), PUBLIC)
+        })
 }
 
 /// Refuses a key of the other kind.

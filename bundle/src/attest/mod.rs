@@ -337,7 +337,7 @@ fn verify(
         if wanted.predicate_type != BUNDLE_PREDICATE {
             return Err(rejected("it is a model signature, which is of a bundle".to_owned()));
         }
-        let PublicKey::P256(key) = key else { return Err(key::of_other_kind(public, "P-256")) };
+        let PublicKey::Model(key) = key else { return Err(key::of_other_kind(public, "P-256 or P-384")) };
         let signed = oms::open(&bytes, &key).map_err(|e| rejected(e.to_string()))?;
         let signed = Statement {
             subject: signed.iter().map(|(name, sha256)| Subject::new(name, sha256)).collect(),
@@ -345,7 +345,7 @@ fn verify(
         };
         difference(wanted, &signed).map_or(Ok(()), |message| Err(rejected(message)))?;
         return Ok(Attested {
-            key_id: key_id(&key),
+            key_id: key.id(),
             predicate_type: oms::PREDICATE.to_owned(),
             subjects: signed.subject.len(),
             manifest_sha256,

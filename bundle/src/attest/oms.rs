@@ -1,17 +1,18 @@
 //! OpenSSF model signing, version 1.0: `model.sig`, a Sigstore bundle (v0.3, JSON) around an in-toto statement in a DSSE envelope,
-//! signed with ECDSA on P-256. Other tools sign and verify the same; what they sign is the folder's files, and not their provenance.
+//! signed with ECDSA on P-256; of others, also on P-384. Other tools sign and verify the same; what they sign is the folder's files,
+//! and not their provenance.
 
 use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use p256::ecdsa::signature::{Signer, Verifier};
-use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
-use p256::pkcs8::{EncodePublicKey, LineEnding};
+use p256::ecdsa::signature::Signer;
+use p256::ecdsa::{Signature, SigningKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::dsse::{EnvelopeFault, EnvelopeSignature, decode, pae};
+use super::key::{ModelKey, hint};
 use super::{Envelope, STATEMENT, Subject};
 use crate::json::unique_keys;
 
@@ -132,13 +133,6 @@ fn root(resources: &[Resource]) -> Option<String> {
     Some(hex::encode(hasher.finalize()))
 }
 
-/// SHA-256 of the key in PEM, as other tools hint at it.
-fn hint(key: &VerifyingKey) -> String {
-    // Encoding 65 bytes cannot fail; if it did, the empty hint would fit every reader.
-    let pem = key.to_public_key_pem(LineEnding::LF).unwrap_or_default();
-    hex::encode(Sha256::digest(pem.as_bytes()))
-}
-
 /// The signature of files, by their path and SHA-256, as a Sigstore bundle in JSON. The same files and key give the same bytes.
 pub(super) fn sign(
     name: &str,
@@ -193,10 +187,7 @@ pub(super) fn is_sigstore_bundle(bytes: &[u8]) -> bool {
 }
 
 /// The files that a signature vouches for, by their path and SHA-256, if the key made it.
-pub(super) fn open(
-    bytes: &[u8],
-    key: &VerifyingKey,
-) -> Result<BTreeMap<String, String>, ModelSignatureFault> {
+pub(super) fn open(bytes: &[u8], key: &ModelKey) -> Result<BTreeMap<String, String>, ModelSignatureFault> {
     use ModelSignatureFault::{
         Kind, MediaType, NoBundle, NoKey, NoStatement, OtherKey, Root, Signatures, Twice,
     };
@@ -208,7 +199,7 @@ pub(super) fn open(
     }
     let bundle: SigstoreBundle = serde_json::from_value(value).map_err(|e| NoBundle(e.to_string()))?;
     let known = bundle.verification_material.public_key.ok_or(NoKey)?;
-    let own = hint(key);
+    let own = key.hint();
     // A hint decides nothing but which message is the right one.
     let by_other = !known.hint.is_empty() && known.hint != own;
     let envelope = bundle.dsse_envelope;
@@ -219,9 +210,8 @@ pub(super) fn open(
     let [signature] = envelope.signatures.as_slice() else {
         return Err(Signatures(envelope.signatures.len()));
     };
-    let signature = decode(&signature.sig).and_then(|der| Signature::from_der(&der).ok());
     let message = pae(&envelope.payload_type, &payload);
-    if signature.is_none_or(|signature| key.verify(&message, &signature).is_err()) {
+    if !decode(&signature.sig).is_some_and(|der| key.made(&der, &message)) {
         return Err(if by_other { OtherKey(own) } else { EnvelopeFault::Changed.into() });
     }
     // Signed by the right key: from here on it is the signer's word, if everybody reads the same word.

@@ -20,8 +20,6 @@ use crate::generate::sampler::SampleError;
 use crate::loaded::RunError;
 use crate::picture::PictureError;
 use crate::samples::ResumeError;
-use crate::serve::JobError;
-use crate::serve::http::ServiceError;
 use crate::staging::StagingError;
 
 /// Exit codes, the same for every command.
@@ -386,7 +384,8 @@ impl Caused for MetricError {
     }
 }
 
-impl Caused for ServiceError {
+#[cfg(feature = "serve")]
+impl Caused for crate::serve::http::ServiceError {
     fn cause(&self) -> Cause {
         match self {
             Self::Run(e) => e.cause(),
@@ -403,7 +402,8 @@ impl Caused for ServiceError {
     }
 }
 
-impl Caused for JobError {
+#[cfg(feature = "serve")]
+impl Caused for crate::serve::JobError {
     fn cause(&self) -> Cause {
         match self {
             Self::Refused(e) | Self::Run(e) | Self::Changed(e) => e.cause(),

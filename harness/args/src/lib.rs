@@ -15,6 +15,7 @@ use dpar_export_decode::{generate, loaded};
 use dpar_export_deploy::{self as deploy, triton};
 use dpar_export_evaluate::{evaluate, features};
 use dpar_export_files::{arrays, picture, samples, staging};
+#[cfg(feature = "serve")]
 use dpar_export_serve as serve;
 use dpar_export_trt as targets;
 

@@ -24,6 +24,8 @@ pub(super) struct BuiltPackage {
     pub(super) version: String,
     /// The SPDX expression.
     pub(super) license: String,
+    /// Who is named as its authors.
+    authors: String,
     /// Whether it is of this workspace.
     own: bool,
     folder: Utf8PathBuf,
@@ -74,6 +76,7 @@ pub(super) fn packages(root: &Utf8Path, features: &str) -> Result<Vec<BuiltPacka
             name: text("name"),
             version: text("version"),
             license: text("license"),
+            authors: authors(package),
             own: package["source"].is_null(),
             folder: manifest.parent().map(Utf8Path::to_owned).unwrap_or_default(),
         });
@@ -84,6 +87,15 @@ pub(super) fn packages(root: &Utf8Path, features: &str) -> Result<Vec<BuiltPacka
         bail!("{} packages are built, {} are known", wanted.len(), found.len());
     }
     Ok(found)
+}
+
+fn authors(package: &Value) -> String {
+    let named: Vec<&str> =
+        package["authors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    match named.is_empty() {
+        true => format!("the authors of {}", package["name"].as_str().unwrap_or_default()),
+        false => named.join(", "),
+    }
 }
 
 /// Fails where a package may not be handed out.
@@ -99,13 +111,18 @@ pub(super) fn check(packages: &[BuiltPackage]) -> Result<()> {
     Ok(())
 }
 
-/// Whether an SPDX expression can be met with the list: one side of an OR, both of an AND.
+/// Whether an SPDX expression can be met with the list.
 fn allowed(expression: &str) -> bool {
+    met(expression, &|one| listed().any(|listed| listed == one))
+}
+
+/// Whether an SPDX expression can be met with some licences: one side of an OR, both of an AND.
+fn met(expression: &str, with: &dyn Fn(&str) -> bool) -> bool {
     let expression = expression.trim();
     // Without parentheses around the whole.
     let inner = expression.strip_prefix('(').and_then(|e| e.strip_suffix(')'));
     if let Some(inner) = inner.filter(|inner| balanced(inner)) {
-        return allowed(inner);
+        return met(inner, with);
     }
     let parts = |operator: &str| -> Vec<String> {
         let mut parts = vec![String::new()];
@@ -126,9 +143,9 @@ fn allowed(expression: &str) -> bool {
     // AND binds closer than OR.
     let (either, both) = (parts("OR"), parts("AND"));
     match (either.len(), both.len()) {
-        (1, 1) => listed().any(|one| one == expression),
-        (1, _) => both.iter().all(|e| allowed(e)),
-        _ => either.iter().any(|e| allowed(e)),
+        (1, 1) => with(expression),
+        (1, _) => both.iter().all(|e| met(e, with)),
+        _ => either.iter().any(|e| met(e, with)),
     }
 }
 
@@ -145,25 +162,46 @@ fn balanced(text: &str) -> bool {
     })
 }
 
+/// The terms of a package that comes without their text.
+fn terms(root: &Utf8Path, package: &BuiltPackage) -> Result<String> {
+    if met(&package.license, &|one| one == "Apache-2.0") {
+        return Ok(fs_err::read_to_string(root.join("LICENSE-APACHE"))?);
+    }
+    if met(&package.license, &|one| one == "MIT") {
+        // This workspace's text is the licence's own, but for who has the rights.
+        let own = fs_err::read_to_string(root.join("LICENSE-MIT"))?;
+        let (_, terms) = own.split_once("\n\nPermission ").context("LICENSE-MIT has another layout")?;
+        return Ok(format!("MIT License\n\nCopyright (c) {}\n\nPermission {terms}", package.authors));
+    }
+    bail!("{} {} ({}) comes without the text of its licence", package.name, package.version, package.license)
+}
+
 /// The texts of all licences, each once, with the packages that are under it.
-pub(super) fn texts(packages: &[BuiltPackage]) -> Result<String> {
+pub(super) fn texts(root: &Utf8Path, packages: &[BuiltPackage]) -> Result<String> {
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut out = String::from("What dpar-export is built from, with its licences.\n\n");
     for package in packages.iter().filter(|p| !p.own) {
         out += &format!("{} {}: {}\n", package.name, package.version, package.license);
+        let of = format!("{} {}", package.name, package.version);
+        let mut add = |text: &str| {
+            let all = texts.entry(text.trim().to_owned()).or_default();
+            if !all.contains(&of) {
+                all.push(of.clone());
+            }
+        };
+        let mut found = false;
         for entry in package.folder.read_dir_utf8()? {
             let entry = entry?;
             let name = entry.file_name().to_ascii_uppercase();
             let is =
                 ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"].iter().any(|w| name.starts_with(w));
             if is && entry.file_type()?.is_file() {
-                let text = String::from_utf8_lossy(&fs_err::read(entry.path())?).replace('\r', "");
-                let of = format!("{} {}", package.name, package.version);
-                let all = texts.entry(text.trim().to_owned()).or_default();
-                if !all.contains(&of) {
-                    all.push(of);
-                }
+                add(&String::from_utf8_lossy(&fs_err::read(entry.path())?).replace('\r', ""));
+                found = true;
             }
+        }
+        if !found {
+            add(&terms(root, package)?);
         }
     }
     for (text, of) in texts {
@@ -175,6 +213,29 @@ pub(super) fn texts(packages: &[BuiltPackage]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_package_comes_with_the_text_of_its_licence() {
+        let root = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let packages = packages(&root, &crate::all_engines()).unwrap();
+        check(&packages).unwrap();
+        let texts = texts(&root, &packages).unwrap();
+        let (_, texts) = texts.split_once(&"=".repeat(78)).unwrap();
+        for package in packages.iter().filter(|p| !p.own) {
+            assert!(texts.contains(&format!("{} {}", package.name, package.version)), "{}", package.name);
+        }
+        let without = |license: &str| BuiltPackage {
+            name: "p".into(),
+            version: "1".into(),
+            license: license.into(),
+            authors: "A. Uthor".into(),
+            own: false,
+            folder: Utf8PathBuf::new(),
+        };
+        assert!(terms(&root, &without("MIT OR GPL-3.0")).unwrap().contains("Copyright (c) A. Uthor"));
+        assert!(terms(&root, &without("Apache-2.0 OR MIT")).unwrap().contains("Apache License"));
+        assert!(terms(&root, &without("ISC")).is_err());
+    }
 
     #[test]
     fn an_expression_is_met_by_one_side_of_or_and_both_of_and() {

@@ -1,7 +1,9 @@
 //! `cargo xtask release`: everything that is handed out, in `dist/`, with its SHA-256: a tarball and a Debian package of the program
-//! with completions, manual pages and the licences of all that it is built from; the bill of materials.
+//! with completions, manual pages and the licences of all that it is built from; the bill of materials; the Python package's wheel.
 //!
-//! Two runs of one commit with one toolchain give the same bytes: paths of this machine are mapped away, times are the commit's.
+//! Program and wheel have every engine, and are made of one build: both packages are asked for together, so that what they share has
+//! the same features and is compiled once. Two runs of one commit with one toolchain give the same bytes: paths of this machine are
+//! mapped away, times are the commit's.
 
 mod licences;
 mod sbom;
@@ -12,13 +14,15 @@ use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
 
-use crate::{cargo, command};
+use crate::{all_engines, cargo, command};
 use licences::BuiltPackage;
 
 /// Where it goes.
 const DIST: &str = "dist";
-/// Features of the program, as those of the wheel.
-const FEATURES: &str = "dpar-export/candle";
+/// How it is built: Cargo.toml says more.
+const PROFILE: &str = "dist";
+/// Where it is built, below the workspace.
+const TARGET: &str = "target/dist";
 /// Shells that completions are made for, and where each looks for them below the prefix.
 const SHELLS: [(&str, &str); 3] = [
     ("bash", "share/bash-completion/completions/dpar-export"),
@@ -31,7 +35,7 @@ const SUMS: &str = "SHA256SUMS";
 
 /// Builds and packs. `twice`: also a second time from nothing, and compares.
 pub(crate) fn run(root: &Utf8Path, twice: bool) -> Result<()> {
-    let made = pack(root, &root.join("target/dist"), &root.join(DIST))?;
+    let made = pack(root, &root.join(TARGET), &root.join(DIST))?;
     if twice {
         let (target, again) = (root.join("target/dist-again"), root.join("target/dist-again/packed"));
         if target.exists() {
@@ -48,13 +52,14 @@ pub(crate) fn run(root: &Utf8Path, twice: bool) -> Result<()> {
 /// Builds into `target`, packs into `dist`; returns the sums.
 fn pack(root: &Utf8Path, target: &Utf8Path, dist: &Utf8Path) -> Result<String> {
     fs_err::create_dir_all(dist)?;
-    let epoch = said(root, "git", &["log", "-1", "--format=%ct"])?;
-    let epoch = epoch.trim();
-    let variables = environment(root, target, epoch)?;
-    let args = ["build", "--release", "--locked", "--bin", "dpar-export", "--features", FEATURES];
-    built(&cargo(), &args, root, &variables)?;
-    let program = target.join("release/dpar-export");
-    let packages = licences::packages(root, FEATURES)?;
+    let (variables, epoch) = environment(root, target)?;
+    let features = all_engines();
+    let of_both = format!("{features},{}", features.replace("dpar-export/", "dpar-export-python/"));
+    let both = ["--package", "dpar-export", "--package", "dpar-export-python", "--features", &of_both];
+    let args = ["build", "--profile", PROFILE, "--locked", "--bin", "dpar-export"];
+    built(&cargo(), &[&args[..], &both].concat(), root, &variables)?;
+    let program = target.join(PROFILE).join("dpar-export");
+    let packages = licences::packages(root, &features)?;
     licences::check(&packages)?;
     let version = env!("CARGO_PKG_VERSION");
     let name = format!("dpar-export-{version}-{}-linux", std::env::consts::ARCH);
@@ -65,10 +70,9 @@ fn pack(root: &Utf8Path, target: &Utf8Path, dist: &Utf8Path) -> Result<String> {
     let bom = dist.join(format!("{name}.cdx.json"));
     fs_err::write(&bom, sbom::write(version, &program, &packages)?)?;
     let tarball = dist.join(format!("{name}.tar.gz"));
-    tar(scratch, &name, &tarball, epoch)?;
-    let deb = debian(scratch, &prefix, dist, epoch)?;
-    let mut made = vec![bom, deb, tarball];
-    made.extend(wheel(root, dist, &variables)?);
+    tar(scratch, &name, &tarball, &epoch)?;
+    let deb = debian(scratch, &prefix, dist, &epoch)?;
+    let made = [bom, deb, tarball, build_wheel(root, dist, &variables)?];
 
     let mut sums = String::new();
     for path in &made {
@@ -82,8 +86,9 @@ fn pack(root: &Utf8Path, target: &Utf8Path, dist: &Utf8Path) -> Result<String> {
     Ok(sums)
 }
 
-/// Variables of a build that leaves no path of this machine in what it makes.
-fn environment(root: &Utf8Path, target: &Utf8Path, epoch: &str) -> Result<Vec<(&'static str, String)>> {
+/// Variables of a build that leaves no path of this machine in what it makes, and the time of the commit.
+fn environment(root: &Utf8Path, target: &Utf8Path) -> Result<(Vec<(&'static str, String)>, String)> {
+    let epoch = said(root, "git", &["log", "-1", "--format=%ct"])?.trim().to_owned();
     let rust = said(root, "rustc", &["--print", "sysroot"])?;
     let registry = std::env::var("CARGO_HOME").ok().or_else(|| Some(std::env::var("HOME").ok()? + "/.cargo"));
     let registry = registry.context("neither CARGO_HOME nor HOME is set")?;
@@ -95,12 +100,15 @@ fn environment(root: &Utf8Path, target: &Utf8Path, epoch: &str) -> Result<Vec<(&
         (target.as_str(), "/target"),
     ];
     let flags = maps.map(|(from, to)| format!("--remap-path-prefix={from}={to}"));
-    Ok(vec![
+    let of_c = maps.map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).join(" ");
+    let variables = vec![
         ("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")),
         ("CARGO_TARGET_DIR", target.to_string()),
-        ("CARGO_PROFILE_RELEASE_STRIP", "symbols".to_owned()),
-        ("SOURCE_DATE_EPOCH", epoch.to_owned()),
-    ])
+        ("CFLAGS", of_c.clone()),
+        ("CXXFLAGS", of_c),
+        ("SOURCE_DATE_EPOCH", epoch.clone()),
+    ];
+    Ok((variables, epoch))
 }
 
 fn built(program: &str, args: &[&str], root: &Utf8Path, variables: &[(&str, String)]) -> Result<()> {
@@ -135,7 +143,7 @@ fn install(root: &Utf8Path, program: &Utf8Path, prefix: &Utf8Path, packages: &[B
     for name in DOCUMENTS {
         put(&format!("share/doc/dpar-export/{name}"), &fs_err::read(root.join(name))?)?;
     }
-    put("share/doc/dpar-export/THIRD-PARTY.txt", licences::texts(packages)?.as_bytes())
+    put("share/doc/dpar-export/THIRD-PARTY.txt", licences::texts(root, packages)?.as_bytes())
 }
 
 /// Names of the subcommands, from the help.
@@ -159,23 +167,30 @@ fn tar(folder: &Utf8Path, name: &str, out: &Utf8Path, epoch: &str) -> Result<()>
     command(folder, "tar", &[&alike[..], &what].concat())
 }
 
-/// The Python package's wheel, where `cargo xtask setup` has fetched what builds it.
-fn wheel(root: &Utf8Path, dist: &Utf8Path, variables: &[(&str, String)]) -> Result<Option<Utf8PathBuf>> {
+/// The Python package's wheel in `dist/`, of the build that [`run`] makes or goes on with.
+pub(crate) fn wheel(root: &Utf8Path) -> Result<Utf8PathBuf> {
+    let dist = root.join(DIST);
+    fs_err::create_dir_all(&dist)?;
+    let (variables, _) = environment(root, &root.join(TARGET))?;
+    build_wheel(root, &dist, &variables)
+}
+
+fn build_wheel(root: &Utf8Path, dist: &Utf8Path, variables: &[(&str, String)]) -> Result<Utf8PathBuf> {
     let maturin = crate::setup::python(root).with_file_name("maturin");
     if !maturin.is_file() {
-        println!("no wheel: {maturin} is missing (`cargo xtask setup`)");
-        return Ok(None);
+        bail!("{maturin} is missing: run `cargo xtask setup`");
     }
     let out = tempfile::tempdir_in(dist)?;
     let out = Utf8Path::from_path(out.path()).context("the folder is not UTF-8")?;
     let manifest = root.join("python/Cargo.toml");
-    let args =
-        ["build", "--release", "--locked", "--out", out.as_str(), "--manifest-path", manifest.as_str()];
+    // Which features, pyproject.toml says.
+    let args = ["build", "--profile", PROFILE, "--locked", "--out", out.as_str()];
+    let args = [&args[..], &["--manifest-path", manifest.as_str()]].concat();
     built(maturin.as_str(), &args, root, variables)?;
     let wheel = out.read_dir_utf8()?.next().context("maturin left no wheel")??.into_path();
     let place = dist.join(wheel.file_name().unwrap_or_default());
     fs_err::rename(&wheel, &place)?;
-    Ok(Some(place))
+    Ok(place)
 }
 
 /// A Debian package of what lies below the prefix.
@@ -217,4 +232,21 @@ fn said(root: &Utf8Path, program: &str, args: &[&str]) -> Result<String> {
         bail!("`{program} {}` failed: {}", args.join(" "), out.status);
     }
     String::from_utf8(out.stdout).with_context(|| format!("`{program}` does not print UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wheel_has_the_features_of_the_program() {
+        let project = include_str!("../../../python/pyproject.toml");
+        let features: Vec<String> = all_engines().split(',').map(|f| f.replace("dpar-export/", "")).collect();
+        let line = project.lines().find_map(|l| l.strip_prefix("features = ")).unwrap();
+        let mut said: Vec<String> = serde_json::from_str(line).unwrap();
+        said.sort();
+        let mut wanted = features;
+        wanted.sort();
+        assert_eq!(said, wanted);
+    }
 }

@@ -1,15 +1,19 @@
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::super::key::{PublicKey, read_any_public, read_private_p256};
+use super::ModelSignatureFault as Fault;
 use super::*;
 
 /// What PyPI's model-signing 1.1.1 made of [`files`] with the test key.
 const FOREIGN: &[u8] = include_bytes!("../../../../fixtures/attest-keys/model-signing-1.1.1.sig");
 
-fn key(name: &str) -> VerifyingKey {
-    let folder = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/attest-keys");
-    match read_any_public(&folder.join(name)).unwrap() {
-        PublicKey::P256(key) => key,
+fn folder() -> Utf8PathBuf {
+    Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/attest-keys")
+}
+
+fn key(name: &str) -> ModelKey {
+    match read_any_public(&folder().join(name)).unwrap() {
+        PublicKey::Model(key) => key,
         PublicKey::Ed25519(_) => panic!("{name} is of the other kind"),
     }
 }
@@ -48,9 +52,42 @@ fn what_another_tool_signed_is_read_and_hinted_alike() {
     let public = key("test-only-p256-public.pem");
     assert_eq!(open(FOREIGN, &public).unwrap(), files());
     let foreign: SigstoreBundle = serde_json::from_slice(FOREIGN).unwrap();
-    assert_eq!(foreign.verification_material.public_key.unwrap().hint, hint(&public));
+    assert_eq!(foreign.verification_material.public_key.unwrap().hint, public.hint());
     let other = open(FOREIGN, &key("test-only-p256-other-public.pem")).unwrap_err();
     assert!(matches!(other, ModelSignatureFault::OtherKey(_)), "{other}");
+}
+
+/// Vectors that the reference implementation keeps for what its versions signed; their files hold these texts.
+#[test]
+fn vectors_of_the_reference_implementation_pass_and_fail_as_named() {
+    let vector = |name: &str| fs_err::read(folder().join("model-transparency").join(name)).unwrap();
+    let public = key("model-transparency/public-p384.pem");
+    let sha256 = |text: &str| hex::encode(Sha256::digest(text.as_bytes()));
+    let (one, two) = (sha256("signme-1\n"), sha256("signme-2"));
+    let file = BTreeMap::from([(".".to_owned(), one.clone())]);
+    let folder = BTreeMap::from([("signme-1".to_owned(), one), ("signme-2".to_owned(), two)]);
+    for (name, signed) in [
+        ("v0.3.1-elliptic-key.sig", &file),
+        ("v1.0.0-elliptic-key.sig", &file),
+        ("v1.0.1-elliptic-key.sig", &folder),
+        ("v1.1.0-elliptic-key.sig", &folder),
+    ] {
+        let bytes = vector(name);
+        assert_eq!(open(&bytes, &public).as_ref(), Ok(signed), "{name}");
+        let other = open(&bytes, &key("test-only-p256-public.pem"));
+        assert!(matches!(other, Err(Fault::OtherKey(_) | Fault::Envelope(_))), "{name}: {other:?}");
+        // A blank behind the statement: the same words, other bytes.
+        let mut bundle: SigstoreBundle = serde_json::from_slice(&bytes).unwrap();
+        let mut payload = decode(&bundle.dsse_envelope.payload).unwrap();
+        payload.push(b' ');
+        bundle.dsse_envelope.payload = STANDARD.encode(&payload);
+        let changed = open(&serde_json::to_vec(&bundle).unwrap(), &public);
+        assert!(matches!(changed, Err(Fault::OtherKey(_) | Fault::Envelope(_))), "{name}: {changed:?}");
+    }
+    // Signed with what is no key.
+    for name in ["v0.2.0-certificate.sig", "v1.1.0-certificate.sig", "v1.1.0-sigstore.sig"] {
+        assert_eq!(open(&vector(name), &public), Err(Fault::NoKey), "{name}");
+    }
 }
 
 #[test]

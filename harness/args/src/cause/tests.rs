@@ -348,8 +348,12 @@ fn files_and_numbers() {
     all([io()], Input);
 }
 
+#[cfg(feature = "serve")]
 #[test]
 fn services() {
+    use crate::serve::JobError;
+    use crate::serve::http::ServiceError;
+
     let second = std::time::Duration::from_secs(1);
     let run = |kind| std::sync::Arc::new(RunError::from(engine(kind)));
     let address = ([127, 0, 0, 1], 0).into();
