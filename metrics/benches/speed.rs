@@ -1,5 +1,6 @@
 //! Times the heavy functions on the synthetic activations and writes one JSON line for each to standard
-//! output, for `compare.py`. Arguments: `--threads N` (2), `--rows N` (10000), and names of cases (all).
+//! output, for `compare.py`. Arguments: `--threads N` (2), `--rows N` (10000), `--most-bytes N` (any), which Precision and Recall may hold
+//! with their inputs, and names of cases (all).
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program that prints its measurements")]
 
 #[path = "../tests/it/synthetic.rs"]
@@ -48,6 +49,7 @@ fn main() {
         at.and_then(|i| arguments.get(i + 1)).and_then(|v| v.parse().ok()).unwrap_or(default)
     };
     let (threads, n) = (option("--threads", 2), option("--rows", 10_000));
+    let most = option("--most-bytes", usize::MAX);
     let cases = ["frechet", "frechet-singular", "precision-recall", "precision-recall-adm", "kid", "resize"];
     let named: Vec<&str> = cases.into_iter().filter(|c| arguments.iter().any(|a| a == c)).collect();
     let wanted = |case: &str| named.is_empty() || named.contains(&case);
@@ -82,6 +84,7 @@ fn main() {
                     format!("[{}, {}]", found.precision_count, found.recall_count)
                 });
                 println!(r#"{{"case": "{case}", "peak_bytes": {}, "inputs_bytes": {inputs}}}"#, peak());
+                assert!(peak() <= most as u64, "{case} took {} bytes, {most} are allowed", peak());
             }
         }
         if wanted("kid") {

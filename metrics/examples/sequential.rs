@@ -1,5 +1,5 @@
 //! `cargo run -p dpar-export-metrics --example sequential`: how often the sequential comparison is wrong, how many images it takes, and how many
-//! decide a given change; the tables of docs/metrics.md.
+//! decide a given change; the tables of docs/metrics.md. It fails where it is wrong more often than is claimed.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -14,10 +14,57 @@ const LOOKS: usize = 10;
 fn main() {
     let critical: Vec<String> = plan().iter().map(|c| format!("{c:.3}")).collect();
     println!("Critical values of {LOOKS} looks, in standard errors: {}\n", critical.join(", "));
-    means();
-    distances();
-    biased();
+    let mut wrong = [means(), distances(), biased()].concat();
+    wrong.retain(|rate| !rate.holds());
     power();
+    let told: Vec<String> = wrong.iter().map(ErrorRate::to_string).collect();
+    assert!(told.is_empty(), "more often wrong than is claimed: {}", told.join("; "));
+}
+
+/// How often a run may pass in truth at the margin or beyond it, and fail within it or at it.
+const CLAIMED: f64 = 0.05;
+
+/// How often runs were wrong, and how often they may be.
+#[derive(Clone)]
+struct ErrorRate {
+    what: String,
+    wrong: f64,
+    claimed: f64,
+    /// Standard error of the share that was counted.
+    error: f64,
+}
+
+impl ErrorRate {
+    /// Of `runs` with a true difference of so many margins.
+    fn of(name: &str, margins: f64, ended: &[SimulatedRun]) -> Vec<Self> {
+        let runs = ended.len() as f64;
+        let error = (CLAIMED * (1.0 - CLAIMED) / runs).sqrt();
+        let rate = |verdict, word: &str| Self {
+            what: format!("{name}, difference {margins}: {word}"),
+            wrong: share(ended, verdict),
+            claimed: CLAIMED,
+            error,
+        };
+        let passes = (margins.abs() >= 1.0).then(|| rate(Verdict::Pass, "passes"));
+        let fails = (margins.abs() <= 1.0).then(|| rate(Verdict::Fail, "fails"));
+        passes.into_iter().chain(fails).collect()
+    }
+
+    /// Whether what was counted can come from the rate that is claimed: three standard errors, once in 740 by chance.
+    fn holds(&self) -> bool {
+        self.wrong <= self.claimed + 3.0 * self.error
+    }
+}
+
+impl std::fmt::Display for ErrorRate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { what, wrong, claimed, error } = self;
+        write!(f, "{what} in {:.1} %, claimed {:.1} ± {:.1} %", 100.0 * wrong, 100.0 * claimed, 100.0 * error)
+    }
+}
+
+fn share(ended: &[SimulatedRun], verdict: Verdict) -> f64 {
+    ended.iter().filter(|e| e.verdict == verdict).count() as f64 / ended.len() as f64
 }
 
 /// Standard normal numbers by their index (G. E. P. Box, M. E. Muller, 1958).
@@ -33,14 +80,13 @@ struct SimulatedRun {
 }
 
 fn report(name: &str, ended: &[SimulatedRun]) {
-    let share = |v: Verdict| ended.iter().filter(|e| e.verdict == v).count() as f64 / ended.len() as f64;
     let images = ended.iter().map(|e| e.fraction).sum::<f64>() / ended.len() as f64;
     println!(
         "| {name} | {} | {:.1} % | {:.1} % | {:.1} % | {:.0} % |",
         ended.len(),
-        100.0 * share(Verdict::Pass),
-        100.0 * share(Verdict::Fail),
-        100.0 * share(Verdict::Inconclusive),
+        100.0 * share(ended, Verdict::Pass),
+        100.0 * share(ended, Verdict::Fail),
+        100.0 * share(ended, Verdict::Inconclusive),
         100.0 * images
     );
 }
@@ -65,12 +111,13 @@ fn plan() -> Vec<f64> {
 }
 
 /// Means of normal values with a margin of four standard errors of all images.
-fn means() {
+fn means() -> Vec<ErrorRate> {
     println!(
         "Means of 2,000 normal values, {LOOKS} looks, margin 4 standard errors of all; differences in margins"
     );
     println!("{HEAD}");
     let (critical, n, margin) = (plan(), 2000_u64, 4.0 / (2000_f64).sqrt());
+    let mut rates = Vec::new();
     for (name, true_difference) in
         [("0", 0.0), ("0.5", 0.5), ("1", 1.0), ("-1", -1.0), ("1.5", 1.5), ("2", 2.0)]
     {
@@ -89,8 +136,11 @@ fn means() {
             };
             looks(at, margin, &critical)
         };
-        report(name, &(0..5 * RUNS).map(run).collect::<Vec<_>>());
+        let ended: Vec<_> = (0..5 * RUNS).map(run).collect();
+        report(name, &ended);
+        rates.extend(ErrorRate::of("means", true_difference, &ended));
     }
+    rates
 }
 
 const WIDTH: usize = 4;
@@ -102,7 +152,7 @@ fn moments(rows: &[f32], width: usize, compute: &Compute) -> Moments {
 }
 
 /// Fréchet distances of paired samples to one reference, with the standard error from their influence functions.
-fn distances() {
+fn distances() -> Vec<ErrorRate> {
     const IMAGES: usize = 2000;
     let compute = Compute::new(1).unwrap();
     let reference = Moments::from_parts(vec![0.0; WIDTH], unit(WIDTH), None).unwrap();
@@ -113,6 +163,7 @@ fn distances() {
     );
     println!("{HEAD}");
     let critical = plan();
+    let mut rates = Vec::new();
     for (name, excess) in [("0", 0.0), ("1", 1.0), ("2", 2.0)] {
         // A shift s at right angles to the first adds s² to the distance.
         let shift = (excess * margin).sqrt();
@@ -145,8 +196,11 @@ fn distances() {
             };
             looks(at, margin, &critical)
         };
-        report(name, &(0..RUNS).map(run).collect::<Vec<_>>());
+        let ended: Vec<_> = (0..RUNS).map(run).collect();
+        report(name, &ended);
+        rates.extend(ErrorRate::of("distances", excess, &ended));
     }
+    rates
 }
 
 fn unit(width: usize) -> Vec<f64> {
@@ -155,7 +209,7 @@ fn unit(width: usize) -> Vec<f64> {
 
 /// Two sides at the same distance whose biases differ: one is moved away from the reference, the other one is spread wider. Looks correct the
 /// bias of their fewer images from the distances of every other one, as `evaluate --until` does; the last look is the plain one.
-fn biased() {
+fn biased() -> Vec<ErrorRate> {
     const D: usize = 64;
     const IMAGES: usize = 1600;
     let compute = Compute::new(1).unwrap();
@@ -170,6 +224,7 @@ fn biased() {
     let distance =
         |rows: &[f32]| frechet_distance(&moments(rows, D, &compute), &reference, &compute).unwrap().distance;
     let plan = plan();
+    let mut found = Vec::new();
     for (name, critical, corrects) in
         [("1", vec![Z90], false), ("10, corrected", plan.clone(), true), ("10, not corrected", plan, false)]
     {
@@ -202,8 +257,15 @@ fn biased() {
             };
             looks(at, margin, &critical)
         };
-        report(name, &(0..RUNS / 20).map(run).collect::<Vec<_>>());
+        let ended: Vec<_> = (0..RUNS / 20).map(run).collect();
+        report(name, &ended);
+        found.push(share(&ended, Verdict::Fail));
     }
+    // Looks find what one look does, and not more: the standard error is that of a difference of two shares.
+    let [once, corrected, ..] = found[..] else { unreachable!("three were looked at") };
+    let error = (2.0 * once * (1.0 - once) / (RUNS / 20) as f64).sqrt();
+    let what = "unlike biases: corrected looks find a difference".to_owned();
+    vec![ErrorRate { what, wrong: corrected, claimed: once, error }]
 }
 
 /// Images that one look needs to show equivalence with a power of 90 % where there is no difference: (z₉₅ + z₉₅)²·s²/m², with s the

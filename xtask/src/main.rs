@@ -25,6 +25,7 @@ mod report;
 mod reproduce;
 mod samplers;
 mod setup;
+mod statistics;
 mod tidy;
 mod tools;
 mod triton;
@@ -274,6 +275,14 @@ enum Task {
         #[arg(long, value_name = "N", default_value = "256")]
         chunk: u16,
     },
+    /// Count how often comparisons that are looked at while images come are wrong: fails above what is claimed (minutes)
+    Sequential,
+    /// Precision and Recall at the protocol's size, seeded features: time and memory, at most 2 GB (minutes)
+    Manifolds {
+        /// Samples, and references
+        #[arg(long, value_name = "N", default_value = "50000")]
+        images: u32,
+    },
     /// Open the HTML reports in a headless Chromium: light, dark and phone-wide; screenshots stay in out/report
     ReportCheck,
     /// Open the page of `serve` in a headless Chromium and draw with it; screenshots stay in out/report
@@ -375,6 +384,8 @@ fn run() -> Result<()> {
             let scope = ["--workspace", "--features", &features];
             step("rehearse", || python::rehearse(&root, &scope, images, workers, chunk))
         }
+        Task::Sequential => step("sequential", || statistics::sequential(&root)),
+        Task::Manifolds { images } => step("manifolds", || statistics::manifolds(&root, images)),
         Task::ReportCheck => step("report-check", || report::run(&root, false)),
         Task::PageCheck => step("page-check", || page::run(&root, &onnx::program(&root, false)?)),
         Task::ApiCheck(asked) => step("api-check", || {

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use crate::{NamedStep, command, each_step};
 
 /// The tasks in their order, each a command line of `cargo xtask`; from minutes to half an hour each.
-const TASKS: [(&str, &[&str]); 16] = [
+const TASKS: [(&str, &[&str]); 18] = [
     ("clippy of all engines", &["check", "clippy of all engines"]),
     ("book", &["book"]),
     ("deny", &["deny"]),
@@ -20,6 +20,8 @@ const TASKS: [(&str, &[&str]); 16] = [
     ("wheel", &["wheel"]),
     ("record-check", &["record-check"]),
     ("ray", &["ray"]),
+    ("sequential", &["sequential"]),
+    ("manifolds", &["manifolds"]),
     ("slurm", &["slurm"]),
     ("k8s", &["k8s"]),
     ("package", &["package", "--verify"]),

@@ -30,7 +30,7 @@ pub struct FrechetComparison {
     pub bootstrap: Bootstrap,
     /// Differences within ± this are equivalent: 1 % of the other distance, of an FID at least 0.03.
     pub margin: f64,
-    /// Whether every image is the same.
+    /// Whether every image that was looked at is the same.
     pub same_images: bool,
     /// The same interval from resamples in which both distances were computed again, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,7 +145,7 @@ pub(super) fn compare(
     };
     let sides = (side(own, &own_rows, here)?, side(other, &other_rows, there)?);
     let mut found = compare_sides(sides, reference, rule, compute)?;
-    found.same_images = own.pixels_sha256()? == other.pixels_sha256()?;
+    found.same_images = own.same_images(other, own.count())?;
     Ok(found)
 }
 

@@ -138,6 +138,7 @@ impl Sequential {
         // Without any spread so far nothing is known of the images to come.
         let rule = ComparisonRule { critical, resamples: None, ..self.rule };
         let mut found = compare_sides((own_side, other_side), reference, rule, compute)?;
+        found.same_images = own.same_images(other, images)?;
         if found.standard_error <= 0.0 && at + 1 < self.planned.len() {
             found.verdict = Verdict::Inconclusive;
         }

@@ -69,6 +69,18 @@ struct StoreHeader {
     rows: BTreeMap<String, String>,
     moments: usize,
     spatial: usize,
+    /// Parts that were joined: what is not kept of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    joined: Vec<JoinedPart>,
+}
+
+/// A part whose spatial features are in the sums, and not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JoinedPart {
+    from: u64,
+    to: u64,
+    spatial_sha256: String,
 }
 
 /// An open store.
@@ -90,6 +102,7 @@ struct CountedRows {
     moments: Option<MomentsAccumulator>,
     /// Not of a part, and only where the network has such features.
     spatial: Option<MomentsAccumulator>,
+    joined: Vec<JoinedPart>,
 }
 
 impl CountedRows {
@@ -149,7 +162,7 @@ impl Store {
             false => Ok(None),
         };
         let (moments, spatial) = (new(purpose.widths[0])?, new(purpose.widths[1])?);
-        let counted = CountedRows { count: 0, hashes: BTreeMap::new(), moments, spatial };
+        let counted = CountedRows { count: 0, hashes: BTreeMap::new(), moments, spatial, joined: Vec::new() };
         let mut store = Self { folder: folder.to_owned(), purpose, counted: counted.clone() };
         let mut next = counted;
         for (name, _) in store.files() {
@@ -204,12 +217,13 @@ impl Store {
         if !fits {
             return Err(damaged("its parts do not fit together"));
         }
-        let counted = CountedRows { count: header.count, hashes: BTreeMap::new(), moments, spatial };
-        let mut store = Self { folder: folder.to_owned(), purpose: header.purpose, counted };
+        let StoreHeader { purpose, count, rows: recorded, joined, .. } = header;
+        let counted = CountedRows { count, hashes: BTreeMap::new(), moments, spatial, joined };
+        let mut store = Self { folder: folder.to_owned(), purpose, counted };
         for (name, _) in store.files() {
             let (path, bytes) = (folder.join(name), store.committed(name)?);
             let hash = Sha256::new_with_prefix(bytes.rows());
-            if header.rows.get(name) != Some(&hex::encode(hash.clone().finalize())) {
+            if recorded.get(name) != Some(&hex::encode(hash.clone().finalize())) {
                 return Err(unlike(
                     &path,
                     STATE,
@@ -345,6 +359,7 @@ impl Store {
             rows: next.rows_sha256().into_iter().map(|(name, hash)| (name.to_owned(), hash)).collect(),
             moments: moments.len(),
             spatial: spatial.len(),
+            joined: next.joined.clone(),
         };
         let path = self.folder.join(STATE);
         let header = serde_json::to_vec(&header)
@@ -412,11 +427,24 @@ impl Store {
             }
         }
         next.count += there;
+        next.joined.extend(shard.as_joined());
         self.commit(next)
+    }
+
+    /// What a store that joins this part keeps of its spatial features.
+    fn as_joined(&self) -> Option<JoinedPart> {
+        let spatial_sha256 = self.rows_sha256().remove(SPATIAL)?;
+        Some(JoinedPart { from: self.purpose.from, to: self.purpose.to, spatial_sha256 })
     }
 
     /// Whether the rows of these images are those of a store of some of them.
     fn has_rows_of(&self, part: &Self) -> Result<bool, EvaluateError> {
+        if let Some(own) = part.as_joined() {
+            let joined = self.counted.joined.iter().find(|j| (j.from, j.to) == (own.from, own.to));
+            if joined.is_some_and(|joined| *joined != own) {
+                return Ok(false);
+            }
+        }
         for (name, bytes) in self.files() {
             let first = (part.purpose.from - self.purpose.from) * bytes;
             let rows = first as usize..(first + part.counted.count * bytes) as usize;
@@ -469,6 +497,17 @@ impl Store {
     /// When the file is not as it was committed.
     pub(crate) fn pixels_sha256(&self) -> Result<String, EvaluateError> {
         Ok(hex::encode(Sha256::digest(&*self.values(IMAGES)?)))
+    }
+
+    /// Whether the first `count` images of both are the same, pixel by pixel.
+    ///
+    /// # Errors
+    /// When a file is not as it was committed.
+    pub(crate) fn same_images(&self, other: &Self, count: u64) -> Result<bool, EvaluateError> {
+        let (own, other) = (self.committed(IMAGES)?, other.committed(IMAGES)?);
+        let bytes = usize::try_from(count.saturating_mul(32)).unwrap_or(usize::MAX);
+        let (own, other) = (own.rows().get(..bytes), other.rows().get(..bytes));
+        Ok(own.is_some() && own == other)
     }
 
     /// Pooled features of every image, mapped.

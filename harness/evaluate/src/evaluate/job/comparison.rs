@@ -29,9 +29,18 @@ pub(super) struct EarlierLooks {
     before: SequentialLooks,
 }
 
+/// The evaluation to compare with.
+pub(super) struct OtherEvaluation {
+    file: MetricsFile,
+    /// The features of its samples, every one held against its hash.
+    store: Store,
+    /// Its Fréchet distance.
+    distance: f64,
+}
+
 impl Job {
-    /// The evaluation to compare with: its report, the features of its samples, its Fréchet distance.
-    pub(super) fn other(&self, path: &Utf8Path) -> Result<(MetricsFile, Store, f64), EvaluateError> {
+    /// Opens the evaluation to compare with.
+    pub(super) fn other(&self, path: &Utf8Path) -> Result<OtherEvaluation, EvaluateError> {
         let other = read_metrics(path)?;
         let folder = samples_of(path);
         let store = Store::read(&folder)?;
@@ -40,7 +49,7 @@ impl Job {
             return Err(EvaluateError::input(InputKind::Report, message, None));
         }
         let distance = self.distance(path, &other)?;
-        Ok((other, store, distance))
+        Ok(OtherEvaluation { file: other, store, distance })
     }
 
     /// The Fréchet distance of a report.
@@ -72,7 +81,8 @@ impl Job {
         parts: usize,
         step: Step<'_>,
     ) -> Result<FrechetComparison, EvaluateError> {
-        let (other, store, there) = self.other(path)?;
+        // Again: hours may have passed.
+        let OtherEvaluation { file: other, store, distance: there } = self.other(path)?;
         like(path, &own.protocol, &other.protocol)?;
         let here = self.distance(&self.options.output, own)?;
         let rule = self.looked.as_ref().map_or_else(|| self.rule(there), |looked| looked.rule);
@@ -96,14 +106,17 @@ impl Job {
         mut self,
         source: &SampleSource<'_>,
         mut samples: Store,
+        other: Option<OtherEvaluation>,
         step: Step<'_>,
     ) -> Result<JobOutcome, EvaluateError> {
         let reference = self.reference(step)?;
-        let (Some(path), Some(moments)) = (self.options.compare.clone(), reference.pool.clone()) else {
+        let (Some(path), Some(other), Some(moments)) =
+            (self.options.compare.clone(), other, reference.pool.clone())
+        else {
             let message = "looks before all images are there are looks at a comparison, and there is none";
             return Err(EvaluateError::input(InputKind::Report, message.to_owned(), None));
         };
-        let (other, store, there) = self.other(&path)?;
+        let OtherEvaluation { file: other, store, distance: there } = other;
         like(&path, &self.protocol(source, reference.id.clone())?, &other.protocol)?;
         let (total, chunk) = (samples.purpose().total, self.chunk() as u64);
         let sizes = (total, chunk, samples.purpose().widths[0]);

@@ -48,7 +48,7 @@ use super::store::{Purpose, Store};
 use super::{EvaluateError, InputKind};
 use crate::features::FeatureExtractor;
 use crate::{Step, WorkPhase};
-use comparison::EarlierLooks;
+use comparison::{EarlierLooks, OtherEvaluation};
 pub use parts::{JobId, StoredPart};
 pub use shard::Shard;
 pub use source::SampleSource;
@@ -237,7 +237,7 @@ impl Job {
     /// When inputs do not fit together, which is found before anything is written; when a picture, the network or the disk
     /// fails, or `step` says stop, which leaves a folder that is gone on with.
     pub fn run(mut self, source: &SampleSource<'_>, step: Step<'_>) -> Result<JobOutcome, EvaluateError> {
-        self.check(source)?;
+        let other = self.check(source)?;
         let output = self.options.output.clone();
         let shards = match self.options.part.clone() {
             SamplePart::Shard(shard) => {
@@ -251,15 +251,15 @@ impl Job {
         let mut samples = Store::open(&output.join(SAMPLES), purpose)?;
         match shards {
             Some(shards) => self.merge(&mut samples, &shards)?,
-            None if self.options.until.is_some() => return self.until(source, samples, step),
+            None if self.options.until.is_some() => return self.until(source, samples, other, step),
             None => self.fill(&mut samples, WorkPhase::Samples, source, step)?,
         }
         let reference = self.reference(step)?;
         self.finish(source, samples, reference, step)
     }
 
-    /// What can be wrong is found before hours of work: the reference, the labels, the other evaluation.
-    fn check(&self, source: &SampleSource<'_>) -> Result<(), EvaluateError> {
+    /// What can be wrong is found before hours of work: the reference, the labels, the other evaluation, which comes back.
+    fn check(&self, source: &SampleSource<'_>) -> Result<Option<OtherEvaluation>, EvaluateError> {
         self.check_planned()?;
         let reference = Given::open(&self.options.reference, self.options.reading, &self.extractor)?;
         for set in [source.images(), reference.images()].into_iter().flatten() {
@@ -277,13 +277,11 @@ impl Job {
             }
         }
         source.sampling()?;
-        if let Some(path) = &self.options.compare {
-            // All but the reference, which is known after it was looked at.
-            let other = read_metrics(path)?.protocol;
-            like(path, &self.protocol(source, other.reference.clone())?, &other)?;
-            self.other(path)?;
-        }
-        Ok(())
+        let Some(path) = &self.options.compare else { return Ok(None) };
+        // All but the reference, which is known after it was looked at.
+        let other = read_metrics(path)?.protocol;
+        like(path, &self.protocol(source, other.reference.clone())?, &other)?;
+        self.other(path).map(Some)
     }
 
     fn chunk(&self) -> usize {

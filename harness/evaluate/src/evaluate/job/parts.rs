@@ -52,7 +52,7 @@ impl Job {
     /// # Errors
     /// What [`run`](Self::run) finds before the first image; a folder that is not this job's, or is in use.
     pub fn begin(&self, source: &SampleSource<'_>) -> Result<u64, EvaluateError> {
-        self.check(source)?;
+        drop(self.check(source)?);
         let _lock = folder::hold(&self.options.output, self.options.resume)?;
         let purpose = self.samples_purpose(source, (0, source.count()), false)?;
         Ok(Store::open(&self.options.output.join(SAMPLES), purpose)?.count())

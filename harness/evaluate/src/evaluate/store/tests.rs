@@ -106,12 +106,21 @@ fn shards_are_merged_in_their_order_once_and_whole() {
     add(&mut foreign, 0, 24, &compute);
     let refused = merged.merge(&foreign, &compute).unwrap_err().to_string();
     assert!(refused.contains("other images, or with other options"), "{refused}");
-    let mut changed = Store::open(&root.join("changed"), part(0, 24)).unwrap();
-    let (pixels, mut found, steps) = chunk(0, 24);
-    found.features[50] += 1.0;
-    changed.add(&pixels, &found, Some(&steps), &compute).unwrap();
-    let refused = merged.merge(&changed, &compute).unwrap_err().to_string();
-    assert!(refused.contains("other features of the images 0 to 24"), "{refused}");
+    // As it is on the disk: spatial features are not kept, and are compared all the same.
+    drop(merged);
+    let mut merged = Store::open(&root.join("merged"), purpose(0, 40)).unwrap();
+    for (name, spatial) in [("changed", false), ("changed spatial", true)] {
+        let mut changed = Store::open(&root.join(name), part(0, 24)).unwrap();
+        let (pixels, mut found, steps) = chunk(0, 24);
+        match &mut found.spatial {
+            Some(values) if spatial => values[40] += 1.0,
+            _ => found.features[50] += 1.0,
+        }
+        changed.add(&pixels, &found, Some(&steps), &compute).unwrap();
+        let refused = merged.merge(&changed, &compute).unwrap_err().to_string();
+        assert!(refused.contains("other features of the images 0 to 24"), "{name}: {refused}");
+    }
+    merged.merge(&a, &compute).unwrap();
     merged.merge(&b, &compute).unwrap();
     assert_eq!(whole(&merged, &compute), whole(&plain, &compute));
     // A single part may be all.
@@ -122,6 +131,23 @@ fn shards_are_merged_in_their_order_once_and_whole() {
     assert_eq!(whole(&one, &compute), whole(&plain, &compute));
     let refused = one.merge(&plain, &compute).unwrap_err().to_string();
     assert!(refused.contains("no part of one"), "{refused}");
+}
+
+#[test]
+fn images_are_the_same_up_to_the_first_that_differs() {
+    let (_guard, root) = test_folder();
+    let compute = Compute::new(1).unwrap();
+    let mut stores = ["a", "b"].map(|name| Store::open(&root.join(name), purpose(0, 40)).unwrap());
+    for (store, changed) in stores.iter_mut().zip([false, true]) {
+        let (mut pixels, found, steps) = chunk(0, 16);
+        pixels[8 * 6] ^= u8::from(changed);
+        store.add(&pixels, &found, Some(&steps), &compute).unwrap();
+    }
+    let [a, b] = stores;
+    for (count, same) in [(1, true), (8, true), (9, false), (16, false)] {
+        assert_eq!(a.same_images(&b, count).unwrap(), same, "{count}");
+    }
+    assert!(!a.same_images(&a, 17).unwrap(), "there are 16");
 }
 
 #[test]
