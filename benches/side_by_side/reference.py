@@ -3,8 +3,9 @@ the research code decodes), or with KV caches in all three transformers (`Cached
 
     python reference.py EXPERIMENT REFERENCE.safetensors --loops --near      holds all against recorded logits, entropies and patches
 
-Shapes: B images, T tokens of an image, W tokens of a row, M patches, D width, V codes. float32 throughout. It is what the
-program's own graphs are timed and checked against, so it shares nothing with them but the checkpoint.
+Shapes: B images, T tokens of an image, W tokens of a row, M patches, D width, V codes. float32 throughout, or as autocast rounds
+it. It is what the program's own graphs are timed and checked against, so it shares nothing with them but the checkpoint; the
+tests of the Python package record references from the same modules (python/tests/torch_model.py).
 """
 
 import argparse
@@ -17,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 
 EPS = 1e-5
 #: Largest difference that float32 sums in another order make in the logits and entropies of the fixtures and of size B.
@@ -40,16 +40,30 @@ def read_safetensors(path):
     return out
 
 
-def weights(folder):
-    """The state dict of an experiment folder, as torch tensors."""
-    places = sorted(Path(folder).glob("checkpoints/*/model.safetensors"))
-    if places:
-        return {name: torch.from_numpy(array) for name, array in read_safetensors(places[-1]).items()}
-    places = sorted(Path(folder).glob("checkpoints/*/model.pt")) or sorted(Path(folder).glob("*.pt"))
-    state = torch.load(places[-1], weights_only=True, mmap=True, map_location="cpu")
+def load(path):
+    """The state dict of a .safetensors or .pt file, as float32 tensors."""
+    if path.suffix == ".safetensors":
+        return {name: torch.from_numpy(array) for name, array in read_safetensors(path).items()}
+    state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     for key in ("model", "module", "state_dict"):
         state = state.get(key, state)
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def weights(folder):
+    """The state dict of an experiment folder."""
+    for places in ("checkpoints/*/model.safetensors", "checkpoints/*/model.pt", "*.pt"):
+        found = sorted(Path(folder).glob(places))
+        if found:
+            return load(found[-1])
+    sys.exit(f"{folder} holds no weights")
+
+
+def hold(module, tensors):
+    """Gives a module its weights, by name; those that are None it does not have."""
+    for name, tensor in tensors.items():
+        held = None if tensor is None else torch.nn.Parameter(tensor, requires_grad=False)
+        module.register_parameter(name, held)
 
 
 # Rotary embedding: angles of Dh/2 pairs; a class or start slot has cos = sin = 0.
@@ -106,11 +120,11 @@ class Block(torch.nn.Module):
     def __init__(self, state, prefix, heads):
         super().__init__()
         self.heads = heads
-        for name, key in {
+        keys = {
             "wqkv": "attention.wqkv", "wo": "attention.wo", "w1": "feed_forward.w1", "w2": "feed_forward.w2",
             "w3": "feed_forward.w3", "attention_norm": "attention_norm", "ffn_norm": "ffn_norm",
-        }.items():
-            self.register_buffer(name, state[f"{prefix}.{key}.weight"])
+        }
+        hold(self, {name: state[f"{prefix}.{key}.weight"] for name, key in keys.items()})
 
     def qkv(self, h, cos, sin):
         q, k, v = F.linear(norm(h, self.attention_norm), self.wqkv).chunk(3, -1)
@@ -170,10 +184,10 @@ class Transformer(torch.nn.Module):
         self.dim = state["norm.weight"].shape[0]
         count = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("layers."))
         self.blocks = torch.nn.ModuleList(Block(state, f"layers.{i}", heads) for i in range(count))
-        self.register_buffer("tokens", state["tok_embeddings.weight"])
-        self.register_buffer("classes", state.get("cls_embedding.embedding_table.weight"))
-        self.register_buffer("norm", state["norm.weight"])
-        self.register_buffer("output", state["output.weight"])
+        hold(self, {
+            "tokens": state["tok_embeddings.weight"], "classes": state.get("cls_embedding.embedding_table.weight"),
+            "norm": state["norm.weight"], "output": state["output.weight"],
+        })
 
     @property
     def lead(self):
@@ -211,6 +225,15 @@ def entropy_of(logits):
     return -(log_p.exp() * log_p).sum(-1)
 
 
+class Cross(torch.nn.Module):
+    """The weights of a cross-attention; the decoder's has no queries where it attends over one key."""
+
+    def __init__(self, state, prefix):
+        super().__init__()
+        names = ("wq", "wk", "wv", "wo", "cross_attn_norm_q", "cross_attn_norm_kv")
+        hold(self, {name: state.get(f"{prefix}.{name}.weight") for name in names})
+
+
 class Dpar(torch.nn.Module):
     """Patch encoder, global transformer, patch decoder."""
 
@@ -225,12 +248,16 @@ class Dpar(torch.nn.Module):
             return torch.nn.ModuleList(Block(state, f"{prefix}.{i}", heads) for i in range(count))
 
         self.encoder, self.world, self.decoder = blocks("local_encoder.layers"), blocks("layers"), blocks("local_decoder.layers")
-        self.state = state
-        for name, key in {
+
+        def crosses(prefix, blocks):
+            return torch.nn.ModuleList(Cross(state, f"{prefix}.cross_attn_layers.{i}") for i in range(len(blocks)))
+
+        self.pools, self.injects = crosses("local_encoder", self.encoder), crosses("local_decoder", self.decoder)
+        keys = {
             "tokens": "tok_embeddings", "classes": "cls_embedding.embedding_table", "start": "decoder_start_embedding",
             "norm": "norm", "output": "output",
-        }.items():
-            self.register_buffer(name, state[f"{key}.weight"])
+        }
+        hold(self, {name: state[f"{key}.weight"] for name, key in keys.items()})
 
     @property
     def pairs(self):
@@ -238,16 +265,15 @@ class Dpar(torch.nn.Module):
 
     def pool(self, layer, hidden, patch, mask):
         """Cross-attention of patches over their own tokens. hidden [P, L, D], mask [P, L]; patch [P, D] or None."""
-        name = f"local_encoder.cross_attn_layers.{layer}"
-        w = {k: self.state[f"{name}.{k}.weight"] for k in ("wq", "wk", "wv", "wo", "cross_attn_norm_q", "cross_attn_norm_kv")}
+        w = self.pools[layer]
         if patch is None:
             patch = hidden.masked_fill(~mask[..., None], -torch.inf).amax(1)
         heads = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
-        q = heads(F.linear(norm(patch, w["cross_attn_norm_q"]), w["wq"])[:, None])
-        n = norm(hidden, w["cross_attn_norm_kv"])
-        k, v = heads(F.linear(n, w["wk"])), heads(F.linear(n, w["wv"]))
+        q = heads(F.linear(norm(patch, w.cross_attn_norm_q), w.wq)[:, None])
+        n = norm(hidden, w.cross_attn_norm_kv)
+        k, v = heads(F.linear(n, w.wk)), heads(F.linear(n, w.wv))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
-        return patch + F.linear(attended.transpose(1, 2).flatten(1), w["wo"])
+        return patch + F.linear(attended.transpose(1, 2).flatten(1), w.wo)
 
     def embed(self, hiddens, mask):
         """Patches of P × L token states, a list over encoder layers."""
@@ -258,11 +284,11 @@ class Dpar(torch.nn.Module):
 
     def inject(self, layer, h, g):
         """What the global state adds to a decoder slot: attention over one key is its value."""
-        name = f"local_decoder.cross_attn_layers.{layer}"
-        value = norm(g, self.state[f"{name}.cross_attn_norm_kv.weight"])
-        if f"{name}.wv.weight" in self.state:
-            value = F.linear(value, self.state[f"{name}.wv.weight"])
-        return h + F.linear(value, self.state[f"{name}.wo.weight"])
+        w = self.injects[layer]
+        value = norm(g, w.cross_attn_norm_kv)
+        if w.wv is not None:
+            value = F.linear(value, w.wv)
+        return h + F.linear(value, w.wo)
 
     def logits(self, h):
         return F.linear(norm(h, self.norm), self.output)
@@ -328,6 +354,8 @@ class System:
     """An experiment folder: what is needed to decode tokens."""
 
     def __init__(self, folder, entropy=None):
+        import yaml
+
         folder = Path(folder)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         model, data = config["model"], config["dataset"]

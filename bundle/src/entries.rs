@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dpar_export_spec::{GraphSpec, Precision, Profile, SystemKind, is_name};
+use dpar_export_spec::{ComponentKind, GraphSpec, Precision, Profile, SystemKind, is_name};
 
 use super::{ComponentEntry, EngineEntry, Manifest, ManifestError, ProfileEntry};
 
@@ -50,10 +50,21 @@ impl Manifest {
         fit(component.parameters <= MAX_PARAMETERS, || {
             format!("component `{name}` has {} parameters", component.parameters)
         })?;
+        if let Some(own) = component.arithmetic {
+            // The bundle's is that of the transformer that draws.
+            let differs = self.precisions().own().contains_key(&component.kind);
+            let draws = matches!(component.kind, ComponentKind::Dpar | ComponentKind::Llamagen);
+            let leaves = component.kind == ComponentKind::Vq && own.precision.is_autocast();
+            let fits = differs
+                && !draws
+                && !leaves
+                && !component.kind.is_extractor()
+                && (1..=MAX_OPSET).contains(&own.opset);
+            fit(fits, || format!("component `{name}` has an arithmetic of its own that no export gives it"))?;
+        }
         if let Some(quantized) = &component.quantized {
-            let sizes = [quantized.opset, quantized.accuracy_level];
-            let fits = sizes.iter().all(|n| (0..=MAX_OPSET).contains(n))
-                && self.precision == Precision::Fp32
+            let fits = (0..=MAX_OPSET).contains(&quantized.opset)
+                && self.precision_of(name) == Precision::Fp32
                 && quantized.can_be();
             fit(fits, || format!("component `{name}` is quantized as no export does it"))?;
         }

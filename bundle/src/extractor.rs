@@ -370,6 +370,7 @@ pub fn write_features(
     manifest.opset = features.opset;
     manifest.files.push(FileEntry { path: path.clone(), size, sha256: sha256.clone() });
     manifest.components.push(ComponentEntry {
+        arithmetic: None,
         kind: ComponentKind::Features,
         parameters: features.parameters,
         weights: path.clone(),

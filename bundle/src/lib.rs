@@ -39,8 +39,8 @@ pub use extractor::{
 };
 pub use json::{JsonError, unique_keys};
 pub use manifest::{
-    ComponentEntry, DialectEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, ProfileEntry,
-    SCHEMA_VERSION, SourceEntry, ToolEntry,
+    ComponentEntry, DialectEntry, EngineEntry, FileEntry, GraphEntry, Manifest, ManifestError, OwnArithmetic,
+    ProfileEntry, SCHEMA_VERSION, SourceEntry, ToolEntry,
 };
 pub use provenance::{ComponentChain, EngineLink, GraphLink, Link, Provenance};
 pub use target::{TargetError, TargetErrorKind};
@@ -572,10 +572,10 @@ fn check_references(
     let quantized = manifest.quantized(&graph.spec.component);
     let opset = match (quantized, dialect) {
         (Some(quantized), Dialect::Portable) => quantized.opset,
-        _ => manifest.opset,
+        _ => manifest.opset_of(&graph.spec.component),
     };
     check_opset(own.opset, opset).map_err(|e| wrong(e.to_string()))?;
-    let (name, precision) = (graph.spec.name.clone(), manifest.precision);
+    let (name, precision) = (graph.spec.name.clone(), manifest.precision_of(&graph.spec.component));
     dpar_export_onnx::check_precision(bytes, &graph.spec, Said { precision, quantized, dialect })
         .map_err(|e| BundleError::Precision { graph: name, precision, message: e.to_string() })?;
     Ok(own.tables)

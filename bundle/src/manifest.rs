@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dpar_export_spec::{
-    AxisRange, ComponentKind, Dialect, GraphSpec, Numbers, PatchRule, Precision, Quantized, SystemKind,
-    Tuning, WeightMode, is_name,
+    AxisRange, ComponentKind, Dialect, GraphSpec, Numbers, PatchRule, Precision, Precisions, Quantized,
+    SystemKind, Tuning, WeightMode, is_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -68,9 +68,21 @@ pub struct ComponentEntry {
     pub weights: String,
     /// Names of its graphs.
     pub graphs: Vec<String>,
+    /// Arithmetic of its graphs, where it is not the bundle's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arithmetic: Option<OwnArithmetic>,
     /// What quantization made of its weights, where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized: Option<Quantized>,
+}
+
+/// What the graphs of one component are written in, where those of the bundle are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnArithmetic {
+    /// Arithmetic.
+    pub precision: Precision,
+    /// ONNX opset.
+    pub opset: i64,
 }
 
 /// A graph in another form than the portable one.
@@ -182,9 +194,9 @@ pub struct Manifest {
     pub system: SystemKind,
     /// Name of the model.
     pub name: String,
-    /// Arithmetic of the graphs.
+    /// Arithmetic of the graphs, but for components that have their own.
     pub precision: Precision,
-    /// ONNX opset of the graphs.
+    /// ONNX opset of the graphs, but for those of such components.
     pub opset: i64,
     /// Where patches begin; an extractor has no patches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,14 +246,14 @@ pub enum ManifestError {
     /// An engine was built from other bytes than the bundle holds.
     #[error("the engine of graph `{0}` was built from another graph or other weights")]
     StaleEngine(String),
-    /// An engine has another precision than the graphs.
-    #[error("the engine of graph `{graph}` is {found}, the graphs are {precision}")]
+    /// An engine has another precision than its graph.
+    #[error("the engine of graph `{graph}` is {found}, the graph is {precision}")]
     EnginePrecision {
         /// Graph name.
         graph: String,
         /// The engine's.
         found: Precision,
-        /// The graphs'.
+        /// The graph's.
         precision: Precision,
     },
     /// A name or path occurs twice.
@@ -322,7 +334,8 @@ impl Manifest {
         }
         let quantized = self.components.iter().any(|c| c.quantized.is_some());
         let dialects = self.graphs.iter().any(|g| !g.dialects.is_empty());
-        [(quantized, "quantized"), (dialects, "dialects")]
+        let arithmetic = self.components.iter().any(|c| c.arithmetic.is_some());
+        [(quantized, "quantized"), (dialects, "dialects"), (arithmetic, "arithmetic")]
             .into_iter()
             .find_map(|(has, name)| has.then_some(name))
     }
@@ -369,6 +382,15 @@ impl Manifest {
         }
         let (mut built, mut engine_files) = (BTreeSet::new(), BTreeSet::new());
         let sources = self.sources();
+        let own: BTreeMap<_, _> =
+            self.components.iter().filter_map(|c| Some((c.kind.name(), c.arithmetic?.precision))).collect();
+        let precisions: BTreeMap<_, _> = self
+            .graphs
+            .iter()
+            .map(|g| {
+                (g.spec.name.as_str(), own.get(g.spec.component.as_str()).copied().unwrap_or(self.precision))
+            })
+            .collect();
         for engine in &self.engines {
             if !built.insert(engine.graph.as_str()) || !engine_files.insert(engine.file.as_str()) {
                 return Err(ManifestError::Duplicate(engine.file.clone()));
@@ -377,9 +399,10 @@ impl Manifest {
             if sources.get(engine.graph.as_str()) != Some(&(&engine.graph_sha256, &engine.weights_sha256)) {
                 return Err(ManifestError::StaleEngine(engine.graph.clone()));
             }
-            if engine.precision != self.precision {
+            let precision = precisions.get(engine.graph.as_str()).copied().unwrap_or(self.precision);
+            if engine.precision != precision {
                 let (graph, found) = (engine.graph.clone(), engine.precision);
-                return Err(ManifestError::EnginePrecision { graph, found, precision: self.precision });
+                return Err(ManifestError::EnginePrecision { graph, found, precision });
             }
         }
         let mut kinds = BTreeSet::new();
@@ -395,7 +418,27 @@ impl Manifest {
     /// What the graphs compute with.
     pub fn numbers(&self) -> Numbers {
         let weights = self.components.iter().filter_map(|c| Some((c.kind, c.quantized.as_ref()?.weights)));
-        Numbers::new(self.precision, weights)
+        Numbers::new(self.precisions(), weights)
+    }
+
+    /// Arithmetic of the graphs, component by component.
+    pub fn precisions(&self) -> Precisions {
+        let own = self.components.iter().filter_map(|c| Some((c.kind, c.arithmetic?.precision)));
+        Precisions::new(self.precision, own)
+    }
+
+    /// Arithmetic of the graphs of the component of that name.
+    pub fn precision_of(&self, component: &str) -> Precision {
+        self.own_arithmetic(component).map_or(self.precision, |own| own.precision)
+    }
+
+    /// ONNX opset of the graphs of the component of that name, but for the portable ones of a quantized component.
+    pub fn opset_of(&self, component: &str) -> i64 {
+        self.own_arithmetic(component).map_or(self.opset, |own| own.opset)
+    }
+
+    fn own_arithmetic(&self, component: &str) -> Option<OwnArithmetic> {
+        self.components.iter().find(|c| c.kind.name() == component)?.arithmetic
     }
 
     /// What quantization made of the component of that name.

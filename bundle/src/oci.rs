@@ -166,10 +166,10 @@ pub fn pack(
     }
     let diffs: Vec<String> = files.iter().map(|(_, _, sha256)| format!("sha256:{sha256}")).collect();
     let mut technical = json!({
-        "architecture": "transformer", "format": "onnx", "precision": manifest.precision.to_string(),
+        "architecture": "transformer", "format": "onnx", "precision": manifest.precisions().to_string(),
         "capabilities": { "outputTypes": ["image"] },
     });
-    if let Some(bits) = manifest.numbers().weights {
+    if let Some(bits) = manifest.numbers().weights() {
         technical["quantization"] = json!(bits.to_string());
     }
     let config = json!({

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{Dialect, Precision};
+use dpar_export_spec::{Dialect, Precision, Precisions};
 use serde::{Deserialize, Serialize};
 
 use super::{EngineEntry, Manifest, SourceEntry, ToolEntry};
@@ -15,8 +15,9 @@ pub struct Provenance {
     pub tool: ToolEntry,
     /// Name of the model.
     pub name: String,
-    /// Arithmetic of the graphs.
-    pub precision: Precision,
+    /// Arithmetic of the graphs, component by component.
+    #[serde(flatten)]
+    pub precision: Precisions,
     /// Files that concern every component, such as rename rules.
     pub shared_sources: Vec<SourceEntry>,
     /// One chain for each component.
@@ -131,7 +132,7 @@ impl Manifest {
         Provenance {
             tool: self.tool.clone(),
             name: self.name.clone(),
-            precision: self.precision,
+            precision: self.precisions(),
             shared_sources: shared.cloned().collect(),
             components: components.collect(),
         }

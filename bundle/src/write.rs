@@ -12,7 +12,7 @@ use super::digest::while_hashing;
 use super::files::check_file;
 use super::{
     Bundle, BundleError, CONFIG, ComponentEntry, DialectEntry, FileEntry, GraphEntry, MANIFEST, Manifest,
-    ONNX, SCHEMA_VERSION, SourceEntry, TRT, ToolEntry, digest,
+    ONNX, OwnArithmetic, SCHEMA_VERSION, SourceEntry, TRT, ToolEntry, digest,
 };
 
 /// What an export writes.
@@ -112,7 +112,7 @@ fn fill(
     progress: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Manifest, BundleError> {
     let system = &loaded.system;
-    let mut manifest = empty(system.kind, &system.name, form.precision);
+    let mut manifest = empty(system.kind, &system.name, form.precision.main());
     manifest.patch_rule = Some(system.patch_rule.clone());
     manifest.configured_rule = loaded.configured_rule.clone().map(Box::new);
     with_sources(&mut manifest, &loaded.sources, |manifest| {
@@ -159,11 +159,14 @@ pub(super) fn add_component(
     };
     let weights = Float32(&component.weights);
     let written = export_component(&component.spec, system, form, &weights, onnx, progress)?;
+    let kind = component.spec.kind();
+    let own = form.precision.own().get(&kind);
     manifest.components.push(ComponentEntry {
-        kind: component.spec.kind(),
+        kind,
         parameters: component.weights.parameters(),
         weights: format!("{ONNX}/{}", written.data.name),
         graphs: written.graphs.iter().map(|g| g.spec.name.clone()).collect(),
+        arithmetic: own.map(|precision| OwnArithmetic { precision: *precision, opset: opset(*precision) }),
         quantized: written.quantized,
     });
     manifest.files.push(entry(&written.data));

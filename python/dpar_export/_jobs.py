@@ -17,8 +17,9 @@ def export(
     checkpoint: Path,
     out: Path,
     *,
-    precision: Precision | None = None,
+    precision: Precision | str | None = None,
     quantize: str | None = None,
+    accuracy_level: Literal[1, 4] | None = None,
     entropy: Path | None = None,
     vq: Path | None = None,
     epoch: int | None = None,
@@ -37,8 +38,9 @@ def export(
     Args:
         checkpoint: Experiment folder (config.yaml and checkpoints/), or a LlamaGen weight file.
         out: Bundle folder to write.
-        precision: Type of weights, products and caches; without it fp32.
+        precision: Type of weights, products and caches; without it fp32. Of each component: "entropy=fp32,dpar=fp16".
         quantize: Keep weights in whole numbers: `int8`, `int4`, or for each component, as in `dpar=int4,vq=none`.
+        accuracy_level: What engines may round in products with them: 4, activations to 8 bits; 1, nothing. Without it 4.
         entropy: Entropy model, where config.yaml does not name it.
         vq: VQ tokenizer weights, where config.yaml does not name them.
         epoch: Epoch to take; without it the final one, else the newest.
@@ -60,8 +62,8 @@ def export(
         KeyboardInterrupt: Ctrl-C, between two graphs; nothing is left behind.
     """
     options = {
-        "output": out, "precision": precision, "quantize": quantize, "entropy": entropy, "vq": vq, "epoch": epoch,
-        "map": map, "weights": weights, "config": config, "threshold": threshold,
+        "output": out, "precision": precision, "quantize": quantize, "accuracy_level": accuracy_level, "entropy": entropy,
+        "vq": vq, "epoch": epoch, "map": map, "weights": weights, "config": config, "threshold": threshold,
         "max_patch_length": max_patch_length, "patch_size": patch_size, "component": component, "force": force,
         "dry_run": dry_run,
     }  # fmt: skip

@@ -47,7 +47,7 @@ def test_a_recorded_reference_passes_and_another_does_not(
         assert names["logits"] == names["entropy"] == names["patch lengths"] == "pass", names
     # Weights that are not the checkpoint's are seen.
     with torch.no_grad():
-        model.layers[1].w2.mul_(1.02)  # type: ignore[attr-defined]
+        model.model.world[1].w2.mul_(1.02)  # type: ignore[attr-defined]
     dpar_export.record(
         EMOJI / "dpar", model, drawn.tokens, drawn.class_labels, out=tmp_path / "golden", entropy_module=entropy, force=True
     )

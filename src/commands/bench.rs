@@ -22,6 +22,7 @@ use super::verify::word;
 use super::{COMMAND_LINE, CommandLine};
 use crate::bundle::Bundle;
 use crate::engines::DEFAULT_ENGINE;
+use crate::generate::Schedule;
 use crate::loaded::RunError;
 use crate::staging::StagedFile;
 
@@ -46,7 +47,8 @@ pub(crate) struct BenchArgs {
     /// Earlier report (JSON) of this machine: say what got slower; exit 1 if something did, 4 if it cannot be told
     #[arg(long, value_name = "FILE.json")]
     compare: Option<Utf8PathBuf>,
-    /// Values to go through, instead of one: batch=1,2,4,8 or threshold=7.4,7.8,8.2 (nats); both may be given
+    /// Values to go through, instead of one: batch=1,2,4,8, threshold=7.4,7.8,8.2 (nats) or schedule=lockstep,rolling; several may
+    /// be given
     #[arg(long, value_name = "WHAT=N,..")]
     sweep: Vec<Sweep>,
     /// Images of a round [default: as many as are decoded together]
@@ -77,6 +79,7 @@ pub(crate) struct BenchArgs {
 enum Sweep {
     Batch(Vec<usize>),
     Threshold(Vec<f32>),
+    Schedule(Vec<Schedule>),
 }
 
 impl FromStr for Sweep {
@@ -91,14 +94,24 @@ impl FromStr for Sweep {
             Ok(n) if n.is_finite() => Ok(n),
             _ => Err(format!("`{v}` is no threshold in nats")),
         };
+        let schedule = |v: &str| {
+            let known = Schedule::ALL.into_iter().find(|s| s.as_str() == v);
+            known
+                .ok_or_else(|| format!("`{v}` is none of {}", Schedule::ALL.map(Schedule::as_str).join(", ")))
+        };
         match text.split_once('=') {
+            Some(("schedule", values)) => {
+                let values = values.split(',').map(schedule).collect::<Result<Vec<_>, _>>()?;
+                once(values.iter().map(|s| s.as_str()).collect())?;
+                Ok(Self::Schedule(values))
+            }
             Some(("batch", values)) => {
                 once(values.split(',').map(batch).collect::<Result<_, _>>()?).map(Self::Batch)
             }
             Some(("threshold", values)) => {
                 once(values.split(',').map(threshold).collect::<Result<_, _>>()?).map(Self::Threshold)
             }
-            _ => Err("expected batch= or threshold= and numbers, such as batch=1,2,4".to_owned()),
+            _ => Err("expected batch=, threshold= or schedule= and values, such as batch=1,2,4".to_owned()),
         }
     }
 }
@@ -117,6 +130,7 @@ pub(super) struct Plan {
     batches: Vec<usize>,
     /// `None` = as the bundle has it.
     thresholds: Vec<Option<f32>>,
+    schedules: Vec<Schedule>,
     engines: EnginesPlan,
     case: Case,
     num: Option<usize>,
@@ -130,11 +144,12 @@ impl BenchArgs {
     /// Reads the earlier report, takes the names of the outputs.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
         let engines = self.engines.resolve(vec![DEFAULT_ENGINE.to_owned()])?;
-        let (mut batches, mut thresholds) = (None, None);
+        let (mut batches, mut thresholds, mut schedules) = (None, None, None);
         for sweep in self.sweep {
             let again = match sweep {
                 Sweep::Batch(values) => batches.replace(values).map(|_| "batch"),
                 Sweep::Threshold(values) => thresholds.replace(values).map(|_| "threshold"),
+                Sweep::Schedule(values) => schedules.replace(values).map(|_| "schedule"),
             };
             if let Some(what) = again {
                 return Err(Failure::usage(
@@ -145,6 +160,13 @@ impl BenchArgs {
         }
         if batches.is_some() && engines.batch != 1 {
             let message = format!("--batch {} has no effect: --sweep says the batches", engines.batch);
+            return Err(Failure::usage(message, Some("leave it out")));
+        }
+        if schedules.is_some() && self.schedule.schedule != Schedule::default() {
+            let message = format!(
+                "--schedule {} has no effect: --sweep says the schedules",
+                self.schedule.schedule.as_str()
+            );
             return Err(Failure::usage(message, Some("leave it out")));
         }
         let batches = batches.unwrap_or_else(|| vec![engines.batch]);
@@ -174,6 +196,7 @@ impl BenchArgs {
         let html = take(report, "html", true)?;
         Ok(Plan {
             batches,
+            schedules: schedules.unwrap_or_else(|| vec![self.schedule.schedule]),
             thresholds: thresholds.map_or_else(|| vec![None], |t| t.into_iter().map(Some).collect()),
             case: Case {
                 batch: engines.batch,
@@ -207,15 +230,18 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
     let mut wanted = Vec::new();
     for bundle in &plan.bundles {
         for name in &plan.engines.names {
-            let batches = plan.batches.iter();
-            wanted.extend(batches.flat_map(|batch| {
-                plan.thresholds.iter().map(|threshold| Wanted {
-                    bundle,
-                    engine: name,
-                    batch: *batch,
-                    threshold: *threshold,
-                })
-            }));
+            for batch in &plan.batches {
+                for threshold in &plan.thresholds {
+                    let case = |schedule: &Schedule| Wanted {
+                        bundle,
+                        engine: name,
+                        batch: *batch,
+                        threshold: *threshold,
+                        schedule: *schedule,
+                    };
+                    wanted.extend(plan.schedules.iter().map(case));
+                }
+            }
         }
     }
     if let Some(wanted) = plan.one.and_then(|one| wanted.get(one)) {
@@ -263,13 +289,14 @@ struct Wanted<'a> {
     engine: &'a str,
     batch: usize,
     threshold: Option<f32>,
+    schedule: Schedule,
 }
 
 /// Measures a case in this process.
 fn here(wanted: &Wanted<'_>, plan: &Plan, printer: Printer) -> Result<Measurement, Failure> {
-    let &Wanted { bundle, engine, batch, threshold } = wanted;
+    let &Wanted { bundle, engine, batch, threshold, schedule } = wanted;
     let opened = Bundle::open(bundle)?.with_rule(&RuleChange { threshold, ..RuleChange::default() })?;
-    let case = Case { batch, images: plan.num.unwrap_or(batch), ..plan.case.clone() };
+    let case = Case { batch, schedule, images: plan.num.unwrap_or(batch), ..plan.case.clone() };
     let bar = printer.progress("measuring", "steps");
     let total = (case.warmup + case.rounds) * opened.system().tokens() * case.images.div_ceil(case.batch);
     let mut done = 0;
@@ -334,11 +361,12 @@ fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
     let mut text = Text::default();
     let machine = &report.machine;
     text.line(format!(
-        "{}, {} cores; {} threads read {:.1} GB/s",
+        "{}, {} cores; {} threads read {:.1} GB/s{}",
         machine.cpu.as_deref().unwrap_or("a processor without a name"),
         machine.cores,
         machine.threads,
-        machine.read_bytes_per_second / 1e9
+        machine.read_bytes_per_second / 1e9,
+        machine.read_streams.map(|n| format!(" from {n} places in turns")).unwrap_or_default()
     ));
     text.gap();
     let header = [
@@ -346,6 +374,7 @@ fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
         "precision",
         "engine",
         "batch",
+        "schedule",
         "threshold",
         "images/s",
         "first token ms",
@@ -364,6 +393,7 @@ fn render(report: &BenchReport, comparison: Option<&Comparison>) -> Text {
             c.precision.clone(),
             c.engine.clone(),
             c.batch.to_string(),
+            c.schedule.as_str().to_owned(),
             c.threshold.map_or("-".to_owned(), |nats| nats.to_string()),
             format!("{:.3}", c.images_per_second),
             format!("{:.2}", c.first_token_ms()),

@@ -46,7 +46,7 @@ pub(super) fn resolve(component: Component, file: &Utf8Path, args: &ExportArgs) 
             "--entropy, --vq, --epoch, --weights and --config are for systems, not for feature extractors";
         return Err(Failure::usage(message, Some("leave them out")));
     }
-    if args.precision.asked()?.is_some_and(|p| p != Precision::Fp32) {
+    if args.precision.asked()?.is_some_and(|asked| !asked.is_all(Precision::Fp32)) {
         let message = "feature extractors are float32: a metric of other features could not be compared";
         return Err(Failure::usage(message, Some("leave --precision out")));
     }

@@ -5,7 +5,9 @@ use std::time::Instant;
 use camino::{Utf8Path, Utf8PathBuf};
 use dpar_engine_api::Engine;
 use dpar_export_checkpoint::{LoadOptions, Loaded};
-use dpar_export_spec::{Precision, Quantize, SystemSpec, Tuning, WeightBits};
+use dpar_export_spec::{
+    AccuracyLevel, AskedPrecisions, ComponentKind, Form, Precisions, Quantize, SystemSpec, Tuning, WeightBits,
+};
 use serde_json::json;
 
 use super::args::{ExportArgs, Target};
@@ -40,10 +42,12 @@ pub(super) struct SystemPlan {
     from: Utf8PathBuf,
     /// How to read a checkpoint; `None`: it is a bundle.
     checkpoint: Option<LoadOptions>,
-    /// `None`: that of the bundle, or float32.
-    precision: Option<Precision>,
+    /// `None`: those of the bundle, or float32.
+    precision: Option<AskedPrecisions>,
     /// Weights to keep in whole numbers.
     quantize: Quantize,
+    /// What engines may round in products with them.
+    accuracy: AccuracyLevel,
     engines: Option<Engines>,
     /// `None`: the bundle itself.
     output: Option<Utf8PathBuf>,
@@ -69,7 +73,7 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
     if args.triton.any() {
         return Err(Failure::usage("Triton options without a repository", Some("add --target triton")));
     }
-    let precision = args.precision.asked()?.map(|asked| form(asked, args.target));
+    let precision = args.precision.asked()?.map(|asked| form(asked.clone(), args.target));
     let output = args.output.output.clone();
     if args.target == Target::Trt && output.is_none() && !args.dry_run {
         // What is read is what is replaced, perhaps by a run that was killed.
@@ -99,6 +103,7 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
         checkpoint: (!from_bundle).then(|| args.parts.options()),
         precision,
         quantize: args.quantize.clone().unwrap_or_default(),
+        accuracy: args.accuracy_level.unwrap_or_default(),
         engines: (args.target == Target::Trt).then_some(Engines { plan, emit }),
         output,
         force: args.output.replace.force,
@@ -108,7 +113,8 @@ pub(super) fn resolve(from: &Utf8Path, args: &ExportArgs) -> Result<Plan, Failur
 
 pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let SystemPlan { from, checkpoint, precision, quantize, engines, output, force, dry_run: dry } = plan;
+    let SystemPlan { from, checkpoint, precision, quantize, accuracy, engines, output, force, dry_run: dry } =
+        plan;
     let emits = engines.as_ref().is_some_and(|e| e.emit);
     let bar = printer.progress("exporting", "steps");
     let (mut built, mut commands, mut script) = (Vec::new(), Vec::new(), String::new());
@@ -127,12 +133,12 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
     let (summary, manifest, output) = match checkpoint {
         None => {
             let bundle = Bundle::open(from)?;
-            check_asked(*precision, bundle.manifest())?;
-            engines.iter().try_for_each(|e| e.check_weights(bundle.manifest().numbers().weights))?;
+            check_asked(precision.as_ref(), bundle.manifest())?;
+            engines.iter().try_for_each(|e| e.check_weights(bundle.manifest().numbers().weights()))?;
             if *dry {
                 let manifest = bundle.manifest();
                 if let Some(engines) = engines {
-                    engines.check(bundle.system(), manifest.precision)?;
+                    engines.check(bundle.system(), &manifest.precisions())?;
                     engines.plan.profiles(manifest, &Tuning::of_system(bundle.system()))?;
                 }
                 return dry_run(printer, from, &manifest.name, bundle.system());
@@ -144,13 +150,13 @@ pub(super) fn run(plan: &SystemPlan, printer: Printer) -> Result<Exit, Failure> 
             let loaded = dpar_export_checkpoint::load(from, options)?;
             say(&loaded.notes);
             let summary = summary(&loaded);
-            let precision = precision.unwrap_or_default();
-            let form = quantize::form(precision, quantize, &loaded)?;
+            let form = quantize::form(precision.as_ref(), quantize, &loaded)?;
+            let form = Form { accuracy: *accuracy, ..form };
             let weights =
                 loaded.components.iter().filter_map(|c| Some(quantize.of(c.spec.kind())?.bits)).max();
             engines.iter().try_for_each(|e| e.check_weights(weights))?;
             if *dry {
-                engines.iter().try_for_each(|e| e.check(&loaded.system, precision))?;
+                engines.iter().try_for_each(|e| e.check(&loaded.system, &form.precision))?;
                 return dry_run(printer, from, &summary, &loaded.system);
             }
             let Some(output) = output else {
@@ -207,7 +213,7 @@ impl Engines {
     }
 
     /// What a dry run can say about a build without the library: settings, a trace, and whether images can be generated.
-    fn check(&self, system: &SystemSpec, precision: Precision) -> Result<(), Failure> {
+    fn check(&self, system: &SystemSpec, precision: &Precisions) -> Result<(), Failure> {
         if !self.emit {
             check_settings(&self.plan)?;
         }
@@ -243,21 +249,24 @@ fn check_settings(_: &TrtPlan) -> Result<(), TargetError> {
 }
 
 /// The form of the graphs that a target takes: TensorRT has bfloat16, the engines of ONNX graphs on a CPU have not.
-fn form(asked: Precision, target: Target) -> Precision {
-    match (asked, target) {
-        (Precision::Bf16Autocast, Target::Onnx) => Precision::Bf16AutocastExplicit,
-        _ => asked,
+fn form(asked: AskedPrecisions, target: Target) -> AskedPrecisions {
+    match target {
+        Target::Onnx => asked.explicit(),
+        Target::Trt | Target::Triton => asked,
     }
 }
 
 /// The graphs of a bundle have their precision already.
-fn check_asked(asked: Option<Precision>, manifest: &Manifest) -> Result<(), Failure> {
-    match asked.filter(|p| *p != manifest.precision) {
-        None => Ok(()),
-        Some(asked) => {
-            let message = format!("the graphs of this bundle are {}, not {asked}", manifest.precision);
-            let hint = format!("export the checkpoint with --target trt --precision {asked}");
-            Err(Failure::usage(message, Some(&hint)))
+fn check_asked(asked: Option<&AskedPrecisions>, manifest: &Manifest) -> Result<(), Failure> {
+    let Some(asked) = asked else { return Ok(()) };
+    let kinds: Vec<ComponentKind> = manifest.components.iter().map(|c| c.kind).collect();
+    let (asked, found) = (quantize::precisions(asked, &kinds)?, manifest.precisions());
+    match asked == found {
+        true => Ok(()),
+        false => {
+            let message = format!("the graphs of this bundle are {found}, not {asked}");
+            let hint = "export the checkpoint with --target trt and that --precision";
+            Err(Failure::usage(message, Some(hint)))
         }
     }
 }
@@ -268,12 +277,12 @@ fn dry_run(printer: Printer, from: &Utf8Path, summary: &str, system: &SystemSpec
     Ok(Exit::Pass)
 }
 
-/// The engine that calibrates: the embedded one, if it computes graphs of a precision.
-fn embedded(precision: Precision) -> Result<Box<dyn Engine>, BundleError> {
+/// The engine that calibrates: the embedded one, if it computes graphs of these precisions.
+fn embedded(precision: &Precisions) -> Result<Box<dyn Engine>, BundleError> {
     let failed = |e| BundleError::from(RunError::Engine(e));
     let engine = engines::create(DEFAULT_ENGINE, &EngineOptions::default()).map_err(failed)?;
-    match engine.arithmetic(precision) {
-        Ok(_) => Ok(engine),
+    match precision.all().try_for_each(|precision| engine.arithmetic(precision).map(drop)) {
+        Ok(()) => Ok(engine),
         // The engine's own hint, to build TensorRT engines, is what led here.
         Err(e) => Err(failed(
             e.hint("give the trace.npz of the fp32 bundle with --calibrate-from, or leave --calibrate out"),
@@ -287,7 +296,7 @@ fn patch_lengths(
     images: u32,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Vec<Vec<usize>>, BundleError> {
-    let engine = embedded(bundle.manifest().precision)?;
+    let engine = embedded(&bundle.manifest().precisions())?;
     Ok(calibrate(bundle, engine, images, progress)?)
 }
 

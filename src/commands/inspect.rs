@@ -227,8 +227,12 @@ fn manifest_text(folder: &Utf8Path, manifest: &Manifest, what: Text, sha256: &st
         manifest.opset,
         manifest.numbers()
     ));
-    if manifest.precision.rounds_to() != manifest.precision.dtype() {
-        let (numbers, held) = (manifest.precision.rounds_to(), manifest.precision.dtype());
+    for component in &manifest.components {
+        let Some(own) = component.arithmetic else { continue };
+        text.line(format_args!("{} is {}, opset {}", component.kind.name(), own.precision, own.opset));
+    }
+    if let Some(precision) = manifest.precisions().all().find(|p| p.rounds_to() != p.dtype()) {
+        let (numbers, held) = (precision.rounds_to(), precision.dtype());
         text.line(format_args!("matrices, products and KV caches are numbers of {numbers}, held in {held}"));
     }
     text += what;

@@ -249,7 +249,7 @@ fn engine_row(engine: &EngineResult, report: &ParityReport) -> Vec<String> {
     let what = match (&engine.info, engine.status) {
         (Some(i), EngineStatus::Ran) => {
             let threads = i.threads.map(|n| format!(", {n} threads")).unwrap_or_default();
-            let what = engine.computed().unwrap_or_else(|| report.bundle.numbers().to_string());
+            let what = engine.computed().unwrap_or_else(|| report.bundle.numbers());
             format!("{} {what}, {}, {}{threads}", i.version, i.device, i.provider)
         }
         (_, status) => {

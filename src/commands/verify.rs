@@ -126,7 +126,7 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
             plan.attested.check_opened(attested, runtime.bundle())?;
         }
         let mut checks: Vec<Check> = attested.as_ref().map(attested_check).into_iter().collect();
-        let precision = runtime.bundle().manifest().precision;
+        let precision = runtime.bundle().manifest().precisions().one();
         let references = references(reference.as_deref(), streams.as_deref(), precision)?;
         let bar = printer.progress("verifying", "units");
         if let Some(folder) = &reference {
@@ -177,14 +177,14 @@ pub(super) fn run(plan: Plan, printer: Printer) -> Result<Exit, Failure> {
 fn references(
     reference: Option<&Utf8Path>,
     streams: Option<&Utf8Path>,
-    precision: Precision,
+    precision: Option<Precision>,
 ) -> Result<Vec<RecordedFile>, Failure> {
     let mut files = Vec::new();
     let mut paths = Vec::new();
     if let Some(folder) = reference {
         paths.push(array_file(folder)?);
         paths.push(folder.join(GOLDEN_JSON));
-        if let Some(own) = own_folder(folder, precision) {
+        if let Some((own, precision)) = own_folder(folder, precision) {
             files = super::report::compared(&[array_file(&own)?, own.join(GOLDEN_JSON)])?;
             for file in &mut files {
                 file.name = format!("{}/{}", precision.numbers(), file.name);

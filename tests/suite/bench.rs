@@ -104,7 +104,7 @@ fn what_cannot_be_measured_is_said_and_nothing_is_written() {
     let (bundle, report) = (path("b"), path("r.json"));
     for (args, code, said) in [
         (&["--sweep", "batch=1,0"][..], 2, "`0` is no batch from 1 to 256"),
-        (&["--sweep", "size=7"], 2, "expected batch= or threshold="),
+        (&["--sweep", "size=7"], 2, "expected batch=, threshold= or schedule="),
         (&["--sweep", "threshold=7,high"], 2, "`high` is no threshold in nats"),
         (&["--sweep", "batch=1", "--sweep", "batch=2"], 2, "--sweep batch= is given twice"),
         (&["--sweep", "batch=2,1,2"], 2, "2 is there twice"),
@@ -147,6 +147,11 @@ fn bundles_may_stand_at_the_end_and_caches_are_kept_as_asked() {
         assert_eq!(found.code, 0, "{}", found.stderr);
         serde_json::from_str::<Value>(&found.stdout).unwrap()["report"].clone()
     };
+    let report = bench(&["--sweep", "schedule=patch,rolling", "--batch", "2", "--num", "4"]);
+    let schedules: Vec<_> =
+        report["cases"].as_array().unwrap().iter().map(|c| c["schedule"].clone()).collect();
+    assert_eq!(schedules, ["patch", "rolling"]);
+    assert!(report["machine"]["read_streams"].as_u64().unwrap() >= 1);
     for (more, form) in [(&[][..], "in_place"), (&["--caches", "joined"], "joined")] {
         let report = bench(more);
         let [case] = &report["cases"].as_array().unwrap()[..] else { panic!("{report:#}") };

@@ -15,6 +15,7 @@ mod card;
 mod cli;
 mod common;
 mod compare;
+mod components;
 mod demo;
 mod deploy;
 mod device;

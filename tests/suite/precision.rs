@@ -297,7 +297,7 @@ mod engines {
         changed["engines"][3]["precision"] = "fp32".into();
         fs_err::write(&path, serde_json::to_vec(&changed).unwrap()).unwrap();
         let refused = run(&["inspect", out.as_str()]);
-        let text = format!("is fp32, the graphs are {precision}");
+        let text = format!("is fp32, the graph is {precision}");
         assert!(refused.code == 5 && refused.stderr.contains(&text), "{}", refused.stderr);
     }
 

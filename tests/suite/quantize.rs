@@ -9,7 +9,7 @@ use dpar_export::tolerance::{Quantity, Rounding};
 use dpar_export_checkpoint::{LoadOptions, load};
 use dpar_export_onnx::derive::read_model;
 use dpar_export_onnx::proto::TensorProto;
-use dpar_export_spec::{Dialect, Form, GraphName, Precision, Quantize, WeightBits};
+use dpar_export_spec::{Dialect, Form, GraphName, Quantize, WeightBits};
 
 use crate::cli::{json, run};
 use crate::common::{ENGINES, Temp, engine_options, fixture, on, quiet};
@@ -22,7 +22,7 @@ const PACKED: &[Dialect] = &[Dialect::Packed];
 
 pub(crate) fn export_quantized(checkpoint: &str, quantize: &str, out: &Utf8Path) -> Bundle {
     let loaded = load(&fixture(checkpoint), &LoadOptions::default()).unwrap();
-    let form = Form { precision: Precision::Fp32, quantize: Quantize::parse(quantize).unwrap() };
+    let form = Form { quantize: Quantize::parse(quantize).unwrap(), ..Form::default() };
     bundle::write(&loaded, form, out, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
     Bundle::open(out).unwrap()
 }
@@ -32,12 +32,12 @@ fn the_manifest_says_what_was_quantized_and_every_form_of_a_graph_is_there() {
     let temp = Temp::new();
     let bundle = export_quantized("emoji32/dpar", "entropy=int8,dpar=int4", &temp.path("b"));
     let manifest = bundle.manifest();
-    assert_eq!(manifest.numbers().weights, Some(WeightBits::Int4));
+    assert_eq!(manifest.numbers().weights(), Some(WeightBits::Int4));
     let [dpar, entropy] = ["dpar", "entropy"].map(|c| manifest.quantized(c).unwrap());
     assert_eq!((dpar.weights, entropy.weights), (WeightBits::Int4, WeightBits::Int8));
     assert!(manifest.quantized("vq").is_none());
     for quantized in [dpar, entropy] {
-        assert_eq!((quantized.opset, quantized.accuracy_level), (21, 4));
+        assert_eq!((quantized.opset, quantized.accuracy_level.number()), (21, 4));
         let share = quantized.bytes_after as f64 / quantized.bytes_before as f64;
         assert!(share < quantized.weights.bits() as f64 / 32.0 + 0.05, "{quantized}");
     }
@@ -198,6 +198,67 @@ fn a_quantized_bundle_passes_the_gate_on_every_engine_that_takes_it() {
     }
 }
 
+/// Step graphs with quantized weights keep their caches in place like float ones, and joined caches give the same.
+#[test]
+fn caches_of_quantized_graphs_are_in_place() {
+    use dpar_engine_api::CacheForm::InPlace;
+    use dpar_export::verify::{CheckId, Status, probe};
+    let temp = Temp::new();
+    for (quantize, engine) in [("int8", "tract"), ("int8", "ort"), ("int4", "ort")] {
+        let bundle = export_quantized("emoji32/dpar", quantize, &temp.path(&format!("{quantize}-{engine}")));
+        let runtime = on(&bundle, engine);
+        let checks = probe(&runtime, 4, &mut quiet).unwrap();
+        let caches = checks.iter().find(|c| c.id == CheckId::Caches).unwrap();
+        assert_eq!(caches.status, Status::Pass, "{quantize} on {engine}: {checks:#?}");
+        let forms = runtime.caches();
+        let names: Vec<&str> = forms.keys().map(String::as_str).collect();
+        assert_eq!(names, ["decoder_step", "encoder_step", "entropy_step", "global_step"]);
+        assert!(forms.values().all(|form| *form == InPlace), "{quantize} on {engine}: {forms:?}");
+    }
+}
+
+/// What may be rounded is asked for at the export, written into every product and said by every report.
+#[test]
+fn the_accuracy_level_is_chosen_and_named() {
+    let temp = Temp::new();
+    let (checkpoint, golden) = (fixture("emoji32/dpar"), fixture("emoji32"));
+    let mut logits = Vec::new();
+    for (level, text) in
+        [("1", "float32 activations and sums (accuracy level 1)"), ("4", "(accuracy level 4)")]
+    {
+        let out = temp.path(level);
+        let words =
+            [checkpoint.as_str(), "--quantize", "int8", "--accuracy-level", level, "-o", out.as_str()];
+        let done = run(&words);
+        assert!(
+            done.code == 0 && done.stderr.contains(&format!("accuracy level {level}")),
+            "{}",
+            done.stderr
+        );
+        let model = read_model(&fs_err::read(out.join("onnx/decoder_step.packed.onnx")).unwrap()).unwrap();
+        let nodes = model.graph.unwrap_or_default().node;
+        let mut levels = nodes.iter().filter(|n| n.op_type() == "MatMulNBits").flat_map(|n| &n.attribute);
+        assert!(levels.any(|a| a.name() == "accuracy_level" && a.i == level.parse().ok()));
+        let args = ["verify", out.as_str(), "--reference", golden.as_str(), "--engine", "ort", "--json"];
+        let ran = run(&[&args[..], &["--no-probes"]].concat());
+        assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+        let report = json(&ran);
+        assert!(report["arithmetic"]["text"].as_str().unwrap().contains(text), "{report:#}");
+        let check = report["checks"].as_array().unwrap().iter().find(|c| c["id"] == "logits").unwrap();
+        logits.push(check["max_abs"].as_f64().unwrap());
+    }
+    assert!(logits[0] != logits[1], "{logits:?}");
+    for (words, message) in [
+        (&["--quantize", "int8", "--accuracy-level", "0"][..], "leaves it to the engine"),
+        (&["--quantize", "int8", "--accuracy-level", "2"], "half type"),
+        (&["--accuracy-level", "1"], "--quantize"),
+    ] {
+        let out = temp.path("never");
+        let done = run(&[&[checkpoint.as_str(), "-o", out.as_str()], words].concat());
+        assert!(done.code == 2 && done.stderr.contains(message), "{words:?}: {}", done.stderr);
+    }
+}
+
 /// The bytes of an initializer of a graph in the data file of its component.
 fn change(
     folder: &Utf8Path,
@@ -331,7 +392,7 @@ fn streams_of_which_nothing_is_compared_do_not_pass() {
     let folder = temp.path("b");
     let (file, options) = crate::common::llamagen("emoji32");
     let loaded = load(&fixture(file), &options).unwrap();
-    let form = Form { precision: Precision::Fp32, quantize: Quantize::parse("int8").unwrap() };
+    let form = Form { quantize: Quantize::parse("int8").unwrap(), ..Form::default() };
     bundle::write(&loaded, form, &folder, false, &mut |_| true, &mut |_, _| Ok(())).unwrap();
     let streams = fixture("emoji32/streams_llamagen.safetensors");
     let out = run(&["verify", folder.as_str(), "--streams", streams.as_str(), "--no-probes", "--json"]);

@@ -99,6 +99,25 @@ fn the_trained_dpar_passes() {
     }
 }
 
+/// Streams of quantized weights part nearly always: their decisions are counted on the reference's tokens, and whether the images
+/// are as good is for the distances to say.
+#[test]
+fn a_quantized_dpar_is_judged_by_its_decisions() {
+    let temp = Temp::new();
+    crate::quantize::export_quantized("emoji32/dpar", "int8", &temp.path("b"));
+    let report = again(&temp.path("b"), None, 192);
+    let names: Vec<&str> = report.gates.iter().map(|g| g.name.as_str()).collect();
+    let given =
+        ["stream entropy", "stream patch lengths", "stream mean steps"].map(|g| format!("{g}, given tokens"));
+    assert_eq!(names[..2], ["classes", "streams"]);
+    assert_eq!(names[2..], given);
+    for gate in &given {
+        assert_eq!(verdict(&report, gate), Verdict::Pass, "{:#?}", report.gates);
+    }
+    assert!(report.flips.len() > 100, "{}", report.flips.len());
+    assert_eq!((verdict(&report, "streams"), report.verdict), (Verdict::Inconclusive, Verdict::Inconclusive));
+}
+
 #[test]
 fn the_baseline_passes() {
     let temp = Temp::new();

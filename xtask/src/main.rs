@@ -102,6 +102,9 @@ enum Task {
         /// Only the first N images
         #[arg(long)]
         num: Option<usize>,
+        /// Of bundles with quantized weights: int8, int4, as an export takes it
+        #[arg(long)]
+        quantize: Option<String>,
     },
     /// Measure the README's parity table: every golden case on every engine
     Parity {
@@ -333,7 +336,9 @@ fn run() -> Result<()> {
         }
         Task::Demo => demo::run(&root),
         Task::Parity { engines, built } => parity::run(&root, &engines, built),
-        Task::Reproduce { engines, num } => reproduce::run(&root, &engines, num),
+        Task::Reproduce { engines, num, quantize } => {
+            reproduce::run(&root, &engines, num, quantize.as_deref())
+        }
         Task::Streams { engines, limit } => demo::streams(&root, &engines, limit),
         Task::Check { steps, minimal } => check::run(&root, &steps, minimal),
         Task::Nightly { tasks } => nightly::run(&root, &tasks),

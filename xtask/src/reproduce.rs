@@ -7,7 +7,12 @@ use crate::demo::{OUT, SYSTEMS, program, shown};
 use crate::setup::EXTRACTOR;
 
 /// Every image of the reference, or the first `num`, on every engine.
-pub(crate) fn run(root: &Utf8Path, engines: &[String], num: Option<usize>) -> Result<()> {
+pub(crate) fn run(
+    root: &Utf8Path,
+    engines: &[String],
+    num: Option<usize>,
+    quantize: Option<&str>,
+) -> Result<()> {
     if !root.join(EXTRACTOR).is_file() {
         bail!("{EXTRACTOR} is missing: run `cargo xtask setup`");
     }
@@ -15,7 +20,8 @@ pub(crate) fn run(root: &Utf8Path, engines: &[String], num: Option<usize>) -> Re
     let [dpar, baseline, extractor] =
         ["dpar", "llamagen", "extractor"].map(|name| format!("{OUT}/reproduce-{name}"));
     for ((_, checkpoint), bundle) in SYSTEMS.iter().zip([&dpar, &baseline]) {
-        let export: Vec<&str> = checkpoint.iter().copied().chain(["-o", bundle, "--force"]).collect();
+        let mut export: Vec<&str> = checkpoint.iter().copied().chain(["-o", bundle, "--force"]).collect();
+        export.extend(quantize.into_iter().flat_map(|kind| ["--quantize", kind]));
         shown(root, &program, &export)?;
     }
     let lite0 = ["--component", "efficientnet-lite0", EXTRACTOR, "-o", &extractor, "--force"];

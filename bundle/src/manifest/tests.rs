@@ -43,6 +43,7 @@ fn sample() -> Vec<u8> {
         configured_rule: None,
         sources: vec![],
         components: vec![ComponentEntry {
+            arithmetic: None,
             kind: ComponentKind::Dpar,
             parameters: 1,
             weights: "onnx/dpar.onnx_data".into(),
@@ -188,7 +189,7 @@ fn a_field_of_a_later_version_is_none_of_an_earlier_one() {
         weights: dpar_export_spec::WeightBits::Int8,
         block: 32,
         opset: 21,
-        accuracy_level: 4,
+        accuracy_level: dpar_export_spec::AccuracyLevel::Int8,
         matrices: BTreeMap::from([(32, 1)]),
         kept: vec![],
         bytes_before: 4,

@@ -24,7 +24,7 @@ pub mod threads;
 mod validate;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_spec::{Dialect, GraphSpec, Precision, Profile, WeightBits};
+use dpar_export_spec::{AccuracyLevel, Dialect, GraphSpec, Precision, Profile, WeightBits};
 use serde::Serialize;
 
 pub use cached::{
@@ -68,8 +68,8 @@ pub struct Arithmetic {
     pub kind: ArithmeticKind,
 }
 
-/// How an engine's arithmetic relates to the types of a graph.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// How an engine's arithmetic relates to the types of a graph, the closest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ArithmeticKind {
     /// Every operator rounds its result where the graph does.
@@ -158,11 +158,13 @@ pub trait Engine: Send + Sync {
         &[]
     }
 
-    /// What the engine really computes products with quantized weights with. Without an implementation it cannot.
+    /// What the engine really computes products with quantized weights with, whose graphs let it round as much as
+    /// the level says.
+    /// Without an implementation it cannot.
     ///
     /// # Errors
     /// [`EngineErrorKind::Unavailable`] when it cannot compute with such weights, with what to use instead.
-    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+    fn quantized(&self, weights: WeightBits, _: AccuracyLevel) -> Result<Arithmetic, EngineError> {
         Err(no_weights(self.name(), weights, "it has no operator for them"))
     }
 

@@ -3,7 +3,7 @@
 //! and `cargo xtask tidy` looks for numbers that do its work elsewhere.
 
 use dpar_engine_api::ArithmeticKind;
-use dpar_export_spec::{Numbers, Precision, WeightBits};
+use dpar_export_spec::{ComponentKind, ComponentNumbers, Numbers, Precision, WeightBits};
 
 /// The largest value that passes.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
@@ -111,28 +111,28 @@ pub enum Quantity {
     Rows,
 }
 
-/// The coarser numbers of two sides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The coarser numbers of two sides, in the order of what they make of a whole system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Coarser {
     Fp32,
-    Fp16,
-    Bf16,
     Fp16Autocast,
-    Bf16Autocast,
+    Fp16,
     /// float32 with weights in 8 or 4 bits.
     Int8,
     Int4,
+    Bf16Autocast,
+    Bf16,
 }
 
-/// How alike two sides round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How alike two sides round, the most alike first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Alike {
-    /// One rounds where the other does not.
-    No,
-    /// At the same places, but for the fused kernels of a GPU.
-    Fused,
     /// At the same places: what is left is the order of sums, which decides at some places how a result is rounded.
     Yes,
+    /// At the same places, but for the fused kernels of a GPU.
+    Fused,
+    /// One rounds where the other does not.
+    No,
 }
 
 /// What a reference was computed with, as far as tolerances depend on it.
@@ -151,7 +151,7 @@ impl From<Precision> for Recorded {
 }
 
 /// A column of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct RoundingColumn {
     numbers: Coarser,
     alike: Alike,
@@ -166,7 +166,9 @@ pub struct Rounding {
     entropy: RoundingColumn,
     /// For what depends on the transformer that draws alone.
     drawing: RoundingColumn,
-    /// For everything else: the coarser of them.
+    /// For what depends on the tokenizer alone.
+    tokenizer: RoundingColumn,
+    /// For everything else: the coarser of the two transformers.
     whole: RoundingColumn,
     /// Whether tokens are drawn by the running sum, which has V places where rounding moves a draw, and not two sums.
     running_sum: bool,
@@ -194,8 +196,10 @@ impl RoundingColumn {
             (true, false) => Coarser::Bf16Autocast,
             (false, false) => Coarser::Fp16Autocast,
         };
-        // An engine that does not round where the graph does is as far from the reference as float32 is.
-        let alike = match sides[0] == sides[1] && arithmetic != ArithmeticKind::Wider {
+        // An engine that does not round where the graph does is as far from the reference as float32 is; of one that rounds
+        // activations beside quantized weights it is not known what else it does.
+        let rounds = [ArithmeticKind::AsGraph, ArithmeticKind::NarrowSums].contains(&arithmetic);
+        let alike = match sides[0] == sides[1] && rounds {
             false => Alike::No,
             true if on_gpu && numbers == Coarser::Bf16Autocast => Alike::Fused,
             true => Alike::Yes,
@@ -220,6 +224,7 @@ impl Rounding {
     pub const FP32: Self = Self {
         entropy: RoundingColumn::FP32,
         drawing: RoundingColumn::FP32,
+        tokenizer: RoundingColumn::FP32,
         whole: RoundingColumn::FP32,
         running_sum: false,
     };
@@ -230,16 +235,30 @@ impl Rounding {
         found: impl Into<Numbers>,
         arithmetic: ArithmeticKind,
     ) -> Self {
-        let Numbers { precision, weights, entropy, drawing } = found.into();
-        let plain = RoundingColumn::between(reference.into(), precision, arithmetic);
-        let [entropy, drawing, whole] = [entropy, drawing, weights].map(|w| plain.with(w));
-        Self { entropy, drawing, whole, running_sum: false }
+        let reference = reference.into();
+        Self::of(&found.into(), |_| reference, arithmetic)
     }
 
     /// Two engines on one bundle: each may round elsewhere, so the wider kind covers both.
     pub fn engines(numbers: impl Into<Numbers>) -> Self {
-        let numbers = numbers.into();
-        Self::between(numbers.precision, numbers, ArithmeticKind::Wider)
+        Self::of(&numbers.into(), |own| own.precision.into(), ArithmeticKind::Wider)
+    }
+
+    /// Each component of a bundle against what a reference has of it.
+    fn of(
+        found: &Numbers,
+        reference: impl Fn(ComponentNumbers) -> Recorded,
+        arithmetic: ArithmeticKind,
+    ) -> Self {
+        let column = |own: ComponentNumbers, reference: Recorded| {
+            RoundingColumn::between(reference, own.precision, arithmetic).with(own.weights)
+        };
+        let [entropy, drawing] = [found.entropy(), found.drawing()].map(|own| column(own, reference(own)));
+        let own = found.tokenizer();
+        let Recorded { precision, on_gpu } = reference(own);
+        let precision = precision.of_component(ComponentKind::Vq.name());
+        let tokenizer = column(own, Recorded { precision, on_gpu });
+        Self { entropy, drawing, tokenizer, whole: entropy.max(drawing), running_sum: false }
     }
 
     /// A bundle on one engine, against itself: weights are what they are, unless other factors are rounded as well.
@@ -247,7 +266,7 @@ impl Rounding {
         let numbers = numbers.into();
         match arithmetic {
             ArithmeticKind::NarrowActivations => Self::engines(numbers),
-            _ => Self::engines(numbers.precision),
+            _ => Self::engines(numbers.floats()),
         }
     }
 
@@ -276,6 +295,7 @@ impl Rounding {
         let RoundingColumn { numbers, alike, narrow_sums } = match quantity {
             Q::Entropy | Q::EntropyMean | Q::Boundary | Q::BoundaryShare | Q::BoundariesMoved => self.entropy,
             Q::Logits | Q::LogitsMean | Q::ArgMax | Q::ArgMaxShare | Q::Draw => self.drawing,
+            Q::Pixels | Q::CodeShare | Q::Picture => self.tokenizer,
             _ => self.whole,
         };
         let value = match (quantity, numbers, alike) {
@@ -408,7 +428,8 @@ impl Rounding {
             // In a half type what the pixels may (steps of 1/255 over [−1, 1], whose largest value is about 1), since convolutions
             // that keep their sums in that type are further off than other graphs.
             (Q::Picture, Fp16 | Bf16, _) => {
-                return self.limit(Q::Output).max(self.limit(Q::Pixels).scaled(1.0 / 127.5));
+                let output = Self { whole: self.tokenizer, ..self }.limit(Q::Output);
+                return output.max(self.limit(Q::Pixels).scaled(1.0 / 127.5));
             }
             (Q::Picture, Fp32 | Fp16Autocast | Bf16Autocast | Int8 | Int4, _) => {
                 return Self::FP32.limit(Q::Output);
@@ -542,6 +563,28 @@ mod tests {
         // What hangs on both has the coarser ones.
         assert!(same(both, dpar, &[Q::TieShare, Q::Steps, Q::Output, Q::Rows]));
         assert!(entropy.limit(Q::Steps) > Rounding::FP32.limit(Q::Steps));
+    }
+
+    #[test]
+    fn every_component_is_held_by_its_own_precision() {
+        use dpar_export_spec::{
+            ComponentKind::{Entropy, Vq},
+            Precisions,
+        };
+        let of =
+            |main, own: &[_]| Rounding::between(Fp32, Precisions::new(main, own.iter().copied()), AsGraph);
+        let (mixed, half) = (of(Fp16, &[(Entropy, Fp32), (Vq, Fp32)]), of(Fp16, &[]));
+        let same = |a: Rounding, b: Rounding, of: &[Quantity]| of.iter().all(|q| a.limit(*q) == b.limit(*q));
+        let exact = [Q::Entropy, Q::EntropyMean, Q::Boundary, Q::Pixels, Q::CodeShare, Q::Picture];
+        assert!(same(mixed, Rounding::FP32, &exact));
+        assert!(same(mixed, half, &[Q::Logits, Q::ArgMax, Q::Draw, Q::TieShare, Q::Steps, Q::Output]));
+        let vq = of(Fp32, &[(Vq, Fp16)]);
+        assert!(same(vq, half, &[Q::Pixels, Q::CodeShare, Q::Picture]));
+        assert!(same(vq, Rounding::FP32, &[Q::Entropy, Q::Logits, Q::TieShare, Q::Steps]));
+        // One engine with every component in its own type is not further from another than the coarsest.
+        let engines = Rounding::engines(Precisions::new(Fp32, [(Entropy, Bf16)]));
+        assert!(same(engines, Rounding::engines(Bf16), &[Q::Entropy, Q::Steps]));
+        assert!(same(engines, Rounding::FP32, &[Q::Logits, Q::Pixels]));
     }
 
     #[test]

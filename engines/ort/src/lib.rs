@@ -24,7 +24,7 @@ use dpar_engine_api::{
     Session, check_graph, no_precision, no_weights,
 };
 use dpar_engine_kv::{cached, not_in_place};
-use dpar_export_spec::{Dialect, Precision, WeightBits};
+use dpar_export_spec::{AccuracyLevel, Dialect, Precision, WeightBits};
 
 pub use descriptor::ENGINE;
 pub use device::OrtDevice;
@@ -140,13 +140,20 @@ impl Engine for OrtEngine {
         }
     }
 
-    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+    fn quantized(&self, weights: WeightBits, accuracy: AccuracyLevel) -> Result<Arithmetic, EngineError> {
         match &self.options.device {
             // What its operator does at the accuracy level that the packed graphs ask for.
-            OrtDevice::Cpu => {
-                let text = "activations rounded to 8 bits a block, sums in int32 and float32";
-                Ok(Arithmetic::new(ArithmeticKind::NarrowActivations, text))
-            }
+            OrtDevice::Cpu => Ok(match accuracy {
+                AccuracyLevel::Int8 => {
+                    let text =
+                        "activations rounded to 8 bits a block, sums in int32 and float32 (accuracy level 4)";
+                    Arithmetic::new(ArithmeticKind::NarrowActivations, text)
+                }
+                AccuracyLevel::Float32 => Arithmetic::new(
+                    ArithmeticKind::AsGraph,
+                    "float32 activations and sums (accuracy level 1)",
+                ),
+            }),
             OrtDevice::Cuda(_) | OrtDevice::TensorRt(_) | OrtDevice::NvRtx(_) | OrtDevice::PlugIn(_) => {
                 let why = format!("no graph with them has run on {}", self.options.device.provider());
                 Err(no_weights(NAME, weights, &why))

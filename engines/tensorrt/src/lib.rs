@@ -42,7 +42,7 @@ use dpar_engine_api::{
     Arithmetic, ArithmeticKind, CachedSession, Engine, EngineError, EngineErrorKind, EngineFile, EngineInfo,
     GraphFile, Session, no_precision, no_weights,
 };
-use dpar_export_spec::{Precision, WeightBits};
+use dpar_export_spec::{AccuracyLevel, Precision, WeightBits};
 
 pub use build::{BuildProgress, BuildRequest, BuildSettings, BuiltEngine, EngineBuilder};
 pub use capability::{Capability, CapabilityError};
@@ -181,7 +181,7 @@ impl Engine for TensorRtEngine {
         Ok(Arithmetic::new(ArithmeticKind::AsGraph, text))
     }
 
-    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+    fn quantized(&self, weights: WeightBits, _: AccuracyLevel) -> Result<Arithmetic, EngineError> {
         Err(no_quantized(weights))
     }
 

@@ -17,7 +17,7 @@ use dpar_engine_api::{
     EngineErrorKind, EngineInfo, EngineOption, GraphFile, Session, check_graph, no_precision, panics,
 };
 use dpar_engine_kv::{Derived, cached};
-use dpar_export_spec::{Dialect, Precision, WeightBits};
+use dpar_export_spec::{AccuracyLevel, Dialect, Precision, WeightBits};
 use tract_linalg::isa;
 use tract_linalg::multithread::Executor;
 use tract_onnx::prelude::*;
@@ -170,7 +170,8 @@ impl Engine for TractEngine {
         &[Dialect::Packed]
     }
 
-    fn quantized(&self, weights: WeightBits) -> Result<Arithmetic, EngineError> {
+    /// It rounds nothing at any level.
+    fn quantized(&self, weights: WeightBits, _: AccuracyLevel) -> Result<Arithmetic, EngineError> {
         let text = match weights {
             WeightBits::Int8 => "float32 matrices, made of them when a graph is loaded",
             WeightBits::Int4 => {

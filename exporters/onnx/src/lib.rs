@@ -9,7 +9,7 @@
 //! GroupNorm, rotary embedding, the attention scale of queries, masking and softmax, the maximum over a patch,
 //! the entropy, the product with the codebook that picks codes, and the logits once they are computed.
 //!
-//! Quantized weights (fp32 graphs): the matrices of linear layers are whole numbers in blocks of columns, each with a float32
+//! Quantized weights (of components in fp32): the matrices of linear layers are whole numbers in blocks of columns, each with a float32
 //! scale; embeddings, norms, convolutions and small matrices stay in float32. Portable graphs have a blocked
 //! `DequantizeLinear` before each product (opset 21); the [packed](Dialect::Packed) ones `com.microsoft::MatMulNBits`, over
 //! the same bytes.
@@ -172,13 +172,13 @@ pub fn export_component(
     let parts = parts(spec, system)?.graphs;
     let kind = spec.kind();
     let component = kind.name();
-    let precision = form.precision.of_component(component);
+    let precision = form.precision.of(kind).of_component(component);
     let blocks = form.quantize.of(kind);
     if blocks.is_some() && precision != Precision::Fp32 {
         return Err(ExportError::QuantizedPrecision { component: component.to_owned(), precision });
     }
     let store = WeightStore::create(component, weights, folder)?.with_precision(precision);
-    let mut store = store.with_blocks(blocks, packed::nothing_yet);
+    let mut store = store.with_blocks(blocks, |blocks| packed::nothing_yet(blocks, form.accuracy));
     let mut graphs = Vec::with_capacity(parts.len());
     for (name, write) in parts {
         if !progress(name.as_str()) {

@@ -6,7 +6,7 @@ use dpar_export_spec::{Dialect, WeightBits};
 
 use crate::ExportError;
 use crate::builder::{GraphBuilder, ValueName, int};
-use crate::packed::{ACCURACY_LEVEL, Packed};
+use crate::packed::Packed;
 use crate::proto::{TensorProto, UINT4, UINT8};
 
 impl GraphBuilder<'_, '_> {
@@ -78,7 +78,7 @@ impl GraphBuilder<'_, '_> {
                 let attributes = vec![
                     int("K", *columns as i64),
                     int("N", *rows as i64),
-                    int("accuracy_level", ACCURACY_LEVEL),
+                    int("accuracy_level", self.store.accuracy().number()),
                     int("bits", bits.bits() as i64),
                     int("block_size", *block as i64),
                 ];

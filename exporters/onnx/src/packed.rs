@@ -2,16 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use dpar_export_spec::{Blocks, Quantized, WeightBits};
+use dpar_export_spec::{AccuracyLevel, Blocks, Quantized, WeightBits};
 
 use crate::ExportError;
 use crate::proto::{FLOAT, TensorProto, UINT8};
 use crate::quantize::quantize;
 use crate::store::WeightStore;
-
-/// The accuracy level of packed products: engines may round activations to 8 bits, a block at a time. Below it, ONNX Runtime
-/// computes them in float32, several times slower than a float matrix.
-pub(crate) const ACCURACY_LEVEL: i64 = 4;
 
 /// Opset of portable graphs with quantized weights: the first in which `DequantizeLinear` has blocks and 4-bit types.
 pub(crate) const QUANTIZED_OPSET: i64 = 21;
@@ -32,12 +28,12 @@ pub(crate) struct Packed {
 }
 
 /// What quantization has made of a component before its first matrix.
-pub(crate) fn nothing_yet(blocks: Blocks) -> Quantized {
+pub(crate) fn nothing_yet(blocks: Blocks, accuracy_level: AccuracyLevel) -> Quantized {
     Quantized {
         weights: blocks.bits,
         block: blocks.block,
         opset: QUANTIZED_OPSET,
-        accuracy_level: ACCURACY_LEVEL,
+        accuracy_level,
         matrices: BTreeMap::new(),
         kept: Vec::new(),
         bytes_before: 0,

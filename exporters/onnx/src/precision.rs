@@ -52,7 +52,7 @@ fn word(data_type: i32) -> String {
 /// What the manifest of a bundle says of a graph's file.
 #[derive(Debug, Clone, Copy)]
 pub struct Said<'a> {
-    /// Precision of the bundle's graphs.
+    /// Precision of its component.
     pub precision: Precision,
     /// What quantization made of its component.
     pub quantized: Option<&'a Quantized>,
@@ -164,10 +164,10 @@ fn check_quantized(graph: &GraphProto, said: Said<'_>) -> Result<(), FileFault> 
         if packed && int("bits") != Some(quantized.weights.bits() as i64) {
             return wrong(&format!("has no {} weights, as the manifest says", quantized.weights));
         }
-        if packed && int("accuracy_level") != Some(quantized.accuracy_level) {
+        if packed && int("accuracy_level") != Some(quantized.accuracy_level.number()) {
             return wrong(&format!(
                 "has not the accuracy level {} of the manifest",
-                quantized.accuracy_level
+                quantized.accuracy_level.number()
             ));
         }
         if blocked && said.dialect != Dialect::Portable {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dpar_export_spec::{Blocks, DType, Precision, Quantized};
+use dpar_export_spec::{AccuracyLevel, Blocks, DType, Precision, Quantized};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -87,6 +87,11 @@ impl<'a> WeightStore<'a> {
     /// How matrices are quantized.
     pub(crate) fn blocks(&self) -> Option<Blocks> {
         self.blocks
+    }
+
+    /// What engines may round in products with quantized matrices.
+    pub(crate) fn accuracy(&self) -> AccuracyLevel {
+        self.quantized.as_ref().map(|q| q.accuracy_level).unwrap_or_default()
     }
 
     /// Notes a matrix that stays as it is.

@@ -12,7 +12,9 @@ mod extractor;
 mod graph;
 mod graph_name;
 mod hint;
+mod numbers;
 mod patch;
+mod per_component;
 mod precision;
 mod profile;
 mod quantize;
@@ -29,10 +31,11 @@ pub use extractor::{ConvLayer, EfficientNetSpec, FeaturesSpec, InceptionSpec, Mo
 pub use graph::{AxisRange, Dim, GraphSpec, InterfaceFault, Port, is_name};
 pub use graph_name::GraphName;
 pub use hint::Hinted;
+pub use numbers::{ComponentNumbers, Numbers};
 pub use patch::{PatchMode, PatchRule, PatchRuleError, RuleChange};
-pub use precision::Precision;
+pub use precision::{AskedPrecisions, Precision, Precisions};
 pub use profile::{Override, Point, Profile, ProfileError};
-pub use quantize::{Blocks, Form, Numbers, Quantize, Quantized, WeightBits};
+pub use quantize::{AccuracyLevel, Blocks, Form, Quantize, Quantized, WeightBits};
 pub use role::{CachePart, Role};
 pub use system::{
     ComponentKind, ComponentSpec, DecoderCross, DparSpec, GptSpec, PatchRope, SystemFault, SystemKind,

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComponentKind, GraphName, Precision};
+use crate::per_component::PerComponent;
+use crate::{ComponentKind, Precision, Precisions};
 
 /// What a quantized weight is held in: a whole number that is multiplied with the scale of its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -99,17 +100,70 @@ impl std::fmt::Display for Blocks {
     }
 }
 
+/// What engines may round in products with quantized weights that they read themselves: the accuracy level of `MatMulNBits`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub enum AccuracyLevel {
+    /// 1: nothing, sums are float32.
+    Float32,
+    /// 4: the other factor, to 8 bits a block.
+    #[default]
+    Int8,
+}
+
+impl AccuracyLevel {
+    /// The number in graphs, manifests and on the command line.
+    pub fn number(self) -> i64 {
+        match self {
+            Self::Float32 => 1,
+            Self::Int8 => 4,
+        }
+    }
+
+    /// Reads `1` or `4`.
+    ///
+    /// # Errors
+    /// In words: what another level would mean.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.parse::<i64>() {
+            Ok(number) => Self::try_from(number),
+            Err(_) => Err(format!("`{text}` is none of 1 and 4")),
+        }
+    }
+}
+
+impl TryFrom<i64> for AccuracyLevel {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        match number {
+            1 => Ok(Self::Float32),
+            4 => Ok(Self::Int8),
+            0 => Err("0 leaves it to the engine what it rounds, and nothing would say what it did: 1 is float32, 4 rounds \
+                      activations to 8 bits"
+                .to_owned()),
+            2 | 3 => Err(format!(
+                "{number} asks for products in a half type, which no engine here has for such weights: 1 or 4"
+            )),
+            _ => Err(format!("`{number}` is none of 1 and 4")),
+        }
+    }
+}
+
+impl From<AccuracyLevel> for i64 {
+    fn from(level: AccuracyLevel) -> Self {
+        level.number()
+    }
+}
+
 /// Which components of a system are quantized, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quantize {
-    /// Every transformer that is not named.
-    every: Option<Blocks>,
-    /// Those that are named.
-    named: BTreeMap<ComponentKind, Option<Blocks>>,
+    blocks: PerComponent<Option<Blocks>>,
 }
 
 /// The components with linear layers.
-const TRANSFORMERS: [ComponentKind; 3] =
+pub(crate) const TRANSFORMERS: [ComponentKind; 3] =
     [ComponentKind::Dpar, ComponentKind::Entropy, ComponentKind::Llamagen];
 
 impl Quantize {
@@ -118,47 +172,29 @@ impl Quantize {
     /// # Errors
     /// In words: what is no kind, no block, no component, or a component without linear layers.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let kind = |word: &str| match word {
+        let blocks = PerComponent::parse(text, "KIND", |word| match word {
             "none" => Ok(None),
             word => Blocks::parse(word).map(Some),
-        };
-        if !text.contains(['=', ',']) {
-            return Ok(Self { every: kind(text)?, named: BTreeMap::new() });
+        })?;
+        if blocks.named(ComponentKind::Vq).flatten().is_some() {
+            return Err("the layers of vq are convolutions, which stay as they are: vq=none".to_owned());
         }
-        let mut named = BTreeMap::new();
-        for part in text.split(',') {
-            let (component, word) =
-                part.split_once('=').ok_or_else(|| format!("`{part}` is no COMPONENT=KIND"))?;
-            let known = TRANSFORMERS.into_iter().chain([ComponentKind::Vq]).find(|k| k.name() == component);
-            let component =
-                known.ok_or_else(|| format!("`{component}` is none of dpar, entropy, llamagen and vq"))?;
-            let kind = kind(word)?;
-            if component == ComponentKind::Vq && kind.is_some() {
-                return Err("the layers of vq are convolutions, which stay as they are: vq=none".to_owned());
-            }
-            if named.insert(component, kind).is_some() {
-                return Err(format!("{} is named twice", component.name()));
-            }
-        }
-        Ok(Self { every: None, named })
+        Ok(Self { blocks })
     }
 
     /// How a component is quantized.
     pub fn of(&self, component: ComponentKind) -> Option<Blocks> {
-        match self.named.get(&component) {
-            Some(named) => *named,
-            None => self.every.filter(|_| TRANSFORMERS.contains(&component)),
-        }
+        self.blocks.of(component).flatten().filter(|_| TRANSFORMERS.contains(&component))
     }
 
     /// Whether any component is.
     pub fn any(&self) -> bool {
-        self.every.is_some() || self.named.values().any(Option::is_some)
+        self.blocks.values().any(|blocks| blocks.is_some())
     }
 
     /// A component that is named, and that a system of these components does not have.
     pub fn missing(&self, of: &[ComponentKind]) -> Option<ComponentKind> {
-        self.named.keys().find(|named| !of.contains(named)).copied()
+        self.blocks.missing(of)
     }
 }
 
@@ -166,14 +202,22 @@ impl Quantize {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Form {
     /// Arithmetic of the graphs.
-    pub precision: Precision,
-    /// Which weights are quantized: with [`Precision::Fp32`] only.
+    pub precision: Precisions,
+    /// Which weights are quantized: those of components in [`Precision::Fp32`] only.
     pub quantize: Quantize,
+    /// What engines may round in products with them.
+    pub accuracy: AccuracyLevel,
+}
+
+impl From<Precisions> for Form {
+    fn from(precision: Precisions) -> Self {
+        Self { precision, ..Self::default() }
+    }
 }
 
 impl From<Precision> for Form {
     fn from(precision: Precision) -> Self {
-        Self { precision, quantize: Quantize::default() }
+        Precisions::from(precision).into()
     }
 }
 
@@ -186,8 +230,8 @@ pub struct Quantized {
     pub block: usize,
     /// Opset of its portable graphs.
     pub opset: i64,
-    /// The accuracy level of products in its packed graphs: 4 lets an engine round activations to 8 bits.
-    pub accuracy_level: i64,
+    /// The accuracy level of products in its packed graphs.
+    pub accuracy_level: AccuracyLevel,
     /// How many matrices are in blocks of which size.
     pub matrices: BTreeMap<usize, usize>,
     /// Matrices that stay as they are: they are small, or no block divides their columns.
@@ -232,75 +276,8 @@ impl std::fmt::Display for Quantized {
             self.kept.len(),
             megabytes(self.bytes_before),
             megabytes(self.bytes_after),
-            self.accuracy_level
+            self.accuracy_level.number()
         )
-    }
-}
-
-/// The numbers that a system's graphs compute with: what tolerances depend on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Numbers {
-    /// Arithmetic of the graphs.
-    pub precision: Precision,
-    /// The coarsest weights of its components, where some are quantized.
-    pub weights: Option<WeightBits>,
-    /// Those of the entropy model, which entropies and boundaries over given tokens depend on alone.
-    pub entropy: Option<WeightBits>,
-    /// Those of the transformer that draws, which logits over given tokens and patches depend on alone.
-    pub drawing: Option<WeightBits>,
-}
-
-impl Numbers {
-    /// Of components with such weights.
-    pub fn new(precision: Precision, weights: impl IntoIterator<Item = (ComponentKind, WeightBits)>) -> Self {
-        let mut numbers = Self::from(precision);
-        for (component, weights) in weights {
-            numbers.weights = numbers.weights.max(Some(weights));
-            match component {
-                ComponentKind::Entropy => numbers.entropy = Some(weights),
-                _ if TRANSFORMERS.contains(&component) => numbers.drawing = Some(weights),
-                _ => {}
-            }
-        }
-        numbers
-    }
-
-    /// What the graph of that name computes with: the weights of its component. Of a graph that is none of these nothing is
-    /// known: the coarsest.
-    #[must_use]
-    pub fn of_graph(self, graph: &str) -> Self {
-        use GraphName as G;
-        let weights = match GraphName::of(graph) {
-            Some(G::EntropyStep) => self.entropy,
-            Some(
-                G::Start
-                | G::EncoderStep
-                | G::PatchEmbed
-                | G::GlobalStep
-                | G::DecoderStep
-                | G::Score
-                | G::LlamagenStep,
-            ) => self.drawing,
-            // They have no linear layers.
-            Some(G::VqDecode | G::VqEncode | G::Inception | G::EfficientnetLite0 | G::Features) => None,
-            None => self.weights,
-        };
-        Self { weights, ..self }
-    }
-}
-
-impl From<Precision> for Numbers {
-    fn from(precision: Precision) -> Self {
-        Self { precision, ..Self::default() }
-    }
-}
-
-impl std::fmt::Display for Numbers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.weights {
-            None => write!(f, "{}", self.precision),
-            Some(weights) => write!(f, "{} with {weights} weights", self.precision),
-        }
     }
 }
 
@@ -308,16 +285,6 @@ impl std::fmt::Display for Numbers {
 mod tests {
     use super::*;
     use ComponentKind::{Dpar, Entropy, Llamagen, Vq};
-
-    #[test]
-    fn a_graph_has_the_weights_of_its_component() {
-        let numbers = Numbers::new(Precision::Fp32, [(Dpar, WeightBits::Int4), (Entropy, WeightBits::Int8)]);
-        let of = |graph: GraphName| numbers.of_graph(graph.as_str()).weights;
-        assert_eq!(of(GraphName::EntropyStep), Some(WeightBits::Int8));
-        assert_eq!([GraphName::Score, GraphName::PatchEmbed].map(of), [Some(WeightBits::Int4); 2]);
-        assert_eq!([GraphName::VqDecode, GraphName::VqEncode].map(of), [None; 2]);
-        assert_eq!(numbers.of_graph("another").weights, numbers.weights);
-    }
 
     #[test]
     fn a_word_is_for_every_transformer_and_a_list_for_what_it_names() {
@@ -349,6 +316,18 @@ mod tests {
             ("vq=int8", "convolutions"),
         ] {
             let e = Quantize::parse(text).unwrap_err();
+            assert!(e.contains(message), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn an_accuracy_level_is_one_that_says_what_is_rounded() {
+        let levels = ["1", "4"].map(|text| AccuracyLevel::parse(text).unwrap().number());
+        assert_eq!((levels, AccuracyLevel::default().number()), ([1, 4], 4));
+        for (text, message) in
+            [("0", "leaves it to the engine"), ("2", "half type"), ("5", "none of 1 and 4"), ("x", "none of")]
+        {
+            let e = AccuracyLevel::parse(text).unwrap_err();
             assert!(e.contains(message), "{text}: {e}");
         }
     }

@@ -67,7 +67,7 @@ impl TrtPlan {
     /// When a profile or shape is malformed, names no axis or input of any graph, or does not fit; when the graphs have a
     /// form that is for other engines.
     pub fn profiles(&self, manifest: &Manifest, tuning: &Tuning) -> Result<Vec<Vec<Profile>>, TargetError> {
-        if manifest.precision == Precision::Bf16AutocastExplicit {
+        if manifest.precisions().all().any(|precision| precision == Precision::Bf16AutocastExplicit) {
             let message =
                 "the graphs of this bundle round in float32, for engines without bfloat16; TensorRT has it";
             let hint = "export the checkpoint with --target trt --precision bf16-autocast";

@@ -8,7 +8,7 @@ use dpar_engine_tensorrt::{BuildError, BuildRequest, BuildSettings, EngineBuilde
 use dpar_export_bundle::{
     BundleError, EngineEntry, Manifest, ProfileEntry, TRT, TargetError, TargetErrorKind,
 };
-use dpar_export_spec::{Tuning, WeightBits};
+use dpar_export_spec::{GraphSpec, Tuning, WeightBits};
 
 use super::engine_cache::{CacheLookup, EngineCache};
 use super::plan::TrtPlan;
@@ -95,7 +95,7 @@ pub fn add_engines(
     progress: TrtProgress<'_>,
 ) -> Result<Vec<BuiltGraph>, BundleError> {
     // Everything that can be refused is, before minutes of building.
-    check_weights(manifest.numbers().weights)?;
+    check_weights(manifest.numbers().weights())?;
     let settings = settings(plan)?;
     let io = |path: &Utf8Path, e| BundleError::Io { path: path.to_owned(), source: e };
     let (tuning, profiles) = resolve(folder, manifest, plan, calibrate)?;
@@ -111,7 +111,7 @@ pub fn add_engines(
     for (graph, profiles) in manifest.graphs.clone().into_iter().zip(&profiles) {
         let settings = BuildSettings { profiles: profiles.clone(), ..settings.clone() };
         let (name, file) = (graph.spec.name.clone(), format!("{TRT}/{}.engine", graph.spec.name));
-        let mut entry = entry(manifest, &name, &file, builder.version(), &settings, &tuning)?;
+        let mut entry = entry(manifest, &graph.spec, &file, builder.version(), &settings, &tuning)?;
         if let Some(same) = old.iter().find(|e| e.same_build(&entry)) {
             let size = manifest.files.iter().find(|f| f.path == file).map_or(0, |f| f.size);
             done.push(BuiltGraph { graph: name, size, seconds: 0.0, reused: true, from_cache: false });
@@ -164,25 +164,26 @@ pub fn add_engines(
 /// The manifest entry of a build, without its results.
 fn entry(
     manifest: &Manifest,
-    graph: &str,
+    graph: &GraphSpec,
     file: &str,
     version: &str,
     settings: &BuildSettings,
     tuning: &Tuning,
 ) -> Result<EngineEntry, TargetError> {
-    let Some((graph_sha256, weights_sha256)) = manifest.sources_of(graph) else {
-        return Err(TargetError::refused(format!("graph `{graph}` has no weights in the manifest"), None));
+    let name = &graph.name;
+    let Some((graph_sha256, weights_sha256)) = manifest.sources_of(name) else {
+        return Err(TargetError::refused(format!("graph `{name}` has no weights in the manifest"), None));
     };
     let profiles = settings
         .profiles
         .iter()
         .map(|p| ProfileEntry { name: p.name.clone(), axes: p.axes.values().cloned().collect() });
     Ok(EngineEntry {
-        graph: graph.to_owned(),
+        graph: name.clone(),
         file: file.to_owned(),
         builder: BUILDER.to_owned(),
         version: version.to_owned(),
-        precision: manifest.precision,
+        precision: manifest.precision_of(&graph.component),
         compute_capabilities: settings.compute_capabilities.iter().map(ToString::to_string).collect(),
         optimization_level: settings.optimization_level,
         workspace: settings.workspace.map(|w| w as u64),

@@ -225,7 +225,7 @@ known=
 ",
         // Names come from a checkpoint's configuration.
         comment(&manifest.name),
-        manifest.precision,
+        manifest.precisions(),
         comment(&names.join(", ")),
         tuning.patches,
         tuning.tokens,

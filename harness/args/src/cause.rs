@@ -124,7 +124,7 @@ impl Caused for CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
-            | Self::Quantized(_)
+            | Self::NoReference(_)
             | Self::Derive { .. } => Cause::Input,
         }
     }

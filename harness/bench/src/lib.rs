@@ -12,7 +12,7 @@ mod memory;
 mod page;
 mod report;
 
-pub use bandwidth::read_bandwidth;
+pub use bandwidth::{ReadBandwidth, read_bandwidth};
 pub use compare::{Change, Comparison, compare};
 pub use error::BenchError;
 pub use measure::{Case, GraphCost, GraphShare, Measurement, Phase, Quantiles, Round, measure};

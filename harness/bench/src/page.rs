@@ -31,7 +31,7 @@ pub fn page(report: &BenchReport) -> String {
         dl.tiles {
             div {
                 dt { "Read bandwidth" }
-                dd { (format!("{gigabytes:.1} GB/s")) small { (report.machine.threads) " threads, measured first" } }
+                dd { (format!("{gigabytes:.1} GB/s")) small { (report.machine.threads) " threads, measured first" @if let Some(n) = report.machine.read_streams { ", from " (n) " places in turns" } } }
             }
             @if let Some(best) = best {
                 div {

@@ -19,6 +19,9 @@ pub struct Machine {
     pub threads: usize,
     /// Bytes per second that they read from memory: [`read_bandwidth`](crate::read_bandwidth).
     pub read_bytes_per_second: f64,
+    /// Places that each thread read from in turns then; reports of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_streams: Option<usize>,
 }
 
 impl Machine {
@@ -28,11 +31,13 @@ impl Machine {
     /// When the threads cannot be started.
     pub fn here(threads: usize) -> Result<Self, BenchError> {
         let info = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let read = crate::read_bandwidth(threads)?;
         Ok(Self {
             cpu: name(&info),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
-            read_bytes_per_second: crate::read_bandwidth(threads)?,
+            read_bytes_per_second: read.bytes_per_second,
+            read_streams: Some(read.streams),
         })
     }
 }

@@ -100,6 +100,7 @@ fn shares_add_up_calls_are_the_loops_and_seeded_entropies_give_the_steps_asked_f
         cores: 1,
         threads: 1,
         read_bytes_per_second: 2.0 * found.weight_bytes_per_second,
+        read_streams: None,
     };
     let report = BenchReport::new(machine, vec![found]);
     assert!((report.bandwidth_percent(&report.cases[0]) - 50.0).abs() < 1e-9);

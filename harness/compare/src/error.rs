@@ -55,9 +55,10 @@ pub enum CompareError {
     },
     /// A reference that would be no reference.
     #[error(
-        "a reference is recorded from a bundle whose weights are floats, and this one is {0}: it is verified against one"
+        "a reference is recorded from a bundle of one precision whose weights are floats, and this one is {0}: it is verified \
+         against one"
     )]
-    Quantized(Numbers),
+    NoReference(Numbers),
     /// Logits without a choice.
     #[error("logits that nothing can be drawn from: {0}")]
     Draw(#[from] SampleError),
@@ -174,7 +175,7 @@ impl CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
-            | Self::Quantized(_)
+            | Self::NoReference(_)
             | Self::Derive { .. } => false,
         }
     }
@@ -188,7 +189,7 @@ impl CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
-            | Self::Quantized(_)
+            | Self::NoReference(_)
             | Self::Draw(_)
             | Self::Derive { .. } => None,
         }
@@ -216,7 +217,7 @@ impl Hinted for CompareError {
             | Self::Json { .. }
             | Self::Systems
             | Self::Precisions { .. }
-            | Self::Quantized(_)
+            | Self::NoReference(_)
             | Self::Draw(_)
             | Self::Derive { .. } => None,
         }

@@ -7,7 +7,7 @@ use dpar_engine_api::{
     Arithmetic, ArithmeticKind, CacheForm, CachedSession, Engine, EngineError, EngineErrorKind, EngineInfo,
     GraphFile, Session,
 };
-use dpar_export_bundle::Bundle;
+use dpar_export_bundle::{Bundle, Manifest};
 use dpar_export_spec::{Dialect, GraphName};
 
 pub use crate::error::{RequestError, RunError};
@@ -136,6 +136,22 @@ pub fn computed(arithmetic: &Arithmetic, caches: &Forms) -> String {
     }
 }
 
+/// What an engine computes the precisions of a bundle with; of several the kind is the furthest from the graphs' types.
+fn arithmetic(engine: &dyn Engine, manifest: &Manifest) -> Result<Arithmetic, EngineError> {
+    if let Some(precision) = manifest.precisions().one() {
+        return engine.arithmetic(precision);
+    }
+    let mut all = Arithmetic::new(ArithmeticKind::AsGraph, "");
+    for component in &manifest.components {
+        let name = component.kind.name();
+        let own = engine.arithmetic(manifest.precision_of(name).of_component(name))?;
+        let sign = if all.text.is_empty() { "" } else { "; " };
+        all.text += &format!("{sign}{name} in {}", own.text);
+        all.kind = all.kind.max(own.kind);
+    }
+    Ok(all)
+}
+
 /// The bundle of a scope, or one that lives as long as what is loaded.
 enum Holding<'a> {
     Borrowed(&'a Bundle),
@@ -174,15 +190,13 @@ impl<'a> LoadedBundle<'a> {
 
     fn load(bundle: Holding<'a>, engine: Box<dyn Engine>) -> Result<Self, EngineError> {
         let manifest = bundle.manifest();
-        let mut arithmetic = engine.arithmetic(manifest.precision)?;
+        let mut arithmetic = arithmetic(engine.as_ref(), manifest)?;
         for component in &manifest.components {
             if let Some(quantized) = &component.quantized {
-                let how = engine.quantized(quantized.weights)?;
+                let how = engine.quantized(quantized.weights, quantized.accuracy_level)?;
                 let (name, weights) = (component.kind.name(), quantized.weights);
                 arithmetic.text += &format!("; {name} with {weights} weights: {}", how.text);
-                if how.kind != ArithmeticKind::AsGraph {
-                    arithmetic.kind = how.kind;
-                }
+                arithmetic.kind = arithmetic.kind.max(how.kind);
             }
         }
         let info = engine.probe()?;

@@ -97,8 +97,9 @@ pub fn examine(options: &EngineOptions, bundle: Option<&Bundle>) -> DoctorReport
 /// Whether an engine computes with a bundle's numbers.
 fn computes(engine: &dyn Engine, bundle: &Bundle) -> Result<(), EngineError> {
     let manifest = bundle.manifest();
-    engine.arithmetic(manifest.precision)?;
-    manifest.numbers().weights.map_or(Ok(()), |weights| engine.quantized(weights).map(drop))
+    manifest.precisions().all().try_for_each(|precision| engine.arithmetic(precision).map(drop))?;
+    let mut quantized = manifest.components.iter().filter_map(|c| c.quantized.as_ref());
+    quantized.try_for_each(|q| engine.quantized(q.weights, q.accuracy_level).map(drop))
 }
 
 impl EngineReport {

@@ -11,6 +11,8 @@ const PARSING: &[(&str, &str)] = &[
     ("exporters/checkpoint/src/rules.rs", "rules for names of tensors"),
     ("exporters/checkpoint/src/tree.rs", "interpolations in a configuration"),
     ("exporters/inputs/src/memory.rs", "an amount of memory"),
+    ("exporters/spec/src/per_component.rs", "what is asked for each component on the command line"),
+    ("exporters/spec/src/precision.rs", "precisions on the command line"),
     ("exporters/spec/src/quantize.rs", "kinds of weights on the command line"),
     ("harness/args/src/args/component.rs", "a way to resize"),
     ("harness/args/src/args/rule.rs", "a number on the command line"),

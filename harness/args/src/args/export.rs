@@ -2,7 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, ValueEnum};
-use dpar_export_spec::Quantize;
+use dpar_export_spec::{AccuracyLevel, Quantize};
 
 use super::checkpoint::CheckpointArgs;
 use super::component::ComponentArgs;
@@ -41,6 +41,10 @@ pub struct ExportArgs {
     /// entropy=int8,dpar=int4,vq=none; int8:32 takes blocks of 32 columns [blocks: 128 for int8, 32 for int4]
     #[arg(long, value_name = "KIND", value_parser = Quantize::parse)]
     pub quantize: Option<Quantize>,
+    /// What engines may round in products with quantized weights that they read themselves: 4, activations to 8 bits a block; 1,
+    /// nothing, which is slower than a float matrix [default: 4]
+    #[arg(long, value_name = "LEVEL", value_parser = AccuracyLevel::parse, requires = "quantize")]
+    pub accuracy_level: Option<AccuracyLevel>,
     #[command(flatten)]
     pub parts: CheckpointArgs,
     #[command(flatten)]

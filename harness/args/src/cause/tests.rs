@@ -105,7 +105,7 @@ fn comparisons() {
             CompareError::Json { path: path(), source: json },
             CompareError::Systems,
             CompareError::Precisions { a: Precision::Fp32.into(), b: Precision::Fp16.into() },
-            CompareError::Quantized(Precision::Fp32.into()),
+            CompareError::NoReference(Precision::Fp32.into()),
             CompareError::Draw(SampleError::TopP(2.0)),
         ],
         Input,

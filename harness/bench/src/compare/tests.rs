@@ -48,7 +48,13 @@ fn case(batch: usize, rounds: &[[f64; 3]]) -> Measurement {
 }
 
 fn report(cases: Vec<Measurement>) -> BenchReport {
-    let machine = Machine { cpu: Some("c".to_owned()), cores: 2, threads: 1, read_bytes_per_second: 1e10 };
+    let machine = Machine {
+        cpu: Some("c".to_owned()),
+        cores: 2,
+        threads: 1,
+        read_bytes_per_second: 1e10,
+        read_streams: None,
+    };
     BenchReport::new(machine, cases)
 }
 

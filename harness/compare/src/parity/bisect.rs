@@ -225,11 +225,11 @@ pub fn between(
     if (x.kind, x.tokens(), x.vocab) != (y.kind, y.tokens(), y.vocab) {
         return Err(CompareError::Systems);
     }
-    let precisions = [a, b].map(|r| r.bundle().manifest().numbers());
-    if precisions[0] != precisions[1] {
-        return Err(CompareError::Precisions { a: precisions[0], b: precisions[1] });
+    let [own, other] = [a, b].map(|r| r.bundle().manifest().numbers());
+    if own != other {
+        return Err(CompareError::Precisions { a: own, b: other });
     }
-    let limits = Limits::new(precisions[0], [a, b].map(|r| r.arithmetic().kind));
+    let limits = Limits::new(own.clone(), [a, b].map(|r| r.arithmetic().kind));
     let limits = if same_bundle { limits } else { limits.on_one_engine() };
     let run = |runtime: &LoadedBundle<'_>, progress: Progress<'_>| -> Result<Replay, CompareError> {
         let how = how(runtime.bundle(), forced, cfg_scale);
@@ -249,7 +249,7 @@ pub fn between(
     let second = keep(names[1], run(b, progress))?;
     let symptom = match (&first, &second) {
         (Some(x), Some(y)) => {
-            let sizes = sizes(a.bundle(), &usual(), Rounding::engines(precisions[0]), cfg_scale);
+            let sizes = sizes(a.bundle(), &usual(), Rounding::engines(own), cfg_scale);
             symptom(sizes, x, y, true)?
         }
         _ => None,
@@ -263,7 +263,7 @@ pub fn between(
         node: None,
         note: None,
     };
-    if let Some(call) = first_call(a, b, forced, first.as_ref(), cfg_scale, limits, progress)? {
+    if let Some(call) = first_call(a, b, forced, first.as_ref(), cfg_scale, &limits, progress)? {
         match node(a, b, &call, &limits) {
             Ok(node) => {
                 if node.is_none() {
@@ -451,14 +451,14 @@ fn first_call(
     forced: &ForcedTokens,
     replay: Option<&Replay>,
     cfg_scale: f32,
-    limit: Limits,
+    limits: &Limits,
     progress: Progress<'_>,
 ) -> Result<Option<DifferingCall>, CompareError> {
     let system = a.bundle().system();
     let watched = |watch: &Arc<Watch>, name: GraphName| -> Result<Watched, CompareError> {
         Ok(Watched { session: a.prepare(name)?, other: b.prepare(name)?, watch: watch.clone() })
     };
-    let watch = Watch::new(limit, true);
+    let watch = Watch::new(limits.clone(), true);
     let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, CompareError> {
         Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
     };
@@ -482,7 +482,7 @@ fn first_call(
     };
 
     let ids = forced.ids();
-    let watch = Watch::new(limit, false);
+    let watch = Watch::new(limits.clone(), false);
     let mut prepare = |name: GraphName| -> Result<Box<dyn CachedSession>, CompareError> {
         Ok(Box::new(HostCache::new(Box::new(watched(&watch, name)?))?))
     };

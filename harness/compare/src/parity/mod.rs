@@ -163,8 +163,8 @@ fn identify(bundle: &Bundle) -> BundleId {
         manifest_sha256: bundle.manifest_sha256().to_owned(),
         name: system.name.clone(),
         system: system.kind,
-        precision: bundle.manifest().precision,
-        weights: bundle.manifest().numbers().weights,
+        precision: bundle.manifest().precisions(),
+        weights: bundle.manifest().numbers().weights(),
         patch_rule: system.patch_rule.clone(),
         tokens: system.tokens(),
         vocab: system.vocab,
@@ -414,7 +414,7 @@ fn pair(
     let (Some(x), Some(y)) = (&a.replay, &b.replay) else { return Ok(None) };
     let numbers = bundle.manifest().numbers();
     let decoding = sampled(options);
-    let sizes = sizes(bundle, &decoding, Rounding::engines(numbers), options.cfg_scale);
+    let sizes = sizes(bundle, &decoding, Rounding::engines(numbers.clone()), options.cfg_scale);
     let forced = teacher_forced(sizes, x, y, true)?;
     let kinds = [a, b].map(|o| o.result.arithmetic.as_ref().map_or(ArithmeticKind::AsGraph, |a| a.kind));
     let limits = Limits::new(numbers, kinds);
@@ -467,7 +467,7 @@ fn again(
     options: &ParityOptions,
     progress: Progress<'_>,
 ) -> Result<Option<Again>, CompareError> {
-    let rounding = Rounding::engines(bundle.manifest().precision);
+    let rounding = Rounding::engines(bundle.manifest().precisions());
     let sizes = sizes(bundle, &sampled(options), rounding, options.cfg_scale);
     let (x, y) = (&outcomes[a].streams, &outcomes[b].streams);
     let found = free_running(sizes, x, y, &Observed::default(), &mut |_, _, _| None);
@@ -514,7 +514,7 @@ fn against_reference(
     let sizes = sizes(bundle, &drawn, rounding, 1.0);
     let forced = teacher_forced(sizes, &golden.replay, replay, false)?;
     let mut notes: Vec<String> =
-        conclusion(golden.recorded, bundle.manifest().numbers(), arithmetic).into_iter().collect();
+        conclusion(golden.recorded, &bundle.manifest().numbers(), arithmetic).into_iter().collect();
     if !golden.has_patches && bundle.system().dpar().is_some() {
         notes.push("patch lengths: not in the reference".to_owned());
     }

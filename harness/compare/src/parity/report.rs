@@ -7,7 +7,7 @@ use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_decode::generate::sampler::{Method, SamplerOptions};
 use dpar_export_decode::loaded::{Forms, computed};
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::{Numbers, PatchRule, Precision, SystemKind, WeightBits};
+use dpar_export_spec::{ComponentKind, Numbers, PatchRule, Precisions, SystemKind, WeightBits};
 use serde::Serialize;
 
 use crate::check::{Check, CheckId, Status};
@@ -47,8 +47,9 @@ pub struct BundleId {
     pub name: String,
     /// What kind of system.
     pub system: SystemKind,
-    /// Precision of its graphs, as in the manifest.
-    pub precision: Precision,
+    /// Precision of its graphs, component by component.
+    #[serde(flatten)]
+    pub precision: Precisions,
     /// The coarsest weights of its components, where some are quantized.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<WeightBits>,
@@ -65,9 +66,10 @@ pub struct BundleId {
 }
 
 impl BundleId {
-    /// What its graphs compute with.
-    pub fn numbers(&self) -> Numbers {
-        Numbers { weights: self.weights, ..self.precision.into() }
+    /// What its graphs compute with, in words.
+    pub fn numbers(&self) -> String {
+        let weights = self.weights.map(|weights| (ComponentKind::Dpar, weights));
+        Numbers::new(self.precision.clone(), weights).to_string()
     }
 }
 
@@ -314,6 +316,8 @@ impl Pair {
 #[cfg(test)]
 mod tests {
     use dpar_engine_api::ArithmeticKind;
+
+    use dpar_export_spec::Precision;
 
     use super::*;
 

@@ -32,7 +32,7 @@ impl Output {
 }
 
 /// What two outputs on the same inputs may differ by.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
     numbers: Numbers,
     /// What the two compute with.
@@ -46,7 +46,7 @@ pub(crate) struct Limits {
 impl Limits {
     /// Of two engines that compute graphs of this precision so.
     pub(crate) fn new(numbers: Numbers, kinds: [ArithmeticKind; 2]) -> Self {
-        let codes = Rounding::engines(numbers).limit(Quantity::CodeShare);
+        let codes = Rounding::engines(numbers.clone()).limit(Quantity::CodeShare);
         Self { numbers, kinds, part: 1.0, codes }
     }
 
@@ -61,7 +61,7 @@ impl Limits {
         let limit = match GraphName::VqDecode == *graph {
             true => {
                 let picture =
-                    |kind| Rounding::between(Precision::Fp32, numbers, kind).limit(Quantity::Picture);
+                    |kind| Rounding::between(Precision::Fp32, numbers.clone(), kind).limit(Quantity::Picture);
                 picture(self.kinds[0]).max(picture(self.kinds[1]))
             }
             false => Rounding::engines(numbers).limit(Quantity::Output),

@@ -85,7 +85,7 @@ fn page() -> Page {
         provenance: Provenance {
             tool: ToolEntry { name: HOSTILE.into(), version: HOSTILE.into() },
             name: HOSTILE.into(),
-            precision: dpar_export_spec::Precision::Fp32,
+            precision: dpar_export_spec::Precision::Fp32.into(),
             shared_sources: vec![],
             components: vec![chain],
         },

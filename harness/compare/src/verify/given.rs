@@ -14,16 +14,17 @@ use crate::tolerance::{Quantity, Rounding};
 const CHECKS: [CheckId; 3] = [CheckId::StreamEntropy, CheckId::StreamPatchLengths, CheckId::StreamMeanSteps];
 
 /// Of streams without entropies nothing is compared: that their classes follow from the seed says nothing of a bundle.
-pub(super) fn not_given() -> [Check; 3] {
+fn not_given() -> [Check; 3] {
     let why = "there are no entropies, and tokens that are drawn say nothing of quantized weights";
     CHECKS.map(|id| Check::not_run(id, why))
 }
 
-/// Entropies, boundaries and steps of the first `n` streams of a reference.
+/// Entropies, boundaries and steps of the first `n` streams of a reference, given its tokens: what a bundle with quantized weights
+/// is judged by. Streams without entropies have none: nothing is compared then.
 ///
 /// # Errors
 /// When the engine fails, or the caller asked to stop.
-pub(super) fn given_streams(
+pub fn given_streams(
     runtime: &LoadedBundle<'_>,
     reference: &ReferenceStreams,
     n: usize,
@@ -32,7 +33,8 @@ pub(super) fn given_streams(
 ) -> Result<Vec<Check>, CompareError> {
     let system = runtime.bundle().system();
     let (t, rule) = (system.tokens(), &system.patch_rule);
-    let (tokens, recorded) = (reference.tokens()?, reference.entropies()?.unwrap_or_default());
+    let Some(recorded) = reference.entropies()? else { return Ok(not_given().into()) };
+    let tokens = reference.tokens()?;
     let mut teacher = TeacherForced::prepare(system, &mut |name| runtime.prepare_cached(name))?;
     let mut differences = Differences::default();
     let (mut apart, mut steps) = (Vec::new(), [Vec::new(), Vec::new()]);

@@ -33,23 +33,23 @@ pub fn verify_golden(
     progress: Progress<'_>,
 ) -> Result<Vec<Check>, CompareError> {
     let numbers = runtime.bundle().manifest().numbers();
-    let precision = numbers.precision;
+    let precision = numbers.precision.one();
     // Before anything runs: what cannot be compared with is said at once.
     let own = own_folder(folder, precision)
-        .map(|own| GoldenCheck::open(runtime, &own, batch)?.of_precision(&own, precision))
+        .map(|(own, precision)| GoldenCheck::open(runtime, &own, batch)?.of_precision(&own, precision))
         .transpose()?;
     let golden = GoldenCheck::open(runtime, folder, batch)?;
     let mut checks = golden.all(progress)?;
     match own {
         Some(own) => {
             for check in own.all(progress)? {
-                let name = format!("{} {}", precision.numbers(), check.name);
+                let name = format!("{} {}", numbers.precision.numbers(), check.name);
                 checks.push(check.named(name));
             }
         }
         None => {
-            let why = reference::conclusion(golden.settings.recorded(), numbers, runtime.arithmetic());
-            let name = format!("{} reference", precision.numbers());
+            let why = reference::conclusion(golden.settings.recorded(), &numbers, runtime.arithmetic());
+            let name = format!("{} reference", numbers.precision.numbers());
             checks.extend(why.map(|why| Check::not_run(CheckId::OwnReference, why).named(name)));
         }
     }
@@ -57,10 +57,12 @@ pub fn verify_golden(
     Ok(checks)
 }
 
-/// The sub-folder with outputs in a bundle's own arithmetic, where a reference has one.
-pub fn own_folder(folder: &Utf8Path, precision: Precision) -> Option<Utf8PathBuf> {
+/// The sub-folder with outputs in a bundle's own arithmetic, and which that is, where the bundle has one and a reference has such
+/// a folder.
+pub fn own_folder(folder: &Utf8Path, precision: Option<Precision>) -> Option<(Utf8PathBuf, Precision)> {
+    let precision = precision.filter(|p| *p != Precision::Fp32)?;
     let own = folder.join(precision.numbers().name());
-    (precision != Precision::Fp32 && own.is_dir()).then_some(own)
+    own.is_dir().then_some((own, precision))
 }
 
 /// An array's elements in row-major order.
@@ -223,7 +225,7 @@ impl<'a> GoldenCheck<'a> {
         let limits = [Quantity::Logits, Quantity::LogitsMean].map(limit);
         checks.push(logits.check(CheckId::Logits, &shape, limits[0], limits[1]));
         // With float weights every flip is judged by itself, in the greedy images.
-        if self.runtime.bundle().manifest().numbers().drawing.is_some() {
+        if self.runtime.bundle().manifest().numbers().drawing().weights.is_some() {
             let limit = self.rounding.limit(Quantity::ArgMaxShare);
             checks.push(Check::share(CheckId::ArgMax, "arg-max tokens", (moved, n * t), limit, Vec::new())?);
         }

@@ -15,7 +15,7 @@ use dpar_engine_api::{Arithmetic, EngineInfo};
 use dpar_export_bundle::ToolEntry;
 use dpar_export_decode::loaded::{Forms, LoadedBundle};
 use dpar_export_metrics::Verdict;
-use dpar_export_spec::{PatchRule, Precision};
+use dpar_export_spec::{PatchRule, Precisions};
 use serde::Serialize;
 
 use crate::check::SCHEMA_VERSION;
@@ -24,6 +24,7 @@ pub use crate::decision::{Decision, DecisionKind};
 pub use crate::names::{ARRAYS, GOLDEN_JSON};
 pub use crate::tolerance;
 pub use drawing::Drawing;
+pub use given::given_streams;
 pub use golden::{own_folder, verify_golden};
 pub use probes::probe;
 pub use record::{Golden, Recording, ReferenceProvenance, record};
@@ -41,8 +42,9 @@ pub struct VerifyReport {
     pub verdict: Verdict,
     /// What ran.
     pub engine: EngineInfo,
-    /// Precision of the bundle's graphs.
-    pub precision: Precision,
+    /// Precision of the bundle's graphs, component by component.
+    #[serde(flatten)]
+    pub precision: Precisions,
     /// What the engine computed them with.
     pub arithmetic: Arithmetic,
     /// How the caches of its graphs reached their steps.
@@ -63,7 +65,7 @@ impl VerifyReport {
     /// The verdict is that of the checks.
     pub fn new(runtime: &LoadedBundle<'_>, checks: Vec<Check>) -> Self {
         let bundle = runtime.bundle().manifest_sha256().to_owned();
-        let precision = runtime.bundle().manifest().precision;
+        let precision = runtime.bundle().manifest().precisions();
         let (engine, arithmetic) = (runtime.info().clone(), runtime.arithmetic().clone());
         Self {
             schema_version: SCHEMA_VERSION,

@@ -29,7 +29,8 @@ const SEED: u64 = 0x009D_0BE5;
 /// How the calls of one bundle on one engine round: at the same places, in other orders. Of one graph, its own weights count.
 fn rounding(runtime: &LoadedBundle<'_>, graph: Option<&str>) -> Rounding {
     let all = runtime.bundle().manifest().numbers();
-    Rounding::own(graph.map_or(all, |graph| all.of_graph(graph)), runtime.arithmetic().kind)
+    let own = graph.map_or_else(|| all.clone(), |graph| all.of_graph(graph));
+    Rounding::own(own, runtime.arithmetic().kind)
 }
 
 /// Runs every probe.

@@ -76,7 +76,7 @@ pub struct ReferenceProvenance {
 /// with the null class), their teacher-forced outputs, and greedy images of the same classes.
 ///
 /// # Errors
-/// When the engine fails, or writing fails.
+/// When the bundle has quantized weights or several precisions, the engine fails, or writing fails.
 pub fn record(
     runtime: &LoadedBundle<'_>,
     recording: &Recording,
@@ -85,9 +85,9 @@ pub fn record(
 ) -> Result<Golden, CompareError> {
     let bundle = runtime.bundle();
     let numbers = bundle.manifest().numbers();
-    if numbers.weights.is_some() {
-        return Err(CompareError::Quantized(numbers));
-    }
+    let (Some(precision), None) = (numbers.precision.one(), numbers.weights()) else {
+        return Err(CompareError::NoReference(numbers));
+    };
     let system = bundle.system();
     let io = CompareError::io(folder);
     let (t, vocab) = (system.tokens(), system.vocab);
@@ -150,13 +150,13 @@ pub fn record(
         ),
         steps_teacher: scores.patch_lengths.iter().map(Vec::len).collect(),
         steps_greedy: greedy.iter().map(Stream::steps).collect(),
-        arithmetic: bundle.manifest().precision.into(),
+        arithmetic: precision.into(),
         device: runtime.info().device.clone(),
         library: format!("{} {}", runtime.info().engine, runtime.info().version),
         provenance: ReferenceProvenance {
             tool: ToolEntry::this(),
             bundle: bundle.manifest_sha256().to_owned(),
-            precision: bundle.manifest().precision,
+            precision,
             engine: portable(runtime.info()),
         },
         files: vec![RecordedFile { name: ARRAYS[0].to_owned(), size, sha256 }],

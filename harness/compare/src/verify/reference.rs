@@ -143,15 +143,22 @@ pub(super) fn recorded(precision: Option<Precision>, device: Option<&str>) -> Re
 }
 
 /// What a comparison can show where a reference and a bundle are of unlike arithmetic.
-pub(crate) fn conclusion(recorded: Recorded, found: Numbers, arithmetic: &Arithmetic) -> Option<String> {
+pub(crate) fn conclusion(recorded: Recorded, found: &Numbers, arithmetic: &Arithmetic) -> Option<String> {
     let reference = Numbers::from(recorded.precision);
-    let own = Numbers { precision: found.precision.numbers(), ..found };
+    let own = found.in_any_form();
+    // One word is all that a reference can say of itself.
+    let exported = format!("this checkpoint exported in {reference} against this one");
+    let better = match own.precision.one() {
+        Some(_) => format!(
+            "a reference in {own} would, in its own folder or in a sub-folder of that name, and so would {exported}"
+        ),
+        None => format!("{exported} would"),
+    };
     let gpu = if recorded.on_gpu { " from a GPU" } else { "" };
     (reference != own).then(|| {
         format!(
             "the reference is in {reference}{gpu}, these graphs in {own} ({}): decisions far from ties are shown to agree, and \
-             what lies within that rounding proves nothing; a reference in {own} would, in its own folder or in a sub-folder \
-             of that name, and so would this checkpoint exported in {reference} against this one",
+             what lies within that rounding proves nothing; {better}",
             arithmetic.text
         )
     })

@@ -2,7 +2,7 @@
 
 use dpar_export_compare::decision::{Decision, Ties, drawn_so};
 use dpar_export_compare::tolerance::{Quantity, Rounding};
-use dpar_export_compare::verify::Status;
+use dpar_export_compare::verify::{Check, Status};
 use dpar_export_decode::generate::sampler::SamplerOptions;
 use dpar_export_metrics::{
     Compute, Equivalence, FrechetInfluence, MetricError, Verdict, equivalence, equivalence_margin,
@@ -87,6 +87,24 @@ fn explained(mut gate: Gate, parted: DivergedStreams<'_>) -> Gate {
         let (n, of) = (parted.flips.len(), parted.of);
         gate.detail = format!("only the {n} of {of} images that part at a near-tie differ");
     }
+    gate
+}
+
+/// What a bundle with quantized weights decides on the reference's tokens.
+pub(super) fn given(check: Check) -> Gate {
+    let verdict = match check.status {
+        Status::Pass => Verdict::Pass,
+        Status::Fail => Verdict::Fail,
+        // Nothing that says how good the weights are.
+        Status::Inconclusive | Status::NotRun => Verdict::Inconclusive,
+    };
+    let mut gate = Gate::new(&format!("{}, given tokens", check.name), verdict);
+    (gate.reference, gate.found) = check.means.map(|[reference, found]| (reference, found)).unzip();
+    gate.difference = check.means.map(|[reference, found]| found - reference);
+    gate.detail = match (check.max_abs, check.limit) {
+        (Some(found), Some(limit)) => format!("largest {found:.2e} of {limit:.2e}; {}", check.detail),
+        _ => check.detail,
+    };
     gate
 }
 

@@ -12,7 +12,7 @@ use dpar_engine_api::EngineInfo;
 use dpar_export_compare::CompareError;
 use dpar_export_compare::decision::Decision;
 use dpar_export_compare::tolerance::Rounding;
-use dpar_export_compare::verify::ReferenceStreams;
+use dpar_export_compare::verify::{ReferenceStreams, given_streams};
 use dpar_export_decode::generate::{DecodeOptions, Request, Stream};
 use dpar_export_decode::loaded::LoadedBundle;
 use dpar_export_metrics::{
@@ -203,8 +203,9 @@ pub fn reproduce(
     let requests = recorded.requests(n, system.num_classes);
     let mut tell = |done, total| step(WorkPhase::Streams, done, total);
     let streams = runtime.decode(&requests, &recorded.options(), options.batch, &mut tell)?;
-    let rounding =
-        Rounding::between(recorded.recorded(), bundle.manifest().numbers(), runtime.arithmetic().kind);
+    let own = bundle.manifest().numbers();
+    let quantized = own.weights().is_some();
+    let rounding = Rounding::between(recorded.recorded(), own, runtime.arithmetic().kind);
     let flips = recorded.first_flips(runtime, rounding, &streams, &mut tell)?;
     let steps: Vec<usize> = streams.iter().map(Stream::steps).collect();
     let counted = (0..n).map(|image| Ok(recorded.lengths(image)?.len()));
@@ -229,11 +230,16 @@ pub fn reproduce(
         }
         looked = Some((found, wanted));
     }
-    let mut gates = vec![
-        gates::labels(labels, n),
-        gates::streams(parted, &distances),
-        gates::steps(&steps, &counted, parted).map_err(failed())?,
-    ];
+    let mut gates = vec![gates::labels(labels, n), gates::streams(parted, &distances)];
+    // Streams of quantized weights part nearly always, and compare nothing from there on: decisions are counted on the reference's
+    // tokens.
+    if quantized && system.kind == SystemKind::Dpar {
+        let tell = &mut |done, total| step(WorkPhase::Streams, done, total);
+        let given = given_streams(runtime, &recorded, n, (options.batch, rounding), tell)?;
+        gates.extend(given.into_iter().map(gates::given));
+    } else {
+        gates.push(gates::steps(&steps, &counted, parted).map_err(failed())?);
+    }
     gates.extend(distances);
     let other = recorded.other_rule(bundle.patch_rule());
     gates.extend(other.map(|detail| Gate { detail, ..Gate::new("patch rule", Verdict::Fail) }));

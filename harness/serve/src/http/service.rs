@@ -229,7 +229,7 @@ impl ServedModel {
             "bundle": bundle.manifest_sha256(),
             "system": system.name,
             "engine": runtime.info(),
-            "precision": bundle.manifest().precision,
+            "precision": bundle.manifest().precisions().to_string(),
             "arithmetic": runtime.arithmetic().text,
             "image_size": system.image_size,
             "grid": system.grid(),
