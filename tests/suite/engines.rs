@@ -1,7 +1,7 @@
 //! The conformance suite on the exported graphs, on every engine that runs here.
 
 use dpar_engine_api::ArithmeticKind;
-use dpar_engine_conformance::{GraphCase, Tolerances, agree, assert_passed, run};
+use dpar_engine_conformance::{GraphCase, agree, assert_passed, run};
 use dpar_export::bundle::{Bundle, ExtractorBundle, ExtractorSpec, write_extractor};
 use dpar_export::engines;
 use dpar_export::tolerance::Rounding;
