@@ -380,17 +380,18 @@ impl Manifest {
                 }
             }
         }
+        // Before engines: of each kind there is one from here on, so that looking for one takes no time.
+        let mut kinds = BTreeSet::new();
+        for component in &self.components {
+            if !kinds.insert(component.kind.name()) {
+                return Err(ManifestError::Duplicate(component.kind.name().to_owned()));
+            }
+            listed(component.kind.name(), &component.weights)?;
+        }
         let (mut built, mut engine_files) = (BTreeSet::new(), BTreeSet::new());
         let sources = self.sources();
-        let own: BTreeMap<_, _> =
-            self.components.iter().filter_map(|c| Some((c.kind.name(), c.arithmetic?.precision))).collect();
-        let precisions: BTreeMap<_, _> = self
-            .graphs
-            .iter()
-            .map(|g| {
-                (g.spec.name.as_str(), own.get(g.spec.component.as_str()).copied().unwrap_or(self.precision))
-            })
-            .collect();
+        let component: BTreeMap<&str, &str> =
+            self.graphs.iter().map(|g| (g.spec.name.as_str(), g.spec.component.as_str())).collect();
         for engine in &self.engines {
             if !built.insert(engine.graph.as_str()) || !engine_files.insert(engine.file.as_str()) {
                 return Err(ManifestError::Duplicate(engine.file.clone()));
@@ -399,18 +400,12 @@ impl Manifest {
             if sources.get(engine.graph.as_str()) != Some(&(&engine.graph_sha256, &engine.weights_sha256)) {
                 return Err(ManifestError::StaleEngine(engine.graph.clone()));
             }
-            let precision = precisions.get(engine.graph.as_str()).copied().unwrap_or(self.precision);
+            let precision =
+                self.precision_of(component.get(engine.graph.as_str()).copied().unwrap_or_default());
             if engine.precision != precision {
                 let (graph, found) = (engine.graph.clone(), engine.precision);
                 return Err(ManifestError::EnginePrecision { graph, found, precision });
             }
-        }
-        let mut kinds = BTreeSet::new();
-        for component in &self.components {
-            if !kinds.insert(component.kind.name()) {
-                return Err(ManifestError::Duplicate(component.kind.name().to_owned()));
-            }
-            listed(component.kind.name(), &component.weights)?;
         }
         Ok(())
     }

@@ -12,7 +12,9 @@ use crate::{
 
 /// The steps that run only where they are named, as `cargo xtask nightly` does: clippy sees in a plain build all code but that of
 /// optional engines, and the tests compile that; every crate is packed and built by `cargo xtask package --verify`.
-const BY_NAME: [&str; 2] = ["clippy of all engines", "package"];
+const BY_NAME: [&str; 2] = [CLIPPY_OF_ALL, PACKAGE];
+pub(crate) const CLIPPY_OF_ALL: &str = "clippy of all engines";
+const PACKAGE: &str = "package";
 
 /// Runs every step but those of [`BY_NAME`], or those named in `only`, also after one failed, and fails if any did. `minimal` is a
 /// build without optional engines.
@@ -45,11 +47,11 @@ pub(crate) fn run(root: &Utf8Path, only: &[String], minimal: bool) -> Result<()>
         ("tidy", Box::new(|| tidy::run(root))),
         ("onnx-check", Box::new(|| onnx::run(root, &[], true))),
         ("npz-check", Box::new(|| npz::run(root, true))),
-        (BY_NAME[1], Box::new(|| package::run(root, false))),
+        (PACKAGE, Box::new(|| package::run(root, false))),
         ("python", Box::new(|| python::check(root, &scope))),
     ];
     if !minimal {
-        steps.push((BY_NAME[0], Box::new(|| run_cargo(&clippy_of_all))));
+        steps.push((CLIPPY_OF_ALL, Box::new(|| run_cargo(&clippy_of_all))));
         steps.push(("report-check", Box::new(|| report::run(root, true))));
         steps.push(("page-check", Box::new(|| page::run(root, &onnx::program(root, true)?))));
     } else {

@@ -4,11 +4,12 @@ use anyhow::{Result, bail};
 use camino::Utf8Path;
 use clap::builder::PossibleValuesParser;
 
+use crate::check::CLIPPY_OF_ALL;
 use crate::{NamedStep, command, each_step};
 
 /// The tasks in their order, each a command line of `cargo xtask`; from minutes to half an hour each.
 const TASKS: [(&str, &[&str]); 18] = [
-    ("clippy of all engines", &["check", "clippy of all engines"]),
+    (CLIPPY_OF_ALL, &["check", CLIPPY_OF_ALL]),
     ("book", &["book"]),
     ("deny", &["deny"]),
     ("oms-check", &["oms-check"]),
